@@ -1,0 +1,116 @@
+"""Who asks, and how: every action gets a context and makes exactly one store transaction through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from virtuary.base.errors import Busy, NotFound, VirtuaryError
+from virtuary.model.host import Host
+from virtuary.model.image import Image
+from virtuary.model.meta import Meta, utcnow
+from virtuary.model.operation import Operation, OperationSpec
+from virtuary.model.vm import Vm
+from virtuary.store.api import Store
+
+
+@dataclass(frozen=True)
+class Context:
+    store: Store
+    actor: str
+    host_id: str
+    mark: tuple[str, str] | None = None
+    """Key and body digest of an idempotent request; written in the same transaction as its effect."""
+
+    async def commit(
+        self,
+        expect: Mapping[str, int],
+        puts: Mapping[str, bytes],
+        deletes: Sequence[str] = (),
+        operation: Operation | None = None,
+    ) -> int:
+        """The action's one transaction: what it changes, its operation, and the mark that lets it be repeated harmlessly."""
+        wanted, written = dict(expect), dict(puts)
+        if operation:
+            written[operation.key] = operation.dump()
+        if self.mark:
+            key, digest = self.mark
+            wanted[key] = 0
+            written[key] = f"{utcnow().isoformat()} {digest} {operation.id if operation else '-'}".encode()
+        return await self.store.txn(wanted, written, deletes)
+
+
+def new_operation(context: Context, kind: str, target: Vm | Image, **params: object) -> Operation:
+    spec = OperationSpec(kind=kind, target=target.key, target_name=target.name, params=params, actor=context.actor)
+    return Operation(meta=Meta(name=kind), spec=spec)
+
+
+def find_vm(store: Store, name: str) -> Vm:
+    """The server of this name, or id; raises NotFound with what was perhaps meant."""
+    record = store.get(f"vm-name/{name.lower()}")
+    found = store.get(f"vm/{record.value.decode()}") if record else store.get(f"vm/{name}")
+    if found is None:
+        raise NotFound(f"there is no server named {name[:80]!r}", _meant(store, "vm-name/", name) or "virtuary list shows them")
+    return Vm.load(found.value, found.revision)
+
+
+def find_image(store: Store, name: str) -> Image:
+    """The image of this name or id; raises NotFound."""
+    record = store.get(f"image-name/{name.lower()}")
+    found = store.get(f"image/{record.value.decode()}") if record else store.get(f"image/{name}")
+    if found is None:
+        raise NotFound(
+            f"there is no image named {name[:80]!r}", _meant(store, "image-name/", name) or "virtuary image list shows them"
+        )
+    return Image.load(found.value, found.revision)
+
+
+def find_operation(store: Store, identity: str) -> Operation:
+    """The operation with this id, or the only one whose id begins so; raises NotFound."""
+    page = store.list(f"operation/{identity}", limit=2).records if identity else []
+    if len(page) != 1:
+        raise NotFound(f"there is no operation {identity[:80]!r}", "virtuary operation list shows them")
+    return Operation.load(page[0].value, page[0].revision)
+
+
+def find_host(store: Store, host_id: str) -> Host:
+    record = store.get(f"host/{host_id}")
+    if record is None:
+        raise NotFound("this host has not described itself yet")
+    return Host.load(record.value, record.revision)
+
+
+def _meant(store: Store, prefix: str, name: str) -> str | None:
+    import difflib
+
+    names = [record.key.removeprefix(prefix) for record in store.list(prefix).records]
+    close = difflib.get_close_matches(name.lower(), names, 1)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def active(store: Store, target: str) -> list[Operation]:
+    """Operations on `target` that have not ended."""
+    every = [Operation.load(record.value, record.revision) for record in store.list("operation/").records]
+    return [item for item in every if not item.ended and item.spec.target == target]
+
+
+def check_free(store: Store, target: Vm | Image) -> None:
+    """Raise Busy, naming it, when an operation is under way on `target`."""
+    for operation in active(store, target.key):
+        raise Busy(
+            f"{target.name} is busy: {operation.spec.kind} is under way",
+            f"virtuary operation wait {operation.id[:8]}, or cancel it",
+            operation=operation.id,
+        )
+
+
+def raise_all(blockers: Sequence[VirtuaryError]) -> None:
+    """Tell all blockers at once: the first one's kind, every one's sentence."""
+    if not blockers:
+        return
+    first = blockers[0]
+    if len(blockers) == 1:
+        raise first
+    hints = [blocker.hint for blocker in blockers if blocker.hint]
+    details = {**first.details, "blockers": [blocker.problem() for blocker in blockers]}
+    raise type(first)("; ".join(blocker.sentence for blocker in blockers), hints[0] if hints else None, **details)

@@ -1,0 +1,112 @@
+"""What every route needs: the daemon's parts, the caller, the context of an action, pages and entity tags."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query, Request
+from starlette.responses import Response
+
+from virtuary.actions.context import Context, find_operation
+from virtuary.api import auth
+from virtuary.base.errors import Invalid
+from virtuary.model.meta import Document
+from virtuary.model.operation import Operation
+from virtuary.node.node import Node
+from virtuary.store.api import Record, Store
+
+PAGE = 100
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the daemon lends to the API."""
+
+    node: Node
+    store: Store
+
+
+def parts(request: Request) -> Parts:
+    found: Parts = request.app.state.parts
+    return found
+
+
+async def context(request: Request, idempotency_key: Annotated[str | None, Header(max_length=200)] = None) -> Context:
+    """The context of an action; with an Idempotency-Key the mark that lets a repetition be recognised."""
+    found = parts(request)
+    mark = None
+    if idempotency_key:
+        digest = hashlib.sha256(await request.body() + str(request.url.query).encode()).hexdigest()
+        scope = f"{request.state.actor} {request.method} {request.url.path} {idempotency_key}"
+        mark = (f"idempotency/{hashlib.sha256(scope.encode()).hexdigest()}", digest)
+    return Context(found.store, request.state.actor, found.node.site.host_id, mark)
+
+
+def replay(context: Context) -> Operation | bool | None:
+    """What a repeated request did the first time: its operation, True when it had none; None when it is new. Raises Invalid."""
+    record = context.store.get(context.mark[0]) if context.mark else None
+    if record is None or context.mark is None:
+        return None
+    _, digest, operation = record.value.decode().split(" ")
+    if digest != context.mark[1]:
+        raise Invalid("this Idempotency-Key was used for another request", "use a new key")
+    return True if operation == "-" else find_operation(context.store, operation)
+
+
+Ctx = Annotated[Context, Depends(context)]
+P = Annotated[Parts, Depends(parts)]
+DryRun = Annotated[bool, Query(description="tell the plan and all blockers, change nothing")]
+
+
+def accepted(operation: Operation, body: dict[str, Any] | None = None, replayed: bool = False) -> Response:
+    """202 with the operation to follow."""
+    content = {"operation": body_of(operation), **(body or {})}
+    headers = {"Location": f"/v1/operations/{operation.id}"}
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(json.dumps(content), 202, headers, "application/json")
+
+
+def body_of(document: Document) -> dict[str, Any]:
+    return document.model_dump(mode="json")
+
+
+def answer(document: Document, status: int = 200) -> Response:
+    """A document with its entity tag."""
+    content = json.dumps(body_of(document), ensure_ascii=False)
+    return Response(content, status, {"ETag": f'"{document.meta.revision}"'}, "application/json")
+
+
+def wanted_revision(if_match: str | None) -> int | None:
+    """The revision an If-Match header names; raises Invalid."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    text = if_match.strip().strip('"')
+    if not text.isdigit() or len(text) > 18:
+        raise Invalid("If-Match must hold an ETag that was given here")
+    return int(text)
+
+
+def with_revision(record: Record) -> bytes:
+    """A stored document as JSON with its revision, without parsing it."""
+    head, found, tail = record.value.partition(b'"generation":')
+    assert found
+    return head + b'"revision":%d,' % record.revision + found + tail
+
+
+def page(records: list[Record], limit: int, revision: int) -> Response:
+    """A page of documents; the cursor is the last key. `records` holds one more than `limit` when there is a next page."""
+    more = len(records) > limit
+    shown = records[:limit]
+    next_cursor = json.dumps(shown[-1].key if more else None).encode()
+    body = b'{"items":[%s],"next":%s,"revision":%d}' % (b",".join(map(with_revision, shown)), next_cursor, revision)
+    headers = {"Link": f'<?cursor={shown[-1].key}&limit={limit}>; rel="next"'} if more else {}
+    return Response(body, 200, headers, "application/json")
+
+
+def actor_of(request: Request) -> str:
+    return auth.actor(request.scope.get("extensions", {}).get(auth.EXTENSION))

@@ -1,0 +1,115 @@
+"""Routes about operations, and the stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query
+from starlette.responses import Response, StreamingResponse
+
+from virtuary.actions import operations
+from virtuary.actions.context import find_operation
+from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, Parts, answer, page, with_revision
+from virtuary.base.errors import Invalid
+from virtuary.store.api import Change, Record
+
+router = APIRouter(prefix="/v1", tags=["operations"])
+KINDS = ("vm", "image", "operation")
+HEARTBEAT = 15.0
+
+
+@router.get("/operations")
+async def list_operations(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
+    found = parts.store.list("operation/", after=cursor, limit=limit + 1)
+    return page(found.records, limit, found.revision)
+
+
+@router.get("/operations/{identity}")
+async def show_operation(parts: P, identity: str) -> Response:
+    return answer(find_operation(parts.store, identity))
+
+
+@router.get("/operations/{identity}/wait")
+async def wait_operation(parts: P, identity: str, timeout: Annotated[float, Query(ge=0, le=300)] = 30) -> Response:
+    """Answer when the operation has ended, or as it is when `timeout` seconds are over."""
+    operation = find_operation(parts.store, identity)
+    try:
+        async with asyncio.timeout(timeout):
+            async for _ in parts.store.watch(operation.key, operation.meta.revision):
+                operation = find_operation(parts.store, operation.id)
+                if operation.ended:
+                    break
+    except TimeoutError:
+        pass
+    return answer(find_operation(parts.store, operation.id))
+
+
+@router.post("/operations/{identity}/actions/cancel")
+async def cancel_operation(ctx: Ctx, identity: str) -> Response:
+    return answer(await operations.cancel(ctx, identity))
+
+
+@router.get("/events", response_class=StreamingResponse)
+async def events(
+    parts: P,
+    since: Annotated[int | None, Query(ge=0)] = None,
+    target: str = "",
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Every change as server-sent events: `id` is the revision, the data the document. Resumes from Last-Event-ID or `since`.
+
+    `target`: only this document (`vm/ID`) and operations on it. 410 when the revision is no longer remembered.
+    """
+    if last_event_id is not None:
+        if not last_event_id.isdigit():
+            raise Invalid("Last-Event-ID must be a revision given here")
+        since = int(last_event_id)
+    stream = _stream(parts, parts.store.revision if since is None else since, target)
+    first = await anext(stream)
+    return StreamingResponse(_after(first, stream), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _after(first: bytes, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in stream:
+        yield chunk
+
+
+async def _stream(parts: Parts, since: int, target: str) -> AsyncIterator[bytes]:
+    """A comment at once (errors in the position surface before it), then changes, with a comment when nothing happens."""
+    changes = aiter(parts.store.watch("", since))
+    pending = asyncio.ensure_future(anext(changes))
+    await asyncio.sleep(0)
+    if pending.done() and (error := pending.exception()):
+        raise error
+    yield b": connected\n\n"
+    try:
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT)
+            if not done:
+                yield b": still here\n\n"
+                continue
+            change = pending.result()
+            pending = asyncio.ensure_future(anext(changes))
+            if text := _event(change, target):
+                yield text
+    except StopAsyncIteration:
+        return
+    finally:
+        pending.cancel()
+
+
+def _event(change: Change, target: str) -> bytes | None:
+    kind = change.key.partition("/")[0]
+    if kind not in KINDS:
+        return None
+    if target and change.key != target and not (kind == "operation" and change.value and f'"{target}"'.encode() in change.value):
+        return None
+    if change.value is None:
+        data, name = json.dumps({"key": change.key}).encode(), f"{kind}.deleted"
+    else:
+        data, name = with_revision(Record(change.key, change.value, change.revision)), f"{kind}.changed"
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (change.revision, name.encode(), data)

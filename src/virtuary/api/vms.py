@@ -1,0 +1,247 @@
+"""Routes about virtual servers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, WebSocket
+from pydantic import Field
+from starlette.responses import Response
+from starlette.websockets import WebSocketDisconnect
+
+from virtuary.actions import vms
+from virtuary.actions.context import find_vm
+from virtuary.api import auth
+from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, DryRun, P, Parts, accepted, answer, body_of, page, replay, wanted_revision
+from virtuary.base.errors import Invalid, VirtuaryError
+from virtuary.guest.seed import check_user_data
+from virtuary.model.image import Image
+from virtuary.model.meta import Model
+from virtuary.model.operation import Operation
+from virtuary.model.vm import Vm, VmChange, VmWish
+from virtuary.node import touch
+
+router = APIRouter(prefix="/v1/vms", tags=["vms"])
+
+
+class StopParams(Model):
+    timeout: float = Field(default=90.0, ge=0, le=86400)
+    """Seconds the guest is given before the plug is pulled."""
+    force: bool = False
+
+
+class StartParams(Model):
+    wait: Literal["running", "ready"] = "running"
+    """When the operation is done: once the machine runs, or once a shell is possible."""
+
+
+class RenameParams(Model):
+    name: str
+
+
+class UndeleteParams(Model):
+    name: str | None = None
+
+
+class ExecParams(Model):
+    command: list[str] = Field(min_length=1, max_length=1000)
+    stdin: str = ""
+    """Base64."""
+    timeout: float = Field(default=600.0, gt=0, le=86400)
+
+
+@router.get("")
+async def list_vms(
+    parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "", trash: bool = False, label: str = ""
+) -> Response:
+    """Servers as their host last saw them; never waits for a machine. `trash` shows the deleted ones instead."""
+    wanted = (
+        label.encode() and json.dumps(dict([label.split("=", 1)])).strip("{}").replace(": ", ":").encode()
+        if "=" in label
+        else b""
+    )
+    found = parts.store.list("vm/", after=cursor)
+    chosen = [
+        record
+        for record in found.records
+        if (b'"deleted":null' in record.value) != trash and b'"purge":true' not in record.value and wanted in record.value
+    ]
+    return page(chosen[: limit + 1], limit, found.revision)
+
+
+@router.post("", status_code=202)
+async def create_vm(ctx: Ctx, parts: P, wish: VmWish, dry_run: DryRun = False) -> Response:
+    """Create a server and, unless it is wished stopped, start it; the operation ends when a shell is possible."""
+    if wish.user_data is not None:
+        check_user_data(wish.user_data)
+    if dry_run:
+        return await _dry_run(ctx, parts, wish)
+    if isinstance(done := replay(ctx), Operation):
+        return accepted(done, replayed=True)
+    vm, operation = await vms.create(ctx, wish)
+    return accepted(operation, {"vm": body_of(vm)})
+
+
+async def _dry_run(ctx: Ctx, parts: Parts, wish: VmWish) -> Response:
+    draft = vms.draft(ctx, wish)
+    blockers, plan = list(draft.blockers), dict[str, Any]()
+    try:
+        plan = await touch.preview(parts.node.site, draft.vm, draft.image)
+    except VirtuaryError as error:
+        blockers.append(error)
+    body = {"vm": body_of(draft.vm), "plan": plan, "blockers": [blocker.problem() for blocker in blockers]}
+    return Response(json.dumps(body), 200, media_type="application/json")
+
+
+@router.get("/{name}")
+async def show_vm(parts: P, name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+    vm = find_vm(parts.store, name)
+    if if_none_match and if_none_match.strip('"') == str(vm.meta.revision):
+        return Response(status_code=304)
+    return answer(vm)
+
+
+@router.patch("/{name}")
+async def change_vm(
+    ctx: Ctx, name: str, wish: VmChange, if_match: Annotated[str | None, Header()] = None, dry_run: DryRun = False
+) -> Response:
+    """Change fields (merge-patch). What needs it takes effect at the next start: compare meta.generation with status.applied."""
+    if dry_run:
+        vm = find_vm(ctx.store, name)
+        return Response(json.dumps({"vm": body_of(vm), "blockers": []}), 200, media_type="application/json")
+    return answer(await vms.change(ctx, name, wish, wanted_revision(if_match)))
+
+
+@router.delete("/{name}", status_code=202)
+async def delete_vm(ctx: Ctx, name: str, now: bool = False, force: bool = False) -> Response:
+    """Move to the trash, or with `now` remove for good."""
+    if isinstance(done := replay(ctx), Operation):
+        return accepted(done, replayed=True)
+    return accepted(await vms.delete(ctx, name, now=now, force=force))
+
+
+@router.post("/{name}/actions/start", status_code=202)
+async def start_vm(ctx: Ctx, name: str, params: StartParams | None = None) -> Response:
+    return await _power(ctx, name, "start", params)
+
+
+@router.post("/{name}/actions/stop", status_code=202)
+async def stop_vm(ctx: Ctx, name: str, params: StopParams | None = None) -> Response:
+    return await _power(ctx, name, "stop", params)
+
+
+@router.post("/{name}/actions/restart", status_code=202)
+async def restart_vm(ctx: Ctx, name: str, params: StopParams | None = None) -> Response:
+    return await _power(ctx, name, "restart", params)
+
+
+@router.post("/{name}/actions/pause", status_code=202)
+async def pause_vm(ctx: Ctx, name: str) -> Response:
+    return await _power(ctx, name, "pause", None)
+
+
+@router.post("/{name}/actions/resume", status_code=202)
+async def resume_vm(ctx: Ctx, name: str) -> Response:
+    return await _power(ctx, name, "resume", None)
+
+
+async def _power(ctx: Ctx, name: str, deed: str, params: Model | None) -> Response:
+    if isinstance(done := replay(ctx), Operation):
+        return accepted(done, replayed=True)
+    vm, operation = await vms.power(ctx, name, deed, **(params.model_dump() if params else {}))
+    return accepted(operation, {"vm": body_of(vm)})
+
+
+@router.post("/{name}/actions/rename")
+async def rename_vm(ctx: Ctx, name: str, params: RenameParams) -> Response:
+    return answer(await vms.rename(ctx, name, params.name))
+
+
+@router.post("/{name}/actions/undelete")
+async def undelete_vm(ctx: Ctx, name: str, params: UndeleteParams | None = None) -> Response:
+    """Take back from the trash, stopped."""
+    return answer(await vms.undelete(ctx, name, params.name if params else None))
+
+
+@router.post("/{name}/actions/purge", status_code=202)
+async def purge_vm(ctx: Ctx, name: str) -> Response:
+    """Remove one that lies in the trash for good."""
+    return accepted(await vms.purge(ctx, name))
+
+
+# ---- touches
+
+
+@router.get("/{name}/ssh")
+async def way_in(parts: P, name: str) -> dict[str, Any]:
+    """How to log in by SSH."""
+    vm = find_vm(parts.store, name)
+    return touch.way_in(parts.node.site, vm, _image(parts, vm))
+
+
+@router.get("/{name}/logs")
+async def logs(parts: P, name: str, size: Annotated[int, Query(ge=1, le=4 * 1024 * 1024)] = 65536) -> dict[str, str]:
+    """The end of what the serial console printed, and what QEMU wrote when it last ended. Text of the guest: hostile."""
+    vm = find_vm(parts.store, name)
+    text = touch.console_log(parts.node.site, vm, size).decode(errors="replace")
+    return {"console": text, "qemu": touch.qemu_log(parts.node.site.paths.vm(vm.id))}
+
+
+@router.post("/{name}/exec")
+async def execute(parts: P, name: str, params: ExecParams) -> dict[str, Any]:
+    """Run a command in the guest through its agent and wait for its end."""
+    vm = find_vm(parts.store, name)
+    try:
+        stdin = base64.b64decode(params.stdin, validate=True)
+    except ValueError:
+        raise Invalid("stdin must be base64") from None
+    outcome = await touch.execute(parts.node, vm, params.command, stdin, params.timeout)
+    out, err = (base64.b64encode(data).decode() for data in (outcome.stdout, outcome.stderr))
+    return {"status": outcome.status, "stdout": out, "stderr": err, "truncated": outcome.truncated}
+
+
+@router.websocket("/{name}/console/serial")
+async def serial_console(socket: WebSocket, name: str) -> None:
+    """The serial console: binary frames both ways; the first one holds the end of what was printed so far."""
+    parts: Parts = socket.app.state.parts
+    try:
+        auth.actor(socket.scope.get("extensions", {}).get(auth.EXTENSION))
+        vm = find_vm(parts.store, name)
+        console = touch.console_of(parts.node, vm)
+    except VirtuaryError as error:
+        await socket.accept(subprotocol="binary")
+        await socket.close(4000 + error.status % 1000, error.sentence[:120])
+        return
+    await socket.accept(subprotocol="binary")
+    async with console.view() as queue:
+        await socket.send_bytes(touch.console_log(parts.node.site, vm, 4096))
+        await _pump(socket, console, queue)
+
+
+async def _pump(socket: WebSocket, console: Any, queue: Any) -> None:
+    async def outwards() -> None:
+        while chunk := await queue.get():
+            await socket.send_bytes(chunk)
+
+    async def inwards() -> None:
+        while True:
+            await console.write(await socket.receive_bytes())
+
+    tasks = [asyncio.create_task(outwards()), asyncio.create_task(inwards())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await socket.close()
+
+
+def _image(parts: Parts, vm: Vm) -> Image | None:
+    record = parts.store.get(f"image/{vm.spec.image_id}")
+    return Image.load(record.value, record.revision) if record else None

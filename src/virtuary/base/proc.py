@@ -1,0 +1,242 @@
+"""Programs of the host, through one door.
+
+Argument lists only (never a shell), absolute program path, small fixed environment, own deadline, capped output, own
+process group, and an end by pidfd. What is missing raises `HostLacks` with the package that has it. Processes that must
+outlive the daemon are known by pid *and* start time (`Identity`), never by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from virtuary.base.errors import Failed, HostLacks
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
+OUTPUT_CAP = 4 * 1024 * 1024
+
+# program -> Debian and Ubuntu package; used for hints only
+PACKAGES = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-img": "qemu-utils",
+    "passt": "passt",
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "sfdisk": "fdisk",
+    "mke2fs": "e2fsprogs",
+    "mkfs.vfat": "dosfstools",
+    "mcopy": "mtools",
+    "gpgv": "gpgv",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "scp": "openssh-client",
+}
+
+
+class Result(NamedTuple):
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Identity(NamedTuple):
+    """A process that may outlive us: the pid alone could be somebody else's by now."""
+
+    pid: int
+    start: int  # clock ticks since boot, field 22 of /proc/PID/stat
+
+
+def find_program(name: str) -> str:
+    """Absolute path of the program `name`; raises HostLacks with the package that has it."""
+    found = shutil.which(name, path=PATH)
+    if not found:
+        package = PACKAGES.get(name, name)
+        raise HostLacks(f"the program {name} is not installed", f"apt install {package}", program=name, package=package)
+    return found
+
+
+def die_with_parent() -> None:
+    """In a child: be killed when the parent dies (Linux, PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+
+
+async def run(
+    *command: str,
+    deadline: float = 60,
+    stdin: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    preexec: Callable[[], None] | None = None,
+) -> Result:
+    """Run a program to its end and return its status and output, each capped at 4 MiB.
+
+    The first word is a program's name (see `find_program`) or an absolute path. It is killed with its whole process
+    group at the deadline (seconds), on cancellation, and when the daemon dies. With `check` a failure raises `Failed`
+    with the last line it wrote to stderr.
+    """
+    program = command[0] if command[0].startswith("/") else find_program(command[0])
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *command[1:],
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**ENVIRONMENT, **(env or {})},
+        cwd=cwd,
+        pass_fds=pass_fds,
+        start_new_session=True,
+        preexec_fn=preexec or die_with_parent,
+    )
+    try:
+        async with asyncio.timeout(deadline):
+            out, err = await _talk(process, stdin)
+            status = await process.wait()
+    except TimeoutError:
+        raise Failed(f"{command[0]} did not end within {deadline:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    result = Result(status, out, err)
+    if check and status != 0:
+        raise Failed(f"{command[0]} failed: {last_line(err) or last_line(out) or f'exit status {status}'}", status=status)
+    return result
+
+
+async def _talk(process: asyncio.subprocess.Process, stdin: bytes | None) -> tuple[bytes, bytes]:
+    assert process.stdout and process.stderr
+
+    async def feed() -> None:
+        if stdin is not None and process.stdin:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                process.stdin.write(stdin)
+                await process.stdin.drain()
+            process.stdin.close()
+
+    _, out, err = await asyncio.gather(feed(), _read_capped(process.stdout), _read_capped(process.stderr))
+    return out, err
+
+
+async def _read_capped(stream: asyncio.StreamReader) -> bytes:
+    kept = bytearray()
+    while chunk := await stream.read(65536):
+        if len(kept) < OUTPUT_CAP:
+            kept += chunk[: OUTPUT_CAP - len(kept)]
+    return bytes(kept)
+
+
+async def lines_of(
+    *command: str, deadline: float, env: Mapping[str, str] | None = None, cwd: Path | None = None, pass_fds: Sequence[int] = ()
+) -> AsyncIterator[str]:
+    """Run a long program and yield what it writes (stdout and stderr together) line by line; raises `Failed` at a bad end.
+
+    Ends the whole process group when the iteration is left early, at the deadline, and when the daemon dies.
+    """
+    program = command[0] if command[0].startswith("/") else find_program(command[0])
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *command[1:],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**ENVIRONMENT, **(env or {})},
+        cwd=cwd,
+        pass_fds=pass_fds,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+        limit=1024 * 1024,
+    )
+    assert process.stdout
+    last: list[str] = []
+    try:
+        async with asyncio.timeout(deadline):
+            async for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip()
+                last = [*last[-4:], line] if line else last
+                yield line
+            status = await process.wait()
+    except TimeoutError:
+        raise Failed(f"{command[0]} did not end within {deadline:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    if status != 0:
+        raise Failed(f"{command[0]} failed: {' / '.join(last) or f'exit status {status}'}", status=status)
+
+
+def last_line(output: bytes) -> str:
+    """The last line of a program's output that says anything, at most 400 characters, control characters removed."""
+    lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
+    return "".join(char for char in lines[-1].strip() if char.isprintable())[:400] if lines else ""
+
+
+def boot_id() -> str:
+    """Names this boot of the host: pids of another boot mean nothing."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def start_time(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when it is gone or only a zombie is left."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def identify(pid: int) -> Identity | None:
+    """The identity of a living process; None when it is gone."""
+    start = start_time(pid)
+    return None if start is None else Identity(pid, start)
+
+
+def adopt(identity: Identity, mark: str) -> int | None:
+    """A pidfd of the process `identity` if it still lives and `mark` stands on its command line; else None.
+
+    The pidfd is opened first and the facts are compared afterwards, so a pid reused in between is noticed.
+    """
+    try:
+        handle = os.pidfd_open(identity.pid)
+    except OSError:
+        return None
+    try:
+        words = Path(f"/proc/{identity.pid}/cmdline").read_bytes()
+    except OSError:
+        words = b""
+    if start_time(identity.pid) == identity.start and mark.encode() in words:
+        return handle
+    os.close(handle)
+    return None
+
+
+def end(pidfd: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to exactly the process behind `pidfd`; nothing when it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+async def wait_end(pidfd: int) -> None:
+    """Return once the process behind `pidfd` has ended."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)

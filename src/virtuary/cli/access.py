@@ -1,0 +1,311 @@
+"""Commands that go inside a server: shell, exec, console, cp, ssh-config."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from virtuary.base.errors import Failed, GuestSilent, Invalid, NotFound, VirtuaryError
+from virtuary.base.units import format_duration
+from virtuary.cli.lifecycle import Duration
+from virtuary.cli.output import emit, output_option, say
+from virtuary.client.start import connect
+from virtuary.client.wire import Wire, path_part
+
+DETACH = b"\x1d"  # Ctrl-]
+SHELL_WAIT = 600.0
+
+
+def ssh_command(way: dict[str, Any], *words: str, options: tuple[str, ...] = ()) -> list[str]:
+    """The ssh command that logs in; the first host key seen is remembered per server, a changed one is refused."""
+    return [
+        "ssh",
+        *("-p", str(way["port"]), "-i", way["key"], "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=accept-new"),
+        *("-o", f"UserKnownHostsFile={way['known_hosts']}", "-o", f"HostKeyAlias={way['alias']}", "-o", "LogLevel=ERROR"),
+        *options,
+        f"{way['user']}@{way['host']}",
+        *words,
+    ]
+
+
+def wait_for_ssh(wire: Wire, name: str, limit: float) -> dict[str, Any]:
+    """How to log in, once that is possible. Raises GuestSilent at `limit` seconds with the last stage reached."""
+    began, told = time.monotonic(), ""
+    while True:
+        way: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
+        if way["ready"]:
+            return way
+        stage = list(way["stages"])[-1] if way["stages"] else "firmware"
+        if time.monotonic() - began > limit:
+            raise GuestSilent(
+                f"{name} offers no SSH after {format_duration(limit)} (last stage: {stage})", f"virtuary console {name}"
+            )
+        if stage != told:
+            say(f"waiting for {name} (reached: {stage})")
+            told = stage
+        time.sleep(0.25)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--timeout", type=Duration(), default=SHELL_WAIT, help="How long to wait for the server's SSH.")
+def shell_command(name: str, command: tuple[str, ...], timeout: float) -> None:
+    """Open a shell inside a server, by SSH with a key that Virtuary manages; by the serial console where there is no SSH.
+
+    \b
+    Examples:
+      virtuary shell web1
+      virtuary shell web1 -- uname -a
+    """
+    wire = connect()
+    try:
+        way = wait_for_ssh(wire, name, timeout)
+    except GuestSilent as error:
+        if command or not sys.stdin.isatty():
+            raise
+        say(f"{error.sentence}: falling back to the serial console")
+        return attach(wire, name)
+    words = ssh_command(way, *command, options=() if command else ("-t",))
+    os.execvp(words[0], words)  # noqa: S606
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--timeout", type=Duration(), default=600.0, help="How long the command may take.")
+@output_option
+def exec_command(name: str, command: tuple[str, ...], timeout: float, output: str) -> None:
+    """Run a command inside a server through its guest agent; no network is needed. Ends with the command's own status.
+
+    125: could not be run, 126: not executable, 127: not found.
+
+    \b
+    Example:
+      virtuary exec web1 -- uname -a
+    """
+    wire = connect()
+    stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    body = {"command": list(command), "stdin": base64.b64encode(stdin).decode(), "timeout": timeout}
+    wire.timeout = timeout + 30
+    try:
+        answer = wire.call("POST", f"/v1/vms/{path_part(name)}/exec", body)
+    except NotFound:
+        raise
+    except Failed as error:
+        say(f"error: {error.sentence}")
+        sys.exit(127 if "No such file" in error.sentence else 126 if "Permission denied" in error.sentence else 125)
+
+    def plain() -> None:
+        sys.stdout.buffer.write(base64.b64decode(answer["stdout"]))
+        sys.stdout.buffer.flush()
+        sys.stderr.buffer.write(base64.b64decode(answer["stderr"]))
+        sys.stderr.buffer.flush()
+        if answer["truncated"]:
+            say("the output was cut: the guest agent keeps 16 MiB")
+
+    emit(answer, output, plain, lambda item: str(item["status"]))
+    sys.exit(answer["status"])
+
+
+@click.command()
+@click.argument("name")
+def console_command(name: str) -> None:
+    """Attach to a server's serial console. Ctrl-] detaches.
+
+    \b
+    Example:
+      virtuary console web1
+    """
+    attach(connect(), name)
+
+
+def attach(wire: Wire, name: str) -> None:
+    """Connect this terminal with the serial console until it is detached or the console closes."""
+    import threading
+
+    from websockets.exceptions import ConnectionClosed
+
+    with _socket(wire, name) as socket, _raw_terminal():
+        if sys.stdin.isatty():
+            sys.stderr.write("attached; Ctrl-] detaches\r\n")
+
+        def outwards() -> None:
+            try:
+                for chunk in socket:
+                    sys.stdout.buffer.write(chunk if isinstance(chunk, bytes) else chunk.encode())
+                    sys.stdout.buffer.flush()
+            except ConnectionClosed:
+                pass
+
+        printer = threading.Thread(target=outwards, daemon=True)
+        printer.start()
+        while printer.is_alive():
+            data = _typed()
+            if data is None:
+                continue
+            if not data or DETACH in data:
+                break
+            socket.send(data)
+
+
+def _typed() -> bytes | None:
+    """What was typed; empty at the end of the input, None when nothing was typed for a moment."""
+    import select
+
+    ready, _, _ = select.select([sys.stdin], [], [], 0.2)
+    return os.read(sys.stdin.fileno(), 4096) if ready else None
+
+
+def watch_console(wire: Wire, name: str) -> None:
+    """Print what the console prints from now on."""
+    with _socket(wire, name) as socket:
+        socket.recv()
+        for chunk in socket:
+            sys.stdout.buffer.write(chunk if isinstance(chunk, bytes) else chunk.encode())
+            sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _socket(wire: Wire, name: str) -> Iterator[Any]:
+    from websockets.exceptions import ConnectionClosedError
+    from websockets.sync.client import unix_connect
+    from websockets.typing import Subprotocol
+
+    url = f"ws://virtuary/v1/vms/{path_part(name)}/console/serial"
+    with unix_connect(wire.path, url, subprotocols=[Subprotocol("binary")], compression=None) as socket:
+        try:
+            yield socket
+        except ConnectionClosedError as error:
+            if error.rcvd and error.rcvd.code >= 4000:
+                raise Failed(error.rcvd.reason) from error
+
+
+@contextmanager
+def _raw_terminal() -> Iterator[None]:
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setraw(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        print(file=sys.stderr)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+def cp_command(source: str, target: str) -> None:
+    """Copy a file or a folder into or out of a server.
+
+    \b
+    Examples:
+      virtuary cp site web1:/var/www/
+      virtuary cp web1:/etc/hosts .
+    """
+    there, here = _split(source), _split(target)
+    if bool(there) == bool(here):
+        raise Invalid("exactly one side must be in a server", "virtuary cp FILE web1:/path, or virtuary cp web1:/path FILE")
+    wire = connect()
+    if here:
+        _copy_in(wait_for_ssh(wire, here[0], 60), source, here[1])
+    elif there:
+        _copy_out(wait_for_ssh(wire, there[0], 60), there[1], target)
+
+
+def _split(text: str) -> tuple[str, str] | None:
+    """(server, path) of `server:path`; None for a path of this machine."""
+    name, colon, path = text.partition(":")
+    return (name, path or ".") if colon and "/" not in name and name else None
+
+
+# Runs in the guest: unpack into the target when it is a folder or is meant as one, else rename what was unpacked to it.
+_PUT = """set -e
+t={target}
+if [ -d "$t" ]; then tar -xf - -C "$t"
+else case "$t" in */) mkdir -p "$t"; tar -xf - -C "$t";;
+*) d=$(dirname "$t"); w=$(mktemp -d "$d/.virtuary-XXXXXX"); trap 'rm -rf "$w"' EXIT; tar -xf - -C "$w"; mv "$w"/{base} "$t";; esac; fi
+"""
+
+
+def _copy_in(way: dict[str, Any], source: str, target: str) -> None:
+    if not os.path.exists(source):
+        raise NotFound(f"there is no file {source!r} here")
+    folder, base = os.path.split(os.path.abspath(source))
+    script = _PUT.format(target=shlex.quote(target), base=shlex.quote(base))
+    tar = subprocess.Popen(["tar", "-C", folder, "-cf", "-", "--", base], stdout=subprocess.PIPE)
+    done = subprocess.run(ssh_command(way, script), stdin=tar.stdout, check=False)
+    _judge(tar, done.returncode, source)
+
+
+def _copy_out(way: dict[str, Any], source: str, target: str) -> None:
+    """Unpack into a fresh folder first: an archive made by a guest is hostile, and only one name is taken from it."""
+    import shutil
+    import tempfile
+
+    base = os.path.basename(source.rstrip("/")) or "root"
+    final = os.path.join(target, base) if os.path.isdir(target) or target.endswith("/") else target
+    parent = os.path.dirname(os.path.abspath(final))
+    os.makedirs(parent, exist_ok=True)
+    script = f'p={shlex.quote(source)}; exec tar -cf - -C "$(dirname "$p")" -- "$(basename "$p")"'
+    with tempfile.TemporaryDirectory(prefix=".virtuary-", dir=parent) as folder:
+        remote = subprocess.Popen(ssh_command(way, script), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        unpack = ["tar", "-xf", "-", "-C", folder, "--no-same-owner", "--no-same-permissions"]
+        done = subprocess.run(unpack, stdin=remote.stdout, check=False)
+        _judge(remote, done.returncode, source)
+        got = os.listdir(folder)
+        if got != [base]:
+            raise Failed(f"the server answered {len(got)} files where {base!r} was asked for")
+        if os.path.isdir(final) and not os.path.islink(final):
+            shutil.copytree(os.path.join(folder, base), final, symlinks=True, dirs_exist_ok=True)
+        else:
+            os.replace(os.path.join(folder, base), final)
+
+
+def _judge(first: subprocess.Popen[bytes], second: int, what: str) -> None:
+    if first.stdout:
+        first.stdout.close()
+    if first.wait() or second:
+        raise Failed(f"{what} could not be copied", "what was written above tells why")
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+def ssh_config_command(names: tuple[str, ...]) -> None:
+    """Print an OpenSSH configuration, so that ssh, scp, rsync and editors reach servers by name.
+
+    \b
+    Example:
+      virtuary ssh-config web1 >> ~/.ssh/config && ssh web1
+    """
+    wire = connect()
+    if not names:
+        names = tuple(
+            vm["meta"]["name"] for vm in wire.call("GET", "/v1/vms", query={"limit": 1000})["items"] if vm["status"]["runtime"]
+        )
+    for name in names:
+        try:
+            way = wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
+        except VirtuaryError as error:
+            if len(names) == 1:
+                raise
+            say(f"# {error.sentence}")
+            continue
+        print(f"Host {name}\n  HostName {way['host']}\n  Port {way['port']}\n  User {way['user']}\n  IdentityFile {way['key']}")
+        print(f"  IdentitiesOnly yes\n  UserKnownHostsFile {way['known_hosts']}\n  HostKeyAlias {way['alias']}")
+        print("  StrictHostKeyChecking accept-new\n")

@@ -1,0 +1,490 @@
+"""Commands that make, change, start, stop and remove servers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from virtuary.base.errors import Invalid, VirtuaryError
+from virtuary.base.units import MIB, format_duration, format_size, parse_duration, parse_size
+from virtuary.cli.follow import follow
+from virtuary.cli.output import emit, output_option, print_fields, say
+from virtuary.client.start import connect
+from virtuary.client.wire import Wire, path_part
+
+
+class Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            return parse_size(value) if isinstance(value, str) else int(value)
+        except Invalid as error:
+            self.fail(f"{error.sentence} ({error.hint})", param, ctx)
+
+
+class Duration(click.ParamType[float]):
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        try:
+            return parse_duration(value) if isinstance(value, str) else float(value)
+        except Invalid as error:
+            self.fail(f"{error.sentence} ({error.hint})", param, ctx)
+
+
+def options(*wanted: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(wanted):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+SHAPE = options(
+    click.option("--cpus", type=int, help="Virtual CPUs."),
+    click.option("--memory", type=Size(), help="Memory, for example 2GiB."),
+    click.option("--disk", type=Size(), help="Size of the root disk, for example 20GiB."),
+    click.option(
+        "--publish",
+        "-p",
+        multiple=True,
+        metavar="[ADDRESS:]HOST:GUEST[/udp]",
+        help="A port of this host that leads to the guest.",
+    ),
+    click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label."),
+    click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Insist on an accelerator."),
+    click.option("--autostart/--no-autostart", default=None, help="Start with the host."),
+    click.option("--restart-policy", type=click.Choice(["always", "on-failure", "no"]), help="What to do when it ends."),
+    click.option("--protect/--no-protect", default=None, help="Refuse deletion."),
+)
+BIRTH = options(
+    click.option("--user-data", type=click.Path(exists=True, dir_okay=False, allow_dash=True), help="cloud-init user data."),
+    click.option("--ssh-key", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Public key that may log in."),
+    click.option("--arch", type=click.Choice(["x86_64"]), help="Architecture."),
+    click.option("--firmware", type=click.Choice(["auto", "bios", "uefi"]), help="Firmware."),
+    click.option("--dry-run", is_flag=True, help="Show the plan and what stands against it; change nothing."),
+    output_option,
+)
+DETACH = click.option("--detach", "-d", is_flag=True, help="Do not wait; print the operation's id.")
+
+
+def parse_publish(text: str) -> dict[str, Any]:
+    """`[ADDRESS:]HOST:GUEST[/udp]` as the API wants it; raises Invalid."""
+    rest, _, protocol = text.partition("/")
+    address, _, ports = rest.rpartition(":")
+    head, _, host = address.rpartition(":")
+    fields = {"host": host if head else address, "guest": ports}
+    if not (fields["host"].isdigit() and fields["guest"].isdigit()) or protocol not in ("", "tcp", "udp"):
+        raise Invalid(f"{text!r} is not HOST:GUEST", "for example --publish 8080:80, 127.0.0.1:53:53/udp or 0.0.0.0:443:443")
+    wish: dict[str, Any] = {"host": int(fields["host"]), "guest": int(fields["guest"]), "protocol": protocol or "tcp"}
+    if head:
+        wish["address"] = head.strip("[]")
+    return wish
+
+
+def parse_labels(words: tuple[str, ...]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for word in words:
+        key, equal, value = word.partition("=")
+        if not equal:
+            raise Invalid(f"{word!r} is not KEY=VALUE", "for example --label role=web")
+        labels[key] = value
+    return labels
+
+
+def shape_wish(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request that the shared options stand for; what was not given is left out."""
+    wish = {key: given[key] for key in ("cpus", "accel", "autostart", "restart_policy", "protect") if given.get(key) is not None}
+    for key in ("memory", "disk"):
+        if given.get(key) is not None:
+            wish[key] = _whole_mib(given[key])
+    if given.get("publish"):
+        wish["publish"] = [parse_publish(text) for text in given["publish"]]
+    if given.get("label"):
+        wish["labels"] = parse_labels(given["label"])
+    return wish
+
+
+def _whole_mib(size: int) -> int:
+    return -(-size // MIB) * MIB
+
+
+def birth_wish(image: str, name: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    wish = {"image": image, **shape_wish(given)}
+    if name:
+        wish["name"] = name
+    for key in ("arch", "firmware"):
+        if given.get(key):
+            wish[key] = given[key]
+    if given.get("user_data"):
+        with click.open_file(given["user_data"]) as handle:
+            wish["user_data"] = handle.read()
+    keys: list[str] = []
+    for path in given.get("ssh_key") or ():
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            keys += [line.strip() for line in handle if line.strip() and not line.startswith("#")]
+    if keys:
+        wish["ssh_keys"] = keys
+    return wish
+
+
+def idempotency() -> dict[str, str]:
+    import secrets
+
+    return {"Idempotency-Key": secrets.token_hex(16)}
+
+
+@click.command()
+@click.argument("image")
+@click.argument("name", required=False)
+@SHAPE
+@BIRTH
+@DETACH
+@click.option("--timeout", type=Duration(), help="Stop waiting after so long; the server goes on.")
+def launch_command(image: str, name: str | None, **given: Any) -> None:
+    """Create a server, start it, and wait until a shell is possible.
+
+    The image is made first where it is missing. A name is made up when none is given.
+
+    \b
+    Examples:
+      virtuary launch debian web1
+      virtuary launch debian --cpus 2 --memory 4GiB --disk 20GiB --publish 8080:80
+      virtuary launch tiny --dry-run
+    """
+    wire = connect()
+    wish = birth_wish(image, name, given)
+    if given["dry_run"]:
+        return _show_plan(wire, wish, given["output"])
+    answer = wire.call("POST", "/v1/vms", wish, headers=idempotency())
+    vm, operation = answer["vm"], answer["operation"]
+    if given["detach"]:
+        return emit(
+            {"vm": vm, "operation": operation},
+            given["output"],
+            lambda: print(operation["meta"]["id"]),
+            lambda item: str(item["vm"]["meta"]["name"]),
+        )
+    vm_name = vm["meta"]["name"]
+    say(f"launching {vm_name} from {vm['spec']['image']}")
+    try:
+        follow(wire, operation, quiet=given["output"] != "table", limit=given["timeout"])
+    except VirtuaryError as error:
+        if error.code in ("guest-silent", "failed"):
+            _show_console_tail(wire, vm_name)
+        raise
+    vm = wire.call("GET", f"/v1/vms/{path_part(vm_name)}")
+    emit(vm, given["output"], lambda: _ready(vm))
+
+
+def _ready(vm: dict[str, Any]) -> None:
+    runtime = vm["status"]["runtime"] or {}
+    took = vm["status"]["stages"].get("ssh")
+    name = vm["meta"]["name"]
+    if runtime.get("accel") == "tcg":
+        say("emulated: no hardware virtualization that works was found (virtuary doctor tells why)")
+    print(f"{name} is ready" + (f", {format_duration(took)} after its start" if took else "") + f": virtuary shell {name}")
+
+
+def _show_console_tail(wire: Wire, name: str) -> None:
+    try:
+        text = wire.call("GET", f"/v1/vms/{path_part(name)}/logs", query={"size": 2000})["console"]
+    except VirtuaryError:
+        return
+    lines = ["".join(char for char in line if char.isprintable()) for line in text.splitlines()][-12:]
+    if lines:
+        say("the end of its console:")
+        for line in lines:
+            say(f"  | {line}")
+
+
+def _show_plan(wire: Wire, wish: dict[str, Any], form: str) -> None:
+    answer = wire.call("POST", "/v1/vms", wish, query={"dry_run": "true"})
+
+    def table() -> None:
+        import shlex
+
+        vm, plan = answer["vm"], answer["plan"]
+        print_fields(
+            [
+                ("server", vm["meta"]["name"]),
+                ("image", vm["spec"]["image"]),
+                ("size", f"{vm['spec']['cpus']} CPU, {format_size(vm['spec']['memory'])} memory"),
+                ("accelerator", plan.get("why", "-")),
+                ("isolation", plan.get("level", "-") + ("".join(f"; {gap}" for gap in plan.get("gaps", [])))),
+            ]
+        )
+        for number, step in enumerate(plan.get("steps", []), 1):
+            print(f"  {number}. {step}")
+        if "command" in plan:
+            print("command line:\n  " + " \\\n    ".join(_in_pairs([shlex.quote(word) for word in plan["command"]])))
+        elif "note" in plan:
+            print(plan["note"])
+        for blocker in answer["blockers"]:
+            say(f"blocker: {blocker['detail']}" + (f" ({blocker['hint']})" if blocker.get("hint") else ""))
+
+    emit(answer, form, table)
+    if answer["blockers"]:
+        sys.exit(4)
+
+
+def _in_pairs(words: list[str]) -> list[str]:
+    lines: list[str] = []
+    for word in words:
+        if lines and not word.startswith("-") and lines[-1].startswith("-") and " " not in lines[-1]:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+@click.command()
+@click.argument("image")
+@click.argument("name", required=False)
+@SHAPE
+@BIRTH
+@DETACH
+def create_command(image: str, name: str | None, **given: Any) -> None:
+    """Create a server without starting it.
+
+    \b
+    Example:
+      virtuary create debian db1 --memory 4GiB --disk 40GiB
+    """
+    wire = connect()
+    wish = {**birth_wish(image, name, given), "power": "stopped"}
+    if given["dry_run"]:
+        return _show_plan(wire, wish, given["output"])
+    answer = wire.call("POST", "/v1/vms", wish, headers=idempotency())
+    _after(wire, answer, given, "created")
+
+
+def _after(wire: Wire, answer: dict[str, Any], given: dict[str, Any], done: str) -> None:
+    operation = answer["operation"]
+    if given.get("detach"):
+        print(operation["meta"]["id"])
+        return
+    form = given.get("output") or "table"
+    follow(wire, operation, quiet=form != "table")
+    name = operation["spec"]["target_name"]
+    if form == "table":
+        print(f"{name} {done}")
+    else:
+        emit(wire.call("GET", f"/v1/vms/{path_part(operation['spec']['target'].removeprefix('vm/'))}"), form)
+
+
+def _deed(names: tuple[str, ...], deed: str, done: str, body: dict[str, Any] | None, given: dict[str, Any]) -> None:
+    """One deed on several servers: begun on all, then waited for; the first error is raised at the end."""
+    wire = connect()
+    begun, failure = [], None
+    for name in names:
+        try:
+            begun.append(wire.call("POST", f"/v1/vms/{path_part(name)}/actions/{deed}", body or {}, headers=idempotency()))
+        except VirtuaryError as error:
+            failure = _keep(failure, error, len(names))
+    for answer in begun:
+        try:
+            _after(wire, answer, given, done)
+        except VirtuaryError as error:
+            failure = _keep(failure, error, len(names))
+    if failure:
+        raise failure
+
+
+def _keep(first: VirtuaryError | None, error: VirtuaryError, many: int) -> VirtuaryError:
+    if first is not None and many > 1:
+        say(f"error: {error.sentence}")
+    return first or error
+
+
+NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+
+
+@click.command()
+@NAMES
+@DETACH
+@output_option
+@click.option(
+    "--wait", type=click.Choice(["running", "ready"]), default="ready", help="Until it runs, or until a shell is possible."
+)
+def start_command(names: tuple[str, ...], wait: str, **given: Any) -> None:
+    """Start servers.
+
+    \b
+    Example:
+      virtuary start web1 db1
+    """
+    _deed(names, "start", "is running", {"wait": wait}, given)
+
+
+@click.command()
+@NAMES
+@DETACH
+@output_option
+@click.option("--timeout", type=Duration(), default="90s", help="How long the guest is given before the plug is pulled.")
+@click.option("--force", is_flag=True, help="Pull the plug at once.")
+def stop_command(names: tuple[str, ...], timeout: float, force: bool, **given: Any) -> None:
+    """Shut servers down: ask the guest, and after --timeout pull the plug.
+
+    \b
+    Example:
+      virtuary stop web1 --timeout 2m
+    """
+    _deed(names, "stop", "is stopped", {"timeout": timeout, "force": force}, given)
+
+
+@click.command()
+@NAMES
+@DETACH
+@output_option
+@click.option("--timeout", type=Duration(), default="90s", help="How long the guest is given before the plug is pulled.")
+@click.option("--force", is_flag=True, help="Pull the plug at once.")
+def restart_command(names: tuple[str, ...], timeout: float, force: bool, **given: Any) -> None:
+    """Stop servers and start them again; changes that waited for it take effect.
+
+    \b
+    Example:
+      virtuary restart web1
+    """
+    _deed(names, "restart", "was restarted", {"timeout": timeout, "force": force}, given)
+
+
+@click.command()
+@NAMES
+@DETACH
+@output_option
+def pause_command(names: tuple[str, ...], **given: Any) -> None:
+    """Freeze servers where they are; their memory stays.
+
+    \b
+    Example:
+      virtuary pause web1
+    """
+    _deed(names, "pause", "is paused", None, given)
+
+
+@click.command()
+@NAMES
+@DETACH
+@output_option
+def resume_command(names: tuple[str, ...], **given: Any) -> None:
+    """Let paused servers go on.
+
+    \b
+    Example:
+      virtuary resume web1
+    """
+    _deed(names, "resume", "is running", None, given)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("new_name")
+def rename_command(name: str, new_name: str) -> None:
+    """Give a server another name; the guest takes it as its hostname at its next start.
+
+    \b
+    Example:
+      virtuary rename web1 www
+    """
+    vm = connect().call("POST", f"/v1/vms/{path_part(name)}/actions/rename", {"name": new_name})
+    print(f"{name} is now {vm['meta']['name']}")
+
+
+@click.command()
+@click.argument("name")
+@SHAPE
+@output_option
+def set_command(name: str, **given: Any) -> None:
+    """Change a server. What can't change while it runs takes effect at its next start, and this says so.
+
+    --publish and --label replace what was set before.
+
+    \b
+    Example:
+      virtuary set web1 --memory 4GiB --cpus 2
+    """
+    wish = shape_wish(given)
+    if not wish:
+        raise Invalid("nothing to change was given", "virtuary set NAME --memory 4GiB, for example")
+    vm = connect().call("PATCH", f"/v1/vms/{path_part(name)}", wish)
+
+    def table() -> None:
+        waits = vm["status"]["runtime"] and vm["meta"]["generation"] != vm["status"]["applied"]
+        later = f"; takes effect at its next start (virtuary restart {name})" if waits else ""
+        print(f"{vm['meta']['name']} changed: {', '.join(sorted(wish))}{later}")
+
+    emit(vm, given["output"], table)
+
+
+@click.command()
+@NAMES
+@click.option("--now", is_flag=True, help="Remove for good instead of moving to the trash.")
+@click.option("--force", is_flag=True, help="Also one that runs.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before removing for good.")
+def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool) -> None:
+    """Move servers to the trash, from which they come back for 7 days; with --now remove them for good.
+
+    \b
+    Examples:
+      virtuary delete web1
+      virtuary delete web1 --now --force
+    """
+    wire = connect()
+    if now and not yes:
+        _ask(f"Remove {', '.join(names)} for good?")
+    failure = None
+    for name in names:
+        try:
+            query = {"now": str(now).lower(), "force": str(force).lower()}
+            answer = wire.call("DELETE", f"/v1/vms/{path_part(name)}", query=query, headers=idempotency())
+            follow(wire, answer["operation"])
+            print(f"{name} is gone" if now else f"{name} lies in the trash for 7 days: virtuary undelete {name}")
+        except VirtuaryError as error:
+            failure = _keep(failure, error, len(names))
+    if failure:
+        raise failure
+
+
+def _ask(question: str) -> None:
+    """Ask on a terminal; elsewhere the answer is to be given by --yes."""
+    if not sys.stdin.isatty():
+        raise Invalid("this can't be undone and nobody is there to ask", "repeat with --yes")
+    if not click.confirm(question, err=True):
+        raise click.Abort
+
+
+@click.command()
+@click.argument("name")
+@click.option("--as", "new_name", help="Under another name.")
+def undelete_command(name: str, new_name: str | None) -> None:
+    """Take a server back from the trash, stopped.
+
+    \b
+    Example:
+      virtuary undelete web1
+    """
+    vm = connect().call("POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name})
+    print(f"{vm['meta']['name']} is back: virtuary start {vm['meta']['name']}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def purge_command(name: str, yes: bool) -> None:
+    """Remove a server in the trash for good.
+
+    \b
+    Example:
+      virtuary purge web1 --yes
+    """
+    wire = connect()
+    if not yes:
+        _ask(f"Remove {name} for good?")
+    follow(wire, wire.call("POST", f"/v1/vms/{path_part(name)}/actions/purge", {})["operation"])
+    print(f"{name} is gone")

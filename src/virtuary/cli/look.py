@@ -1,0 +1,273 @@
+"""Commands that only look."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from virtuary.base.units import format_size
+from virtuary.cli.output import ago, bold, emit, output_option, print_fields, print_table, say
+from virtuary.client.start import connect
+from virtuary.client.wire import Wire, path_part
+
+
+def every(wire: Wire, target: str, **query: Any) -> list[dict[str, Any]]:
+    """All items of a list, over its pages."""
+    items: list[dict[str, Any]] = []
+    cursor = ""
+    while True:
+        page = wire.call("GET", target, query={**query, "limit": 1000, "cursor": cursor})
+        items += page["items"]
+        cursor = page["next"] or ""
+        if not cursor:
+            return items
+
+
+def ports_of(vm: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{port['host']}→{port['guest']}" + ("/udp" if port["protocol"] == "udp" else "") for port in vm["spec"]["publish"]
+    )
+
+
+@click.command()
+@click.option("--trash", is_flag=True, help="Show deleted servers that can still come back.")
+@click.option("--label", "-l", default="", metavar="KEY=VALUE", help="Only servers with this label.")
+@output_option
+def list_command(trash: bool, label: str, output: str) -> None:
+    """List servers.
+
+    \b
+    Examples:
+      virtuary list
+      virtuary list -o json
+    """
+    items = every(connect(), "/v1/vms", trash=str(trash).lower(), label=label)
+    items.sort(key=lambda vm: vm["meta"]["name"])
+
+    def table() -> None:
+        rows = [
+            [
+                vm["meta"]["name"],
+                vm["status"]["state"],
+                vm["spec"]["image"],
+                str(vm["spec"]["cpus"]),
+                format_size(vm["spec"]["memory"]),
+                ", ".join(vm["status"]["addresses"][:1]) or "-",
+                ports_of(vm) or "-",
+                ago((vm["meta"]["deleted"] if trash else vm["status"]["since"]) or vm["meta"]["created"]),
+            ]
+            for vm in items
+        ]
+        empty = "the trash is empty" if trash else "no servers yet: virtuary launch debian"
+        print_table(
+            ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "PORTS", "DELETED" if trash else "SINCE"], rows, empty
+        )
+
+    emit(items, output, table)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@output_option
+def show_command(names: tuple[str, ...], output: str) -> None:
+    """Show everything about servers.
+
+    \b
+    Example:
+      virtuary show web1
+    """
+    wire = connect()
+    found = [wire.call("GET", f"/v1/vms/{path_part(name)}") for name in names]
+
+    def table() -> None:
+        for number, vm in enumerate(found):
+            if number:
+                print()
+            print_fields(_facts(vm))
+
+    emit(found if len(found) > 1 else found[0], output, table)
+
+
+def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
+    meta, spec, status = vm["meta"], vm["spec"], vm["status"]
+    runtime = status["runtime"] or {}
+    facts = [
+        ("name", bold(meta["name"])),
+        ("id", meta["id"]),
+        ("state", status["state"] + (f": {status['reason']}" if status["reason"] else "") + f" (for {ago(status['since'])})"),
+        ("image", spec["image"]),
+        ("size", f"{spec['cpus']} CPU, {format_size(spec['memory'])} memory, {format_size(status['disk_size'] or 0)} disk"),
+        ("published", ports_of(vm) or "nothing"),
+        ("addresses", ", ".join(status["addresses"]) or "none known"),
+        ("machine", spec["machine"] or "-"),
+    ]
+    if runtime:
+        level = runtime["level"] + "".join(f"; {gap}" for gap in runtime["gaps"])
+        accel = {"tcg": "emulated (TCG), not isolated by hardware", "kvm": "hardware virtualization (KVM)"}[runtime["accel"]]
+        facts += [
+            ("accelerator", accel),
+            ("isolation", f"level {level}"),
+            ("network", runtime["network"]),
+            ("process", f"{runtime['pid']}, user {runtime['uid']}"),
+            ("stages", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in status["stages"].items()) or "-"),
+        ]
+        if meta["generation"] != status["applied"]:
+            facts.append(("waiting", "changes take effect at the next start"))
+    flags = [name for name in ("autostart", "protect") if spec[name]] + [f"restart {spec['restart_policy']}"]
+    facts += [
+        ("policy", ", ".join(flags)),
+        ("labels", ", ".join(f"{key}={value}" for key, value in meta["labels"].items()) or "-"),
+    ]
+    return [(name, value) for name, value in facts]
+
+
+@click.command()
+@click.argument("name")
+@click.option("--size", default=65536, help="Bytes from the end.")
+@click.option("--follow", "-f", is_flag=True, help="Go on printing what the console prints.")
+@output_option
+def logs_command(name: str, size: int, follow: bool, output: str) -> None:
+    """Show what a server's serial console printed, and what QEMU wrote when it ended badly.
+
+    \b
+    Example:
+      virtuary logs web1
+    """
+    wire = connect()
+    answer = wire.call("GET", f"/v1/vms/{path_part(name)}/logs", query={"size": size})
+
+    def table() -> None:
+        print(_harmless(answer["console"]), end="")
+        if answer["qemu"]:
+            say(f"QEMU wrote: {_harmless(answer['qemu'])}")
+
+    emit(answer, output, table)
+    if follow:
+        from virtuary.cli.access import watch_console
+
+        watch_console(wire, name)
+
+
+def _harmless(text: str) -> str:
+    """A guest's text without what could move the reader's cursor or change the terminal."""
+    import re
+
+    text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])", "", text.replace("\r\n", "\n"))
+    return "".join(char for char in text if char.isprintable() or char in "\n\t")
+
+
+@click.command()
+@click.option("--since", type=int, help="Begin after this revision.")
+@output_option
+def events_command(since: int | None, output: str) -> None:
+    """Follow what happens: states of servers and images, and operations. Ends with Ctrl-C.
+
+    \b
+    Example:
+      virtuary events
+    """
+    states: dict[str, str] = {}
+    for event in connect().events(since=since):
+        if event is None:
+            continue
+        if output in ("json", "yaml"):
+            print(json.dumps(event), flush=True)
+        elif line := _event_line(event, states):
+            print(line, flush=True)
+
+
+def _event_line(event: dict[str, Any], states: dict[str, str]) -> str | None:
+    """One line for a change that people care about; `states` remembers what was told before."""
+    kind, what = event["event"].split(".")
+    if what == "deleted":
+        key = event["data"]["key"]
+        return None if kind == "operation" else f"{event['id']:>8}  {kind:9}  {states.pop(key + ' name', key)}  removed"
+    data = event["data"]
+    key, name = f"{kind}/{data['meta']['id']}", data["meta"]["name"]
+    if kind == "operation":
+        status = data["status"]
+        name, state = (
+            f"{data['spec']['kind']} {data['spec']['target_name']}",
+            f"{status['phase']}" + (f": {status['stage']}" if status["stage"] else ""),
+        )
+    else:
+        state = data["status"]["state"] + (f": {data['status']['reason']}" if data["status"].get("reason") else "")
+    states[key + " name"] = name
+    if states.get(key) == state:
+        return None
+    states[key] = state
+    return f"{event['id']:>8}  {kind:9}  {name}  {state}"
+
+
+@click.command()
+@output_option
+def host_command(output: str) -> None:
+    """Show this virtualization host: what it has and how it runs servers.
+
+    \b
+    Example:
+      virtuary host
+    """
+    wire = connect()
+    host = wire.call("GET", "/v1/host")
+
+    def table() -> None:
+        print_fields(
+            [
+                ("system", f"{host['system']}, Linux {host['kernel']}"),
+                ("mode", {"system": "system mode (root)", "user": "user mode (no root needed)"}[host["mode"]]),
+                ("cpus", str(host["cpus"])),
+                ("memory", f"{format_size(host['memory_available'])} available of {format_size(host['memory'])}"),
+                ("disk", f"{format_size(host['disk_free'])} free of {format_size(host['disk'])}"),
+                ("accelerator", host["accel_reason"]),
+                ("isolation", f"level {host['level']}"),
+                ("qemu", host["qemu"]),
+                ("virtuary", host["version"]),
+            ]
+        )
+
+    emit(host, output, table, lambda item: str(item["id"]))
+
+
+@click.command()
+@output_option
+def doctor_command(output: str) -> None:
+    """Check everything a launch depends on. Ends with 0 when a launch can work, with 4 when something needed is missing.
+
+    \b
+    Example:
+      virtuary doctor
+    """
+    answer = connect().call("GET", "/v1/doctor")
+
+    def table() -> None:
+        signs = {"ok": "ok  ", "note": "note", "missing": "MISS"}
+        width = max(len(check["name"]) for check in answer["checks"])
+        for check in answer["checks"]:
+            print(f"{signs[check['state']]}  {check['name'].ljust(width)}  {check['found']}")
+            if check["remedy"] and check["state"] != "ok":
+                print(f"{'':{width + 8}}→ {check['remedy']}")
+        print("a launch can work" if answer["healthy"] else "something a launch needs is missing")
+
+    emit(answer, output, table, lambda item: "healthy" if item["healthy"] else "unhealthy")
+    if not answer["healthy"]:
+        sys.exit(4)
+
+
+@click.command()
+@output_option
+def version_command(output: str) -> None:
+    """Show the versions of the program and the daemon.
+
+    \b
+    Example:
+      virtuary version
+    """
+    from virtuary import __version__
+
+    daemon = connect().call("GET", "/")["version"]
+    both = {"program": __version__, "daemon": daemon}
+    emit(both, output, lambda: print(f"virtuary {__version__} (daemon {daemon})"), lambda item: str(item["program"]))

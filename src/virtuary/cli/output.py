@@ -1,0 +1,89 @@
+"""How answers look: tables for people, JSON, YAML or names for programs. Data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+FORMATS = ("table", "json", "yaml", "name")
+
+
+def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(FORMATS),
+        default=lambda: os.environ.get("VIRTUARY_OUTPUT", "table"),
+        help="How to print.",
+    )(command)
+
+
+def emit(value: Any, form: str, table: Callable[[], None] | None = None, name: Callable[[Any], str] | None = None) -> None:
+    """Print `value` in the wanted form; `table` prints it for people."""
+    if form == "json":
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+    elif form == "yaml":
+        import yaml
+
+        print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
+    elif form == "name":
+        for item in value if isinstance(value, list) else [value]:
+            print(name(item) if name else item["meta"]["name"])
+    elif table:
+        table()
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """Columns as wide as they need; `empty` says what to do when there is nothing."""
+    if not rows:
+        print(empty, file=sys.stderr)
+        return
+    cells = [list(head), *([_plain(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    for number, row in enumerate(cells):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        print(bold(line) if number == 0 else line)
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    width = max((len(name) for name, _ in fields), default=0)
+    for name, value in fields:
+        print(f"{name.ljust(width)}  {_plain(value)}")
+
+
+def _plain(text: str) -> str:
+    """Without control characters: guests and users choose some of these words."""
+    return "".join(char for char in text if char.isprintable())
+
+
+def colours(stream: Any = None) -> bool:
+    if os.environ.get("CLICOLOR_FORCE", "0") != "0":
+        return True
+    if "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
+        return False
+    return bool((stream or sys.stdout).isatty())
+
+
+def bold(text: str) -> str:
+    return f"\033[1m{text}\033[0m" if colours() else text
+
+
+def ago(moment: str | None) -> str:
+    """How long ago an RFC 3339 time was, for people."""
+    if not moment:
+        return "-"
+    from datetime import UTC, datetime
+
+    from virtuary.base.units import format_duration
+
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(moment.replace("Z", "+00:00"))).total_seconds()
+    return format_duration(max(1, round(seconds)))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)

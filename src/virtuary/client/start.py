@@ -1,0 +1,94 @@
+"""Finds the daemon of this user, and starts it when there is none: through systemd where it runs, else in the background."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from virtuary.base.errors import PeerAway
+from virtuary.base.paths import Paths, find_paths
+from virtuary.client.wire import Wire, environment_socket
+
+START_LIMIT = 20.0
+
+
+def connect() -> Wire:
+    """A connection to this user's daemon, which is started if need be. Raises PeerAway with the end of its log."""
+    if path := environment_socket():
+        return Wire(path)
+    if os.getuid() != 0 and "VIRTUARY_ROOT" not in os.environ and _accepts(system := find_paths({}, 0).socket):
+        return Wire(str(system)) if os.access(system, os.W_OK) else _own()
+    return _own()
+
+
+def _own() -> Wire:
+    paths = find_paths()
+    if not _accepts(paths.socket):
+        start(paths)
+    return Wire(str(paths.socket))
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def start(paths: Paths) -> None:
+    """Start the daemon and wait until it listens."""
+    paths.state.mkdir(parents=True, exist_ok=True, mode=0o755)
+    began = time.monotonic()
+    process = None if _by_systemd(paths) else _in_background(paths)
+    while not _accepts(paths.socket):
+        if process is not None and process.poll() not in (None, 0) and not _accepts(paths.socket):
+            raise PeerAway(f"the daemon did not start: {_last_words(paths.log)}", f"its log is {paths.log}")
+        if time.monotonic() - began > START_LIMIT:
+            raise PeerAway(f"the daemon did not listen within {START_LIMIT:.0f} s", f"its log is {paths.log}")
+        time.sleep(0.02)
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-m", "virtuary", "daemon"]
+
+
+def _in_background(paths: Paths) -> subprocess.Popen[bytes]:
+    with open(paths.log, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
+        return subprocess.Popen(
+            _command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", close_fds=True
+        )
+
+
+def _by_systemd(paths: Paths) -> bool:
+    """As a transient service, so that it is nobody's child; False where systemd does not run or does not want to."""
+    if not os.path.isdir("/run/systemd/system") or "VIRTUARY_ROOT" in os.environ:
+        return False
+    scope = [] if paths.mode == "system" else ["--user"]
+    command = [
+        "systemd-run",
+        *scope,
+        "--quiet",
+        "--unit=virtuary",
+        "--collect",
+        "--property=KillMode=process",
+        "--property=Delegate=yes",
+    ]
+    command += [f"--setenv=PATH={os.environ.get('PATH', '')}", "--", *_command()]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return "it left no log"
+    return lines[-1][:400] if lines else "it left no log"

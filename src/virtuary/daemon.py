@@ -1,0 +1,135 @@
+"""The daemon, the only place where rooms are wired together: paths, store, site, node, API; closed in reverse order.
+
+Stopping it stops no machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket as sockets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from virtuary import __version__
+from virtuary.api.app import make_app
+from virtuary.api.auth import PeerProtocol, listening_socket
+from virtuary.api.deps import Parts
+from virtuary.base.errors import Conflict, HostLacks
+from virtuary.base.files import write_whole
+from virtuary.base.log import say, set_up
+from virtuary.base.paths import Paths, find_paths
+from virtuary.model.host import Host
+from virtuary.model.meta import Meta, new_id
+from virtuary.node.node import Node
+from virtuary.node.site import host_status, open_site
+from virtuary.store.sqlite import SqliteStore
+
+logger = logging.getLogger("virtuary.daemon")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the loop and the signals are the daemon's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(paths: Paths) -> None:
+    """Run until SIGTERM or SIGINT. Raises Conflict when another daemon runs."""
+    os.umask(0o077)
+    paths.ensure()
+    with _only_one(paths):
+        store = SqliteStore(paths.store)
+        try:
+            host_id = _host_id(paths)
+            site = await open_site(paths, store, host_id)
+            await _describe_host(store, host_id, await host_status(site))
+            node = Node(site)
+            await node.start()
+            await _serve(paths, node, store)
+        finally:
+            await store.close()
+
+
+async def _serve(paths: Paths, node: Node, store: SqliteStore) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    config = uvicorn.Config(
+        make_app(Parts(node, store)), http=PeerProtocol, ws="websockets-sansio", lifespan="off", log_config=None, access_log=False,
+        timeout_graceful_shutdown=1, loop="asyncio", ws_per_message_deflate=False,
+    )  # fmt: skip
+    server = _Server(config)
+    sock = listening_socket(str(paths.socket), paths.mode == "system")
+    working = asyncio.create_task(node.run())
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    stopping = asyncio.create_task(stop.wait())
+    say(logger, "ready", version=__version__, mode=paths.mode, socket=paths.socket)
+    _notify("READY=1")
+    await asyncio.wait({working, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    _notify("STOPPING=1")
+    say(logger, "stopping; machines run on")
+    server.should_exit = True
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+    working.cancel()
+    stopping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(paths.socket)
+
+
+@contextmanager
+def _only_one(paths: Paths) -> Iterator[None]:
+    handle = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise Conflict("a daemon runs already for this user", "virtuary host shows it") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _host_id(paths: Paths) -> str:
+    """The host's identity: neither its name nor its address; made once."""
+    place = paths.state / "host-id"
+    if not place.exists():
+        write_whole(place, new_id().encode())
+    return place.read_text(encoding="ascii").strip()
+
+
+async def _describe_host(store: SqliteStore, host_id: str, status: Any) -> None:
+    host = Host(meta=Meta(id=host_id, name=sockets.gethostname().split(".")[0].lower()[:63] or "host"), status=status)
+    await store.txn({}, {host.key: host.dump()})
+
+
+def _notify(text: str) -> None:
+    """Tell systemd, where it started us."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.send(text.encode())
+
+
+def main() -> None:
+    """`virtuary daemon`: in the foreground."""
+    set_up(os.environ.get("VIRTUARY_LOG", "info"))
+    try:
+        asyncio.run(serve(find_paths()))
+    except (Conflict, HostLacks):
+        raise

@@ -1,0 +1,68 @@
+"""The cloud-init seed: a NoCloud ISO labelled `cidata` with meta-data, user-data and, for images without an agent, keys.
+
+Rock Ridge 1.09 and Joliet 3 are both on: without them the names are not found. The user's own text is passed as it is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import yaml
+
+from virtuary.base.errors import Invalid
+from virtuary.base.files import write_whole
+
+_STARTS = (
+    "#cloud-config",
+    "#!",
+    "#include",
+    "#cloud-boothook",
+    "#part-handler",
+    "## template:",
+    "Content-Type:",
+    "MIME-Version:",
+    "From ",
+)
+
+
+def check_user_data(text: str) -> str:
+    """User data that cloud-init will take; raises Invalid, with the line, for a #cloud-config that is not valid YAML."""
+    if not text.startswith(_STARTS):
+        raise Invalid(
+            "user data must begin with '#cloud-config', '#!' or another header cloud-init knows", "see cloud-init's manual"
+        )
+    if text.startswith("#cloud-config"):
+        try:
+            body = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise Invalid(f"the user data is not valid YAML: {' '.join(str(error).split())[:300]}") from error
+        if body is not None and not isinstance(body, dict):
+            raise Invalid("a #cloud-config must be a mapping of keys to values")
+    return text
+
+
+def seed_files(instance: str, hostname: str, keys: tuple[str, ...], user_data: str) -> dict[str, bytes]:
+    """The files of a seed. `keys` go to the image's default user; `instance` is stable over reboots. Pure."""
+    meta = {"instance-id": instance, "local-hostname": hostname, "public-keys": list(keys)}
+    return {
+        "meta-data": json.dumps(meta, indent=1).encode() + b"\n",
+        "user-data": (user_data or "#cloud-config\n{}\n").encode(),
+    }
+
+
+def write_seed(path: Path, files: dict[str, bytes]) -> None:
+    """Write the ISO whole, readable by the daemon alone."""
+    import pycdlib
+
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=4, joliet=3, rock_ridge="1.09", vol_ident="cidata", sys_ident="LINUX")
+    for name, content in files.items():
+        short = name.replace("-", "_").upper()[:8]
+        iso.add_fp(io.BytesIO(content), len(content), f"/{short}.;1", rr_name=name, joliet_path=f"/{name}")
+    output = io.BytesIO()
+    iso.write_fp(output)
+    iso.close()
+    content = output.getvalue()
+    write_whole(path, content + bytes(-len(content) % 65536))

@@ -1,0 +1,347 @@
+"""Images from the network: to a checked address, resumable, hashed whole, published at once.
+
+Promises: only http and https; each address, also behind each redirect, is checked before a byte is sent, and the connection
+goes to that very address; nothing of the machine (proxy settings, passwords, cookies) is sent along; size, silence and rate
+have limits. A file appears under its name complete, with the right digest, synced and mode 0400, or not at all. What an
+interrupted fetch left behind (NAME.partial and NAME.partial.json) is used by the next one if the server still has the same
+file. Error texts never contain what the other side sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import httpx2
+
+from virtuary.base.crash import crashpoint, declare
+from virtuary.base.errors import Failed, Invalid, NotFound, PeerAway, Refused, VirtuaryError
+from virtuary.base.files import publish, remove
+from virtuary.base.units import MIB, format_size
+from virtuary.images.addresses import Network, Url, follow, parse_url, resolve
+from virtuary.images.catalogue import KEYRING_FOLDERS, Entry, find_keyring, mirrored
+from virtuary.images.checksums import Digest, clear_text, hash_file, parse_checksums
+from virtuary.images.header import Report
+from virtuary.images.partial import AGAIN, Partial, open_partial
+from virtuary.images.signatures import verify_signature
+
+__all__ = ["Fetched", "Patience", "Pulled", "Rules", "fetch", "fetch_small", "pull", "verify_signature"]
+
+MAX_REDIRECTS = 5
+MAX_IMAGE = 64 * 1024 * MIB
+BUFFER = 1 * MIB
+_HEADERS = {"User-Agent": "virtuary", "Accept": "*/*", "Accept-Encoding": "identity"}
+_RANGE = re.compile(r"^bytes (\d{1,18})-(\d{1,18})/(\d{1,18})$")
+
+declare("image-fetched")
+
+
+class Patience(NamedTuple):
+    """How long and how little is put up with, in seconds and bytes a second."""
+
+    connect: float = 15
+    silence: float = 30
+    slowest: float = 2048
+    window: float = 60  # the rate is judged over this long
+
+
+PATIENCE = Patience()
+
+
+class Rules(NamedTuple):
+    """Where a fetch may go."""
+
+    allow_private: bool = False
+    deny: Sequence[Network] = ()  # the cluster's own networks
+    allow_downgrade: bool = False  # from https to http; harmless only when a digest is known
+    tls: ssl.SSLContext | None = None
+
+
+class Fetched(NamedTuple):
+    sha256: str
+    size: int
+    source: str  # the URL it finally came from
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An image of the catalogue and what vouches for it."""
+
+    fetched: Fetched
+    digest: Digest
+    vouched: Literal["signature", "https"]
+
+
+async def fetch(
+    url: str,
+    target: Path,
+    *,
+    digest: Digest | None,
+    max_size: int,
+    report: Report,
+    allow_private: bool = False,
+    deny: Sequence[Network] = (),
+    patience: Patience = PATIENCE,
+    tls: ssl.SSLContext | None = None,
+) -> Fetched:
+    """Fetch `url` into `target`, which is replaced when it exists.
+
+    Raises Invalid when the file is too large or has another digest (nothing is kept then), PeerAway when the network fails
+    (what came so far is kept), Refused, NotFound, NoRoom, and Busy when the same target is being fetched. `report` hears a
+    sentence and the fraction done, None where it is not known.
+    """
+    rules = Rules(allow_private, deny, digest is not None, tls)
+    with open_partial(target) as partial:
+        source = await _download(parse_url(url), partial, max_size, report, rules, patience)
+        report("checking the file", None)
+        hashes = await asyncio.to_thread(hash_file, partial.descriptor, [digest.algorithm] if digest else [])
+        if digest is not None and not digest.matches(hashes):
+            partial.discard()
+            raise Invalid(
+                f"the file fetched is not the one wanted: its {digest.algorithm} digest differs",
+                "if the publisher has just renewed it, repeat; otherwise do not trust this source",
+                wanted=digest.value,
+                found=hashes[digest.algorithm],
+            )
+        crashpoint("image-fetched")
+        publish(partial.path, target, 0o400)
+        remove(partial.note)
+        return Fetched(hashes["sha256"], partial.size, str(source))
+
+
+async def fetch_small(
+    url: str,
+    max_size: int = MIB,
+    *,
+    allow_private: bool = False,
+    deny: Sequence[Network] = (),
+    patience: Patience = PATIENCE,
+    tls: ssl.SSLContext | None = None,
+) -> bytes:
+    """The content of a small file; raises as `fetch` does. An https URL is never followed to http."""
+    content = bytearray()
+    async with _answer(parse_url(url), {}, Rules(allow_private, deny, False, tls), patience) as (_, answer):
+        _check_status(answer, (200,))
+        async for chunk in _chunks(answer, patience):
+            content += chunk
+            if len(content) > max_size:
+                raise Invalid(f"the file is larger than the {format_size(max_size)} expected of it")
+    return bytes(content)
+
+
+async def pull(
+    entry: Entry,
+    target: Path,
+    *,
+    report: Report,
+    mirrors: Mapping[str, str] | None = None,
+    keyrings: Iterable[Path] = KEYRING_FOLDERS,
+    max_size: int = MAX_IMAGE,
+    allow_private: bool = False,
+    deny: Sequence[Network] = (),
+) -> Pulled:
+    """Fetch an image of the catalogue: checksum file, its signature where a keyring is found, then the image.
+
+    `mirrors` maps a publisher's host to the base URL of a mirror with the same layout. Where there is a keyring, a missing or
+    wrong signature is an error, never a reason to go on without.
+    """
+    missing: NotFound | None = None
+    for folder in entry.folders:
+        base = mirrored(folder, mirrors or {})
+        try:
+            report(f"reading the checksums of {entry.title}", None)
+            content = await fetch_small(base + entry.checksums, allow_private=allow_private, deny=deny)
+        except NotFound as error:
+            missing = error
+            continue
+        text, vouched = await _vouched(entry, base, content, keyrings, allow_private, deny)
+        digest = parse_checksums(entry.checksum_kind, text, entry.image)
+        fetched = await fetch(
+            *(base + entry.image, target),
+            digest=digest,
+            max_size=max_size,
+            report=report,
+            allow_private=allow_private,
+            deny=deny,
+        )
+        return Pulled(fetched, digest, vouched)
+    raise NotFound(
+        f"the publisher of {entry.title} no longer has it where it was", "fetch the image by its URL, or update Virtuary"
+    ) from missing
+
+
+async def _vouched(
+    entry: Entry, base: str, content: bytes, keyrings: Iterable[Path], allow_private: bool, deny: Sequence[Network]
+) -> tuple[bytes, Literal["signature", "https"]]:
+    """The text of the checksum file and what vouches for it."""
+    signature = entry.signature
+    keyring = find_keyring(signature, keyrings) if signature else None
+    if signature is None or keyring is None:
+        return clear_text(content), "https"
+    detached = None
+    if signature.kind == "detached":
+        detached = await fetch_small(base + signature.file, allow_private=allow_private, deny=deny)
+    return await verify_signature(content, detached, keyring, signature.fingerprint), "signature"
+
+
+async def _download(url: Url, partial: Partial, max_size: int, report: Report, rules: Rules, patience: Patience) -> Url:
+    """Bring the partial file to its end, from where it is if the server allows; returns where it came from."""
+    validator = partial.validator(str(url))
+    have = partial.size if validator else 0
+    headers = {"Range": f"bytes={have}-", "If-Range": validator} if validator else {}
+    async with _answer(url, headers, rules, patience) as (source, answer):
+        _check_status(answer, (200, 206, 416) if validator else (200,))
+        if answer.status_code == 200:
+            have = 0
+            partial.restart(str(url), _validator(answer))
+        total = _total(answer, have)
+        complete = answer.status_code == 416 and total == have
+        if not complete and (answer.status_code == 416 or (answer.status_code == 206 and total is None)):
+            partial.discard()
+            raise PeerAway("the server can't continue the file that was begun", "repeat the command: it starts anew")
+        _check_size(total or have, max_size, partial)
+        if not complete:
+            await _receive(answer, partial, have, total, max_size, report, patience)
+        return source
+
+
+async def _receive(
+    answer: httpx2.Response, partial: Partial, have: int, total: int | None, max_size: int, report: Report, patience: Patience
+) -> None:
+    """Append what comes; what was received is in the file also when this ends in an error."""
+    buffer = bytearray()
+    told = -1.0
+    try:
+        async for chunk in _chunks(answer, patience):
+            buffer += chunk
+            have += len(chunk)
+            _check_size(have, max_size, partial)
+            if len(buffer) >= BUFFER:
+                piece, buffer = bytes(buffer), bytearray()
+                await asyncio.to_thread(partial.append, piece)
+            fraction = min(1.0, have / total) if total else None
+            if fraction is None or fraction - told >= 0.01 or fraction == 1.0:
+                told = fraction or told
+                report(f"fetching {format_size(total)}" if total else f"fetching, {format_size(have)} so far", fraction)
+    finally:
+        if buffer and not partial.discarded:
+            partial.append(bytes(buffer))
+    if total is not None and have != total:
+        raise PeerAway(f"the connection ended after {format_size(have)} of {format_size(total)}", AGAIN)
+
+
+def _check_size(size: int, most: int, partial: Partial) -> None:
+    if size > most:
+        partial.discard()
+        raise Invalid(f"the file is larger than the {format_size(most)} allowed", "raise the limit if you trust the source")
+
+
+def _validator(answer: httpx2.Response) -> str | None:
+    """What identifies this version of the file for If-Range: a strong ETag, else the date; printable and short, or None."""
+    tag = str(answer.headers.get("etag", ""))
+    value = tag if tag and not tag.startswith("W/") else str(answer.headers.get("last-modified", ""))
+    return value if value and len(value) < 512 and value.isascii() and value.isprintable() else None
+
+
+def _total(answer: httpx2.Response, have: int) -> int | None:
+    """Size of the whole file as far as the answer tells; None when it does not, or when a part does not begin at `have`."""
+    ranges = str(answer.headers.get("content-range", ""))
+    if answer.status_code == 416:
+        found = re.fullmatch(r"bytes \*/(\d{1,18})", ranges)
+        return int(found[1]) if found else None
+    if answer.status_code == 206:
+        part = _RANGE.match(ranges)
+        return int(part[3]) if part and int(part[1]) == have and int(part[2]) + 1 == int(part[3]) else None
+    length = str(answer.headers.get("content-length", ""))
+    return int(length) if re.fullmatch(r"\d{1,18}", length) else None
+
+
+@contextlib.asynccontextmanager
+async def _answer(
+    url: Url, headers: Mapping[str, str], rules: Rules, patience: Patience
+) -> AsyncIterator[tuple[Url, httpx2.Response]]:
+    """The answer to a GET, redirects followed; a client of its own for each hop, so nothing is carried from host to host."""
+    for _ in range(MAX_REDIRECTS + 1):
+        addresses = await resolve(url, rules.allow_private, rules.deny, patience.connect)
+        async with _client(rules, patience) as client, _sent(client, url, addresses, headers) as answer:
+            if not answer.has_redirect_location:
+                yield url, answer
+                return
+            onward = follow(url, str(answer.headers.get("location", "")))
+        if url.scheme == "https" and onward.scheme == "http" and not rules.allow_downgrade:
+            raise Refused(f"{url.host} leads from https to http", "give a digest, or the URL of a server that stays with https")
+        url = onward
+    raise Invalid(f"the URL was redirected more than {MAX_REDIRECTS} times")
+
+
+def _client(rules: Rules, patience: Patience) -> httpx2.AsyncClient:
+    timeout = httpx2.Timeout(patience.silence, connect=patience.connect)
+    return httpx2.AsyncClient(verify=rules.tls or ssl.create_default_context(), trust_env=False, timeout=timeout)
+
+
+@contextlib.asynccontextmanager
+async def _sent(
+    client: httpx2.AsyncClient, url: Url, addresses: Sequence[str], headers: Mapping[str, str]
+) -> AsyncIterator[httpx2.Response]:
+    """The answer of the first address that takes the connection; Host and SNI carry the name."""
+    answer = await _first(client, url, addresses, headers)
+    try:
+        yield answer
+    except httpx2.TransportError as error:
+        raise PeerAway(f"the connection to {url.host} broke off", AGAIN) from error
+    finally:
+        await answer.aclose()
+
+
+async def _first(client: httpx2.AsyncClient, url: Url, addresses: Sequence[str], headers: Mapping[str, str]) -> httpx2.Response:
+    problem: Exception | None = None
+    for address in addresses:
+        request = client.build_request(
+            "GET", url.at(address), headers={**_HEADERS, **headers, "Host": url.authority}, extensions={"sni_hostname": url.host}
+        )
+        try:
+            return await client.send(request, stream=True, follow_redirects=False)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            problem = error
+        except httpx2.TransportError as error:
+            raise PeerAway(f"{url.host} broke off before it answered", AGAIN) from error
+    if "CERTIFICATE_VERIFY_FAILED" in str(problem):
+        raise Refused(f"{url.host} could not prove that it is {url.host}: its certificate is not valid") from problem
+    raise PeerAway(f"{url.host} can't be reached", "check the network; " + AGAIN) from problem
+
+
+async def _chunks(answer: httpx2.Response, patience: Patience) -> AsyncIterator[bytes]:
+    """What the server sends, as long as it is not encoded and comes fast enough."""
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        raise Failed("the server sent the file in an encoding that was not asked for")
+    begin, got = time.monotonic(), 0
+    async for chunk in answer.aiter_raw():
+        yield chunk
+        got += len(chunk)
+        passed = time.monotonic() - begin
+        if passed >= patience.window:
+            if got / passed < patience.slowest:
+                raise PeerAway(f"the server sends less than {format_size(int(patience.slowest))} a second", AGAIN)
+            begin, got = time.monotonic(), 0
+
+
+def _check_status(answer: httpx2.Response, wanted: Sequence[int]) -> None:
+    """Raise the kind of error a status stands for; the server's own words are not repeated."""
+    status = answer.status_code
+    if status in wanted:
+        return
+    kind: type[VirtuaryError] = Failed
+    if status in (404, 410):
+        kind = NotFound
+    elif status in (401, 403):
+        kind = Refused
+    elif status in (408, 425, 429) or status >= 500:
+        kind = PeerAway
+    raise kind(f"the server answered with status {status}", "check the URL" if kind is NotFound else None, status=status)

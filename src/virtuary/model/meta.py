@@ -1,0 +1,131 @@
+"""What every document has: an identity, a name, labels, revision and generation."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from virtuary.base.errors import Invalid
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?(?::[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?)?")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9./_-]{0,61}[a-z0-9])?")
+
+
+def check_name(text: str) -> str:
+    """A server's or host's name: 1-63 of a-z, 0-9 and inner dashes; compared in lower case. Raises ValueError."""
+    name = text.strip().lower()
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{text[:80]!r} is not a valid name: use 1 to 63 letters, digits and inner dashes, for example web1")
+    return name
+
+
+def check_image_name(text: str) -> str:
+    """An image's name: like a server's, with dots, and at most one `:tag`. Raises ValueError."""
+    name = text.strip().lower()
+    if not _IMAGE_NAME.fullmatch(name):
+        raise ValueError(f"{text[:80]!r} is not a valid image name: write NAME or NAME:TAG, for example debian:12")
+    return name
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    if len(labels) > 64:
+        raise ValueError("at most 64 labels are allowed")
+    for key, value in labels.items():
+        if not _LABEL.fullmatch(key):
+            raise ValueError(f"{key[:80]!r} is not a valid label: use lower-case letters, digits and . / _ -")
+        if len(value) > 256 or not value.isprintable():
+            raise ValueError(f"the value of label {key!r} must be printable and at most 256 characters long")
+    return labels
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+ImageName = Annotated[str, AfterValidator(check_image_name)]
+Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+class Model(BaseModel):
+    """Frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_timedelta="float")
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated."""
+        return self.model_validate({**{name: getattr(self, name) for name in self.__class__.model_fields}, **changes})
+
+
+class Meta(Model):
+    id: str = Field(default_factory=new_id)
+    name: str
+    labels: Labels = Field(default_factory=dict)
+    created: datetime = Field(default_factory=utcnow)
+    generation: int = 1
+    """Counts changes of the spec; status.applied names the one that is in force."""
+    deleted: datetime | None = None
+    """Set while the document lies in the trash."""
+    purge: bool = False
+    """Set once the deletion is final; the worker removes everything, then the document."""
+    revision: int = 0
+    """The store's revision of the last write; never stored itself, it is the ETag."""
+
+
+class Document(Model):
+    """A noun with its identity. `prefix` is its place in the store."""
+
+    prefix: ClassVar[str]
+    meta: Meta
+
+    @property
+    def key(self) -> str:
+        return f"{self.prefix}/{self.meta.id}"
+
+    @property
+    def name(self) -> str:
+        return self.meta.name
+
+    @property
+    def id(self) -> str:
+        return self.meta.id
+
+    def dump(self) -> bytes:
+        """The bytes the store keeps; the revision is the store's own and left out."""
+        body = self.model_dump(mode="json")
+        body["meta"].pop("revision")
+        return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @classmethod
+    def load(cls, value: bytes, revision: int) -> Self:
+        body = json.loads(value)
+        body["meta"]["revision"] = revision
+        return cls.model_validate(body)
+
+
+def invalid(error: ValidationError) -> Invalid:
+    """The `Invalid` that tells all findings of a validation at once, each with its JSON pointer."""
+    findings = [
+        {"pointer": "/" + "/".join(str(part) for part in item["loc"]), "detail": _plain(item["msg"])} for item in error.errors()
+    ]
+    sentence = "; ".join(_line(finding) for finding in findings[:5])
+    return Invalid(sentence, errors=findings)
+
+
+def _line(finding: dict[str, str]) -> str:
+    where = finding["pointer"].strip("/").replace("/", ".")
+    return f"{where}: {finding['detail']}" if where else finding["detail"]
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,51 @@
+"""An operation: a deed with a beginning and an end, that survives a crash and can be waited for or cancelled."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from virtuary.model.meta import Document, Model, utcnow
+
+Phase = Literal["pending", "running", "done", "failed", "cancelled"]
+ENDED = ("done", "failed", "cancelled")
+LOG_LINES = 200
+
+
+class LogLine(Model):
+    at: datetime = Field(default_factory=utcnow)
+    text: str
+
+
+class OperationSpec(Model):
+    kind: str
+    target: str
+    """Key of the document it is about, for example vm/<id>."""
+    target_name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    actor: str = ""
+    cancel: bool = False
+
+
+class OperationStatus(Model):
+    phase: Phase = "pending"
+    stage: str = ""
+    progress: float | None = None
+    """Share of the current stage that is done, 0 to 1, where known."""
+    log: tuple[LogLine, ...] = ()
+    error: dict[str, Any] | None = None
+    """Problem body (RFC 9457) of a failed operation."""
+    started: datetime | None = None
+    ended: datetime | None = None
+
+
+class Operation(Document):
+    prefix: ClassVar[str] = "operation"
+    spec: OperationSpec
+    status: OperationStatus = Field(default_factory=OperationStatus)
+
+    @property
+    def ended(self) -> bool:
+        return self.status.phase in ENDED

@@ -1,0 +1,183 @@
+"""The virtual server: what its owner wishes of it and what its host last saw of it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from datetime import datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from virtuary.base.units import GIB, MIB
+from virtuary.model.meta import Document, ImageName, Model
+
+Power = Literal["running", "paused", "stopped"]
+State = Literal[
+    "creating", "starting", "running", "paused", "stopping", "stopped", "crashed", "unresponsive", "unknown", "trashed"
+]
+Arch = Literal["x86_64"]
+STAGES = ("image", "disk", "firmware", "kernel", "agent", "network", "ssh")
+"""What a launch passes through, in this order; each is noted when a real signal shows it."""
+
+MIN_MEMORY, MAX_MEMORY = 64 * MIB, 16 * 1024 * GIB
+MAX_DISK = 64 * 1024 * GIB
+_KEY_KIND = r"(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp(?:256|384|521)|sk-[a-z0-9@.-]+)"
+_KEY = re.compile(_KEY_KIND + r" [A-Za-z0-9+/=]{40,16000}(?: [^\n\r]{0,200})?")
+
+
+def _check_key(text: str) -> str:
+    key = text.strip()
+    if not _KEY.fullmatch(key) or not key.isprintable():
+        raise ValueError("an SSH public key is one line such as 'ssh-ed25519 AAAA... name'")
+    return key
+
+
+SshKey = Annotated[str, AfterValidator(_check_key)]
+
+
+class Publish(Model):
+    """A port of the host that leads to a port of the guest."""
+
+    host: int = Field(ge=1, le=65535)
+    guest: int = Field(ge=1, le=65535)
+    protocol: Literal["tcp", "udp"] = "tcp"
+    address: str = "127.0.0.1"
+    """Address of the host to listen on; 0.0.0.0 for all."""
+
+    @model_validator(mode="after")
+    def _address_is_one(self) -> Publish:
+        ipaddress.ip_address(self.address)
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.host}->{self.guest}/{self.protocol}"
+
+
+class VmSpec(Model):
+    image: ImageName
+    image_id: str = ""
+    """The image's id, pinned at creation."""
+    owner: str = ""
+    """Id of the host that runs the server; only that host lets its virtual CPUs run."""
+    power: Power = "running"
+    cpus: int = Field(default=1, ge=1, le=255)
+    memory: int = Field(default=1 * GIB, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
+    """Size of the root disk; the image's own size when not given."""
+    publish: tuple[Publish, ...] = Field(default=(), max_length=64)
+    ssh_keys: tuple[SshKey, ...] = Field(default=(), max_length=64)
+    user_data: bool = False
+    """Whether cloud-init user data was given; the text itself is kept apart and never shown."""
+    arch: Arch = "x86_64"
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    firmware: Literal["auto", "bios", "uefi"] = "auto"
+    machine: str = ""
+    """QEMU machine type, pinned at creation so that an upgrade does not change the hardware."""
+    autostart: bool = False
+    restart_policy: Literal["always", "on-failure", "no"] = "no"
+    protect: bool = False
+    """While set, deletion is refused."""
+    restarts: int = Field(default=0, ge=0)
+    """Counts restarts asked for; a running server started under a smaller count is restarted."""
+
+    @model_validator(mode="after")
+    def _ports_are_distinct(self) -> VmSpec:
+        seen: set[tuple[int, str]] = set()
+        for port in self.publish:
+            if (port.host, port.protocol) in seen:
+                raise ValueError(f"port {port.host}/{port.protocol} of the host is published twice")
+            seen.add((port.host, port.protocol))
+        return self
+
+
+class VmWish(Model):
+    """What a user may say when creating a server; everything else in the spec is decided by us."""
+
+    name: str | None = None
+    image: ImageName
+    labels: dict[str, str] = Field(default_factory=dict)
+    power: Power = "running"
+    cpus: int | None = Field(default=None, ge=1, le=255)
+    memory: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
+    publish: tuple[Publish, ...] = ()
+    ssh_keys: tuple[SshKey, ...] = ()
+    user_data: str | None = Field(default=None, max_length=256 * 1024)
+    arch: Arch = "x86_64"
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    firmware: Literal["auto", "bios", "uefi"] = "auto"
+    autostart: bool = False
+    restart_policy: Literal["always", "on-failure", "no"] = "no"
+    protect: bool = False
+
+
+class VmChange(Model):
+    """What a user may change later; fields left out stay as they are."""
+
+    labels: dict[str, str] | None = None
+    cpus: int | None = Field(default=None, ge=1, le=255)
+    memory: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
+    publish: tuple[Publish, ...] | None = None
+    accel: Literal["auto", "kvm", "tcg"] | None = None
+    autostart: bool | None = None
+    restart_policy: Literal["always", "on-failure", "no"] | None = None
+    protect: bool | None = None
+
+
+class Runtime(Model):
+    """The process that is this server right now; enough to find it again and to know it is the same."""
+
+    generation: int
+    """Generation of the spec it was started with."""
+    restarts: int
+    boot_id: str
+    pid: int
+    start: int
+    """Start time of the process in clock ticks since boot: with the pid, its identity."""
+    network_pid: int | None = None
+    network_start: int | None = None
+    uid: int
+    accel: str
+    level: Literal["L0", "L1", "L2", "L3"]
+    gaps: tuple[str, ...] = ()
+    """What the isolation level lacks here, in words."""
+    network: Literal["passt", "qemu-user", "none"] = "none"
+    ssh_port: int | None = None
+    """Port on 127.0.0.1 of the host that leads to the guest's SSH."""
+    end: str | None = None
+    """Why it is being ended, noted before it is: shutdown (by the guest), stop, restart, panic, cancel. None: unexpected."""
+    started: datetime
+
+
+class Crash(Model):
+    at: datetime
+    why: str
+
+
+class VmStatus(Model):
+    state: State = "creating"
+    reason: str | None = None
+    """Why the state is what it is, when that is not plain: the crash, the missing thing."""
+    stage: str | None = None
+    """The last stage of starting that was reached."""
+    stages: dict[str, float] = Field(default_factory=dict)
+    """Seconds from the start to each stage reached, of the current or last run."""
+    applied: int = 0
+    runtime: Runtime | None = None
+    disk_ready: bool = False
+    disk_size: int | None = None
+    identity: str | None = None
+    """The hostname whose identity has been given to the guest; None before the first time."""
+    addresses: tuple[str, ...] = ()
+    since: datetime | None = None
+    """When the state became what it is."""
+    crashes: tuple[Crash, ...] = ()
+    """Crashes of the last ten minutes; five of them stop the restarting."""
+
+
+class Vm(Document):
+    prefix: ClassVar[str] = "vm"
+    spec: VmSpec
+    status: VmStatus = Field(default_factory=VmStatus)

@@ -1,0 +1,160 @@
+"""What one host does: a worker for each of its servers and images, woken by the store's changes; housekeeping beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from datetime import timedelta
+from typing import Protocol
+
+from virtuary.base.errors import Conflict, NotFound, VirtuaryError
+from virtuary.base.log import say
+from virtuary.base.proc import run
+from virtuary.model.operation import Operation
+from virtuary.model.vm import Vm
+from virtuary.node.images import ImageWorker
+from virtuary.node.site import Site
+from virtuary.node.worker import Worker
+from virtuary.qemu.process import become_subreaper
+
+logger = logging.getLogger("virtuary.node")
+TRASH_LIFE = timedelta(days=7)
+KEPT_OPERATIONS = 500
+HOUSEKEEPING = 600.0
+
+
+class _Work(Protocol):
+    def wake(self) -> None: ...
+    async def work(self) -> None: ...
+
+
+class Node:
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.workers: dict[str, _Work] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Make what the host needs, then a worker for every document there is."""
+        become_subreaper()
+        await ensure_key(self.site)
+        for leftover in self.site.paths.images.glob(".making-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        await self._autostart()
+
+    async def run(self) -> None:
+        """Follow the store and keep house, until cancelled; every machine runs on."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow())
+                group.create_task(self._keep_house())
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def worker(self, vm_id: str) -> Worker:
+        """The worker of a server of this host; raises NotFound."""
+        worker = self.workers.get(f"vm/{vm_id}")
+        if not isinstance(worker, Worker):
+            raise NotFound("this host does not run that server")
+        return worker
+
+    async def _follow(self) -> None:
+        store = self.site.store
+        while True:
+            since = store.revision
+            for prefix in ("vm/", "image/"):
+                for record in store.list(prefix).records:
+                    self._wake(record.key)
+            try:
+                async for change in store.watch("", since):
+                    self._on_change(change.key, change.value)
+                return
+            except Conflict:
+                continue  # the log was compacted below us: list again
+
+    def _on_change(self, key: str, value: bytes | None) -> None:
+        if key.startswith(("vm/", "image/")):
+            self._wake(key)
+            if key.startswith("image/"):
+                for other in [name for name in self.workers if name.startswith("vm/")]:
+                    self._wake(other)
+        elif key.startswith("operation/") and value:
+            self._wake(Operation.load(value, 0).spec.target)
+
+    def _wake(self, key: str) -> None:
+        if not key.startswith(("vm/", "image/")):
+            return
+        if key not in self.workers:
+            if self.site.store.get(key) is None:
+                return
+            kind, _, identity = key.partition("/")
+            worker: _Work = Worker(self.site, identity) if kind == "vm" else ImageWorker(self.site, identity)
+            self.workers[key] = worker
+            task = asyncio.create_task(worker.work(), name=key)
+            task.add_done_callback(lambda done: self._ended(key, done))
+            self._tasks[key] = task
+        self.workers[key].wake()
+
+    def _ended(self, key: str, task: asyncio.Task[None]) -> None:
+        self.workers.pop(key, None)
+        self._tasks.pop(key, None)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("the worker of %s ended", key, exc_info=error)
+            asyncio.get_running_loop().call_later(5, self._wake, key)
+
+    async def _autostart(self) -> None:
+        """After a boot of the host: what is marked autostart is wished to run, whatever ran and is not marked is not."""
+        store = self.site.store
+        for record in store.list("vm/").records:
+            vm = Vm.load(record.value, record.revision)
+            runtime = vm.status.runtime
+            if runtime is None or runtime.boot_id == self.site.boot:
+                continue
+            wanted = "running" if vm.spec.autostart or vm.spec.restart_policy == "always" else "stopped"
+            status = vm.status.but(runtime=None, state="stopped", reason="the host was restarted", addresses=())
+            changed = vm.but(status=status, spec=vm.spec.but(power=wanted))
+            await store.txn({vm.key: record.revision}, {vm.key: changed.dump()})
+            say(logger, "host was restarted", vm=vm.name, wanted=wanted)
+
+    async def _keep_house(self) -> None:
+        """Empty the trash after seven days; forget old operations and idempotency keys."""
+        while True:
+            with contextlib.suppress(VirtuaryError):
+                await self._empty_trash()
+                await self._forget_operations()
+            await self.site.clock.sleep(HOUSEKEEPING)
+
+    async def _empty_trash(self) -> None:
+        for record in self.site.store.list("vm/").records:
+            vm = Vm.load(record.value, record.revision)
+            if vm.meta.deleted and not vm.meta.purge and self.site.clock.wall() - vm.meta.deleted > TRASH_LIFE:
+                changed = vm.but(meta=vm.meta.but(purge=True))
+                await self.site.store.txn({vm.key: record.revision}, {vm.key: changed.dump()})
+
+    async def _forget_operations(self) -> None:
+        store = self.site.store
+        every = [Operation.load(record.value, record.revision) for record in store.list("operation/").records]
+        over = sorted((item for item in every if item.ended), key=lambda item: item.meta.created)[:-KEPT_OPERATIONS]
+        if over:
+            await store.txn({}, {}, [item.key for item in over])
+        limit = (self.site.clock.wall() - timedelta(hours=24)).isoformat()
+        old = [record.key for record in store.list("idempotency/").records if record.value[:26] < limit.encode()[:26]]
+        if old:
+            await store.txn({}, {}, old)
+
+
+async def ensure_key(site: Site) -> None:
+    """The SSH key Virtuary logs in with; made once."""
+    key = site.paths.key
+    if key.exists() and key.with_suffix(".pub").exists():
+        return
+    partial = key.with_name(".making")
+    for path in (partial, partial.with_suffix(".pub")):
+        path.unlink(missing_ok=True)
+    await run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "virtuary", "-f", str(partial))
+    partial.with_suffix(".pub").rename(key.with_suffix(".pub"))
+    partial.rename(key)

@@ -1,0 +1,64 @@
+"""Notes on an operation: begun, stage, progress, log line, end. Each is one small transaction on its own document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from virtuary.base.errors import Conflict, VirtuaryError
+from virtuary.model.meta import utcnow
+from virtuary.model.operation import LOG_LINES, LogLine, Operation
+from virtuary.store.api import Store
+
+
+def load(store: Store, key: str) -> Operation | None:
+    record = store.get(key)
+    return Operation.load(record.value, record.revision) if record else None
+
+
+def open_operations(store: Store, target: str | None = None) -> list[Operation]:
+    """Operations that have not ended, oldest first; those on `target` only, if named."""
+    every = [Operation.load(record.value, record.revision) for record in store.list("operation/").records]
+    chosen = [item for item in every if not item.ended and target in (None, item.spec.target)]
+    return sorted(chosen, key=lambda item: item.meta.created)
+
+
+def noted(operation: Operation, text: str | None = None, **changes: Any) -> Operation:
+    """The operation with a log line and changed status fields. Pure."""
+    if operation.status.phase == "pending" and "phase" not in changes:
+        changes["phase"] = "running"
+    if operation.status.started is None:
+        changes["started"] = utcnow()
+    if text and (not operation.status.log or operation.status.log[-1].text != text):
+        changes["log"] = (*operation.status.log, LogLine(text=text))[-LOG_LINES:]
+    return operation.but(status=operation.status.but(**changes))
+
+
+def finished(operation: Operation, error: VirtuaryError | None = None, cancelled: bool = False) -> Operation:
+    """The operation at its end. Pure."""
+    phase = "cancelled" if cancelled else "failed" if error else "done"
+    problem = error.problem() if error else None
+    return noted(operation, error.sentence if error else None, phase=phase, error=problem, ended=utcnow(), progress=None)
+
+
+async def write(store: Store, key: str, change: Any) -> Operation | None:
+    """Apply `change(operation)` to the stored operation, again after a conflict; None when it is gone or has ended."""
+    while True:
+        operation = load(store, key)
+        if operation is None or operation.ended:
+            return operation
+        changed: Operation = change(operation)
+        if changed == operation:
+            return operation
+        try:
+            revision = await store.txn({key: operation.meta.revision}, {key: changed.dump()})
+        except Conflict:
+            continue
+        return changed.but(meta=changed.meta.but(revision=revision))
+
+
+async def note(store: Store, key: str, text: str | None = None, **changes: Any) -> None:
+    await write(store, key, lambda operation: noted(operation, text, **changes))
+
+
+async def finish(store: Store, key: str, error: VirtuaryError | None = None, cancelled: bool = False) -> None:
+    await write(store, key, lambda operation: finished(operation, error, cancelled))

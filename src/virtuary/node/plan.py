@@ -1,0 +1,272 @@
+"""What this host does next about one server. Pure: a world goes in, the next step comes out; None means wait.
+
+A tuple of small planners, the first answer wins. Boot, recovery after a crash, shutdown and deletion are rows of the same
+function. Steps are idempotent, so a crash between any two of them is just another look.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from virtuary.model.vm import State
+from virtuary.node.world import World
+
+CRASH_WINDOW = timedelta(minutes=10)
+CRASH_LIMIT = 5
+STOP_TIMEOUT = 90.0
+"""Seconds a guest is given to shut down when nobody said otherwise."""
+ASK_AGAIN = 15.0
+"""A guest that is still booting ignores the power button: it is pressed again."""
+
+
+class Step(NamedTuple):
+    """The name of an effect in `steps.py`, and what it needs to know."""
+
+    name: str
+    value: Any = None
+
+
+def plan(me: str, world: World) -> Step | None:
+    """The next step of host `me` about one server; None means wait."""
+    if world.vm.spec.owner != me:
+        return None
+    for planner in (cancelling, removal, ended, stopping, preparing, running, reporting, finishing):
+        if step := planner(world):
+            return step
+    return None
+
+
+def cancelling(world: World) -> Step | None:
+    """A cancelled start is undone: the server is stopped, and removed if it was never there before."""
+    operation = world.operation
+    if not operation or not operation.spec.cancel:
+        return None
+    return Step("cancel_operation", operation)
+
+
+def removal(world: World) -> Step | None:
+    """A server whose deletion is final: no process, then no files, then no document."""
+    if not world.vm.meta.purge:
+        return None
+    if world.process == "alive":
+        return Step("kill", "delete")
+    if world.process == "stray":
+        return Step("end_stray")
+    return Step("forget")
+
+
+def ended(world: World) -> Step | None:
+    """A process that is over: note why, clean up, and let the restart policy decide what is wished now."""
+    runtime = world.vm.status.runtime
+    if world.process == "stray":
+        return Step("end_stray")
+    if runtime and world.process == "absent":
+        return Step("collect", after_end(world))
+    if world.process != "alive" or runtime is None or runtime.end:
+        return Step("kill", runtime.end) if world.process == "alive" and runtime and runtime.end else None
+    if world.qemu == "shutdown":
+        return Step("kill", "shutdown")
+    if world.qemu in ("guest-panicked", "internal-error"):
+        return Step("kill", "panic" if world.qemu == "guest-panicked" else "internal-error")
+    return None
+
+
+class End(NamedTuple):
+    """What becomes of a server whose process is over."""
+
+    state: State
+    reason: str | None
+    crashed: bool
+    again: bool
+
+
+def after_end(world: World) -> End:
+    """Judge the end of a process by why it was ended, the restart policy and the recent crashes. Pure."""
+    runtime, spec = world.vm.status.runtime, world.vm.spec
+    assert runtime
+    why = runtime.end
+    if why in ("stop", "cancel", "delete"):
+        return End("stopped", None, False, False)
+    if why == "restart":
+        return End("stopped", None, False, spec.power != "stopped")
+    if why == "shutdown":
+        again = spec.restart_policy == "always" and spec.power != "stopped"
+        return End("stopped", "the guest shut itself down", False, again)
+    reason = crash_reason(world)
+    recent = [crash for crash in world.vm.status.crashes if world.wall - crash.at < CRASH_WINDOW]
+    again = spec.restart_policy in ("always", "on-failure") and spec.power != "stopped" and len(recent) + 1 < CRASH_LIMIT
+    if not again and spec.restart_policy != "no" and len(recent) + 1 >= CRASH_LIMIT:
+        reason += f"; not restarted, because it crashed {CRASH_LIMIT} times within 10 minutes"
+    return End("crashed", reason, True, again)
+
+
+def crash_reason(world: World) -> str:
+    runtime = world.vm.status.runtime
+    assert runtime
+    if runtime.boot_id and world.exit_status is None and not world.last_words and runtime.end is None:
+        return "QEMU ended while nobody watched (the host was restarted, or the process was killed)"
+    if runtime.end == "panic":
+        return "the guest's kernel panicked"
+    if runtime.end:
+        return f"QEMU ended: {runtime.end}"
+    how = ""
+    if world.exit_status is not None:
+        how = f"killed by signal {-world.exit_status}" if world.exit_status < 0 else f"exit status {world.exit_status}"
+    return "QEMU died: " + (_plain(world.last_words) or how or "it said nothing")
+
+
+def _plain(words: str) -> str:
+    """QEMU's last line without its time and its own name."""
+    lines = words.splitlines()
+    return re.sub(r"^\S+Z (qemu-system-\w+: )?", "", lines[-1])[:300] if lines else ""
+
+
+def stopping(world: World) -> Step | None:
+    """Stop what should not run: ask the guest, ask again, and at the end of its time pull the plug."""
+    vm = world.vm
+    if world.process != "alive" or not (vm.spec.power == "stopped" or world.restart_due):
+        return None
+    why = "restart" if world.restart_due and vm.spec.power != "stopped" else "stop"
+    params = world.operation.spec.params if world.operation and world.operation.spec.kind in ("stop", "restart", "delete") else {}
+    if params.get("force"):
+        return Step("kill", why)
+    timeout = float(params.get("timeout", STOP_TIMEOUT))
+    if world.asked_to_stop is None:
+        return Step("ask_shutdown", why)
+    if world.now - world.asked_to_stop >= timeout:
+        return Step("kill", why)
+    return Step("ask_shutdown", why) if world.now - world.asked_last >= ASK_AGAIN else None
+
+
+def preparing(world: World) -> Step | None:
+    """What must be there before QEMU can be started."""
+    vm, image = world.vm, world.image
+    if world.process != "absent" or vm.meta.deleted:
+        return None
+    if image is None:
+        return Step("fail", f"the image {vm.spec.image} is gone")
+    if image.status.state == "failed":
+        return Step("fail", f"the image {vm.spec.image} could not be made: {image.status.reason}")
+    if image.status.state != "ready":
+        return Step("follow_image") if world.operation else None
+    if "disk" not in world.files or not vm.status.disk_ready:
+        return Step("make_disk")
+    if vm.spec.power == "stopped":
+        return None
+    if vm.spec.disk and vm.status.disk_size and vm.spec.disk > vm.status.disk_size:
+        return Step("grow_disk", vm.spec.disk)
+    if (vm.spec.user_data or not image.status.agent) and image.status.cloud_init and "seed" not in world.files:
+        return Step("make_seed")
+    return Step("start")
+
+
+def running(world: World) -> Step | None:
+    """Make a living machine do what is wished: network, release, identity, pause and resume."""
+    vm, runtime = world.vm, world.vm.status.runtime
+    if world.process != "alive" or runtime is None or not world.connected or vm.spec.power == "stopped" or world.restart_due:
+        return None
+    if runtime.network != "none" and not world.network_alive:
+        return Step("start_network")
+    wanted = "paused" if vm.spec.power == "paused" else "running"
+    if world.qemu in ("prelaunch", "paused") and wanted == "running":
+        return Step("resume")
+    if world.qemu == "io-error" and wanted == "running" and world.space:
+        return Step("resume")
+    if world.qemu == "running" and wanted == "paused":
+        return Step("pause")
+    if world.qemu == "running" and "agent" in world.signals and world.identity_wanted:
+        return Step("give_identity")
+    return None
+
+
+def reporting(world: World) -> Step | None:
+    """Write what was seen, when it differs from what is written."""
+    state, reason = state_of(world)
+    status = world.vm.status
+    stages = {stage: round(seconds, 2) for stage, seconds in world.signals.items()}
+    seen = {**status.stages, **{stage: at for stage, at in stages.items() if stage not in status.stages}}
+    addresses = world.addresses or status.addresses
+    if (state, reason, seen, addresses) == (status.state, status.reason, status.stages, status.addresses):
+        return None
+    return Step("report", {"state": state, "reason": reason, "stages": seen, "addresses": addresses})
+
+
+def state_of(world: World) -> tuple[State, str | None]:
+    """The state people are shown, and why where that is not plain. Pure."""
+    vm, status = world.vm, world.vm.status
+    if world.process == "absent":
+        if vm.meta.deleted:
+            return "trashed", None
+        if not status.disk_ready:
+            return "creating", status.reason
+        if status.state in ("crashed", "stopped"):
+            return status.state, status.reason
+        return "stopped", status.reason
+    if world.silent:
+        return "unresponsive", "QEMU does not answer its monitor"
+    if vm.spec.power == "stopped" or world.restart_due:
+        return "stopping", None
+    if world.qemu is None:
+        return (status.state, status.reason) if status.state != "unresponsive" else ("unknown", None)
+    if world.qemu == "io-error":
+        return "paused", "no space: the pool that holds the disk is full; it resumes by itself"
+    if world.qemu == "paused":
+        return "paused", None
+    if world.qemu != "running":
+        return "starting", None
+    if world.image and world.image.status.agent and "agent" not in {**status.stages, **world.signals}:
+        return "starting", None
+    return "running", None
+
+
+def finishing(world: World) -> Step | None:
+    """End an operation whose wish has come true."""
+    operation = world.operation
+    if operation is None:
+        return None
+    return Step("finish", operation) if _fulfilled(world, operation.spec.kind, operation.spec.params) else _progress(world)
+
+
+def _fulfilled(world: World, kind: str, params: dict[str, Any]) -> bool:
+    vm, runtime = world.vm, world.vm.status.runtime
+    idle = world.process == "absent" and runtime is None
+    match kind:
+        case "stop":
+            return idle
+        case "delete":
+            return idle and vm.meta.deleted is not None
+        case "pause":
+            return world.qemu == "paused"
+        case "resume":
+            return world.qemu == "running"
+        case "create":
+            return vm.status.disk_ready
+        case "launch":
+            return world.ready
+        case "start" | "restart":
+            fresh = runtime is not None and runtime.restarts >= vm.spec.restarts
+            return fresh and (world.ready if params.get("wait") == "ready" else world.qemu == "running")
+    return False
+
+
+def _progress(world: World) -> Step | None:
+    """The stage an operation is in, for whoever follows it."""
+    operation, status = world.operation, world.vm.status
+    assert operation
+    if operation.spec.kind not in ("launch", "start", "restart") or world.process != "alive":
+        return None
+    stage = current_stage(world)
+    return Step("note", stage) if stage != operation.status.stage or operation.status.phase == "pending" or not status else None
+
+
+def current_stage(world: World) -> str:
+    """The stage being worked on now: the first one in order without a signal. Pure."""
+    seen = {**world.vm.status.stages, **world.signals}
+    for stage, waits_for in (("firmware", "kernel"), ("kernel", "agent"), ("network", "network"), ("ssh", "ssh")):
+        if stage == "kernel" and world.image and not world.image.status.agent:
+            waits_for = "ssh"
+        if waits_for not in seen:
+            return stage
+    return "agent" if world.identity_wanted else "ssh"

@@ -1,0 +1,288 @@
+"""The live side of one running machine: its process, monitor, console and agent, and the signals heard from them.
+
+Nothing here decides or writes documents. A `Run` is made when a machine is started or adopted, wakes the worker when
+something happened, and is closed when the process has ended or the daemon goes; the machine does not notice either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from virtuary.base.clock import Clock
+from virtuary.base.errors import GuestSilent, VirtuaryError
+from virtuary.base.paths import VmPaths
+from virtuary.base.proc import Identity, adopt, end, wait_end
+from virtuary.guest.agent import Agent, open_agent
+from virtuary.model.vm import Runtime
+from virtuary.node.console import Console
+from virtuary.node.site import Site
+from virtuary.qemu.process import open_errors, read_errors
+from virtuary.qemu.qmp import Monitor, open_monitor
+
+logger = logging.getLogger("virtuary.run")
+KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial ramdisk|systemd\[1\]|init: |login:")
+SILENT_AFTER = 3
+"""Deadlines missed in a row after which a machine counts as unresponsive."""
+
+
+class Run:
+    def __init__(
+        self, paths: VmPaths, runtime: Runtime, pidfd: int, errors: int | None, clock: Clock, wake: Callable[[], None]
+    ) -> None:
+        self.paths, self.runtime = paths, runtime
+        self.pidfd, self.errors = pidfd, errors
+        self.monitor: Monitor | None = None
+        self.agent: Agent | None = None
+        self.qemu_status: str | None = None
+        self.misses = 0
+        self.signals: dict[str, float] = {}
+        """Stage -> seconds from the start to its signal, heard in this daemon's life."""
+        self.addresses: tuple[str, ...] = ()
+        self._ended = asyncio.Event()
+        self.exit_status: int | None = None
+        self.network_pidfd: int | None = None
+        self._wake, self._clock = wake, clock
+        self._began = clock.now() - (clock.wall() - runtime.started).total_seconds()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._agent_task: asyncio.Task[None] | None = None
+        self._probing = False
+        self.console = Console(paths.console, self._heard)
+
+    def open(self) -> None:
+        """Begin to listen; returns at once."""
+        self._spawn(self._watch_process())
+        self._spawn(self._keep_monitor())
+        self._spawn(self._keep_console())
+        if self.runtime.network_pid and self.runtime.network_start:
+            mark = "passt" if self.runtime.network == "passt" else self.paths.home.name
+            self.watch_network(Identity(self.runtime.network_pid, self.runtime.network_start), mark)
+
+    def watch_network(self, identity: Identity, mark: str) -> None:
+        """Notice the end of the process that serves this machine's network; `mark` stands on its command line."""
+        self.network_pidfd = adopt(identity, mark)
+        if self.network_pidfd is not None:
+            self._spawn(self._watch_network(self.network_pidfd))
+
+    @property
+    def network_alive(self) -> bool:
+        return self.network_pidfd is not None
+
+    async def close(self) -> None:
+        """Stop listening; the machine runs on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.agent:
+            await self.agent.close()
+        if self.monitor:
+            await self.monitor.close()
+        for handle in (self.pidfd, self.network_pidfd, self.errors):
+            if handle is not None:
+                os.close(handle)
+
+    def words(self) -> str:
+        """What QEMU wrote to stderr since the last call."""
+        return "" if self.errors is None else read_errors(self.errors)
+
+    def kill(self) -> None:
+        end(self.pidfd, signal.SIGKILL)
+
+    def note(self, stage: str) -> None:
+        """A real signal showed that `stage` was reached."""
+        if stage not in self.signals:
+            self.signals[stage] = self._clock.now() - self._began
+            self._wake()
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("listening failed", exc_info=error)
+
+    async def _watch_process(self) -> None:
+        await wait_end(self.pidfd)
+        self.exit_status = _reap(self.pidfd)
+        self._ended.set()
+        self._wake()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    async def wait_ended(self, seconds: float) -> bool:
+        """Wait for the end of the process, at most so long; says whether it has ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+        return self.ended
+
+    async def _watch_network(self, handle: int) -> None:
+        await wait_end(handle)
+        _reap(handle)
+        if self.network_pidfd == handle:
+            self.network_pidfd = None
+            os.close(handle)
+        self._wake()
+
+    async def _keep_monitor(self) -> None:
+        """Connect, learn the state, follow the events; again when the session breaks."""
+        while not self.ended:
+            try:
+                self.monitor = await open_monitor(self.paths.socket("qmp"))
+                self.qemu_status = await self.monitor.status()
+                self.misses = 0
+                self._spawn(self._ask_agent_port())
+                self._wake()
+                async for name, data in self.monitor.events():
+                    await self._on_event(name, data)
+            except VirtuaryError:
+                self.misses += 1
+                self._wake()
+            if self.monitor:
+                await self.monitor.close()
+            self.monitor = None
+            await asyncio.sleep(0.02 if self.misses < 20 else 1)
+
+    async def _on_event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "VSERPORT_CHANGE":
+            self.note("kernel")
+            if data.get("open"):
+                self.start_agent()
+        elif name == "NIC_RX_FILTER_CHANGED":
+            self.note("kernel")
+            self._spawn(self._probe_ssh())
+        elif name in ("STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR"):
+            await self.refresh()
+            self._wake()
+
+    async def refresh(self) -> None:
+        """Ask QEMU for its state, when it can be asked."""
+        if self.monitor is None:
+            return
+        try:
+            self.qemu_status = await self.monitor.status()
+            self.misses = 0
+        except GuestSilent:
+            self.misses += 1
+
+    @property
+    def silent(self) -> bool:
+        return self.misses >= SILENT_AFTER
+
+    async def _ask_agent_port(self) -> None:
+        """After adoption the port may be open already; no event will tell."""
+        if self.monitor is None:
+            return
+        with contextlib.suppress(VirtuaryError):
+            for item in await self.monitor.run("query-chardev"):
+                if item.get("label") == "agent" and item.get("frontend-open"):
+                    self.note("kernel")
+                    self.start_agent()
+                    self._spawn(self._probe_ssh())
+
+    def start_agent(self) -> None:
+        if self._agent_task is None or self._agent_task.done():
+            self._agent_task = self._spawn(self._keep_agent())
+
+    async def _keep_agent(self) -> None:
+        """Connect to the agent until it answers, then learn the guest's addresses."""
+        pause = 0.05
+        while not self.ended:
+            try:
+                if self.agent is None:
+                    self.agent = await open_agent(self.paths.socket("agent"))
+                await self.agent.run("guest-ping", deadline=5)
+                self.note("agent")
+                await self._learn_addresses()
+                return
+            except (VirtuaryError, OSError):
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2)
+
+    async def _learn_addresses(self) -> None:
+        assert self.agent
+        for attempt in range(120):
+            if found := await self.agent.addresses():
+                self.addresses = found
+                self.note("network")
+                self._spawn(self._probe_ssh())
+                return
+            await asyncio.sleep(0.1 if attempt < 20 else 1)
+
+    async def _probe_ssh(self) -> None:
+        """Look for the banner of the guest's SSH server behind its published port."""
+        port = self.runtime.ssh_port
+        if port is None or self._probing:
+            return
+        self._probing = True
+        patience = 0.5
+        while not self.ended and "ssh" not in self.signals:
+            if await _banner(port, patience):
+                self.note("network")
+                self.note("ssh")
+            else:
+                await asyncio.sleep(0.1)
+                patience = min(patience * 1.3, 5.0)
+
+    async def _keep_console(self) -> None:
+        while not self.ended:
+            with contextlib.suppress(OSError):
+                await self.console.follow(self.paths.socket("serial"))
+            await asyncio.sleep(0.2)
+
+    def _heard(self, chunk: bytes) -> None:
+        if "kernel" not in self.signals and KERNEL_WORDS.search(chunk):
+            self.note("kernel")
+
+
+def _reap(pidfd: int) -> int | None:
+    """Exit status of an ended child, negative for a signal; None when it is not our child."""
+    with contextlib.suppress(ChildProcessError):
+        if result := os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG):
+            return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+    return None
+
+
+async def _banner(port: int, patience: float) -> bool:
+    try:
+        async with asyncio.timeout(patience):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(b"SSH-2.0-virtuary\r\n")
+                return (await reader.read(4)) == b"SSH-"
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
+
+
+def open_run(
+    paths: VmPaths, runtime: Runtime, vm_id: str, site: Site, wake: Callable[[], None], errors: int | None = None
+) -> Run | None:
+    """Listen to the process `runtime` describes, if it still is that process (`vm_id` stands in its arguments); else None.
+
+    `errors`: where its stderr is read, when it was just started; found again otherwise.
+    """
+    if runtime.boot_id != site.boot:
+        return None
+    pidfd = adopt(Identity(runtime.pid, runtime.start), vm_id)
+    if pidfd is None:
+        return None
+    if errors is None:
+        with contextlib.suppress(OSError):
+            errors = open_errors(paths.runtime)
+    run = Run(paths, runtime, pidfd, errors, site.clock, wake)
+    run.open()
+    return run

@@ -1,0 +1,131 @@
+"""What a host knows about itself and lends to its workers: places, store, engine, verdicts. Found once per daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform as host_platform
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from virtuary import __version__
+from virtuary.base.clock import Clock, SystemClock
+from virtuary.base.errors import HostLacks, VirtuaryError
+from virtuary.base.files import write_whole
+from virtuary.base.paths import Paths
+from virtuary.base.proc import boot_id, find_program
+from virtuary.model.host import HostStatus
+from virtuary.network import passt
+from virtuary.qemu.accel import Choice, Verdict, choose, prove
+from virtuary.qemu.platform import PLATFORMS, Platform
+from virtuary.qemu.probe import Binary, find_binary
+from virtuary.qemu.process import Capabilities, choose_jail, find_capabilities
+from virtuary.store.api import Store
+
+UIDS = range(2_000_000_000, 2_000_060_000)
+"""Users of virtual machines in system mode, one each; above every range that distributions hand out."""
+
+
+@dataclass
+class Site:
+    paths: Paths
+    store: Store
+    host_id: str
+    clock: Clock = field(default_factory=SystemClock)
+    boot: str = field(default_factory=boot_id)
+    capabilities: Capabilities = field(default_factory=lambda: Capabilities(False, False, 0, "not asked yet"))
+    network: Literal["passt", "qemu-user"] = "qemu-user"
+    network_fault: str | None = None
+    """Why passt is not used, in words."""
+    uids: dict[str, int] = field(default_factory=dict)
+    """Users given to servers in this daemon's life; they own no file, so nothing is left when one is given again."""
+    starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
+    """How many machines may be starting QEMU at once."""
+
+    async def binary(self, platform: Platform) -> Binary:
+        return await find_binary(platform, self.paths.probes)
+
+    async def verdict(self, platform: Platform) -> Verdict:
+        """The proof, or refutation, of KVM with the CPU model we would use."""
+        program = Path((await self.binary(platform)).program)
+        return await prove(program, platform, "kvm", platform.kvm_cpu, self.paths.probes)
+
+    async def accel(self, platform: Platform, wanted: str) -> Choice:
+        return choose(wanted, await self.verdict(platform))
+
+    def level(self) -> tuple[str, tuple[str, ...]]:
+        """The isolation a machine started now would get, and what it lacks."""
+        jail = choose_jail(self.capabilities, UIDS.start if self.capabilities.root else os.getuid())
+        return jail.level, jail.gaps
+
+
+async def open_site(paths: Paths, store: Store, host_id: str) -> Site:
+    """Find out what this host is."""
+    site = Site(paths, store, host_id)
+    site.capabilities = await find_capabilities()
+    site.network_fault = await prove_passt(paths.probes)
+    site.network = "qemu-user" if site.network_fault else "passt"
+    return site
+
+
+async def prove_passt(cache: Path) -> str | None:
+    """Why passt can't serve machines here, None when it can: a test guest was reached through it. Cached per build and kernel."""
+    try:
+        facts = Path(find_program("passt")).resolve().stat()
+    except HostLacks:
+        return "passt is not installed"
+    place = cache / f"passt-{facts.st_size}-{facts.st_mtime_ns}-{os.uname().release}"
+    if place.exists():
+        return place.read_text(encoding="utf-8") or None
+    fault = await passt.prove()
+    with contextlib.suppress(OSError):
+        write_whole(place, (fault or "").encode())
+    return fault
+
+
+def memory_facts() -> tuple[int, int]:
+    """Bytes of memory the host has, and that are available now."""
+    facts: dict[str, int] = {}
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        facts[name] = int(rest.split()[0]) * 1024
+    return facts["MemTotal"], facts["MemAvailable"]
+
+
+async def host_status(site: Site) -> HostStatus:
+    """The host as `virtuary host` shows it."""
+    platform = PLATFORMS["x86_64"]
+    total, available = memory_facts()
+    usage = shutil.disk_usage(site.paths.state)
+    accel = reason = qemu = ""
+    try:
+        binary = await site.binary(platform)
+        choice = await site.accel(platform, "auto")
+        qemu, accel, reason = binary.version, choice.accel, choice.why
+    except VirtuaryError as error:
+        reason = error.sentence
+    return HostStatus(
+        mode=site.paths.mode,
+        version=__version__,
+        cpus=os.cpu_count() or 1,
+        memory=total,
+        memory_available=available,
+        disk=usage.total,
+        disk_free=usage.free,
+        accel=accel,
+        accel_reason=reason,
+        qemu=qemu,
+        level=site.level()[0],
+        kernel=os.uname().release,
+        system=_system_name(),
+    )
+
+
+def _system_name() -> str:
+    try:
+        return host_platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    except OSError:
+        return "Linux"

@@ -1,0 +1,99 @@
+"""Touches: calls to a server that leave no memory. Screen of the console, commands in the guest, the way in by SSH, the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from virtuary.base.errors import Conflict, GuestSilent
+from virtuary.base.paths import VmPaths
+from virtuary.guest.agent import Outcome
+from virtuary.model.image import Image
+from virtuary.model.vm import Vm
+from virtuary.node.console import Console, tail
+from virtuary.node.describe import machine_of
+from virtuary.node.node import Node
+from virtuary.node.run import Run
+from virtuary.node.site import UIDS, Site
+from virtuary.qemu.argv import command
+from virtuary.qemu.describe import describe
+from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.process import choose_jail
+
+
+def _run(node: Node, vm: Vm) -> Run:
+    run = node.worker(vm.id).run
+    if run is None or run.ended:
+        raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
+    return run
+
+
+async def execute(node: Node, vm: Vm, words: list[str], stdin: bytes, deadline: float) -> Outcome:
+    """Run a command in the guest through its agent. Raises GuestSilent when there is none."""
+    run = _run(node, vm)
+    if run.agent is None and vm.status.state == "starting":
+        raise GuestSilent(f"the guest agent of {vm.name} is not up yet", "repeat when it has started")
+    if run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
+        raise GuestSilent(f"{vm.name} has no guest agent that answers", f"virtuary shell {vm.name} needs none")
+    return await run.agent.execute(words, stdin, deadline)
+
+
+def console_of(node: Node, vm: Vm) -> Console:
+    """The serial console of a running server."""
+    return _run(node, vm).console
+
+
+def console_log(site: Site, vm: Vm, size: int) -> bytes:
+    """The last `size` bytes of what the serial console printed, also of a stopped server."""
+    return tail(site.paths.vm(vm.id).console, size)
+
+
+def qemu_log(paths: VmPaths) -> str:
+    """What QEMU itself wrote when it ended."""
+    try:
+        return paths.errors.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def way_in(site: Site, vm: Vm, image: Image | None) -> dict[str, Any]:
+    """How to reach the server's SSH: user, address, port, the key to show and where its host key is remembered."""
+    runtime = vm.status.runtime
+    if runtime is None or runtime.ssh_port is None:
+        raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
+    return {
+        "host": "127.0.0.1",
+        "port": runtime.ssh_port,
+        "user": image.status.user if image else "root",
+        "key": str(site.paths.key),
+        "known_hosts": str(site.paths.vm(vm.id).known_hosts),
+        "alias": f"virtuary-{vm.id}",
+        "ready": "ssh" in vm.status.stages and vm.status.state == "running",
+        "state": vm.status.state,
+        "stages": vm.status.stages,
+    }
+
+
+async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
+    """What a start would do: accelerator, isolation, and the exact command line."""
+    platform = PLATFORMS[vm.spec.arch]
+    steps = [] if image.status.state == "ready" else [f"make the image {image.name}"]
+    steps += ["make the disk, an overlay on the image"]
+    if vm.spec.power == "stopped":
+        return {"steps": steps}
+    choice = await site.accel(platform, vm.spec.accel)
+    binary = await site.binary(platform)
+    jail = choose_jail(site.capabilities, UIDS.start)
+    steps += [f"start QEMU {binary.version} with {choice.accel}", "wait until a shell is possible"]
+    plan: dict[str, Any] = {
+        "steps": steps,
+        "accel": choice.accel,
+        "why": choice.why,
+        "level": jail.level,
+        "gaps": list(jail.gaps),
+    }
+    if image.status.state == "ready":
+        machine = await machine_of(site, vm, image, choice.accel)
+        plan["command"] = command(binary.program, describe(machine))
+    else:
+        plan["note"] = "the command line is known once the image is made"
+    return plan

@@ -1,0 +1,176 @@
+"""The loop about one server: look, plan, one step, say it. It is the only writer of the server's status.
+
+It sleeps on its document, QEMU's events, the end of the process, and a timer. A step that fails with a kind that means
+*again* is repeated with backoff; any other failure becomes the end of the operation and a reason on the document. An unknown
+exception is logged and noted, and the loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from virtuary.base.errors import Bug, Conflict, VirtuaryError, of_system
+from virtuary.base.log import say
+from virtuary.model.image import Image
+from virtuary.model.vm import Vm
+from virtuary.node import operations, steps
+from virtuary.node.plan import Step, plan
+from virtuary.node.run import Run, open_run
+from virtuary.node.site import Site
+from virtuary.node.world import Process, World
+
+logger = logging.getLogger("virtuary.worker")
+IDLE_LOOK, BUSY_LOOK = 30.0, 1.0
+"""Seconds after which the worker looks again unasked."""
+MAX_BACKOFF = 30.0
+
+
+class Worker:
+    def __init__(self, site: Site, vm_id: str) -> None:
+        self.site = site
+        self.key = f"vm/{vm_id}"
+        self.paths = site.paths.vm(vm_id)
+        self.vm_id = vm_id
+        self.run: Run | None = None
+        self.asked_to_stop: float | None = None
+        self.asked_last = 0.0
+        self.last_words = ""
+        self._wake = asyncio.Event()
+        self._looked = False
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def work(self) -> None:
+        """Until the document is gone, or for ever."""
+        pause = 0.5
+        try:
+            while True:
+                self._wake.clear()
+                world = self.look()
+                if world is None:
+                    return
+                step = plan(self.site.host_id, world)
+                if step is None:
+                    await self.sleep(BUSY_LOOK if self._busy(world) else IDLE_LOOK)
+                    continue
+                done = await self._do(step, world)
+                pause = 0.5 if done else min(pause * 2, MAX_BACKOFF)
+                if not done:
+                    await self.sleep(pause)
+        finally:
+            if self.run:
+                await self.run.close()
+
+    def _busy(self, world: World) -> bool:
+        settled = world.vm.status.state in ("running", "paused", "stopped", "crashed", "trashed")
+        return world.operation is not None or not settled or (world.vm.status.reason is not None and world.process == "alive")
+
+    async def sleep(self, seconds: float) -> None:
+        """Until something happens, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    async def _do(self, step: Step, world: World) -> bool:
+        """One step and the line that tells of it; says whether it went well."""
+        state = world.vm.status.state
+        if step.name not in ("report", "note"):
+            say(logger, "step", vm=world.vm.name, wanted=world.vm.spec.power, found=state, step=step.name)
+        try:
+            await steps.STEPS[step.name](self, world, step.value)
+            return True
+        except Conflict:
+            return True  # somebody wrote meanwhile: look again
+        except VirtuaryError as error:
+            say(logger, "step failed", logging.WARNING, vm=world.vm.name, step=step.name, error=error.sentence)
+            if error.retry:
+                return False
+            return await self._give_up(world, error)
+        except OSError as error:
+            say(logger, "step failed", logging.WARNING, vm=world.vm.name, step=step.name, error=error)
+            return await self._give_up(world, of_system(error))
+        except Exception as error:
+            logger.exception("step=%s vm=%s: a defect", step.name, world.vm.name)
+            return await self._give_up(world, Bug(f"{step.name} met a defect: {error!r}"))
+
+    async def _give_up(self, world: World, error: VirtuaryError) -> bool:
+        try:
+            await steps.give_up(self, world, error)
+        except VirtuaryError as second:
+            say(logger, "giving up failed", logging.WARNING, vm=world.vm.name, error=second.sentence)
+        return False
+
+    # ---- looking
+
+    def load(self) -> Vm | None:
+        record = self.site.store.get(self.key)
+        return Vm.load(record.value, record.revision) if record else None
+
+    def look(self) -> World | None:
+        """The world as it is now; None when the document is gone. Never waits for QEMU."""
+        vm = self.load()
+        if vm is None:
+            return None
+        store = self.site.store
+        record = store.get(f"image/{vm.spec.image_id}")
+        process = self._find_process(vm)
+        run = self.run
+        active = operations.open_operations(store, self.key)
+        making = operations.open_operations(store, f"image/{vm.spec.image_id}") if active else []
+        if run and run.ended:
+            self.last_words = (self.last_words + run.words())[-4000:]
+        return World(
+            vm=vm,
+            wall=self.site.clock.wall(),
+            now=self.site.clock.now(),
+            image=Image.load(record.value, record.revision) if record else None,
+            operation=active[0] if active else None,
+            image_operation=making[0] if making else None,
+            process=process,
+            connected=bool(run and run.monitor),
+            qemu=run.qemu_status if run and process == "alive" else None,
+            silent=bool(run and run.silent),
+            exit_status=run.exit_status if run else None,
+            last_words=self.last_words,
+            network_alive=bool(run and run.network_alive),
+            signals=dict(run.signals) if run else {},
+            addresses=run.addresses if run else (),
+            files=frozenset(
+                name
+                for name, path in (
+                    ("disk", self.paths.disk),
+                    ("seed", self.paths.seed),
+                    ("firmware-vars", self.paths.firmware_vars),
+                )
+                if path.exists()
+            ),
+            asked_to_stop=self.asked_to_stop,
+            asked_last=self.asked_last,
+            space=steps.has_space(self.site),
+        )
+
+    def _find_process(self, vm: Vm) -> Process:
+        runtime = vm.status.runtime
+        if runtime is None:
+            return "stray" if not self.run and self.paths.socket("qmp").exists() else "absent"
+        if self.run is None and not self._looked:
+            self.run = open_run(self.paths, runtime, vm.id, self.site, self.wake)
+        self._looked = True
+        return "alive" if self.run and not self.run.ended else "absent"
+
+    async def write(self, vm: Vm, **changes: Any) -> Vm:
+        """Change status fields of the stored document, over whatever others changed in its spec meanwhile."""
+        while True:
+            current = self.load()
+            if current is None:
+                raise Conflict(f"{vm.name} is gone")
+            changed = current.but(status=current.status.but(**changes))
+            try:
+                await self.site.store.txn({self.key: current.meta.revision}, {self.key: changed.dump()})
+            except Conflict:
+                continue
+            return changed

@@ -1,0 +1,66 @@
+"""The world of one server as one frozen value: its documents, its process, what QEMU and the guest said. Input of `plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from virtuary.model.image import Image
+from virtuary.model.operation import Operation
+from virtuary.model.vm import Vm
+
+Process = Literal["absent", "alive", "stray"]
+
+
+@dataclass(frozen=True)
+class World:
+    vm: Vm
+    wall: datetime
+    now: float
+    """Monotonic seconds."""
+    image: Image | None = None
+    operation: Operation | None = None
+    """The oldest operation on this server that has not ended."""
+    image_operation: Operation | None = None
+    """The operation that makes the image, if one is under way."""
+    process: Process = "absent"
+    """`stray`: a QEMU of this server runs, but no record says so; it never executed the guest."""
+    connected: bool = False
+    qemu: str | None = None
+    """QEMU's run state as last heard."""
+    silent: bool = False
+    exit_status: int | None = None
+    last_words: str = ""
+    """What QEMU wrote to stderr last."""
+    network_alive: bool = True
+    signals: dict[str, float] = field(default_factory=dict)
+    """Stage -> seconds since the start at which it was heard, in this run."""
+    addresses: tuple[str, ...] = ()
+    files: frozenset[str] = frozenset()
+    """Which of disk, seed, firmware-vars are there."""
+    asked_to_stop: float | None = None
+    """Monotonic time at which the guest was first asked to shut down."""
+    asked_last: float = 0.0
+    space: bool = True
+    """Whether the pool has room again for a machine that was paused because it had none."""
+
+    @property
+    def restart_due(self) -> bool:
+        """Whether it runs from before the last restart that was asked for."""
+        runtime = self.vm.status.runtime
+        return runtime is not None and runtime.restarts < self.vm.spec.restarts
+
+    @property
+    def identity_wanted(self) -> bool:
+        """Whether the guest still has to be given its identity by agent."""
+        return bool(self.image and self.image.status.agent and self.vm.status.identity != self.vm.name)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a shell is possible, as far as this image can tell."""
+        if self.process != "alive" or self.qemu != "running" or self.image is None:
+            return False
+        if self.image.status.agent and ("agent" not in self.signals or self.identity_wanted):
+            return False
+        return "ssh" in self.signals

@@ -1,0 +1,232 @@
+"""A virtual machine as data: model in, parts out. Pure; opens nothing, asks nothing.
+
+`describe(wanted)` gives everything QEMU is told; `argv.command` turns it into the exact line. No user's string ever
+stands in an argument: what comes from users is numbers, enumerations and files named by us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from virtuary.base.units import MIB
+from virtuary.qemu.bus import slot
+from virtuary.qemu.firmware import Firmware
+from virtuary.qemu.parts import Grant, Grants, Part, Parts
+from virtuary.qemu.platform import Platform
+
+TRANSLATION_BUFFER = 256
+"""MiB QEMU may use for translated code when it emulates; only what is used counts."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that decides a machine's command line, resolved: no defaults are left to choose."""
+
+    uuid: str
+    platform: Platform
+    machine_type: str
+    accel: Literal["kvm", "tcg"]
+    cpus: int
+    memory: int
+    disk: Path
+    base: Path
+    """The image below the disk."""
+    firmware: Firmware
+    runtime: Path
+    """Folder of the listening sockets."""
+    mac: str
+    vars_file: Path | None = None
+    seed: Path | None = None
+    kernel: Path | None = None
+    initrd: Path | None = None
+    kernel_args: str = ""
+
+
+def describe(machine: Machine) -> Parts:
+    """The machine as settings, parts and grants, in the order QEMU needs them."""
+    grants = Grants()
+    settings, readable = settings_of(machine, grants)
+    parts = [
+        *memory_parts(machine),
+        *firmware_parts(machine, grants),
+        *disk_parts(machine, grants),
+        *seed_parts(machine, grants),
+        *serial_parts(machine, grants),
+        *agent_parts(machine, grants),
+        *network_parts(machine, grants),
+        *extra_parts(),
+    ]
+    for role in ("qmp", "rescue"):
+        grant = grants.add(role, machine.runtime / role, "socket")
+        parts.append(_listening(role, grant))
+        settings.append(("mon", f"chardev={role},mode=control"))
+    return Parts(settings, parts, grants.all, readable)
+
+
+def settings_of(machine: Machine, grants: Grants) -> tuple[list[tuple[str, str]], list[Path]]:
+    """What QEMU takes as plain options: numbers and words of our own only."""
+    options = {"type": machine.machine_type, **dict(machine.platform.machine_options), "memory-backend": "ram0"}
+    if machine.firmware.kind == "uefi":
+        options |= {"pflash0": "firmware-code", "pflash1": "firmware-vars"}
+    settings = [
+        ("uuid", machine.uuid),
+        ("machine", _keyval(options)),
+        ("accel", accel_option(machine, grants)),
+        ("cpu", machine.platform.kvm_cpu if machine.accel == "kvm" else machine.platform.tcg_cpu),
+        ("smp", f"cpus={machine.cpus},sockets=1,cores={machine.cpus},threads=1"),
+        ("m", f"size={machine.memory // MIB}M"),
+        ("rtc", "base=utc,clock=host"),
+        ("action", "reboot=reset,shutdown=pause,panic=pause"),
+    ]
+    readable: list[Path] = []
+    if machine.kernel and machine.initrd:
+        settings += [("kernel", str(machine.kernel)), ("initrd", str(machine.initrd)), ("append", machine.kernel_args)]
+        readable = [machine.kernel, machine.initrd]
+    return settings, readable
+
+
+def accel_option(machine: Machine, grants: Grants) -> str:
+    if machine.accel == "kvm":
+        return f"kvm,device={grants.add('kvm', Path('/dev/kvm'), 'rw').fdset}"
+    return f"tcg,thread=multi,tb-size={TRANSLATION_BUFFER}"
+
+
+def memory_parts(machine: Machine) -> list[Part]:
+    return [Part("object", {"qom-type": "memory-backend-ram", "id": "ram0", "size": machine.memory})]
+
+
+def firmware_parts(machine: Machine, grants: Grants) -> list[Part]:
+    """UEFI code (read-only, shared) and this machine's own variables; nothing for BIOS, which QEMU brings."""
+    if machine.firmware.kind == "bios":
+        return []
+    assert machine.firmware.code and machine.vars_file
+    code = grants.add("firmware-code", machine.firmware.code, "ro")
+    variables = grants.add("firmware-vars", machine.vars_file, "rw")
+    return [
+        _raw_node("firmware-code", code, read_only=True),
+        _raw_node("firmware-vars", variables, read_only=False),
+    ]
+
+
+def disk_parts(machine: Machine, grants: Grants) -> list[Part]:
+    """The root disk: an overlay of ours on an image of ours, each node with its format named, discard passed down."""
+    grant = grants.add("disk0", machine.disk, "rw")
+    base = grants.add("disk0-base", machine.base, "ro")
+    shared: dict[str, Any] = {"discard": "unmap"}
+    return [
+        Part("blockdev", {"node-name": "disk0-base-file", "driver": "file", "filename": base.fdset, "read-only": True}),
+        Part("blockdev", {"node-name": "disk0-base", "driver": "qcow2", "file": "disk0-base-file", "read-only": True}),
+        Part("blockdev", {"node-name": "disk0-file", "driver": "file", "filename": grant.fdset, "locking": "on", **shared}),
+        Part(
+            "blockdev",
+            {
+                "node-name": "disk0",
+                "driver": "qcow2",
+                "file": "disk0-file",
+                "backing": "disk0-base",
+                "detect-zeroes": "unmap",
+                **shared,
+            },
+        ),
+        Part(
+            "device",
+            {
+                "driver": "virtio-blk-pci",
+                "id": "disk0-device",
+                "drive": "disk0",
+                "serial": "root",
+                **({} if machine.kernel else {"bootindex": 0}),
+                "werror": "enospc",
+                "rerror": "report",
+                **slot("disk0"),
+            },
+        ),
+    ]
+
+
+def seed_parts(machine: Machine, grants: Grants) -> list[Part]:
+    """The cloud-init seed, a read-only disk."""
+    if not machine.seed:
+        return []
+    grant = grants.add("seed0", machine.seed, "ro")
+    return [
+        _raw_node("seed0", grant, read_only=True),
+        Part("device", {"driver": "virtio-blk-pci", "id": "seed0-device", "drive": "seed0", "serial": "seed", **slot("seed0")}),
+    ]
+
+
+def serial_parts(machine: Machine, grants: Grants) -> list[Part]:
+    grant = grants.add("serial", machine.runtime / "serial", "socket")
+    return [
+        _listening("serial", grant),
+        Part("device", {"driver": machine.platform.serial_device, "id": "serial-device", "chardev": "serial"}),
+    ]
+
+
+def agent_parts(machine: Machine, grants: Grants) -> list[Part]:
+    grant = grants.add("agent", machine.runtime / "agent", "socket")
+    return [
+        _listening("agent", grant),
+        Part("device", {"driver": "virtio-serial-pci", "id": "serial-bus", "max_ports": 8, **slot("serial-bus")}),
+        Part(
+            "device",
+            {
+                "driver": "virtserialport",
+                "id": "agent-device",
+                "bus": "serial-bus.0",
+                "nr": 1,
+                "chardev": "agent",
+                "name": "org.qemu.guest_agent.0",
+            },
+        ),
+    ]
+
+
+def network_parts(machine: Machine, grants: Grants) -> list[Part]:
+    """One NIC; behind it a listening socket to which whoever serves the network is connected, and may be replaced."""
+    grant = grants.add("network", machine.runtime / "network", "socket")
+    backend = {"type": "stream", "server": True, "addr": {"type": "fd", "str": str(grant.number)}}
+    device = {
+        "driver": "virtio-net-pci",
+        "id": "net0-device",
+        "netdev": "net0",
+        "mac": machine.mac,
+        "romfile": "",
+        **slot("net0"),
+    }
+    return [Part("netdev", {"id": "net0", **backend}), Part("device", device)]
+
+
+def extra_parts() -> list[Part]:
+    """Random numbers, balloon, generation id, panic notice."""
+    return [
+        Part("object", {"qom-type": "rng-builtin", "id": "rng0"}),
+        Part("device", {"driver": "virtio-rng-pci", "id": "rng0-device", "rng": "rng0", **slot("rng0")}),
+        Part(
+            "device",
+            {
+                "driver": "virtio-balloon-pci",
+                "id": "balloon0",
+                "free-page-reporting": True,
+                "deflate-on-oom": True,
+                **slot("balloon0"),
+            },
+        ),
+        Part("device", {"driver": "vmgenid", "id": "generation0", "guid": "auto"}),
+        Part("device", {"driver": "pvpanic-pci", "id": "panic0", **slot("panic0")}),
+    ]
+
+
+def _raw_node(name: str, grant: Grant, *, read_only: bool) -> Part:
+    file = {"driver": "file", "filename": grant.fdset, "locking": "off" if read_only else "on"}
+    return Part("blockdev", {"node-name": name, "driver": "raw", "read-only": read_only, "file": file})
+
+
+def _listening(name: str, grant: Grant) -> Part:
+    return Part("chardev", {"id": name, "backend": "socket", "fd": grant.number, "server": "on", "wait": "off"})
+
+
+def _keyval(options: dict[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in options.items())

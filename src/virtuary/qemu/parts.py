@@ -1,0 +1,63 @@
+"""A device is one dict: what every part of a virtual machine is described by.
+
+The same dict becomes JSON on QEMU's command line at boot and the arguments of a QMP command at run time.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+Kind = Literal["object", "blockdev", "netdev", "chardev", "device"]
+
+
+class Part(NamedTuple):
+    kind: Kind
+    args: dict[str, Any]
+
+
+class Grant(NamedTuple):
+    """A file or socket the daemon opens afresh for one launch and hands over as a descriptor.
+
+    `role` names it in parts; `number` is the descriptor inside QEMU. A `socket` is bound and listening.
+    """
+
+    role: str
+    number: int
+    path: Path
+    mode: Literal["ro", "rw", "socket"]
+
+    @property
+    def fdset(self) -> str:
+        """How `-blockdev` and `-accel` name it."""
+        return f"/dev/fdset/{self.number}"
+
+    @property
+    def flags(self) -> int:
+        return (os.O_RDONLY if self.mode == "ro" else os.O_RDWR) | os.O_CLOEXEC
+
+
+FIRST_DESCRIPTOR = 20
+
+
+class Grants:
+    """Collects the grants of one machine and numbers them in order, so that the same machine gives the same line."""
+
+    def __init__(self) -> None:
+        self.all: list[Grant] = []
+
+    def add(self, role: str, path: Path, mode: Literal["ro", "rw", "socket"]) -> Grant:
+        grant = Grant(role, FIRST_DESCRIPTOR + len(self.all), path, mode)
+        self.all.append(grant)
+        return grant
+
+
+class Parts(NamedTuple):
+    """A whole machine as data: settings that QEMU takes as plain options, parts, and what must be opened for it."""
+
+    settings: list[tuple[str, str]]
+    parts: list[Part]
+    grants: list[Grant]
+    readable: list[Path]
+    """Files that QEMU opens itself by path inside its jail (kernel, initrd)."""

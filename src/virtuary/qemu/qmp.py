@@ -1,0 +1,97 @@
+"""A thin typed layer over qemu.qmp: deadlines, kinds of errors, events; the only file that imports it.
+
+One owner per monitor. A command that misses its deadline raises `GuestSilent`; its late reply is dropped and the session
+goes on. `Monitor.misses` counts deadlines missed in a row, for the worker to judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+
+from virtuary.base.errors import Failed, GuestSilent
+
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+DEADLINE = 5.0
+HEARD = (
+    "STOP", "RESUME", "SHUTDOWN", "RESET", "POWERDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE",
+    "NIC_RX_FILTER_CHANGED", "NETDEV_STREAM_CONNECTED", "NETDEV_STREAM_DISCONNECTED",
+)  # fmt: skip
+QUEUE_CAP = 1000
+
+
+class CommandFailed(Failed):
+    """QEMU refused a command."""
+
+
+class Monitor:
+    """A QMP session with one machine; made by `open_monitor`, closed with `close`."""
+
+    def __init__(self, client: QMPClient) -> None:
+        self._client = client
+        self.misses = 0
+        self._listener = EventListener(HEARD)
+        client.register_listener(self._listener)
+
+    async def run(self, command: str, deadline: float = DEADLINE, **arguments: Any) -> Any:
+        """Run a command and return what it answers. Raises CommandFailed, or GuestSilent when QEMU does not answer."""
+        try:
+            async with asyncio.timeout(deadline):
+                answer = await self._client.execute(command, arguments)
+        except TimeoutError:
+            self.misses += 1
+            raise GuestSilent(f"QEMU did not answer {command} within {deadline:.0f} s") from None
+        except ExecuteError as error:
+            self.misses = 0
+            raise CommandFailed(f"QEMU refused {command}: {error}") from error
+        except QMPError as error:
+            raise GuestSilent(f"QEMU's monitor is gone: {error}") from error
+        self.misses = 0
+        return answer
+
+    async def status(self) -> str:
+        """QEMU's run state: running, paused, prelaunch, shutdown, guest-panicked, io-error ..."""
+        answer = await self.run("query-status")
+        return str(answer["status"])
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Events as they come; ends when the session ends. One consumer."""
+        with contextlib.suppress(QMPError, EOFError):
+            while True:
+                event = await self._listener.get()
+                data: Any = event.get("data")
+                yield str(event["event"]), dict(data or {})
+
+    @property
+    def alive(self) -> bool:
+        return self._client.runstate.name == "RUNNING"
+
+    async def gone(self) -> None:
+        """Return once the session has ended."""
+        while self.alive:
+            await self._client.runstate_changed()
+
+    async def close(self) -> None:
+        with contextlib.suppress(QMPError, EOFError, OSError):
+            await self._client.disconnect()
+
+
+async def open_monitor(path: Path, deadline: float = DEADLINE) -> Monitor:
+    """Connect to the monitor socket at `path`; raises GuestSilent at the deadline (seconds)."""
+    client = QMPClient("virtuary")
+    try:
+        async with asyncio.timeout(deadline):
+            await client.connect(str(path))
+    except TimeoutError:
+        with contextlib.suppress(QMPError, EOFError, OSError):
+            await client.disconnect()
+        raise GuestSilent(f"QEMU's monitor did not answer within {deadline:.0f} s") from None
+    except (QMPError, OSError, EOFError) as error:
+        raise GuestSilent(f"QEMU's monitor can't be reached: {error}") from error
+    return Monitor(client)

@@ -1,0 +1,79 @@
+"""Disks as qcow2 files in a directory: an overlay per server on its immutable image.
+
+Every file is made beside its place, synced and renamed. Backing names are relative and written by us with their format;
+formats are stated in every call of a tool, never probed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from virtuary.base.crash import crashpoint, declare
+from virtuary.base.errors import Invalid, NoRoom
+from virtuary.base.files import publish, remove
+from virtuary.base.proc import run
+from virtuary.base.units import GIB, MIB, format_size
+
+declare("disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename", "disk.after_grow")
+
+
+def reserve(total: int) -> int:
+    """Bytes of a pool that are kept free: a twentieth of it, at least 1 GiB, but never more than a tenth of a small one."""
+    return min(max(total // 20, 1 * GIB), max(total // 10, 64 * MIB))
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that may still be promised below `folder`, after the reserve."""
+    usage = shutil.disk_usage(folder)
+    return usage.free - reserve(usage.total)
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Raise NoRoom, with the missing number, when `needed` bytes do not fit below `folder`."""
+    free = free_space(folder)
+    if free < needed:
+        raise NoRoom(
+            f"{what} needs {format_size(needed)} of disk space and {format_size(max(free, 0))} can be used: "
+            f"{format_size(needed - max(free, 0))} are missing",
+            "delete images or servers that are not needed, or free space otherwise",
+            needed=needed,
+            free=max(free, 0),
+        )
+
+
+async def ensure_overlay(disk: Path, base: Path, base_size: int, wanted: int | None) -> int:
+    """Make `disk` an overlay on the qcow2 image `base`, `wanted` bytes large; its virtual size. Repeats harmlessly."""
+    size = max(base_size, wanted or 0)
+    if wanted is not None and wanted < base_size:
+        raise Invalid(
+            f"the image needs a disk of {format_size(base_size)} and {format_size(wanted)} were asked for",
+            f"ask for at least {format_size(base_size)}",
+        )
+    if not disk.exists():
+        check_space(disk.parent, 16 * MIB, "a disk")
+        partial = disk.with_name(f".{disk.name}.partial")
+        remove(partial)
+        crashpoint("disk.before_overlay")
+        backing = os.path.relpath(base, disk.parent)
+        options = "extended_l2=on,cluster_size=128k,lazy_refcounts=off"
+        await run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, "-o", options, str(partial), str(size))
+        crashpoint("disk.after_overlay")
+        os.chmod(partial, 0o600)
+        crashpoint("disk.before_rename")
+        publish(partial, disk)
+        crashpoint("disk.after_rename")
+    return size
+
+
+async def grow(disk: Path, size: int) -> None:
+    """Make the disk of a stopped server `size` bytes large; never smaller."""
+    check_space(disk.parent, 1 * MIB, "growing a disk")
+    await run("qemu-img", "resize", "-q", "-f", "qcow2", str(disk), str(size))
+    crashpoint("disk.after_grow")
+
+
+def allocated(folder: Path) -> int:
+    """Bytes the files below `folder` really occupy."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,163 @@
+"""The store of one host: a SQLite file, WAL, synchronous=FULL, written by one thread of one daemon.
+
+A transaction is durable before it is acknowledged. Reads are small and inline, on a connection of their own, and never
+wait for a write. A file written by a newer Virtuary is refused. After an input/output error the store is read-only:
+a retry that seems to work would prove nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from virtuary.base.crash import crashpoint, declare
+from virtuary.base.errors import HostLacks, StoreAway
+from virtuary.store.api import Change, Compacted, Page, Record, conflict
+from virtuary.store.feed import Feed
+
+VERSION = 1
+LOG_LENGTH = 10_000
+declare("store.before_commit", "store.after_commit")
+
+_SCHEMA = """
+create table object(key text primary key, value blob not null, revision integer not null) strict, without rowid;
+create table log(revision integer not null, key text not null, value blob, primary key(revision, key)) strict, without rowid;
+create table counter(id integer primary key check (id = 1), revision integer not null, compacted integer not null) strict;
+insert into counter values(1, 0, 0);
+"""
+
+
+class SqliteStore:
+    def __init__(self, path: Path) -> None:
+        """Open or make the store at `path`. Raises HostLacks for a newer file, StoreAway for a damaged one."""
+        self._path = path
+        try:
+            self._writer = _connect(path)
+            _migrate(self._writer, path)
+            self._reader = _connect(path)
+            damage = self._reader.execute("pragma quick_check(1)").fetchone()[0]
+        except sqlite3.Error as error:
+            raise StoreAway(f"the store {path} can't be opened: {error}", "restore it from a copy, or move it away") from error
+        if damage != "ok":
+            raise StoreAway(f"the store {path} is damaged: {damage}", "restore it from a copy, or move it away")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._feed = Feed(self._remembered)
+        self._broken: str | None = None
+        self._order = asyncio.Lock()
+
+    @property
+    def revision(self) -> int:
+        return int(self._reader.execute("select revision from counter").fetchone()[0])
+
+    def get(self, key: str) -> Record | None:
+        row = self._reader.execute("select value, revision from object where key = ?", (key,)).fetchone()
+        return Record(key, row[0], row[1]) if row else None
+
+    def list(self, prefix: str, after: str = "", limit: int | None = None) -> Page:
+        low = max(prefix, after)
+        self._reader.execute("begin")
+        try:
+            rows = self._reader.execute(
+                "select key, value, revision from object where key >= ? and key < ? and key > ? order by key limit ?",
+                (low, prefix + "\U0010ffff", after, -1 if limit is None else limit),
+            ).fetchall()
+            return Page([Record(*row) for row in rows], self.revision)
+        finally:
+            self._reader.execute("commit")
+
+    async def txn(self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
+        if self._broken:
+            raise StoreAway(f"the store is read-only: {self._broken}", "mend the disk, then restart the daemon")
+        async with self._order:
+            crashpoint("store.before_commit")
+            work = asyncio.get_running_loop().run_in_executor(self._thread, self._write, dict(expect), dict(puts), list(deletes))
+            changes = await _to_the_end(work)
+            crashpoint("store.after_commit")
+            self._feed.publish(changes)
+            return changes[-1].revision if changes else self.revision
+
+    def _write(self, expect: dict[str, int], puts: dict[str, bytes], deletes: Sequence[str]) -> Sequence[Change]:
+        db = self._writer
+        try:
+            db.execute("begin immediate")
+            try:
+                changes = _apply(db, expect, puts, deletes)
+                db.execute("commit")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("rollback")
+                raise
+        except sqlite3.Error as error:
+            if "full" not in str(error):
+                self._broken = str(error)
+            raise StoreAway(f"the store can't be written: {error}", "free some disk space and repeat") from error
+        return changes
+
+    def _remembered(self, since: int) -> Sequence[Change]:
+        compacted = self._reader.execute("select compacted from counter").fetchone()[0]
+        if since < compacted:
+            raise Compacted(f"changes up to revision {compacted} are forgotten")
+        rows = self._reader.execute("select revision, key, value from log where revision > ? order by revision", (since,))
+        return [Change(*row) for row in rows.fetchall()]
+
+    def watch(self, prefix: str, since: int) -> AsyncIterator[Change]:
+        return self._feed.watch(prefix, since)
+
+    async def close(self) -> None:
+        self._feed.close()
+        self._thread.shutdown(wait=True)
+        self._writer.close()
+        self._reader.close()
+
+
+async def _to_the_end(work: asyncio.Future[Sequence[Change]]) -> Sequence[Change]:
+    """Await a write even if we are cancelled meanwhile: it will be committed, so its changes must be published."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        if not work.cancelled():
+            return await work
+        raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+    db.executescript(
+        "pragma journal_mode=wal; pragma synchronous=full; pragma foreign_keys=on; pragma trusted_schema=off;"
+        "pragma wal_autocheckpoint=1000; pragma journal_size_limit=16777216;"
+    )
+    return db
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    found = db.execute("pragma user_version").fetchone()[0]
+    if found > VERSION:
+        raise HostLacks(
+            f"the store {path} was written by a newer Virtuary (format {found}, this one reads {VERSION})",
+            "use the newer Virtuary again",
+        )
+    if found == 0:
+        db.executescript(f"begin immediate; {_SCHEMA} pragma user_version = {VERSION}; commit;")
+
+
+def _apply(db: sqlite3.Connection, expect: dict[str, int], puts: dict[str, bytes], deletes: Sequence[str]) -> list[Change]:
+    for key, wanted in expect.items():
+        row = db.execute("select revision from object where key = ?", (key,)).fetchone()
+        found = row[0] if row else 0
+        if found != wanted:
+            raise conflict(key, wanted, found)
+    revision = db.execute("update counter set revision = revision + 1 returning revision").fetchone()[0]
+    changes = [Change(revision, key, value) for key, value in puts.items()]
+    for key, value in puts.items():
+        db.execute("insert or replace into object values(?, ?, ?)", (key, value, revision))
+    for key in deletes:
+        if db.execute("delete from object where key = ?", (key,)).rowcount:
+            changes.append(Change(revision, key, None))
+    db.executemany("insert into log values(?, ?, ?)", changes)
+    if revision % 256 == 0:
+        db.execute("update counter set compacted = max(compacted, ?)", (revision - LOG_LENGTH,))
+        db.execute("delete from log where revision <= (select compacted from counter)")
+    return changes
