@@ -38,6 +38,7 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
     partial = path.with_name(f".{path.name}.partial")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
+        os.fchmod(handle, mode)  # what a crash left behind may have another one
         view = memoryview(content)
         while view:
             view = view[os.write(handle, view) :]

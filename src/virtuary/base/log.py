@@ -37,7 +37,7 @@ def say(logger: logging.Logger, what: str, level: int = logging.INFO, **fields: 
     for key, value in fields.items():
         text = clean(str(value))
         words.append(f'{key}="{text}"' if " " in text or not text else f"{key}={text}")
-    logger.log(level, " ".join(words).replace("%", "%%"))
+    logger.log(level, "%s", " ".join(words))
 
 
 def set_up(level: str = "info") -> None:

@@ -99,14 +99,16 @@ async def run(
         start_new_session=True,
         preexec_fn=preexec or die_with_parent,
     )
+    ended = False
     try:
         async with asyncio.timeout(deadline):
             out, err = await _talk(process, stdin)
             status = await process.wait()
+        ended = True
     except TimeoutError:
         raise Failed(f"{command[0]} did not end within {deadline:.0f} s") from None
     finally:
-        if process.returncode is None:
+        if not ended:  # its first process may be gone already while another one of the group holds the output open
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()

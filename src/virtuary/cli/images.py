@@ -29,7 +29,12 @@ def image_command() -> None:
 @image_command.command("list")
 @output_option
 def list_images(output: str) -> None:
-    """List the images that are here."""
+    """List the images that are here.
+
+    \b
+    Example:
+      virtuary image list
+    """
     items = sorted(every(connect(), "/v1/images"), key=lambda item: item["meta"]["name"])
     rows = [
         [
@@ -51,7 +56,12 @@ def list_images(output: str) -> None:
 @click.argument("name")
 @output_option
 def show_image(name: str, output: str) -> None:
-    """Show an image."""
+    """Show an image.
+
+    \b
+    Example:
+      virtuary image show debian:12
+    """
     item = connect().call("GET", f"/v1/images/{path_part(name)}")
     status, source = item["status"], item["spec"]["source"]
 
@@ -113,7 +123,12 @@ def build_image(name: str, base: str | None, packages: tuple[str, ...], detach: 
 @image_command.command("delete")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def delete_image(names: tuple[str, ...]) -> None:
-    """Delete images that no server uses."""
+    """Delete images that no server uses.
+
+    \b
+    Example:
+      virtuary image delete db
+    """
     wire = connect()
     for name in names:
         follow(wire, wire.call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())["operation"])

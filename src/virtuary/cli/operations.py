@@ -32,7 +32,12 @@ def _short(operation: dict[str, Any]) -> str:
 @click.option("--all", "everything", is_flag=True, help="Also those that have ended.")
 @output_option
 def list_operations(everything: bool, output: str) -> None:
-    """List operations that are under way."""
+    """List operations that are under way.
+
+    \b
+    Example:
+      virtuary operation list --all
+    """
     items = every(connect(), "/v1/operations")
     items.sort(key=lambda item: item["meta"]["created"])
     shown = [item for item in items if everything or item["status"]["phase"] in ("pending", "running")]
@@ -48,7 +53,12 @@ def list_operations(everything: bool, output: str) -> None:
 @click.argument("identity", metavar="ID")
 @output_option
 def show_operation(identity: str, output: str) -> None:
-    """Show an operation with its log."""
+    """Show an operation with its log.
+
+    \b
+    Example:
+      virtuary operation show 3f2a91c0
+    """
     item = connect().call("GET", f"/v1/operations/{path_part(identity)}")
 
     def table() -> None:
@@ -74,7 +84,12 @@ def show_operation(identity: str, output: str) -> None:
 @click.option("--timeout", type=Duration(), help="Stop waiting after so long.")
 @output_option
 def wait_operation(identity: str, timeout: float | None, output: str) -> None:
-    """Follow an operation to its end; ends with its outcome."""
+    """Follow an operation to its end; ends with its outcome.
+
+    \b
+    Example:
+      virtuary operation wait 3f2a91c0
+    """
     wire = connect()
     item = wire.call("GET", f"/v1/operations/{path_part(identity)}")
     item = follow(wire, item, quiet=output != "table", limit=timeout)
@@ -84,6 +99,11 @@ def wait_operation(identity: str, timeout: float | None, output: str) -> None:
 @operation_command.command("cancel")
 @click.argument("identity", metavar="ID")
 def cancel_operation(identity: str) -> None:
-    """End an operation; what it began is undone."""
+    """End an operation; what it began is undone.
+
+    \b
+    Example:
+      virtuary operation cancel 3f2a91c0
+    """
     item = connect().call("POST", f"/v1/operations/{path_part(identity)}/actions/cancel", {})
     print(f"{item['spec']['kind']} {item['spec']['target_name']} is being cancelled")

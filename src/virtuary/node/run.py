@@ -27,7 +27,7 @@ from virtuary.qemu.process import open_errors, read_errors
 from virtuary.qemu.qmp import Monitor, open_monitor
 
 logger = logging.getLogger("virtuary.run")
-KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial ramdisk|systemd\[1\]|init: |login:")
+KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial|systemd\[1\]|: clean, |init: |login:")
 SILENT_AFTER = 3
 """Deadlines missed in a row after which a machine counts as unresponsive."""
 

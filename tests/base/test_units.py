@@ -1,0 +1,85 @@
+"""Sizes and durations: what people write is taken exactly or refused with an example."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtuary.base.errors import Invalid
+from virtuary.base.units import (
+    GIB,
+    KIB,
+    MAX_SIZE,
+    MIB,
+    TIB,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+)
+
+SIZES = {
+    "0": 0, "1048576": MIB, "512M": 512 * MIB, "512MiB": 512 * MIB, "512mib": 512 * MIB, " 4 GiB ": 4 * GIB, "4G": 4 * GIB,
+    "4GB": 4 * 10**9, "1.5G": 3 * GIB // 2, "0.5K": 512, "2T": 2 * TIB, "7B": 7, "1KB": 1000, "1k": KIB, "1024TiB": 2**50,
+}  # fmt: skip
+DURATIONS = {"30": 30, "90s": 90, "5m": 300, "5min": 300, "1.5h": 5400, "250ms": 0.25, "2d": 172800, " 1 H ": 3600}
+
+
+@pytest.mark.parametrize(("text", "size"), SIZES.items())
+def test_a_size_means_exactly_its_bytes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(("text", "seconds"), DURATIONS.items())
+def test_a_duration_means_exactly_its_seconds(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "4 parsecs", "1.2.3G", "1e3", "0x10", "4GiBB", "1" * 19, "2048P", "9" * 18 + "T"])
+def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_size(text)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "12 parsecs", "-1s", "5 minutes and more", "inf", "nan", "1e9s"])
+def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_duration(text)
+    assert caught.value.hint == "write a number and a unit, for example 30s or 5m"
+
+
+@given(st.integers(0, 1023), st.sampled_from([1, KIB, MIB, GIB, TIB]))
+def test_whole_sizes_survive_a_round_trip(number: int, unit: int) -> None:
+    assert parse_size(format_size(number * unit)) == number * unit
+
+
+@given(st.integers(0, MAX_SIZE))
+def test_any_size_shown_is_right_within_six_percent(size: int) -> None:
+    assert parse_size(format_size(size)) == pytest.approx(size, rel=0.06)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_size_or_refused(text: str) -> None:
+    try:
+        assert 0 <= parse_size(text) <= MAX_SIZE
+    except Invalid:
+        pass
+
+
+SHOWN = {
+    0: "0 ms", 0.85: "850 ms", 0.9994: "999 ms", 0.9996: "1.0 s", 4.2: "4.2 s", 59.94: "59.9 s", 59.96: "1 min 0 s",
+    200: "3 min 20 s", 3599.6: "1 h 0 min", 7500: "2 h 5 min", 86400 * 3 + 3600 * 4: "3 d 4 h",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "text"), SHOWN.items())
+def test_durations_are_shown_in_the_two_units_that_matter(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@given(st.floats(0, 1e9))
+def test_no_duration_shows_sixty_of_anything(seconds: float) -> None:
+    text = format_duration(seconds)
+    assert "60 " not in text.replace("360 ", "").replace("160 ms", "") or text.endswith(("d", "h", "ms"))

@@ -1,0 +1,96 @@
+"""Documents survive the store: what is dumped is loaded again as it was, and nothing unknown slips in."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from virtuary.base.units import MIB
+from virtuary.model.host import Host
+from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus, ImageWish
+from virtuary.model.meta import Document, Meta
+from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
+from virtuary.model.vm import Crash, Publish, Runtime, Vm, VmChange, VmSpec, VmStatus, VmWish
+
+names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+printable = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=30)
+labels = st.dictionaries(st.from_regex(r"[a-z0-9]([a-z0-9./_-]{0,10}[a-z0-9])?", fullmatch=True), printable, max_size=4)
+moments = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+metas = st.builds(Meta, id=st.uuids().map(str), name=names, labels=labels, created=moments, deleted=st.none() | moments, generation=st.integers(1, 99))
+ports = st.builds(
+    Publish, host=st.integers(1, 65535), guest=st.integers(1, 65535), protocol=st.sampled_from(["tcp", "udp"]),
+    address=(st.ip_addresses(v=4) | st.ip_addresses(v=6)).map(str),
+)  # fmt: skip
+specs = st.builds(
+    VmSpec, image=names, power=st.sampled_from(["running", "paused", "stopped"]), cpus=st.integers(1, 255),
+    memory=st.integers(64, 4096).map(lambda n: n * MIB), disk=st.none() | st.integers(1, 4096).map(lambda n: n * MIB),
+    publish=st.lists(ports, max_size=3, unique_by=lambda port: (port.host, port.protocol)).map(tuple),
+)  # fmt: skip
+runtimes = st.builds(
+    Runtime, generation=st.integers(1, 9), restarts=st.integers(0, 9), boot_id=names, pid=st.integers(1, 2**22), start=st.integers(0, 2**40),
+    uid=st.integers(0, 2**31), accel=st.just("tcg"), level=st.just("L1"), started=moments, end=st.none() | st.just("stop"),
+)  # fmt: skip
+statuses = st.builds(
+    VmStatus, reason=st.none() | st.text(max_size=40), stages=st.dictionaries(names, st.floats(0, 1e6), max_size=3),
+    runtime=st.none() | runtimes, crashes=st.lists(st.builds(Crash, at=moments, why=st.text(max_size=20)), max_size=2).map(tuple),
+)  # fmt: skip
+documents: st.SearchStrategy[Document] = st.one_of(
+    st.builds(Vm, meta=metas, spec=specs, status=statuses),
+    st.builds(Image, meta=metas, spec=st.builds(ImageSpec, source=st.builds(ImageSource, kind=st.just("build"))), status=st.builds(ImageStatus)),
+    st.builds(
+        Operation, meta=metas, spec=st.builds(OperationSpec, kind=names, target=names, target_name=names, params=st.just({"force": True})),
+        status=st.builds(OperationStatus, log=st.lists(st.builds(LogLine, at=moments, text=st.text(max_size=30)), max_size=3).map(tuple)),
+    ),
+    st.builds(Host, meta=metas),
+)  # fmt: skip
+
+
+@given(documents, st.integers(1, 2**53))
+def test_a_document_survives_the_store(document: Document, revision: int) -> None:
+    again = type(document).load(document.dump(), revision)
+    assert again == document.but(meta=document.meta.but(revision=revision))
+    assert again.dump() == document.dump(), "the revision is the store's own"
+
+
+@given(documents)
+def test_the_stored_bytes_are_compact_json_without_the_revision(document: Document) -> None:
+    body = json.loads(document.dump())
+    assert "revision" not in body["meta"]
+    assert document.dump().startswith(b'{"meta":{"id":')
+    assert document.key == f"{document.prefix}/{document.id}"
+
+
+@pytest.mark.parametrize("model", [VmWish, VmChange, ImageWish, VmSpec, VmStatus, Publish, ImageSource, Meta, OperationSpec])
+def test_unknown_fields_are_refused(model: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({"surprise": 1})
+    assert "extra_forbidden" in {error["type"] for error in caught.value.errors()}
+
+
+def test_a_document_of_a_newer_virtuary_is_refused_not_cut() -> None:
+    vm = Vm(meta=Meta(name="web1"), spec=VmSpec(image="tiny"))
+    body = json.loads(vm.dump())
+    body["spec"]["teleport"] = True
+    with pytest.raises(ValidationError):
+        Vm.load(json.dumps(body).encode(), 1)
+
+
+def test_documents_are_frozen_and_changed_copies_are_checked() -> None:
+    vm = Vm(meta=Meta(name="web1"), spec=VmSpec(image="tiny"))
+    with pytest.raises(ValidationError):
+        vm.spec.cpus = 2  # type: ignore[misc]
+    assert vm.spec.but(cpus=2).cpus == 2 and vm.spec.cpus == 1
+    with pytest.raises(ValidationError):
+        vm.spec.but(cpus=0)
+
+
+def test_what_a_user_may_wish_holds_nothing_that_is_decided_by_us() -> None:
+    ours = {"image_id", "owner", "machine", "restarts"}
+    assert ours <= set(VmSpec.model_fields)
+    assert not ours & set(VmWish.model_fields) and not ours & set(VmChange.model_fields)

@@ -1,0 +1,217 @@
+"""The house rules, held against the source itself: who may import whom, what starts fast, what is never written."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import virtuary
+from virtuary.cli.main import COMMANDS, group
+
+SOURCE = Path(virtuary.__file__).parent
+FILES = sorted(path for path in SOURCE.rglob("*.py"))
+NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
+
+ROOMS = {
+    "base": "",
+    "model": "base",
+    "store": "base model",
+    "qemu": "base model",  # the mechanisms know neither each other nor the store
+    "storage": "base model",
+    "images": "base model",
+    "network": "base model",
+    "guest": "base model",
+    "host": "base model",
+    "actions": "base model store",
+    "node": "base model store qemu storage images network guest host",
+    "api": "base model store actions",
+    "client": "base model",
+    "cli": "base model client",  # the command line proves that the API suffices
+}
+ABOVE = ("daemon.py", "__main__.py", "__init__.py")  # they stand above the rooms and wire them
+ALLOWED = {
+    ("api/app.py", "virtuary.node.doctor"): "a touch: what a launch depends on",
+    ("api/app.py", "virtuary.node.site"): "a touch: the host's figures",
+    ("api/deps.py", "virtuary.node.node"): "the type of what the daemon lends",
+    ("api/vms.py", "virtuary.node"): "touches",
+    ("api/vms.py", "virtuary.guest.seed"): "user data is checked at the door",
+    ("cli/service.py", "virtuary.daemon"): "the command that is the daemon",
+}
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for path, name in zip(FILES, NAMES, strict=True):
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Every call with the last word of what is called."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name):
+                yield node.func.id, node
+            elif isinstance(node.func, ast.Attribute):
+                yield node.func.attr, node
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules of ours that are imported; `from virtuary.node import x` counts as `virtuary.node`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("virtuary."))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module and node.module.startswith("virtuary."):
+                yield node.module
+            elif node.module == "virtuary":
+                yield from (f"virtuary.{alias.name}" for alias in node.names if not alias.name.startswith("__"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_stands_on_its_line(room: str) -> None:
+    wrong = []
+    for name, tree in trees():
+        if not name.startswith(f"{room}/"):
+            continue
+        for module in imports(tree):
+            other = module.split(".")[1]
+            if other not in (room, *ROOMS[room].split()) and (name, module) not in ALLOWED:
+                wrong.append(f"{name} imports {module}")
+    assert not wrong
+
+
+def test_every_file_lies_in_a_room() -> None:
+    assert {name for name in NAMES if name.split("/")[0] not in ROOMS} == set(ABOVE)
+
+
+def test_every_exception_from_the_table_is_still_needed() -> None:
+    real = {(name, module) for name, tree in trees() for module in imports(tree)}
+    assert set(ALLOWED) <= real
+
+
+def test_the_launcher_needs_nothing_but_the_standard_library() -> None:
+    tree = ast.parse((SOURCE / "qemu/launcher.py").read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_imports(name: str) -> None:
+    if name == "__main__.py":
+        return
+    words = ["virtuary", *name.removesuffix(".py").split("/")]
+    importlib.import_module(".".join(words).removesuffix(".__init__"))
+
+
+def test_looking_commands_load_nothing_heavy() -> None:
+    heavy = {"pydantic", "fastapi", "asyncio", "http.client", "ssl", "yaml", "rich", "httpx2", "uvicorn", "websockets"}
+    code = (
+        "import sys, json; import virtuary.cli.main, virtuary.cli.look, virtuary.client.wire, virtuary.client.start;"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    assert heavy & set(json.loads(loaded)) == set()
+
+
+def test_every_crash_point_is_declared_once_and_passed_somewhere() -> None:
+    declared: Counter[str] = Counter()
+    used: set[str] = set()
+    for name, tree in trees():
+        for called, call in calls(tree):
+            if called in ("declare", "crashpoint") and name != "base/crash.py":
+                words = [word.value for word in call.args if isinstance(word, ast.Constant)]
+                assert len(words) == len(call.args), f"{name}: crash points are named by literals"
+                declared.update(words) if called == "declare" else used.update(words)
+    assert [point for point, times in declared.items() if times > 1] == []
+    assert set(declared) == used
+
+
+@pytest.mark.parametrize("word", ["shell=True", "extractall", "unpack_archive", "pickle", "yaml.load("])
+def test_dangerous_words_are_nowhere(word: str) -> None:
+    assert [name for name, path in zip(NAMES, FILES, strict=True) if word in path.read_text()] == []
+
+
+def test_nothing_is_evaluated() -> None:
+    found = [
+        name
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
+    ]
+    assert found == []
+
+
+def test_each_qemu_img_call_names_its_formats() -> None:
+    seen = 0
+    for name, tree in trees():
+        for place in ast.walk(tree):
+            if not isinstance(place, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            words = {item.value for item in ast.walk(place) if isinstance(item, ast.Constant)}  # options may stand in a variable
+            for node in ast.walk(place):
+                items = node.args if isinstance(node, ast.Call) else node.elts if isinstance(node, ast.List | ast.Tuple) else []
+                said = [item.value for item in items if isinstance(item, ast.Constant)]
+                if len(said) > 1 and said[0] == "qemu-img" and said[1] in ("create", "convert", "resize", "check", "info", "rebase"):
+                    seen += 1
+                    assert {"-f", "--image-opts"} & words, f"{name}:{node.lineno} does not say the format"
+                    assert said[1] != "convert" or "-O" in words, f"{name}:{node.lineno} does not say the new format"
+                    assert "-b" not in words or "-F" in words, f"{name}:{node.lineno} does not say the backing format"
+    assert seen > 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_file_is_a_monster(name: str) -> None:
+    assert len((SOURCE / name).read_text().splitlines()) <= 600
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_tells_its_story_first(name: str) -> None:
+    text = (SOURCE / name).read_text()
+    assert not text.strip() or ast.get_docstring(ast.parse(text))
+
+
+# ---- the command line explains itself
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    if path:
+        yield " ".join(path), command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner, f"{name} is listed but not there"
+            yield from commands(inner, (*path, name))
+
+
+EVERY = dict(commands(group))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_command_and_option_has_a_help_text(name: str) -> None:
+    command = EVERY[name]
+    assert command.help, "the command has none"
+    silent = [parameter.name for parameter in command.params if isinstance(parameter, click.Option) and not parameter.help]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_command_shows_an_example(name: str) -> None:
+    assert f"virtuary {name}" in (EVERY[name].help or "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_command_says(name: str) -> None:
+    """The group does not load its commands to list them, so their first lines are written twice."""
+    first = (EVERY[name].help or "").split()[0]
+    assert first == COMMANDS[name][1].split()[0]
