@@ -30,6 +30,7 @@ from virtuary.model.host import Host
 from virtuary.model.meta import Meta, new_id
 from virtuary.node.node import Node
 from virtuary.node.site import host_status, open_site
+from virtuary.settings import read
 from virtuary.store.sqlite import SqliteStore
 
 logger = logging.getLogger("virtuary.daemon")
@@ -47,11 +48,12 @@ async def serve(paths: Paths) -> None:
     """Run until SIGTERM or SIGINT. Raises Conflict when another daemon runs."""
     os.umask(0o077)
     paths.ensure()
+    settings = read(paths.config)
     with _only_one(paths):
         store = SqliteStore(paths.store)
         try:
             host_id = _host_id(paths)
-            site = await open_site(paths, store, host_id)
+            site = await open_site(paths, store, host_id, settings)
             await _describe_host(store, host_id, await host_status(site))
             node = Node(site)
             await node.start()

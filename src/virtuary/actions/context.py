@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from virtuary.base.errors import Busy, NotFound, VirtuaryError
 from virtuary.model.host import Host
-from virtuary.model.image import Image
+from virtuary.model.image import Image, ImageSource
 from virtuary.model.meta import Meta, utcnow
 from virtuary.model.operation import Operation, OperationSpec
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
+
+
+class Catalogue(Protocol):
+    """What names of images mean before there is an image of that name; lent by the host."""
+
+    def canonical(self, name: str) -> str: ...
+    def find_source(self, name: str) -> ImageSource: ...
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,7 @@ class Context:
     store: Store
     actor: str
     host_id: str
+    catalogue: Catalogue
     mark: tuple[str, str] | None = None
     """Key and body digest of an idempotent request; written in the same transaction as its effect."""
 

@@ -67,7 +67,7 @@ def draft(context: Context, wish: VmWish) -> Draft:
 
 def _image(context: Context, name: str, blockers: list[VirtuaryError]) -> tuple[Image, Operation | None]:
     try:
-        found = images.resolve(context.store, name)
+        found = images.resolve(context, name)
     except NotFound as error:
         blockers.append(error)
         return Image(meta=Meta(name=name), spec={"source": {"kind": "build"}}), None
@@ -81,7 +81,7 @@ def _image(context: Context, name: str, blockers: list[VirtuaryError]) -> tuple[
                 )
             )
         return found, None
-    return images.prepare(context, images.canonical(name), found)
+    return images.prepare(context, context.catalogue.canonical(name), found)
 
 
 def _spec(wish: VmWish, image: Image, host_id: str) -> VmSpec:

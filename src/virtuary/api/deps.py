@@ -15,6 +15,7 @@ from virtuary.api import auth
 from virtuary.base.errors import Invalid
 from virtuary.model.meta import Document
 from virtuary.model.operation import Operation
+from virtuary.node import touch
 from virtuary.node.node import Node
 from virtuary.store.api import Record, Store
 
@@ -43,7 +44,7 @@ async def context(request: Request, idempotency_key: Annotated[str | None, Heade
         digest = hashlib.sha256(await request.body() + str(request.url.query).encode()).hexdigest()
         scope = f"{request.state.actor} {request.method} {request.url.path} {idempotency_key}"
         mark = (f"idempotency/{hashlib.sha256(scope.encode()).hexdigest()}", digest)
-    return Context(found.store, request.state.actor, found.node.site.host_id, mark)
+    return Context(found.store, request.state.actor, found.node.site.host_id, touch, mark)
 
 
 def replay(context: Context) -> Operation | bool | None:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.responses import Response
 
 from virtuary.actions import images
 from virtuary.actions.context import find_image
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, accepted, answer, body_of, page, replay
-from virtuary.model.image import ImageWish
+from virtuary.base.errors import Invalid
+from virtuary.model.image import ImageSource, ImageWish
+from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
+from virtuary.node import touch
+
+
+class ImportFacts(Model):
+    """What only whoever brings an image can know."""
+
+    format: Literal["", "qcow2", "raw", "vmdk", "vhdx", "vdi"] = ""
+    sha256: str = Field(default="", pattern=r"^([0-9a-fA-F]{64})?$")
+    firmware: Literal["", "bios", "uefi"] = ""
+    user: str = Field(default="", pattern=r"^([a-z_][a-z0-9_-]{0,31})?$")
+    agent: bool = False
+    cloud_init: bool = True
+
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -31,9 +47,24 @@ async def create_image(ctx: Ctx, wish: ImageWish) -> Response:
     return accepted(operation, {"image": body_of(image)})
 
 
+@router.put("/{name}/content", status_code=202)
+async def import_image(ctx: Ctx, parts: P, request: Request, name: str, facts: Annotated[ImportFacts, Query()]) -> Response:
+    """Bring an image: the body is the file as it is (qcow2, raw, vmdk, vhdx or vdi). It is checked, then converted."""
+    if isinstance(done := replay(ctx), Operation):
+        return accepted(done, replayed=True)
+    length = request.headers.get("content-length", "")
+    if not length.isdigit() or int(length) == 0:
+        raise Invalid("the length of the file must be given and more than 0")
+    wish = ImageWish(name=name, source=ImageSource(kind="file", **facts.model_dump()))
+    images.check_new(ctx, wish)
+    upload = await touch.receive(parts.node.site, request.stream(), int(length))
+    image, operation = await images.create(ctx, wish.but(source=wish.source.but(path=upload)))
+    return accepted(operation, {"image": body_of(image)})
+
+
 @router.get("/{name}")
 async def show_image(parts: P, name: str) -> Response:
-    return answer(find_image(parts.store, images.canonical(name)))
+    return answer(find_image(parts.store, touch.canonical(name)))
 
 
 @router.delete("/{name}", status_code=202)

@@ -18,7 +18,6 @@ from virtuary.actions.context import find_vm
 from virtuary.api import auth
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, DryRun, P, Parts, accepted, answer, body_of, page, replay, wanted_revision
 from virtuary.base.errors import Invalid, VirtuaryError
-from virtuary.guest.seed import check_user_data
 from virtuary.model.image import Image
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
@@ -77,7 +76,7 @@ async def list_vms(
 async def create_vm(ctx: Ctx, parts: P, wish: VmWish, dry_run: DryRun = False) -> Response:
     """Create a server and, unless it is wished stopped, start it; the operation ends when a shell is possible."""
     if wish.user_data is not None:
-        check_user_data(wish.user_data)
+        touch.check_user_data(wish.user_data)
     if dry_run:
         return await _dry_run(ctx, parts, wish)
     if isinstance(done := replay(ctx), Operation):

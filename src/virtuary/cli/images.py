@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
+from virtuary.base.errors import Invalid
 from virtuary.base.units import format_size
 from virtuary.cli.follow import follow
-from virtuary.cli.lifecycle import DETACH, idempotency
+from virtuary.cli.lifecycle import DETACH, idempotency, options
 from virtuary.cli.look import every
 from virtuary.cli.output import ago, emit, output_option, print_fields, print_table
 from virtuary.client.start import connect
@@ -85,6 +87,18 @@ def show_image(name: str, output: str) -> None:
     emit(item, output, table)
 
 
+FACTS = options(
+    click.option("--user", help="Whom the shell logs in as; root when not given."),
+    click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="The only firmware it starts by."),
+    click.option("--agent/--no-agent", default=None, help="It brings the QEMU guest agent."),
+    click.option("--cloud-init/--no-cloud-init", default=None, help="It brings cloud-init (assumed)."),
+)
+
+
+def _given(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if value is not None}
+
+
 def _make(wire: Wire, name: str, source: dict[str, Any], detach: bool, output: str) -> None:
     answer = wire.call("POST", "/v1/images", {"name": name, "source": source}, headers=idempotency())
     _follow(wire, answer, detach, output)
@@ -118,6 +132,58 @@ def build_image(name: str, base: str | None, packages: tuple[str, ...], detach: 
     kind, _, release = (base or name).lower().partition(":")
     source: dict[str, Any] = {"kind": "build", "recipe": kind, "release": release, "packages": words}
     _make(connect(), name, source, detach, output)
+
+
+@image_command.command("pull")
+@click.argument("image")
+@click.option("--as", "name", help="Keep it under another name.")
+@click.option("--sha256", default="", help="Digest of the file, needed for an address.")
+@FACTS
+@DETACH
+@output_option
+def pull_image(image: str, name: str | None, sha256: str, detach: bool, output: str, **facts: Any) -> None:
+    """Pull an official cloud image by name, or any image by its https address and digest.
+
+    \b
+    Examples:
+      virtuary image pull ubuntu:24.04
+      virtuary image pull https://example.org/disk.qcow2 --as mine --sha256 DIGEST
+    """
+    wire = connect()
+    if "://" not in image:
+        return _make(wire, name or image, {"kind": "pull", "entry": image}, detach, output)
+    if not name:
+        raise Invalid("an image from an address needs a name", "--as NAME")
+    _make(wire, name, {"kind": "url", "url": image, "sha256": sha256, **_given(facts)}, detach, output)
+
+
+@image_command.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--name", required=True, help="Name of the image.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["qcow2", "raw", "vmdk", "vhdx", "vdi"]),
+    help="State the format; needed for a bare raw disk.",
+)
+@click.option("--sha256", help="Digest the file must have.")
+@FACTS
+@DETACH
+@output_option
+def import_image(file: str, name: str, form: str | None, sha256: str | None, detach: bool, output: str, **facts: Any) -> None:
+    """Import a disk: qcow2, raw, vmdk, vhdx or vdi. It is checked before any tool opens it, then converted.
+
+    \b
+    Example:
+      virtuary image import disk.vmdk --name old-server
+    """
+    wire = connect()
+    query = {**_given(facts), **({"format": form} if form else {}), **({"sha256": sha256} if sha256 else {})}
+    with open(file, "rb") as handle:
+        answer = wire.upload(
+            f"/v1/images/{path_part(name)}/content", {k: str(v).lower() for k, v in query.items()}, handle, os.path.getsize(file)
+        )
+    _follow(wire, answer, detach, output)
 
 
 @image_command.command("delete")

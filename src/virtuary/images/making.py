@@ -1,41 +1,65 @@
 """Makes an image in a folder, whichever of the four ways it comes: built, pulled, from an address, from a file.
 
-The folder then holds disk.qcow2, perhaps kernel and initrd, and facts.json; nothing else.
+The folder then holds disk.qcow2, perhaps kernel and initrd, and facts.json; nothing else. What was not built here is read by
+our own header parser before any tool sees it, and converted, so that its format is known from then on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from virtuary.base.errors import Bug
-from virtuary.base.files import write_whole
-from virtuary.images import build
+from virtuary.base.errors import Invalid, PeerAway, VirtuaryError
+from virtuary.base.files import remove, write_whole
+from virtuary.base.units import GIB
+from virtuary.images import build, catalogue, convert, fetch
+from virtuary.images.checksums import Digest, hash_file
+from virtuary.images.formats import inspect
+from virtuary.images.header import open_reader
+from virtuary.images.sources import BUILT
 from virtuary.model.image import ImageSource, ImageSpec
 
 Report = Callable[[str, float | None], None]
+MAX_DOWNLOAD = 64 * GIB
 
 
-async def make(spec: ImageSpec, folder: Path, downloads: Path, report: Report) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Means:
+    """Where downloads lie, and how the world outside is reached."""
+
+    downloads: Path
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    allow_private: bool = False
+
+
+async def make(spec: ImageSpec, folder: Path, means: Means, report: Report) -> dict[str, Any]:
     """Make the image in `folder` (empty, private) and return its facts: the fields of an image's status."""
     source = spec.source
     match source.kind:
         case "build":
             return await _build(source, folder, report)
-    raise Bug(f"no way to make an image of kind {source.kind}")
+        case "pull":
+            return await _pull(source, folder, means, report)
+        case "url":
+            return await _fetch(source, folder, means, report)
+        case "file":
+            return await _import(source, folder, means, report)
 
 
 async def _build(source: ImageSource, folder: Path, report: Report) -> dict[str, Any]:
-    recipe = build.Recipe(kind=source.recipe or "debian", release="13" if source.release == "13" else "12", packages=source.packages)
+    release: build.Release = "13" if source.release == "13" else "12"
+    recipe = build.Recipe(kind=source.recipe or "debian", release=release, packages=source.packages)
     built = await build.build(recipe, folder, report)
     report("computing the digest", None)
+    with built.disk.open("rb") as handle:
+        digest = hash_file(handle.fileno())["sha256"]
     return {
         "format": "qcow2",
         "virtual_size": built.size,
-        "sha256": digest(built.disk),
+        "sha256": digest,
         "boot": "direct" if built.kernel else "disk",
         "kernel_args": built.kernel_args,
         "firmware": list(built.firmware) or ["bios"],
@@ -46,10 +70,79 @@ async def _build(source: ImageSource, folder: Path, report: Report) -> dict[str,
     }
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+async def _pull(source: ImageSource, folder: Path, means: Means, report: Report) -> dict[str, Any]:
+    """From its publisher; a publisher that can't be reached is replaced by building, where that is possible."""
+    entry = catalogue.find(source.entry, "amd64")
+    download = means.downloads / f"{entry.name.replace(':', '-')}.download"
+    try:
+        await fetch.pull(entry, download, report=report, mirrors=means.mirrors, allow_private=means.allow_private)
+    except PeerAway as error:
+        if entry.name not in BUILT:
+            raise
+        report(f"{error.sentence}: building it here instead", None)
+        return await _build(BUILT[entry.name], folder, report)
+    facts = await _adopt(download, folder, entry.format, report)
+    return {
+        **facts,
+        "firmware": list(entry.firmware),
+        "agent": entry.agent,
+        "cloud_init": entry.cloud_init,
+        "user": entry.user,
+        "os": entry.title,
+    }
+
+
+async def _fetch(source: ImageSource, folder: Path, means: Means, report: Report) -> dict[str, Any]:
+    if not source.sha256:
+        raise Invalid("an image from an address needs its digest", "--sha256 DIGEST, as its publisher tells it")
+    digest = Digest.parse(f"sha256:{source.sha256}")
+    download = means.downloads / f"{digest.value}.download"
+    await fetch.fetch(
+        source.url, download, digest=digest, max_size=MAX_DOWNLOAD, report=report, allow_private=means.allow_private
+    )
+    return {**await _adopt(download, folder, source.format or None, report), **_stated(source)}
+
+
+async def _import(source: ImageSource, folder: Path, means: Means, report: Report) -> dict[str, Any]:
+    upload = means.downloads / source.path
+    try:
+        if source.sha256:
+            report("comparing the digest", None)
+            _compare(upload, source.sha256)
+        return {**await _adopt(upload, folder, source.format or None, report), **_stated(source)}
+    finally:
+        remove(upload)
+
+
+def _stated(source: ImageSource) -> dict[str, Any]:
+    """What only whoever brings an image can know."""
+    return {
+        "firmware": [source.firmware] if source.firmware else ["bios", "uefi"],
+        "agent": source.agent,
+        "cloud_init": source.cloud_init,
+        "user": source.user or "root",
+    }
+
+
+async def _adopt(file: Path, folder: Path, stated: str | None, report: Report) -> dict[str, Any]:
+    """Read the header of a foreign file, convert it, and remove it; it is gone as well when it is refused."""
+    try:
+        with open_reader(file) as reader:
+            header = inspect(reader, stated)
+        disk = folder / "disk.qcow2"
+        digest = await convert.to_qcow2(file, header, disk, report)
+    except VirtuaryError:
+        remove(file)
+        raise
+    remove(file)
+    return {"format": "qcow2", "virtual_size": header.virtual_size, "sha256": digest, "boot": "disk", "kernel_args": ""}
+
+
+def _compare(file: Path, wanted: str) -> None:
+    with file.open("rb") as handle:
+        found = hash_file(handle.fileno())["sha256"]
+    if found != wanted.lower():
+        raise Invalid(f"the file's SHA-256 is {found}, not {wanted.lower()}", "fetch the file again")
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:

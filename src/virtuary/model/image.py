@@ -15,16 +15,21 @@ class ImageSource(Model):
 
     kind: Literal["build", "pull", "url", "file"]
     recipe: Literal["tiny", "debian"] | None = None
-    release: str = ""
+    release: Literal["", "12", "13"] = ""
     packages: tuple[str, ...] = Field(default=(), max_length=200)
-    entry: str = ""
+    entry: str = Field(default="", max_length=100)
     """Catalogue name, for `pull`."""
     url: str = Field(default="", max_length=2048)
-    sha256: str = ""
-    path: str = Field(default="", max_length=4096)
-    """File of the host, for `file`; read as the daemon's user."""
-    format: str = ""
-    """Format the user states for a file; asked of the header when empty."""
+    sha256: str = Field(default="", pattern=r"^([0-9a-fA-F]{64})?$")
+    path: str = Field(default="", pattern=r"^(upload-[0-9a-f-]{36})?$")
+    """Name of an upload in the daemon's downloads, for `file`; chosen by the daemon."""
+    format: Literal["", "qcow2", "raw", "vmdk", "vhdx", "vdi"] = ""
+    """Format stated by whoever brings the file; read from its header when empty."""
+    firmware: Literal["", "bios", "uefi"] = ""
+    user: str = Field(default="", pattern=r"^([a-z_][a-z0-9_-]{0,31})?$")
+    """Whom the shell logs in as."""
+    agent: bool = False
+    cloud_init: bool = True
 
 
 class ImageSpec(Model):

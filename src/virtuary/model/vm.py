@@ -48,6 +48,8 @@ class Publish(Model):
     @model_validator(mode="after")
     def _address_is_one(self) -> Publish:
         ipaddress.ip_address(self.address)
+        if "%" in self.address:  # a scope may hold any text, and the address stands on a command line
+            raise ValueError("an address to listen on has no scope")
         return self
 
     def __str__(self) -> str:

@@ -102,7 +102,7 @@ class ImageWorker:
             crashpoint("image.before_make")
             report = self._reporter(operation)
             try:
-                made = await making.make(image.spec, partial, self.site.paths.downloads, report)
+                made = await making.make(image.spec, partial, self._means(), report)
                 crashpoint("image.after_make")
                 report("making it durable", None)
                 await asyncio.to_thread(_seal, partial, made)
@@ -119,6 +119,10 @@ class ImageWorker:
         if operation:
             await operations.finish(self.site.store, operation)
         say(logger, "image ready", image=image.name)
+
+    def _means(self) -> making.Means:
+        settings = self.site.settings.images
+        return making.Means(self.site.paths.downloads, settings.mirrors, settings.allow_private)
 
     def _reporter(self, operation: str | None) -> Callable[[str, float | None], None]:
         """Notes progress on the operation, at most four times a second, from wherever it is told."""

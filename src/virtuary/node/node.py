@@ -42,7 +42,15 @@ class Node:
         await ensure_key(self.site)
         for leftover in self.site.paths.images.glob(".making-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        self._drop_uploads()
         await self._autostart()
+
+    def _drop_uploads(self) -> None:
+        """Remove uploads that no image waits for: their sender is gone."""
+        waiting = b" ".join(record.value for record in self.site.store.list("image/").records)
+        for upload in self.site.paths.downloads.glob("upload-*"):
+            if upload.name.encode() not in waiting:
+                upload.unlink(missing_ok=True)
 
     async def run(self) -> None:
         """Follow the store and keep house, until cancelled; every machine runs on."""

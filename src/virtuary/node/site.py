@@ -18,6 +18,7 @@ from virtuary.base.files import write_whole
 from virtuary.base.paths import Paths
 from virtuary.base.proc import boot_id, find_program
 from virtuary.model.host import HostStatus
+from virtuary.model.settings import Settings
 from virtuary.network import passt
 from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platform import PLATFORMS, Platform
@@ -34,6 +35,7 @@ class Site:
     paths: Paths
     store: Store
     host_id: str
+    settings: Settings = field(default_factory=Settings)
     clock: Clock = field(default_factory=SystemClock)
     boot: str = field(default_factory=boot_id)
     capabilities: Capabilities = field(default_factory=lambda: Capabilities(False, False, 0, "not asked yet"))
@@ -62,9 +64,9 @@ class Site:
         return jail.level, jail.gaps
 
 
-async def open_site(paths: Paths, store: Store, host_id: str) -> Site:
+async def open_site(paths: Paths, store: Store, host_id: str, settings: Settings | None = None) -> Site:
     """Find out what this host is."""
-    site = Site(paths, store, host_id)
+    site = Site(paths, store, host_id, settings or Settings())
     site.capabilities = await find_capabilities()
     site.network_fault = await prove_passt(paths.probes)
     site.network = "qemu-user" if site.network_fault else "passt"

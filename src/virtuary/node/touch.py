@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
-from virtuary.base.errors import Conflict, GuestSilent
+from virtuary.base.errors import Conflict, GuestSilent, Invalid
 from virtuary.base.paths import VmPaths
 from virtuary.guest.agent import Outcome
+from virtuary.guest.seed import check_user_data
+from virtuary.images.sources import canonical, find_source
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
 from virtuary.node.console import Console, tail
@@ -18,6 +24,7 @@ from virtuary.qemu.argv import command
 from virtuary.qemu.describe import describe
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.process import choose_jail
+from virtuary.storage.directory import check_space
 
 
 def _run(node: Node, vm: Vm) -> Run:
@@ -73,6 +80,30 @@ def way_in(site: Site, vm: Vm, image: Image | None) -> dict[str, Any]:
     }
 
 
+async def receive(site: Site, chunks: AsyncIterator[bytes], length: int) -> str:
+    """Keep an uploaded file of `length` bytes beside the downloads; its name there. Nothing is kept of a broken upload."""
+    check_space(site.paths.downloads, length, "the upload")
+    name = f"upload-{uuid.uuid4()}"
+    place = site.paths.downloads / name
+    handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    got = 0
+    try:
+        async for chunk in chunks:
+            got += len(chunk)
+            if got > length:
+                break
+            await asyncio.to_thread(os.write, handle, chunk)
+        if got != length:
+            raise Invalid(f"{length} bytes were announced and {got} came")
+        await asyncio.to_thread(os.fsync, handle)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+    return name
+
+
 async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     """What a start would do: accelerator, isolation, and the exact command line."""
     platform = PLATFORMS[vm.spec.arch]
@@ -97,3 +128,8 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     else:
         plan["note"] = "the command line is known once the image is made"
     return plan
+
+
+__all__ = [
+    "canonical", "check_user_data", "console_log", "console_of", "execute", "find_source", "preview", "qemu_log", "receive", "way_in",
+]  # fmt: skip
