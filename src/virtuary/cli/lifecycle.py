@@ -386,7 +386,7 @@ def resume_command(names: tuple[str, ...], **given: Any) -> None:
 @click.argument("name")
 @click.argument("new_name")
 def rename_command(name: str, new_name: str) -> None:
-    """Give a server another name; the guest takes it as its hostname at its next start.
+    """Give a server another name; a guest with an agent takes it as its hostname.
 
     \b
     Example:

@@ -23,7 +23,7 @@ from virtuary.base.proc import Identity
 from virtuary.guest import identity, seed
 from virtuary.host.cgroups import ensure_group, remove_group
 from virtuary.model.operation import Operation
-from virtuary.model.vm import Crash, Runtime
+from virtuary.model.vm import Crash, Runtime, Vm
 from virtuary.network import passt
 from virtuary.node import operations
 from virtuary.node.describe import forwards_of, free_port, free_uid, machine_of, ssh_forward
@@ -106,6 +106,8 @@ async def start(worker: Worker, world: World, _: None) -> None:
     await _note(worker, world, "starting", stage="firmware", progress=None)
     choice = await site.accel(platform, vm.spec.accel)
     binary = await site.binary(platform)
+    if not vm.spec.machine:
+        vm = await _pin_machine(worker, vm, binary.machine)
     uid = free_uid(site, vm.id)
     jail = process.choose_jail(site.capabilities, uid)
     ssh = free_port()
@@ -148,6 +150,13 @@ async def start(worker: Worker, world: World, _: None) -> None:
     crashpoint("start.after_record")
     await _note(worker, world, choice.why)
     await _answer(worker)
+
+
+async def _pin_machine(worker: Worker, vm: Vm, machine: str) -> Vm:
+    """The hardware a server first starts on stays its own through every upgrade of QEMU."""
+    changed = vm.but(spec=vm.spec.but(machine=machine))
+    revision = await worker.site.store.txn({worker.key: vm.meta.revision}, {worker.key: changed.dump()})
+    return changed.but(meta=changed.meta.but(revision=revision))
 
 
 async def _answer(worker: Worker) -> None:

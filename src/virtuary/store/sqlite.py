@@ -8,13 +8,14 @@ a retry that seems to work would prove nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import HostLacks, StoreAway
+from virtuary.base.errors import HostLacks, StoreAway, VirtuaryError
 from virtuary.store.api import Change, Compacted, Page, Record, conflict
 from virtuary.store.feed import Feed
 
@@ -74,7 +75,12 @@ class SqliteStore:
         async with self._order:
             crashpoint("store.before_commit")
             work = asyncio.get_running_loop().run_in_executor(self._thread, self._write, dict(expect), dict(puts), list(deletes))
-            changes = await _to_the_end(work)
+            try:
+                changes = await asyncio.shield(work)
+            except asyncio.CancelledError:
+                with contextlib.suppress(VirtuaryError):
+                    self._feed.publish(await work)  # committed all the same, so its changes must be heard of
+                raise
             crashpoint("store.after_commit")
             self._feed.publish(changes)
             return changes[-1].revision if changes else self.revision
@@ -111,16 +117,6 @@ class SqliteStore:
         self._thread.shutdown(wait=True)
         self._writer.close()
         self._reader.close()
-
-
-async def _to_the_end(work: asyncio.Future[Sequence[Change]]) -> Sequence[Change]:
-    """Await a write even if we are cancelled meanwhile: it will be committed, so its changes must be published."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        if not work.cancelled():
-            return await work
-        raise
 
 
 def _connect(path: Path) -> sqlite3.Connection:
