@@ -75,11 +75,8 @@ def _image(context: Context, name: str, blockers: list[VirtuaryError]) -> tuple[
         if found.meta.purge:
             blockers.append(Conflict(f"the image {found.name} is being removed", "repeat in a moment"))
         elif found.status.state == "failed":
-            blockers.append(
-                Conflict(
-                    f"the image {found.name} could not be made: {found.status.reason}", f"virtuary image delete {found.name}"
-                )
-            )
+            again = found.but(status=found.status.but(state="absent", reason=None))
+            return again, new_operation(context, f"image-{found.spec.source.kind}", again)
         return found, None
     return images.prepare(context, context.catalogue.canonical(name), found)
 
@@ -114,12 +111,12 @@ async def create(context: Context, wish: VmWish) -> tuple[Vm, Operation]:
     puts = {vm.key: vm.dump(), f"vm-name/{vm.name}": vm.id.encode()}
     if wish.user_data is not None:
         puts[f"secret/{vm.id}"] = wish.user_data.encode()
+    expect[plan.image.key] = plan.image.meta.revision
     if plan.image_operation:
-        expect[f"image-name/{plan.image.name}"] = 0
+        if not plan.image.meta.revision:
+            expect[f"image-name/{plan.image.name}"] = 0
         puts |= images.keys_of(plan.image)
         puts[plan.image_operation.key] = plan.image_operation.dump()
-    else:
-        expect[plan.image.key] = plan.image.meta.revision
     try:
         revision = await context.commit(expect, puts, operation=plan.operation)
     except Conflict:

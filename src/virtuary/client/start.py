@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -47,11 +48,26 @@ def start(paths: Paths) -> None:
     began = time.monotonic()
     process = None if _by_systemd(paths) else _in_background(paths)
     while not _accepts(paths.socket):
-        if process is not None and process.poll() not in (None, 0) and not _accepts(paths.socket):
+        if process is not None and process.poll() not in (None, 0) and not _held(paths.lock) and not _accepts(paths.socket):
             raise PeerAway(f"the daemon did not start: {_last_words(paths.log)}", f"its log is {paths.log}")
         if time.monotonic() - began > START_LIMIT:
             raise PeerAway(f"the daemon did not listen within {START_LIMIT:.0f} s", f"its log is {paths.log}")
         time.sleep(0.02)
+
+
+def _held(lock: Path) -> bool:
+    """Whether a daemon lives, listening or about to: somebody else may have started one at the same moment."""
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _command() -> list[str]:
@@ -88,7 +104,8 @@ def _by_systemd(paths: Paths) -> bool:
 
 def _last_words(log: Path) -> str:
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        text = log.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return "it left no log"
-    return lines[-1][:400] if lines else "it left no log"
+    lines = [line for line in text.splitlines() if not line.startswith("hint:")]
+    return lines[-1].removeprefix("error: ")[:400] if lines else "it left no log"
