@@ -126,6 +126,7 @@ async def _handshake(link: socket.socket, port: int) -> str | None:
     except asyncio.IncompleteReadError:
         return "it ended while a test guest was called"
     finally:
+        writer.close()  # before its descriptor is: the loop must not go on watching a number that is given again
         caller.cancel()
         with contextlib.suppress(asyncio.CancelledError, OSError):
             (await caller)[1].close()

@@ -24,12 +24,14 @@ from virtuary.model.vm import Runtime
 from virtuary.node.console import Console
 from virtuary.node.site import Site
 from virtuary.qemu.process import open_errors, read_errors
-from virtuary.qemu.qmp import Monitor, open_monitor
+from virtuary.qemu.qmp import DEADLINE, Monitor, open_monitor
 
 logger = logging.getLogger("virtuary.run")
 KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial|systemd\[1\]|: clean, |init: |login:")
 SILENT_AFTER = 3
 """Deadlines missed in a row after which a machine counts as unresponsive."""
+HEARTBEAT, HEARTBEAT_DEADLINE = 5.0, 2.0
+"""Seconds between two questions to a monitor that answers, and how long an answer may take: a QEMU that hangs tells nobody."""
 
 
 class Run:
@@ -60,6 +62,7 @@ class Run:
         self._spawn(self._watch_process())
         self._spawn(self._keep_monitor())
         self._spawn(self._keep_console())
+        self._spawn(self._keep_asking())
         if self.runtime.network_pid and self.runtime.network_start:
             mark = "passt" if self.runtime.network == "passt" else self.paths.home.name
             self.watch_network(Identity(self.runtime.network_pid, self.runtime.network_start), mark)
@@ -167,12 +170,21 @@ class Run:
             await self.refresh()
             self._wake()
 
-    async def refresh(self) -> None:
+    async def _keep_asking(self) -> None:
+        """Notice a QEMU that hangs, and that it goes on: its silence makes no event."""
+        while not self.ended:
+            await asyncio.sleep(0.5 if self.misses else HEARTBEAT)
+            before = (self.silent, self.qemu_status)
+            await self.refresh(HEARTBEAT_DEADLINE)
+            if before != (self.silent, self.qemu_status):
+                self._wake()
+
+    async def refresh(self, deadline: float = DEADLINE) -> None:
         """Ask QEMU for its state, when it can be asked."""
         if self.monitor is None:
             return
         try:
-            self.qemu_status = await self.monitor.status()
+            self.qemu_status = await self.monitor.status(deadline)
             self.misses = 0
         except GuestSilent:
             self.misses += 1

@@ -55,9 +55,9 @@ class Monitor:
         self.misses = 0
         return answer
 
-    async def status(self) -> str:
+    async def status(self, deadline: float = DEADLINE) -> str:
         """QEMU's run state: running, paused, prelaunch, shutdown, guest-panicked, io-error ..."""
-        answer = await self.run("query-status")
+        answer = await self.run("query-status", deadline)
         return str(answer["status"])
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:

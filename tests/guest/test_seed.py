@@ -1,0 +1,82 @@
+"""The cloud-init seed: found by its label, read back under both naming schemes; user data is checked at the door."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtuary.base.errors import Invalid
+from virtuary.guest.seed import check_user_data, seed_files, write_seed
+
+
+@pytest.mark.parametrize("scheme", ["rr_path", "joliet_path"])
+def test_a_seed_is_read_back_as_it_was_written(tmp_path: Path, scheme: str) -> None:
+    import pycdlib
+
+    place = tmp_path / "seed.iso"
+    files = seed_files("ID", "web1", ("ssh-ed25519 AAAA",), "#!/bin/sh\necho ü\n" + "x" * 10_000)
+    write_seed(place, files)
+    iso = pycdlib.PyCdlib()
+    iso.open(str(place))
+    assert iso.pvd.volume_identifier.strip() == b"cidata"
+    for name, content in files.items():
+        found = io.BytesIO()
+        iso.get_file_from_iso_fp(found, **{scheme: f"/{name}"})
+        assert found.getvalue() == content
+    iso.close()
+
+
+def test_a_seed_is_the_daemons_alone_and_of_whole_blocks(tmp_path: Path) -> None:
+    write_seed(tmp_path / "seed.iso", seed_files("ID", "web1", (), ""))
+    facts = (tmp_path / "seed.iso").stat()
+    assert facts.st_mode & 0o777 == 0o600 and facts.st_size % 65536 == 0 and os.listdir(tmp_path) == ["seed.iso"]
+
+
+def test_a_seed_names_the_instance_the_host_and_the_keys() -> None:
+    files = seed_files("ID", "web1", ("a", "b"), "")
+    assert json.loads(files["meta-data"]) == {"instance-id": "ID", "local-hostname": "web1", "public-keys": ["a", "b"]}
+    assert check_user_data(files["user-data"].decode())
+
+
+GOOD = ["#cloud-config\n", "#cloud-config\npackages: [vim]\n", "#!/bin/sh\nreboot\n", "#include\nhttp://x\n", "Content-Type: multipart/mixed; boundary=x\n", "## template: jinja\n#cloud-config\n"]
+BAD = {
+    "nothing": ("", "must begin with"),
+    "plain words": ("hello", "must begin with"),
+    "a space before": (" #cloud-config\n", "must begin with"),
+    "a list": ("#cloud-config\n- a\n", "must be a mapping"),
+    "a word": ("#cloud-config\nhello\n", "must be a mapping"),
+    "broken": ("#cloud-config\na: [\n", "not valid YAML"),
+    "an unknown tag": ("#cloud-config\na: !!python/object/apply:os.system [id]\n", "not valid YAML"),
+    "a date that is none": ("#cloud-config\na: 2001-99-99\n", "not valid YAML"),
+    "a truth that is none": ("#cloud-config\na: !!bool maybe\n", "not valid YAML"),
+    "a number that is none": ("#cloud-config\na: !!int ''\n", "not valid YAML"),
+    "a time that is none": ("#cloud-config\na: !!timestamp x\n", "not valid YAML"),
+    "deeper than anybody writes": ("#cloud-config\n" + "[" * 3000, "not valid YAML"),
+    "a key that is a list": ("#cloud-config\n? [a]\n: b\n", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_good_user_data_is_passed_on_as_it_is(text: str) -> None:
+    assert check_user_data(text) is text
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_user_data_is_refused_with_the_reason(case: str) -> None:
+    text, words = BAD[case]
+    with pytest.raises(Invalid, match=words):
+        check_user_data(text)
+
+
+@given(st.text(max_size=60))
+def test_any_user_data_is_taken_or_refused(text: str) -> None:
+    try:
+        check_user_data("#cloud-config\n" + text)
+    except Invalid:
+        pass
