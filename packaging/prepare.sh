@@ -42,6 +42,9 @@ backports_line() {
         "${uri%/}/" "$VERSION_CODENAME"
 }
 
+# Of what the package manager says, the names of what is being set up.
+progress() { sed -n 's/^Setting up \([^ :]*\).*/virtuary:   \1/p' >&2; }
+
 prepare_system() {
     command -v apt-get >/dev/null 2>&1 || {
         qemu_fits || say "this system has no apt-get: install QEMU 8.2 or later, qemu-img and passt by its own means"
@@ -73,10 +76,11 @@ prepare_system() {
     # shellcheck disable=SC2086
     if [ -n "$suite" ]; then
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends -t "$suite" \
-            qemu-system-x86 qemu-utils >&2
+            qemu-system-x86 qemu-utils | progress
     fi
     # shellcheck disable=SC2086
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $wanted >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $wanted | progress
+    [ -z "$(missing_packages "${1#none}")" ] || { say "some packages could not be installed: $(missing_packages "${1#none}")"; exit 1; }
     qemu_fits || { say "QEMU 8.2 or later could not be installed"; exit 1; }
 }
 

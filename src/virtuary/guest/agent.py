@@ -65,6 +65,7 @@ class Agent:
         self._send({"execute": "guest-sync-delimited", "arguments": {"id": number}})
         while True:
             await self._reader.readuntil(b"\xff")
+            await asyncio.sleep(0)  # a guest may have filled the buffer with marks: others get their turn, the deadline too
             with contextlib.suppress(Invalid):
                 if _parse(await self._line()).get("return") == number:
                     return
@@ -84,6 +85,8 @@ class Agent:
         if stdin:
             arguments["input-data"] = base64.b64encode(stdin).decode()
         pid = _field(await self.run("guest-exec", **arguments), "pid")
+        if not isinstance(pid, int):
+            raise Invalid("the guest agent answered something unexpected")
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         while True:
@@ -98,10 +101,10 @@ class Agent:
     async def addresses(self) -> tuple[str, ...]:
         """The guest's own addresses, without loopback and link-local ones; IPv4 first."""
         found: list[str] = []
-        for link in await self.run("guest-network-get-interfaces") or []:
-            if not isinstance(link, dict) or link.get("name") == "lo":
+        for link in _items(await self.run("guest-network-get-interfaces")):
+            if link.get("name") == "lo":
                 continue
-            for item in link.get("ip-addresses") or []:
+            for item in _items(link.get("ip-addresses")):
                 text = str(item.get("ip-address", ""))[:64]
                 if text and not text.startswith(("fe80:", "127.", "169.254.", "::1")):
                     found.append(text)
@@ -116,6 +119,11 @@ def _parse(line: bytes) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise Invalid("the guest agent answered something unexpected")
     return answer
+
+
+def _items(answer: Any) -> list[dict[str, Any]]:
+    """The objects in a list, and nothing else."""
+    return [item for item in answer if isinstance(item, dict)] if isinstance(answer, list) else []
 
 
 def _field(answer: Any, name: str) -> Any:
@@ -134,7 +142,7 @@ def _outcome(answer: dict[str, Any]) -> Outcome:
         out = base64.b64decode(answer.get("out-data", ""), validate=True)
         err = base64.b64decode(answer.get("err-data", ""), validate=True)
         status = int(answer["exitcode"]) if "exitcode" in answer else 128 + int(answer.get("signal", 0))
-    except (binascii.Error, ValueError, TypeError):
+    except (binascii.Error, ValueError, TypeError, OverflowError):
         raise Invalid("the guest agent answered something unexpected") from None
     return Outcome(status, out, err, bool(answer.get("out-truncated") or answer.get("err-truncated")))
 

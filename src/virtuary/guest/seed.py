@@ -36,7 +36,7 @@ def check_user_data(text: str) -> str:
     if text.startswith("#cloud-config"):
         try:
             body = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except Exception as error:  # besides YAMLError whatever a broken date, number or depth makes of it
             raise Invalid(f"the user data is not valid YAML: {' '.join(str(error).split())[:300]}") from error
         if body is not None and not isinstance(body, dict):
             raise Invalid("a #cloud-config must be a mapping of keys to values")

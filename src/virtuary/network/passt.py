@@ -104,11 +104,11 @@ async def prove(limit: float = 3.0) -> str | None:
         if identity:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(identity.pid, signal.SIGKILL)
-        ours.close()
         theirs.close()
 
 
 async def _handshake(link: socket.socket, port: int) -> str | None:
+    # From here on the socket is the transport's: closed behind its back, its number would be watched when it is another's.
     reader, writer = await asyncio.open_connection(sock=link)
     _send(writer, frames.announcement(ADDRESS))
     await asyncio.sleep(0.1)
@@ -130,6 +130,9 @@ async def _handshake(link: socket.socket, port: int) -> str | None:
         caller.cancel()
         with contextlib.suppress(asyncio.CancelledError, OSError):
             (await caller)[1].close()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 def _send(writer: asyncio.StreamWriter, frame: bytes) -> None:

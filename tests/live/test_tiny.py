@@ -1,0 +1,478 @@
+"""The everyday life of a server, with a real guest, through the command line: what the manual promises, tried."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from instances import Instance, Json, until
+
+pytestmark = pytest.mark.live
+
+
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def ports() -> tuple[int, int]:
+    """A TCP and a UDP port of this machine for the shared server."""
+    return free_port(), free_port(socket.SOCK_DGRAM)
+
+
+@pytest.fixture(scope="module")
+def one(instance: Instance, ports: tuple[int, int]) -> Iterator[str]:
+    """A server that tests share; whoever changes it changes it back."""
+    instance.ok("launch", "tiny", "one", "-p", f"{ports[0]}:8080", "-p", f"{ports[1]}:7000/udp", "-l", "role=shared")
+    yield "one"
+    instance.ok("delete", "one", "--now", "--force", "--yes")
+
+
+# ---- launch and look
+
+
+def test_launch_tells_its_stages_in_order_and_ends_when_a_shell_is_possible(instance: Instance, one: str) -> None:
+    vm = instance.json("show", one)
+    stages = vm["status"]["stages"]
+    assert [name for name in ("kernel", "agent", "network", "ssh") if name in stages] == ["kernel", "agent", "network", "ssh"]
+    assert list(stages.values()) == sorted(stages.values())
+    assert vm["status"]["state"] == "running" and vm["status"]["addresses"] == ["10.0.2.15"]
+    launch = next(item for item in instance.operations() if item["spec"]["target_name"] == one)
+    told = [line["text"] for line in launch["status"]["log"]]
+    order = ["making the disk", "starting", "the guest's system is starting", "giving the guest its identity"]
+    assert [text for text in told if text in order] == order
+    assert launch["status"]["phase"] == "done"
+
+
+def test_list_shows_the_server_for_people_and_for_programs(instance: Instance, one: str) -> None:
+    table = instance.ok("list").out
+    assert re.search(r"^one +running +tiny +1 +128 MiB +10\.0\.2\.15 ", table, re.MULTILINE)
+    assert [vm["meta"]["name"] for vm in instance.json("list", "--label", "role=shared")] == ["one"]
+    assert instance.json("list", "--label", "role=other") == []
+    assert "one" in instance.ok("list", "-o", "name").out.split()
+
+
+def test_show_says_how_the_server_is_run(instance: Instance, one: str) -> None:
+    said = instance.ok("show", one).out
+    runtime = instance.vm(one)["status"]["runtime"]
+    assert f"process      {runtime['pid']}, user {runtime['uid']}" in said
+    assert f"isolation    level {runtime['level']}" in said
+
+
+def test_logs_hold_what_the_console_printed(instance: Instance, one: str) -> None:
+    assert instance.ok("logs", one).out.strip()
+
+
+def test_events_follow_what_happens(instance: Instance, one: str) -> None:
+    watcher = instance.start_cli("events", "-o", "json")
+    try:
+        time.sleep(1)
+        instance.ok("set", one, "--label", "role=shared", "--label", "seen=yes")
+        assert watcher.stdout
+        ready, _, _ = select.select([watcher.stdout], [], [], 10)
+        assert ready, "no event within ten seconds"
+        event = json.loads(watcher.stdout.readline())
+        assert event["event"] == "vm.changed" and event["data"]["meta"]["labels"]["seen"] == "yes"
+    finally:
+        watcher.send_signal(signal.SIGINT)
+        assert watcher.wait(10) == 130
+        watcher.stdout.close() if watcher.stdout else None
+        watcher.stderr.close() if watcher.stderr else None
+
+
+def test_operations_are_listed_and_shown(instance: Instance, one: str) -> None:
+    assert instance.ok("operation", "list").err.strip() == "nothing is under way"
+    every = instance.json("operation", "list", "--all")
+    launch = next(item for item in every if item["spec"]["kind"] == "launch" and item["spec"]["target_name"] == one)
+    shown = instance.ok("operation", "show", launch["meta"]["id"][:8]).out
+    assert re.search(r"^phase +done$", shown, re.MULTILINE) and "making the disk" in shown
+
+
+# ---- go inside
+
+
+def test_shell_runs_a_command_by_ssh(instance: Instance, one: str) -> None:
+    said = instance.ok("shell", one, "--", "echo $(hostname) $(id -u)")
+    assert said.out == "one 0\n"
+    assert instance.run("shell", one, "--", "exit 7").status == 7
+
+
+def test_exec_passes_everything_both_ways(instance: Instance, one: str) -> None:
+    said = instance.run("exec", one, "--", "sh", "-c", "cat; echo wrong >&2; exit 3", stdin=b"in\x00and out")
+    assert (said.status, said.out, said.err) == (3, "in\x00and out", "wrong\n")
+
+
+def test_exec_of_a_missing_command_ends_with_127(instance: Instance, one: str) -> None:
+    said = instance.run("exec", one, "--", "no-such-command")
+    assert said.status == 127 and "No such file" in said.err
+
+
+def test_exec_stops_waiting_at_its_timeout(instance: Instance, one: str) -> None:
+    said = instance.run("exec", one, "--timeout", "1s", "--", "sleep", "20")
+    assert said.status == 6 and "did not end within 1 s" in said.err
+
+
+def test_cp_takes_files_and_folders_both_ways(instance: Instance, one: str, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "deep").mkdir(parents=True)
+    (site / "index").write_bytes(os.urandom(100_000))
+    (site / "deep/er").write_text("down here")
+    instance.ok("cp", str(site / "index"), f"{one}:/root/renamed")
+    instance.ok("cp", str(site), f"{one}:/root/")
+    instance.ok("cp", f"{one}:/root/renamed", str(tmp_path / "back"))
+    instance.ok("cp", f"{one}:/root/site", str(tmp_path / "copy"))
+    assert (tmp_path / "back").read_bytes() == (site / "index").read_bytes()
+    assert (tmp_path / "copy/deep/er").read_text() == "down here"
+    missing = instance.run("cp", f"{one}:/nowhere", str(tmp_path))
+    assert missing.status == 8 and "could not be copied" in missing.err
+
+
+def test_ssh_config_lets_plain_ssh_in(instance: Instance, one: str, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(instance.ok("ssh-config", one).out)
+    said = subprocess.run(["ssh", "-F", str(config), one, "hostname"], capture_output=True, text=True, timeout=30, check=True)
+    assert said.stdout == "one\n"
+
+
+def test_console_attaches_to_a_terminal_and_ctrl_bracket_detaches(instance: Instance, one: str) -> None:
+    master, slave = pty.openpty()
+    viewer = instance.start_cli("console", one, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    try:
+        assert "Ctrl-] detaches" in read_until(master, "detaches")
+        os.write(master, b"\recho dead$((40+2))beef\r")
+        read_until(master, "dead42beef")
+        os.write(master, b"\x1d")
+        assert viewer.wait(10) == 0
+    finally:
+        viewer.kill()
+        os.close(master)
+
+
+def read_until(handle: int, wanted: str, limit: float = 15) -> str:
+    seen, end = "", time.monotonic() + limit
+    while wanted not in seen:
+        ready, _, _ = select.select([handle], [], [], max(0, end - time.monotonic()))
+        assert ready, f"{wanted!r} did not come: {seen!r}"
+        seen += os.read(handle, 4096).decode(errors="replace")
+    return seen
+
+
+# ---- the network
+
+
+def test_a_published_tcp_port_leads_to_the_guest(instance: Instance, one: str, ports: tuple[int, int]) -> None:
+    instance.in_guest(one, "nc -l -p 8080 -e echo hello >/dev/null 2>&1 </dev/null & sleep 0.2")
+    with socket.create_connection(("127.0.0.1", ports[0]), 10) as sock:
+        sock.settimeout(10)
+        assert sock.recv(100) == b"hello\n"
+
+
+def test_a_published_udp_port_leads_to_the_guest(instance: Instance, one: str, ports: tuple[int, int]) -> None:
+    instance.in_guest(one, "rm -f /tmp/udp; (nc -u -l -p 7000 >/tmp/udp 2>&1 </dev/null &) ; sleep 0.2")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"ping\n", ("127.0.0.1", ports[1]))
+    until(lambda: "ping" in instance.in_guest(one, "cat /tmp/udp"), 10, "the datagram is there")
+    instance.in_guest(one, "killall nc || true")
+
+
+def test_the_guest_reaches_a_server_beside_it(instance: Instance, one: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only tells which address the host would use
+        except OSError:
+            pytest.skip("this machine has no route to anywhere")
+        address = probe.getsockname()[0]
+
+    class Hello(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"from the host side")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer((address, 0), Hello) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert instance.in_guest(one, f"wget -qO- http://{address}:{server.server_port}/") == "from the host side"
+        server.shutdown()
+
+
+def test_a_killed_network_helper_is_replaced_and_ssh_works_again(instance: Instance, one: str) -> None:
+    before = instance.vm(one)["status"]["runtime"]
+    os.kill(before["network_pid"], signal.SIGKILL)
+    until(lambda: instance.vm(one)["status"]["runtime"]["network_pid"] != before["network_pid"], 10, "another helper")
+    after = instance.vm(one)["status"]["runtime"]
+    assert (after["pid"], after["ssh_port"]) == (before["pid"], before["ssh_port"])
+    assert instance.ok("shell", one, "--", "hostname", limit=40).out == "one\n"
+
+
+# ---- power
+
+
+def test_pause_makes_the_guests_clock_stand_still(instance: Instance, one: str) -> None:
+    before = float(instance.in_guest(one, "cut -d' ' -f1 /proc/uptime"))
+    instance.ok("pause", one)
+    assert instance.state(one) == "paused"
+    time.sleep(6)
+    instance.ok("resume", one)
+    assert instance.state(one) == "running"
+    assert float(instance.in_guest(one, "cut -d' ' -f1 /proc/uptime")) - before < 5
+
+
+def test_a_server_changes_and_keeps_its_data_through_its_life(instance: Instance) -> None:
+    """One long story, so that each boot serves several rules."""
+    instance.ok("launch", "tiny", "life", "--disk", "300MiB")
+    instance.in_guest("life", "echo kept >/root/kept; sync")
+
+    said = instance.ok("set", "life", "--memory", "160MiB", "--cpus", "2", "--disk", "400MiB").out
+    assert "takes effect at its next start (virtuary restart life)" in said
+    assert "changes take effect at the next start" in instance.ok("show", "life").out
+    assert instance.in_guest("life", "nproc") == "1"
+    instance.ok("rename", "life", "second-life")
+
+    began = time.monotonic()
+    instance.ok("restart", "second-life")
+    assert time.monotonic() - began < 45
+    assert instance.in_guest("second-life", "nproc; cat /root/kept; hostname") == "2\nkept\nsecond-life"
+    assert int(instance.in_guest("second-life", "sed -n 's/MemTotal: *//p' /proc/meminfo").split()[0]) > 128 * 1024
+    assert int(instance.in_guest("second-life", "df -m / | tail -n1").split()[1]) > 330
+    vm = instance.vm("second-life")
+    assert vm["meta"]["generation"] == vm["status"]["applied"]
+
+    began = time.monotonic()
+    instance.ok("stop", "second-life")  # by its agent: far below the 90 s after which the plug is pulled
+    assert time.monotonic() - began < 30
+    assert (instance.state("second-life"), instance.vm("second-life")["status"]["reason"]) == ("stopped", None)
+    assert not instance.machines(vm["meta"]["id"])
+    assert instance.run("stop", "second-life").status == 4
+
+    instance.ok("delete", "second-life")
+    assert "second-life" not in instance.ok("list", "-o", "name").out.split()
+    assert instance.ok("list", "--trash", "-o", "name").out.split() == ["second-life"]
+    assert instance.run("show", "second-life").status == 3
+    assert instance.run("image", "delete", "tiny").status == 4
+    instance.ok("undelete", "second-life", "--as", "third-life")
+    instance.ok("start", "third-life")
+    assert instance.in_guest("third-life", "cat /root/kept; hostname") == "kept\nthird-life"
+
+    began = time.monotonic()
+    instance.ok("stop", "third-life", "--force")
+    assert time.monotonic() - began < 5
+    instance.ok("set", "third-life", "--protect")
+    refused = instance.run("delete", "third-life", "--now", "--yes")
+    assert refused.status == 4 and "is protected" in refused.err and "--no-protect" in refused.err
+    instance.ok("set", "third-life", "--no-protect")
+    instance.ok("delete", "third-life")
+    unsure = instance.run("purge", "third-life")
+    assert unsure.status == 2 and "--yes" in unsure.err
+    instance.ok("purge", "third-life", "--yes")
+    assert not instance.paths.vm(vm["meta"]["id"]).home.exists()
+
+
+def test_a_server_ends_by_its_own_hand_or_by_panic_and_says_so(instance: Instance) -> None:
+    instance.ok("launch", "tiny", "moody")
+    instance.run("exec", "moody", "--timeout", "3s", "--", "poweroff")
+    vm = instance.wait_state("moody", "stopped", limit=30)
+    assert vm["status"]["reason"] == "the guest shut itself down" and vm["spec"]["power"] == "stopped"
+
+    instance.ok("start", "moody")
+    instance.run("exec", "moody", "--timeout", "2s", "--", "sh", "-c", "echo c >/proc/sysrq-trigger")
+    vm = instance.wait_state("moody", "crashed", limit=30)
+    assert "kernel panicked" in vm["status"]["reason"]
+    assert "kernel panicked" in instance.ok("show", "moody").out
+    instance.ok("delete", "moody", "--now", "--yes")
+
+
+def test_a_delete_of_a_running_server_wants_force(instance: Instance, one: str) -> None:
+    refused = instance.run("delete", one, "--now", "--yes")
+    assert refused.status == 4 and "--force" in refused.err
+    assert instance.state(one) == "running"
+
+
+# ---- crashes
+
+
+def kill_machine(instance: Instance, name: str, but: int = 0) -> int:
+    """End the QEMU of a server once it runs as another process than `but`; its pid."""
+
+    def look() -> Json:
+        runtime = instance.vm(name)["status"]["runtime"]
+        return runtime if runtime and runtime["pid"] != but else None
+
+    runtime = until(look, 20, f"{name} has a process other than {but}")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(runtime["pid"], signal.SIGKILL)
+    return int(runtime["pid"])
+
+
+def test_a_killed_machine_is_seen_within_a_second_and_stays_down_by_default(instance: Instance) -> None:
+    instance.ok("launch", "tiny", "fragile", "--detach")
+    kill_machine(instance, "fragile")
+    began = time.monotonic()
+    vm = instance.wait_state("fragile", "crashed", limit=5)
+    assert time.monotonic() - began < 2
+    assert vm["status"]["reason"] and vm["status"]["runtime"] is None and vm["spec"]["power"] == "stopped"
+    launch = next(item for item in instance.operations() if item["spec"]["target_name"] == "fragile")
+    assert launch["status"]["phase"] == "failed" and "did not stay up" in launch["status"]["error"]["detail"]
+    instance.ok("delete", "fragile", "--now", "--yes")
+
+
+def test_restart_policy_restarts_a_killed_machine_until_it_crashes_in_a_loop(instance: Instance) -> None:
+    instance.ok("launch", "tiny", "phoenix", "--restart-policy", "on-failure", "--detach")
+    pid, pids = 0, set[int]()
+    for _ in range(5):
+        pid = kill_machine(instance, "phoenix", pid)
+        pids.add(pid)
+    vm = instance.wait_state("phoenix", "crashed", limit=20)
+    assert len(pids) == 5 and "not restarted, because it crashed 5 times within 10 minutes" in vm["status"]["reason"]
+    time.sleep(2)
+    assert instance.state("phoenix") == "crashed"
+    instance.ok("start", "phoenix", "--wait", "running")  # a human may still try
+    assert instance.vm("phoenix")["status"]["crashes"] == []
+    instance.ok("delete", "phoenix", "--now", "--force", "--yes")
+
+
+def test_a_machine_that_hangs_is_unresponsive_alone(instance: Instance, one: str) -> None:
+    instance.ok("launch", "tiny", "stuck", "--detach")
+    pid = until(lambda: instance.vm("stuck")["status"]["runtime"], 20, "it has a process")["pid"]
+    until(lambda: instance.vm("stuck")["status"]["state"] in ("starting", "running"), 20, "it starts")
+    time.sleep(1)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        instance.wait_state("stuck", "unresponsive", limit=22)
+        for _ in range(3):
+            began = time.monotonic()
+            assert "unresponsive" in instance.ok("list").out
+            assert time.monotonic() - began < 0.5
+        assert instance.in_guest(one, "echo usable") == "usable"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    instance.wait_state("stuck", "running", limit=30)
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    instance.ok("delete", "stuck", "--now", "--force", "--yes")  # a hanging machine can be got rid of
+    assert time.monotonic() - began < 15
+    until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "the process is gone")
+
+
+# ---- wishes that can't come true
+
+
+def test_of_two_creations_with_one_name_exactly_one_wins(instance: Instance) -> None:
+    racers = [instance.start_cli("create", "tiny", "twin") for _ in range(3)]
+    said = [(*racer.communicate(timeout=60), racer.returncode) for racer in racers]
+    assert sorted(status for _, _, status in said) == [0, 4, 4], said
+    assert all("there already" in err for _, err, status in said if status == 4)
+    assert len([name for name in instance.ok("list", "-o", "name").out.split() if name == "twin"]) == 1
+    instance.ok("delete", "twin", "--now", "--yes")
+
+
+def test_a_dry_run_shows_the_plan_and_changes_nothing(instance: Instance) -> None:
+    before = {key for key, _ in instance.documents("vm")}
+    said = instance.ok("launch", "tiny", "dream", "--dry-run")
+    assert "make the disk" in said.out and "-sandbox" in said.out and re.search(r"isolation +L\d", said.out)
+    assert {key for key, _ in instance.documents("vm")} == before
+    blocked = instance.run("launch", "tiny", "dream", "--dry-run", "--memory", "900TiB", "--cpus", "200")
+    assert blocked.status == 4 and blocked.err.count("blocker:") == 2
+
+
+WRONG = {
+    "bad-name": (("tiny", "no_underscores"), 2, "is not a valid name", "for example web1"),
+    "long-name": (("tiny", "x" * 64), 2, "is not a valid name", ""),
+    "name-like-a-path": (("tiny", "../../etc"), 2, "is not a valid name", ""),
+    "odd-size": (("tiny", "w", "--memory", "12 parsecs"), 2, "'12 parsecs' is not a size", "512MiB"),
+    "no-such-image": (("tinny", "w"), 3, "there is no image named 'tinny'", "did you mean tiny?"),
+    "no-image-at-all": (("zebra", "w"), 3, "there is no image named 'zebra'", "can be built here"),
+    "too-much-memory": (("tiny", "w", "--memory", "64TiB"), 4, "are missing", "--memory"),
+    "too-little-memory": (("tiny", "w", "--memory", "1MiB"), 2, "memory", ""),
+    "too-many-cpus": (("tiny", "w", "--cpus", "250"), 4, "virtual CPUs were asked for", "--cpus"),
+    "no-cpus": (("tiny", "w", "--cpus", "0"), 2, "cpus", ""),
+    "disk-below-the-image": (("tiny", "w", "--disk", "100MiB"), 2, "needs a disk of 256 MiB", "--disk 256 MiB"),
+    "too-large-a-disk": (("tiny", "w", "--disk", "60TiB"), 4, "are missing", ""),
+    "odd-port": (("tiny", "w", "-p", "http:80"), 2, "is not HOST:GUEST", "8080:80"),
+    "port-out-of-range": (("tiny", "w", "-p", "80000:80"), 2, "65535", ""),
+    "port-twice": (("tiny", "w", "-p", "9999:80", "-p", "9999:81"), 2, "published twice", ""),
+    "odd-label": (("tiny", "w", "-l", "novalue"), 2, "is not KEY=VALUE", "role=web"),
+    "name-taken": (("tiny", "one"), 4, "a server named one is there already", "another name"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_wish_is_refused_with_a_way_out_and_leaves_nothing(instance: Instance, one: str, case: str) -> None:
+    words, status, sentence, hint = WRONG[case]
+    before = {key for key, _ in instance.documents("vm")}
+    said = instance.run("launch", *words)
+    assert (said.status, said.out) == (status, ""), said
+    assert sentence in said.err and hint in said.err, said.err
+    assert "Traceback" not in said.err
+    assert {key for key, _ in instance.documents("vm")} == before
+    assert {path.name for path in instance.paths.vms.iterdir()} <= {key.removeprefix("vm/") for key in before}
+
+
+def test_a_port_that_is_taken_is_refused_by_the_holders_name(instance: Instance, one: str, ports: tuple[int, int]) -> None:
+    said = instance.run("launch", "tiny", "w", "-p", f"{ports[0]}:80")
+    assert said.status == 4 and "is published by one already" in said.err
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        said = instance.run("launch", "tiny", "w", "-p", f"{sock.getsockname()[1]}:80")
+    assert said.status == 4 and "is in use on this host by another program" in said.err
+    assert instance.run("show", "w").status == 3
+
+
+def test_an_error_is_a_problem_document_for_programs(instance: Instance) -> None:
+    said = instance.run("show", "nobody", "-o", "json")
+    problem = json.loads(said.err)
+    assert said.status == 3 and problem["code"] == "not-found" and "nobody" in problem["detail"]
+
+
+def test_an_image_in_use_is_not_deleted(instance: Instance, one: str) -> None:
+    said = instance.run("image", "delete", "tiny")
+    assert said.status == 4 and "used by" in said.err and "one" in said.err
+
+
+# ---- interruptions
+
+
+def test_ctrl_c_stops_following_and_tells_how_to_go_on(instance: Instance) -> None:
+    follower = instance.start_cli("launch", "tiny", "slowly")
+    until(lambda: any(vm["meta"]["name"] == "slowly" for vm in instance.call("GET", "/v1/vms")["items"]), 10, "it was created")
+    time.sleep(0.7)
+    follower.send_signal(signal.SIGINT)
+    _, err = follower.communicate(timeout=10)
+    assert follower.returncode == 130, err
+    told = re.search(r"virtuary operation wait (\w{8}) follows it, virtuary operation cancel \1 ends it", err)
+    assert told and "the operation goes on" in err
+    instance.ok("operation", "wait", told.group(1))
+    assert instance.state("slowly") == "running"
+    instance.ok("delete", "slowly", "--now", "--force", "--yes")
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.3, 1.5])
+def test_a_cancelled_launch_leaves_nothing(instance: Instance, moment: float) -> None:
+    begun = instance.json("launch", "tiny", "regret", "--detach")
+    vm_id, operation = begun["vm"]["meta"]["id"], begun["operation"]["meta"]["id"]
+    time.sleep(moment)
+    instance.ok("operation", "cancel", operation)
+    until(lambda: instance.run("show", "regret").status == 3, 20, "the server is gone")
+    assert instance.call("GET", f"/v1/operations/{operation}")["status"]["phase"] == "cancelled"
+    until(lambda: not instance.machines(vm_id), 5, "its process is gone")
+    assert not instance.paths.vm(vm_id).home.exists() and not instance.paths.vm(vm_id).runtime.exists()
+    assert instance.run("operation", "cancel", operation).status == 4
