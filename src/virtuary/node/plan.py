@@ -212,7 +212,7 @@ def state_of(world: World) -> tuple[State, str | None]:
         return (status.state, status.reason) if status.state != "unresponsive" else ("unknown", None)
     if world.qemu == "io-error":
         return "paused", "no space: the pool that holds the disk is full; it resumes by itself"
-    if world.qemu == "paused":
+    if world.qemu == "paused" or _held(world):
         return "paused", None
     if world.qemu != "running":
         return "starting", None
@@ -229,6 +229,11 @@ def finishing(world: World) -> Step | None:
     return Step("finish", operation) if _fulfilled(world, operation.spec.kind, operation.spec.params) else _progress(world)
 
 
+def _held(world: World) -> bool:
+    """Whether a machine that is wished paused is: also one that was never released."""
+    return world.vm.spec.power == "paused" and world.qemu in ("prelaunch", "paused", "io-error")
+
+
 def _fulfilled(world: World, kind: str, params: dict[str, Any]) -> bool:
     vm, runtime = world.vm, world.vm.status.runtime
     idle = world.process == "absent" and runtime is None
@@ -238,16 +243,16 @@ def _fulfilled(world: World, kind: str, params: dict[str, Any]) -> bool:
         case "delete":
             return idle and vm.meta.deleted is not None
         case "pause":
-            return world.qemu == "paused"
+            return world.qemu == "paused" or _held(world)
         case "resume":
             return world.qemu == "running"
         case "create":
             return vm.status.disk_ready
         case "launch":
-            return world.ready
+            return world.ready or _held(world)
         case "start" | "restart":
             fresh = runtime is not None and runtime.restarts >= vm.spec.restarts
-            return fresh and (world.ready if params.get("wait") == "ready" else world.qemu == "running")
+            return fresh and (_held(world) or world.ready if params.get("wait") == "ready" else world.qemu == "running")
     return False
 
 
