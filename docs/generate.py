@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
             rows += fields(inner, f"{prefix}{name}.")
         else:
             text = str(inner).replace("typing.", "").replace("<class '", "").replace("'>", "").replace("virtuary.model.", "")
+            text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
             rows.append((f"{prefix}{name}", text.replace("|", "or")))
     return rows
 

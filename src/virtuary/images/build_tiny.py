@@ -141,7 +141,7 @@ def link_applets(root: Path) -> None:
     for place in [*listed, "sbin/init"]:
         folder, _, name = place.rpartition("/")
         path = root / ("usr/sbin" if folder.endswith("sbin") else "usr/bin") / name
-        if name not in OWN_WORDS and not path.exists():
+        if name not in OWN_WORDS and not os.path.lexists(path):  # the link's target is on the guest's side, not here
             path.symlink_to("/usr/bin/busybox")
 
 
