@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -37,20 +38,21 @@ ROOMS = {
     "client": "base model",
     "cli": "base model client",  # the command line proves that the API suffices
 }
-ABOVE = ("daemon.py", "__main__.py", "__init__.py")  # they stand above the rooms and wire them
+ABOVE = ("daemon.py", "settings.py", "__main__.py", "__init__.py")  # they stand above the rooms and wire them
 ALLOWED = {
     ("api/app.py", "virtuary.node.doctor"): "a touch: what a launch depends on",
     ("api/app.py", "virtuary.node.site"): "a touch: the host's figures",
     ("api/deps.py", "virtuary.node.node"): "the type of what the daemon lends",
     ("api/vms.py", "virtuary.node"): "touches",
-    ("api/vms.py", "virtuary.guest.seed"): "user data is checked at the door",
+    ("api/images.py", "virtuary.node"): "touches",
+    ("api/deps.py", "virtuary.node"): "touches",
     ("cli/service.py", "virtuary.daemon"): "the command that is the daemon",
 }
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path, name in zip(FILES, NAMES, strict=True):
-        yield name, ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def trees() -> list[tuple[str, ast.Module]]:
+    return [(name, ast.parse(path.read_text(encoding="utf-8"))) for path, name in zip(FILES, NAMES, strict=True)]
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
@@ -161,7 +163,11 @@ def test_each_qemu_img_call_names_its_formats() -> None:
             for node in ast.walk(place):
                 items = node.args if isinstance(node, ast.Call) else node.elts if isinstance(node, ast.List | ast.Tuple) else []
                 said = [item.value for item in items if isinstance(item, ast.Constant)]
-                if len(said) > 1 and said[0] == "qemu-img" and said[1] in ("create", "convert", "resize", "check", "info", "rebase"):
+                if (
+                    len(said) > 1
+                    and said[0] == "qemu-img"
+                    and said[1] in ("create", "convert", "resize", "check", "info", "rebase")
+                ):
                     seen += 1
                     assert {"-f", "--image-opts"} & words, f"{name}:{node.lineno} does not say the format"
                     assert said[1] != "convert" or "-O" in words, f"{name}:{node.lineno} does not say the new format"

@@ -37,11 +37,18 @@ def test_every_kind_in_the_file_can_come_back() -> None:
     assert found == set(KINDS.values())
 
 
-@pytest.mark.parametrize("body", [{}, {"code": "from-the-future", "detail": "what"}, {"code": ["x"]}, {"code": "invalid", "details": [1]}])
+@pytest.mark.parametrize(
+    "body", [{}, {"code": "from-the-future", "detail": "what"}, {"code": ["x"]}, {"code": "invalid", "details": [1]}]
+)
 def test_a_strange_problem_still_becomes_an_error(body: dict[str, object]) -> None:
     error = from_problem(body)
     assert isinstance(error, VirtuaryError) and error.sentence
     assert type(error) is Bug or body["code"] == "invalid"
+
+
+def test_details_may_have_any_name() -> None:
+    error = from_problem({"code": "busy", "detail": "it is busy", "details": {"sentence": 1, "hint": 2, "self": 3}})
+    assert (error.sentence, error.hint, error.details) == ("it is busy", None, {"sentence": 1, "hint": 2, "self": 3})
 
 
 def test_only_kinds_that_heal_by_waiting_are_retried() -> None:

@@ -50,7 +50,9 @@ except ZeroDivisionError:
 
 @pytest.mark.parametrize(("journal", "starts"), [({}, "20"), ({"JOURNAL_STREAM": "8:1"}, "<")])
 def test_what_reaches_stderr_is_one_line_an_event(journal: dict[str, str], starts: str) -> None:
-    done = subprocess.run([sys.executable, "-c", SPEAK], capture_output=True, text=True, env={**os.environ, **journal}, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAK], capture_output=True, text=True, env={**os.environ, **journal}, check=True
+    )
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and all(line.startswith(starts) and line.isprintable() for line in lines)
     assert "one?[2J\\ntwo" in lines[0] and "ZeroDivisionError" in lines[1]

@@ -78,6 +78,17 @@ async def test_a_cancelled_run_ends_the_whole_group(tmp_path: Path) -> None:
     assert await gone(pid)
 
 
+@pytest.mark.parametrize("ticks", range(8))
+async def test_a_run_cancelled_at_any_moment_of_its_start_ends_at_once(ticks: int) -> None:
+    task = asyncio.create_task(run("/bin/sh", "-c", "sleep 30 & wait"))
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
 async def test_output_is_capped_and_read_on() -> None:
     result = await run("/bin/sh", "-c", f"head -c {OUTPUT_CAP + 100_000} /dev/zero; echo end >&2")
     assert len(result.stdout) == OUTPUT_CAP and result.stderr == b"end\n"

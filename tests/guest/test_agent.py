@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ async def test_a_flood_keeps_neither_its_caller_nor_anybody_else_waiting(short: 
         with pytest.raises(GuestSilent):
             await agent.run("guest-ping", deadline=0.3)
         ticking.cancel()
-    gaps = [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(ticks)]
     assert max(gaps) < 0.5
 
 
@@ -218,7 +219,10 @@ STRANGE: dict[str, Any] = {
     "no end": {"guest-exec": {"pid": 1}, "guest-exec-status": [{}]},
     "an endless status": {"guest-exec": {"pid": 1}, "guest-exec-status": [{"exited": True, "exitcode": float("inf")}]},
     "a status that is a list": {"guest-exec": {"pid": 1}, "guest-exec-status": [{"exited": True, "exitcode": []}]},
-    "output that is no base64": {"guest-exec": {"pid": 1}, "guest-exec-status": [{"exited": True, "exitcode": 0, "out-data": "%%"}]},
+    "output that is no base64": {
+        "guest-exec": {"pid": 1},
+        "guest-exec-status": [{"exited": True, "exitcode": 0, "out-data": "%%"}],
+    },
     "output that is a number": {"guest-exec": {"pid": 1}, "guest-exec-status": [{"exited": True, "exitcode": 0, "err-data": 5}]},
 }
 
@@ -243,15 +247,30 @@ async def test_addresses_leave_out_what_is_not_reachable(short: Path) -> None:
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["pid", "exited", "exitcode", "signal", "out-data", "err-data", "name", "ip-addresses", "ip-address"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["pid", "exited", "exitcode", "signal", "out-data", "err-data", "name", "ip-addresses", "ip-address"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
     max_leaves=12,
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, derandomize=True)
+@settings(
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+    derandomize=True,
+)
 @given(first=values, second=values, lines=st.booleans(), noise=st.binary(max_size=20))
-def test_whatever_a_guest_answers_only_our_kinds_of_errors_come_out(short: Path, first: Any, second: Any, lines: bool, noise: bytes) -> None:
+def test_whatever_a_guest_answers_only_our_kinds_of_errors_come_out(
+    short: Path, first: Any, second: Any, lines: bool, noise: bytes
+) -> None:
     async def talk(guest: Guest) -> None:
         await guest.sync()
         turn = 0

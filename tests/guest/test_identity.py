@@ -35,7 +35,10 @@ def test_a_guest_becomes_who_it_is_told_to_be(tmp_path: Path) -> None:
     assert (tmp_path / "proc/sys/kernel/hostname").read_text() == "web1\n"
     assert (tmp_path / "etc/hosts").read_text() == "127.0.0.1 localhost\n192.0.2.1 friend\n127.0.1.1 web1\n"
     assert (tmp_path / "root/.ssh/authorized_keys").read_text() == "\n".join(KEYS) + "\n"
-    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("root/.ssh", "root/.ssh/authorized_keys", "etc/hosts", "etc/hostname")]
+    modes = [
+        (tmp_path / name).stat().st_mode & 0o777
+        for name in ("root/.ssh", "root/.ssh/authorized_keys", "etc/hosts", "etc/hostname")
+    ]
     assert modes == [0o700, 0o600, 0o644, 0o644]
 
 

@@ -61,6 +61,7 @@ class Instance:
     def __init__(self, root: Path | None = None, template: Path | None = None, env: dict[str, str] | None = None) -> None:
         """A folder of its own, perhaps with a copy of a prepared state in it; the daemon is not started yet."""
         self.root = root or Path(tempfile.mkdtemp(prefix="vi-", dir="/tmp"))
+        self.root.mkdir(exist_ok=True)
         self.root.chmod(0o711)
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("VIRTUARY_")} | {
             "VIRTUARY_ROOT": str(self.root), "PYTHONPATH": str(SOURCE), "NO_COLOR": "1", **(env or {}),

@@ -184,11 +184,14 @@ def test_a_published_tcp_port_leads_to_the_guest(instance: Instance, one: str, p
 
 
 def test_a_published_udp_port_leads_to_the_guest(instance: Instance, one: str, ports: tuple[int, int]) -> None:
-    instance.in_guest(one, "rm -f /tmp/udp; (nc -u -l -p 7000 >/tmp/udp 2>&1 </dev/null &) ; sleep 0.2")
+    def arrived() -> int:  # nobody listens there: the guest counts what it got for nobody
+        names, values = (line.split() for line in instance.in_guest(one, "grep ^Udp: /proc/net/snmp").splitlines())
+        return int(values[names.index("NoPorts")])
+
+    before = arrived()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.sendto(b"ping\n", ("127.0.0.1", ports[1]))
-    until(lambda: "ping" in instance.in_guest(one, "cat /tmp/udp"), 10, "the datagram is there")
-    instance.in_guest(one, "killall nc || true")
+        sock.sendto(b"ping", ("127.0.0.1", ports[1]))
+    until(lambda: arrived() > before, 10, "the datagram is there")
 
 
 def test_the_guest_reaches_a_server_beside_it(instance: Instance, one: str) -> None:
@@ -250,6 +253,7 @@ def test_a_server_changes_and_keeps_its_data_through_its_life(instance: Instance
     began = time.monotonic()
     instance.ok("restart", "second-life")
     assert time.monotonic() - began < 45
+    assert instance.ok("shell", "second-life", "--", "hostname").out == "second-life\n"  # waits until the guest is up again
     assert instance.in_guest("second-life", "nproc; cat /root/kept; hostname") == "2\nkept\nsecond-life"
     assert int(instance.in_guest("second-life", "sed -n 's/MemTotal: *//p' /proc/meminfo").split()[0]) > 128 * 1024
     assert int(instance.in_guest("second-life", "df -m / | tail -n1").split()[1]) > 330
@@ -389,7 +393,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(instance: Instance) -> Non
     said = instance.ok("launch", "tiny", "dream", "--dry-run")
     assert "make the disk" in said.out and "-sandbox" in said.out and re.search(r"isolation +L\d", said.out)
     assert {key for key, _ in instance.documents("vm")} == before
-    blocked = instance.run("launch", "tiny", "dream", "--dry-run", "--memory", "900TiB", "--cpus", "200")
+    blocked = instance.run("launch", "tiny", "dream", "--dry-run", "--memory", "8TiB", "--cpus", "200")
     assert blocked.status == 4 and blocked.err.count("blocker:") == 2
 
 
@@ -399,8 +403,8 @@ WRONG = {
     "name-like-a-path": (("tiny", "../../etc"), 2, "is not a valid name", ""),
     "odd-size": (("tiny", "w", "--memory", "12 parsecs"), 2, "'12 parsecs' is not a size", "512MiB"),
     "no-such-image": (("tinny", "w"), 3, "there is no image named 'tinny'", "did you mean tiny?"),
-    "no-image-at-all": (("zebra", "w"), 3, "there is no image named 'zebra'", "can be built here"),
-    "too-much-memory": (("tiny", "w", "--memory", "64TiB"), 4, "are missing", "--memory"),
+    "no-image-at-all": (("zebra", "w"), 3, "there is no image named 'zebra'", "debian:12"),
+    "too-much-memory": (("tiny", "w", "--memory", "8TiB"), 4, "are missing", "--memory"),
     "too-little-memory": (("tiny", "w", "--memory", "1MiB"), 2, "memory", ""),
     "too-many-cpus": (("tiny", "w", "--cpus", "250"), 4, "virtual CPUs were asked for", "--cpus"),
     "no-cpus": (("tiny", "w", "--cpus", "0"), 2, "cpus", ""),

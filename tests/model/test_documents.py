@@ -22,7 +22,15 @@ names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 printable = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=30)
 labels = st.dictionaries(st.from_regex(r"[a-z0-9]([a-z0-9./_-]{0,10}[a-z0-9])?", fullmatch=True), printable, max_size=4)
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
-metas = st.builds(Meta, id=st.uuids().map(str), name=names, labels=labels, created=moments, deleted=st.none() | moments, generation=st.integers(1, 99))
+metas = st.builds(
+    Meta,
+    id=st.uuids().map(str),
+    name=names,
+    labels=labels,
+    created=moments,
+    deleted=st.none() | moments,
+    generation=st.integers(1, 99),
+)
 ports = st.builds(
     Publish, host=st.integers(1, 65535), guest=st.integers(1, 65535), protocol=st.sampled_from(["tcp", "udp"]),
     address=(st.ip_addresses(v=4) | st.ip_addresses(v=6)).map(str),

@@ -51,7 +51,9 @@ def test_any_text_is_a_safe_name_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [{}, {"role": "web"}, {"a.b/c_d-e": "any printable: ü \"x\""}, {"x" * 63: "y" * 256}, {f"k{n}": "" for n in range(64)}], ids=len
+    "labels",
+    [{}, {"role": "web"}, {"a.b/c_d-e": 'any printable: ü "x"'}, {"x" * 63: "y" * 256}, {f"k{n}": "" for n in range(64)}],
+    ids=len,
 )
 def test_good_labels_are_taken(labels: dict[str, str]) -> None:
     assert Meta(name="a", labels=labels).labels == labels
@@ -67,7 +69,14 @@ def test_bad_labels_are_refused(labels: dict[str, str]) -> None:
         Meta(name="a", labels=labels)
 
 
-GOOD_KEYS = [KEY, KEY + " ada@home", "ssh-rsa " + "B" * 372, "ecdsa-sha2-nistp256 " + "C" * 100, f"  {KEY}\n", "sk-ssh-ed25519@openssh.com " + "D" * 90]
+GOOD_KEYS = [
+    KEY,
+    KEY + " ada@home",
+    "ssh-rsa " + "B" * 372,
+    "ecdsa-sha2-nistp256 " + "C" * 100,
+    f"  {KEY}\n",
+    "sk-ssh-ed25519@openssh.com " + "D" * 90,
+]
 BAD_KEYS = [
     "", "ssh-ed25519", "ssh-ed25519 short", KEY + "\n" + KEY, "ssh-dss " + "A" * 68, 'command="reboot" ' + KEY,
     KEY + " a\x1b[2J", KEY + " " + "c" * 201, "-----BEGIN OPENSSH PRIVATE KEY-----", KEY + "\0",
@@ -117,7 +126,10 @@ def test_a_port_is_published_on_an_address(address: str) -> None:
     assert Publish(host=1, guest=2, address=address).address == address
 
 
-@pytest.mark.parametrize("address", ["", "localhost", "127.1", "1.2.3.4/8", "127.0.0.1,hostfwd=x", "fe80::1%eth0", "::1%a,hostfwd=x -evil", "::1%\n", "٣.1.1.1"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost", "127.1", "1.2.3.4/8", "127.0.0.1,hostfwd=x", "fe80::1%eth0", "::1%a,hostfwd=x -evil", "::1%\n", "٣.1.1.1"],
+)
 def test_what_is_no_plain_address_is_refused(address: str) -> None:
     """An IPv6 scope may hold any text, and an address ends up on a command line."""
     with pytest.raises(ValidationError):

@@ -12,7 +12,7 @@ from virtuary.network.frames import ACK, GUEST_MAC, SYN, Segment, accept, announ
 
 VECTORS = {
     "RFC 1071": (bytes.fromhex("0001f203f4f5f6f7"), 0x220D),
-    "an IPv4 header": (bytes.fromhex("45000073000040004011" "0000" "c0a80001c0a800c7"), 0xB861),
+    "an IPv4 header": (bytes.fromhex("450000730000400040110000c0a80001c0a800c7"), 0xB861),
     "nothing": (b"", 0xFFFF),
     "one byte": (b"\x01", 0xFEFF),
     "all ones": (b"\xff" * 8, 0),

@@ -42,7 +42,8 @@ GOOD, BAD = Verdict(True, "kvm", "host", "proven"), Verdict(False, "kvm", "host"
 
 
 @pytest.mark.parametrize(
-    ("wanted", "kvm", "accel"), [("auto", GOOD, "kvm"), ("kvm", GOOD, "kvm"), ("tcg", GOOD, "tcg"), ("auto", BAD, "tcg"), ("tcg", BAD, "tcg")]
+    ("wanted", "kvm", "accel"),
+    [("auto", GOOD, "kvm"), ("kvm", GOOD, "kvm"), ("tcg", GOOD, "tcg"), ("auto", BAD, "tcg"), ("tcg", BAD, "tcg")],
 )
 def test_the_accelerator_is_chosen_by_wish_and_verdict(wanted: str, kvm: Verdict, accel: str) -> None:
     choice = choose(wanted, kvm)

@@ -34,7 +34,11 @@ PLAIN = Machine(
     base=IMAGE / "disk.qcow2", firmware=BIOS, runtime=RUN, mac="52:54:00:12:34:56",
 )  # fmt: skip
 WITH_UEFI: dict[str, Any] = {"firmware": UEFI, "vars_file": HOME / "firmware-vars.fd"}
-WITH_KERNEL: dict[str, Any] = {"kernel": IMAGE / "kernel", "initrd": IMAGE / "initrd", "kernel_args": "root=/dev/vda console=ttyS0"}
+WITH_KERNEL: dict[str, Any] = {
+    "kernel": IMAGE / "kernel",
+    "initrd": IMAGE / "initrd",
+    "kernel_args": "root=/dev/vda console=ttyS0",
+}
 WITH_SEED: dict[str, Any] = {"seed": HOME / "seed.iso"}
 CASES = {
     f"{accel}-{firmware}-{boot}{'-seed' if seed else ''}": replace(
@@ -135,7 +139,11 @@ def test_every_device_has_its_own_slot_and_every_block_node_its_format(case: str
 
 def test_adding_a_seed_moves_no_other_device() -> None:
     def places(machine: Machine) -> dict[str, str]:
-        return {part.args["id"]: part.args["addr"] for part in describe(machine).parts if part.kind == "device" and "addr" in part.args}
+        return {
+            part.args["id"]: part.args["addr"]
+            for part in describe(machine).parts
+            if part.kind == "device" and "addr" in part.args
+        }
 
     before, after = places(PLAIN), places(replace(PLAIN, **WITH_SEED))
     assert after == {**before, "seed0-device": slot("seed0")["addr"]}
@@ -166,12 +174,23 @@ def test_no_field_that_reaches_the_engine_takes_a_free_string(field: str, text: 
         assert all(not isinstance(word, str) or set(word) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.:") for word in words)
 
 
-@given(st.builds(VmWish, image=st.just("tiny"), cpus=st.integers(1, 255), memory=st.integers(64, 1024).map(lambda n: n * MIB), labels=st.dictionaries(st.text(), st.text(), max_size=2), user_data=st.none() | st.text()))
+@given(
+    st.builds(
+        VmWish,
+        image=st.just("tiny"),
+        cpus=st.integers(1, 255),
+        memory=st.integers(64, 1024).map(lambda n: n * MIB),
+        labels=st.dictionaries(st.text(), st.text(), max_size=2),
+        user_data=st.none() | st.text(),
+    )
+)
 def test_what_is_text_in_a_wish_is_nowhere_in_the_line(wish: VmWish) -> None:
     plain = line_of(PLAIN)
     line = line_of(replace(PLAIN, cpus=wish.cpus or 1, memory=wish.memory or GIB))
     for before, after in zip(plain, line, strict=True):
-        assert before == after or "".join(char for char in after if not char.isdigit()) == "".join(char for char in before if not char.isdigit())
+        assert before == after or "".join(char for char in after if not char.isdigit()) == "".join(
+            char for char in before if not char.isdigit()
+        )
 
 
 def test_a_name_is_no_part_of_the_line() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -142,6 +143,18 @@ async def test_a_counter_under_contention_loses_nothing(store: Store) -> None:
     assert store.get("n") == Record("n", b"25", store.revision)
 
 
+async def test_a_key_both_put_and_deleted_is_refused_or_taken_but_the_store_goes_on(
+    store: Store, request: pytest.FixtureRequest
+) -> None:
+    if isinstance(store, SqliteStore):
+        reason = "the log's primary key refuses it, and SqliteStore takes that for a broken disk: read-only until the restart"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    with contextlib.suppress(Exception):
+        await store.txn({}, {"a": b"1"}, ["a"])
+    await fill(store, "b")
+    assert store.get("b")
+
+
 # ---- watching
 
 
@@ -172,7 +185,7 @@ async def test_watchers_hear_changes_while_others_write(store: Store) -> None:
     async def follow() -> list[int]:
         since = store.revision
         heard = await take(store.watch("k", since), total - since)
-        return [change.revision for change in heard] == list(range(since + 1, total + 1)) and [1] or [0]
+        return ([change.revision for change in heard] == list(range(since + 1, total + 1)) and [1]) or [0]
 
     tasks = []
     for number in range(total):
@@ -253,7 +266,12 @@ class Model(RuleBasedStateMachine):
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
 
-    @rule(puts=st.dictionaries(names, st.binary(max_size=8), max_size=3), deletes=st.sets(names, max_size=2), bad=st.booleans(), data=st.data())
+    @rule(
+        puts=st.dictionaries(names, st.binary(max_size=8), max_size=3),
+        deletes=st.sets(names, max_size=2),
+        bad=st.booleans(),
+        data=st.data(),
+    )
     def transact(self, puts: dict[str, bytes], deletes: set[str], bad: bool, data: st.DataObject) -> None:
         deletes -= set(puts)
         watched = data.draw(st.sets(self.names, max_size=2))
@@ -268,7 +286,11 @@ class Model(RuleBasedStateMachine):
         self.changes += [Change(revision, key, None) for key in sorted(deletes) if self.model.pop(key, None)]
         self.model |= {key: Record(key, value, revision) for key, value in puts.items()}
 
-    @rule(prefix=st.sampled_from(["", "vm/", "i", "none"]), after=st.sampled_from(["", "vm/a", "vm/b", "z"]), limit=st.none() | st.integers(1, 4))
+    @rule(
+        prefix=st.sampled_from(["", "vm/", "i", "none"]),
+        after=st.sampled_from(["", "vm/a", "vm/b", "z"]),
+        limit=st.none() | st.integers(1, 4),
+    )
     def look(self, prefix: str, after: str, limit: int | None) -> None:
         page = self.store.list(prefix, after, limit)
         wanted = [self.model[key] for key in sorted(self.model) if key.startswith(prefix) and key > after]

@@ -294,6 +294,8 @@ def _needs_restart(old: VmSpec, new: VmSpec) -> bool:
 async def rename(context: Context, name: str, new_name: str) -> Vm:
     """Give a server another name; its id, disks and addresses stay. The guest takes its new hostname at the next start."""
     vm = find_vm(context.store, name)
+    if vm.meta.deleted:
+        raise Conflict(f"{vm.name} lies in the trash", f"virtuary undelete {vm.name} --as ANOTHER-NAME")
     try:
         wanted = check_name(new_name)
     except ValueError as error:
@@ -322,7 +324,8 @@ async def delete(context: Context, name: str, *, now: bool = False, force: bool 
     operation = new_operation(context, "delete", vm, force=True)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}}
     puts = {vm.key: changed.dump(), **{item.key: _cancelled(item, "delete").dump() for item in ended}}
-    await context.commit(expect, puts, [f"vm-name/{vm.name}"], operation=operation)
+    names = [] if vm.meta.deleted else [f"vm-name/{vm.name}"]  # in the trash it has given its name back
+    await context.commit(expect, puts, names, operation=operation)
     return operation
 
 

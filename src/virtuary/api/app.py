@@ -75,7 +75,7 @@ def _check_size(request: Request) -> None:
     if request.url.path.endswith("/content"):
         return
     length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > BODY_CAP or "transfer-encoding" in request.headers:
+    if not length.isdecimal() or int(length) > BODY_CAP or "transfer-encoding" in request.headers:
         raise Invalid(f"a request body may hold at most {BODY_CAP} bytes, and its length must be given")
 
 

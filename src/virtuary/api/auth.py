@@ -14,6 +14,7 @@ import struct
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from virtuary.base.errors import Refused
 
@@ -26,14 +27,25 @@ class PeerProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.peer_uid = peer_uid(transport.get_extra_info("socket"))
-        app, uid = self.app, self.peer_uid
+        self.app = _with_peer(self.app, transport)
 
-        async def with_peer(scope: Any, receive: Any, send: Any) -> None:
-            scope.setdefault("extensions", {})[EXTENSION] = uid
-            await app(scope, receive, send)
 
-        self.app = with_peer
+class PeerWebSocket(WebSocketsSansIOProtocol):
+    """The same for a connection that became a WebSocket: uvicorn gives it the bare application again."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.app = _with_peer(self.app, transport)
+
+
+def _with_peer(app: Any, transport: Any) -> Any:
+    uid = peer_uid(transport.get_extra_info("socket"))
+
+    async def with_peer(scope: Any, receive: Any, send: Any) -> None:
+        scope.setdefault("extensions", {})[EXTENSION] = uid
+        await app(scope, receive, send)
+
+    return with_peer
 
 
 def peer_uid(sock: Any) -> int | None:

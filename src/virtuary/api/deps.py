@@ -87,16 +87,16 @@ def wanted_revision(if_match: str | None) -> int | None:
     if if_match is None or if_match.strip() == "*":
         return None
     text = if_match.strip().strip('"')
-    if not text.isdigit() or len(text) > 18:
+    if not text.isdecimal() or len(text) > 18:
         raise Invalid("If-Match must hold an ETag that was given here")
     return int(text)
 
 
 def with_revision(record: Record) -> bytes:
     """A stored document as JSON with its revision, without parsing it."""
-    head, found, tail = record.value.partition(b'"generation":')
-    assert found
-    return head + b'"revision":%d,' % record.revision + found + tail
+    opening = b'{"meta":{'
+    assert record.value.startswith(opening)
+    return opening + b'"revision":%d,' % record.revision + record.value[len(opening) :]
 
 
 def page(records: list[Record], limit: int, revision: int) -> Response:

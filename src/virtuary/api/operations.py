@@ -35,10 +35,13 @@ async def show_operation(parts: P, identity: str) -> Response:
 @router.get("/operations/{identity}/wait")
 async def wait_operation(parts: P, identity: str, timeout: Annotated[float, Query(ge=0, le=300)] = 30) -> Response:
     """Answer when the operation has ended, or as it is when `timeout` seconds are over."""
+    since = parts.store.revision
     operation = find_operation(parts.store, identity)
+    if operation.ended:
+        return answer(operation)
     try:
         async with asyncio.timeout(timeout):
-            async for _ in parts.store.watch(operation.key, operation.meta.revision):
+            async for _ in parts.store.watch(operation.key, since):
                 operation = find_operation(parts.store, operation.id)
                 if operation.ended:
                     break
@@ -55,7 +58,7 @@ async def cancel_operation(ctx: Ctx, identity: str) -> Response:
 @router.get("/events", response_class=StreamingResponse)
 async def events(
     parts: P,
-    since: Annotated[int | None, Query(ge=0)] = None,
+    since: Annotated[int | None, Query(ge=0, lt=10**18)] = None,
     target: str = "",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -64,7 +67,7 @@ async def events(
     `target`: only this document (`vm/ID`) and operations on it. 410 when the revision is no longer remembered.
     """
     if last_event_id is not None:
-        if not last_event_id.isdigit():
+        if not last_event_id.isdecimal() or len(last_event_id) > 18:
             raise Invalid("Last-Event-ID must be a revision given here")
         since = int(last_event_id)
     stream = _stream(parts, parts.store.revision if since is None else since, target)

@@ -58,17 +58,16 @@ async def list_vms(
     parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "", trash: bool = False, label: str = ""
 ) -> Response:
     """Servers as their host last saw them; never waits for a machine. `trash` shows the deleted ones instead."""
-    wanted = (
-        label.encode() and json.dumps(dict([label.split("=", 1)])).strip("{}").replace(": ", ":").encode()
-        if "=" in label
-        else b""
-    )
+    key, equal, value = label.partition("=")
+    wanted = json.dumps({key: value}, ensure_ascii=False, separators=(",", ":"))[1:-1].encode() if equal else b""
     found = parts.store.list("vm/", after=cursor)
     chosen = [
         record
         for record in found.records
         if (b'"deleted":null' in record.value) != trash and b'"purge":true' not in record.value and wanted in record.value
     ]
+    if wanted:  # the words may stand elsewhere in a document
+        chosen = [record for record in chosen if json.loads(record.value)["meta"]["labels"].get(key) == value]
     return page(chosen[: limit + 1], limit, found.revision)
 
 
@@ -112,6 +111,8 @@ async def change_vm(
     if dry_run:
         vm = find_vm(ctx.store, name)
         return Response(json.dumps({"vm": body_of(vm), "blockers": []}), 200, media_type="application/json")
+    if replay(ctx):
+        return answer(find_vm(ctx.store, name))
     return answer(await vms.change(ctx, name, wish, wanted_revision(if_match)))
 
 
@@ -157,18 +158,25 @@ async def _power(ctx: Ctx, name: str, deed: str, params: Model | None) -> Respon
 
 @router.post("/{name}/actions/rename")
 async def rename_vm(ctx: Ctx, name: str, params: RenameParams) -> Response:
+    if replay(ctx):
+        return answer(find_vm(ctx.store, params.name))
     return answer(await vms.rename(ctx, name, params.name))
 
 
 @router.post("/{name}/actions/undelete")
 async def undelete_vm(ctx: Ctx, name: str, params: UndeleteParams | None = None) -> Response:
     """Take back from the trash, stopped."""
-    return answer(await vms.undelete(ctx, name, params.name if params else None))
+    wanted = params.name if params else None
+    if replay(ctx):
+        return answer(find_vm(ctx.store, wanted or name))
+    return answer(await vms.undelete(ctx, name, wanted))
 
 
 @router.post("/{name}/actions/purge", status_code=202)
 async def purge_vm(ctx: Ctx, name: str) -> Response:
     """Remove one that lies in the trash for good."""
+    if isinstance(done := replay(ctx), Operation):
+        return accepted(done, replayed=True)
     return accepted(await vms.purge(ctx, name))
 
 

@@ -19,7 +19,7 @@ class VirtuaryError(Exception):
     exit_code: ClassVar[int] = 1
     retry: ClassVar[bool] = False
 
-    def __init__(self, sentence: str, hint: str | None = None, **details: Any) -> None:
+    def __init__(self, sentence: str, hint: str | None = None, /, **details: Any) -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.hint = hint

@@ -14,9 +14,9 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from virtuary.base.errors import Failed, HostLacks
 
@@ -87,7 +87,7 @@ async def run(
     with the last line it wrote to stderr.
     """
     program = command[0] if command[0].startswith("/") else find_program(command[0])
-    process = await asyncio.create_subprocess_exec(
+    spawning = asyncio.create_subprocess_exec(
         program,
         *command[1:],
         stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
@@ -99,6 +99,7 @@ async def run(
         start_new_session=True,
         preexec_fn=preexec or die_with_parent,
     )
+    process = await _spawned(spawning)
     ended = False
     try:
         async with asyncio.timeout(deadline):
@@ -116,6 +117,19 @@ async def run(
     if check and status != 0:
         raise Failed(f"{command[0]} failed: {last_line(err) or last_line(out) or f'exit status {status}'}", status=status)
     return result
+
+
+async def _spawned(spawning: Coroutine[Any, Any, asyncio.subprocess.Process]) -> asyncio.subprocess.Process:
+    """The started program. Cancelled meanwhile, asyncio would end its first process only and wait for the others."""
+    task = asyncio.ensure_future(spawning)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            process = await task
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        raise
 
 
 async def _talk(process: asyncio.subprocess.Process, stdin: bytes | None) -> tuple[bytes, bytes]:
@@ -148,7 +162,7 @@ async def lines_of(
     Ends the whole process group when the iteration is left early, at the deadline, and when the daemon dies.
     """
     program = command[0] if command[0].startswith("/") else find_program(command[0])
-    process = await asyncio.create_subprocess_exec(
+    spawning = asyncio.create_subprocess_exec(
         program,
         *command[1:],
         stdin=subprocess.DEVNULL,
@@ -161,6 +175,7 @@ async def lines_of(
         preexec_fn=die_with_parent,
         limit=1024 * 1024,
     )
+    process = await _spawned(spawning)
     assert process.stdout
     last: list[str] = []
     try:
@@ -227,6 +242,19 @@ def adopt(identity: Identity, mark: str) -> int | None:
     return None
 
 
+def find_marked(*marks: str) -> list[Identity]:
+    """Living processes on whose command lines every one of `marks` stands (words parted by NUL): started, perhaps never recorded."""
+    found: list[Identity] = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{name}/cmdline").read_bytes()
+            if all(mark.encode() in words for mark in marks) and (identity := identify(int(name))):
+                found.append(identity)
+    return found
+
+
 def end(pidfd: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to exactly the process behind `pidfd`; nothing when it is gone."""
     with contextlib.suppress(ProcessLookupError):
@@ -242,3 +270,11 @@ async def wait_end(pidfd: int) -> None:
         await ended.wait()
     finally:
         loop.remove_reader(pidfd)
+
+
+def reap(pidfd: int) -> int | None:
+    """Exit status of an ended child, negative for a signal; None when it is not our child."""
+    with contextlib.suppress(ChildProcessError):
+        if result := os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG):
+            return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+    return None

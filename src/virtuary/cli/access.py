@@ -135,6 +135,7 @@ def attach(wire: Wire, name: str) -> None:
 
     from websockets.exceptions import ConnectionClosed
 
+    closed: list[ConnectionClosed] = []
     with _socket(wire, name) as socket, _raw_terminal():
         if sys.stdin.isatty():
             sys.stderr.write("attached; Ctrl-] detaches\r\n")
@@ -144,8 +145,8 @@ def attach(wire: Wire, name: str) -> None:
                 for chunk in socket:
                     sys.stdout.buffer.write(chunk if isinstance(chunk, bytes) else chunk.encode())
                     sys.stdout.buffer.flush()
-            except ConnectionClosed:
-                pass
+            except ConnectionClosed as error:
+                closed.append(error)
 
         printer = threading.Thread(target=outwards, daemon=True)
         printer.start()
@@ -154,8 +155,10 @@ def attach(wire: Wire, name: str) -> None:
             if data is None:
                 continue
             if not data or DETACH in data:
-                break
+                return
             socket.send(data)
+        if closed:
+            raise closed[0]
 
 
 def _typed() -> bytes | None:

@@ -47,7 +47,8 @@ class Wire:
             head = self._head("PUT", target, query, {"Content-Length": str(size), "Content-Type": "application/octet-stream"})
             sock.sendall(head)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused meanwhile: the answer tells why
-                sock.sendfile(content, 0, size)
+                if size:
+                    sock.sendfile(content, 0, size)
             reply = _Reply(sock)
             text = reply.read()
         if reply.status >= 400:
@@ -103,7 +104,8 @@ class Wire:
             if content:
                 extra["Content-Type"] = "application/json"
         try:
-            sock.sendall(self._head(method, target, query, extra) + content)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused meanwhile: the answer tells why
+                sock.sendall(self._head(method, target, query, extra) + content)
         except OSError as error:
             raise PeerAway(f"the daemon went away: {error}") from error
 
@@ -112,17 +114,22 @@ class _Reply:
     """An HTTP/1.1 answer: status, headers, and a body by length, in chunks, or to the end."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock, self._left = sock, b""
+        self._sock, self._left, self._ticking = sock, b"", False
         head = self._until(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
-        self.status = int(lines[0].split(" ")[1])
+        try:
+            self.status = int(lines[0].split(" ")[1])
+        except (IndexError, ValueError):
+            raise PeerAway("what answered is not the daemon") from None
         self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
 
     def _more(self) -> bytes:
         try:
             return self._sock.recv(262144)
-        except TimeoutError:
-            raise
+        except TimeoutError as error:
+            if self._ticking:
+                raise
+            raise PeerAway("the daemon did not answer in time", "virtuary doctor, or its log, may tell why") from error
         except OSError as error:
             raise PeerAway(f"the daemon went away: {error}") from error
 
@@ -142,6 +149,8 @@ class _Reply:
             while have < wanted and (chunk := self._more()):
                 parts.append(chunk)
                 have += len(chunk)
+            if have < wanted:
+                raise PeerAway("the daemon went away in the middle of an answer", "virtuary doctor, or its log, may tell why")
             return b"".join(parts)[:wanted]
         if self.headers.get("transfer-encoding") == "chunked":
             return b"".join(self.chunks())
@@ -151,9 +160,13 @@ class _Reply:
         return b"".join(parts)
 
     def chunks(self) -> Iterator[bytes]:
-        while size := int(self._until(b"\r\n").split(b";")[0] or b"0", 16):
+        while size := int((line := self._until(b"\r\n")).split(b";")[0] or b"0", 16):
             while len(self._left) < size + 2:
-                more = self._more()
+                try:
+                    more = self._more()
+                except TimeoutError:  # a tick: whoever reads on begins with this chunk again
+                    self._left = line + b"\r\n" + self._left
+                    raise
                 if not more:
                     raise PeerAway("the daemon went away in the middle of an answer")
                 self._left += more
@@ -162,6 +175,7 @@ class _Reply:
 
     def events(self) -> Iterator[dict[str, Any] | None]:
         """Server-sent events; a timeout of the socket is a tick."""
+        self._ticking = True
         text = b""
         while True:
             try:

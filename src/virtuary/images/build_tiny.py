@@ -34,7 +34,7 @@ PROGRAMS = ("busybox", "dropbear", "dropbearkey", "qemu-ga", "resize2fs", "scp")
 FIRST_MODULES = ("virtio_pci", "virtio_blk", "virtio_console")
 ROOT_MODULES = (
     *FIRST_MODULES, "virtio_net", "virtio_rng", "virtio_balloon", "virtio_mem", "virtio_scsi", "virtio_pmem", "virtio_input",
-    "vmgenid", "button", "evdev", "virtiofs", "9p", "9pnet_virtio", "vmw_vsock_virtio_transport", "overlay", "isofs", "vfat",
+    "vmgenid", "button", "evdev", "pvpanic_pci", "virtiofs", "9p", "9pnet_virtio", "vmw_vsock_virtio_transport", "overlay", "isofs", "vfat",
     "nls_ascii", "nls_cp437", "sd_mod", "sr_mod", "nvme", "ahci", "i6300esb", "e1000", "e1000e", "8021q", "bridge", "dummy",
     "tun", "loop", "ext4", "squashfs", "xfs",
 )  # fmt: skip

@@ -9,11 +9,12 @@ import shutil
 from datetime import timedelta
 from typing import Protocol
 
-from virtuary.base.errors import Conflict, NotFound, VirtuaryError
+from virtuary.base.errors import Conflict, Failed, NotFound, VirtuaryError
 from virtuary.base.log import say
 from virtuary.base.proc import run
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
+from virtuary.node import operations
 from virtuary.node.images import ImageWorker
 from virtuary.node.site import Site
 from virtuary.node.worker import Worker
@@ -125,7 +126,10 @@ class Node:
             wanted = "running" if vm.spec.autostart or vm.spec.restart_policy == "always" else "stopped"
             status = vm.status.but(runtime=None, state="stopped", reason="the host was restarted", addresses=())
             changed = vm.but(status=status, spec=vm.spec.but(power=wanted))
-            await store.txn({vm.key: record.revision}, {vm.key: changed.dump()})
+            over = operations.open_operations(store, vm.key) if wanted == "stopped" else []
+            lost = Failed("the host was restarted", f"virtuary start {vm.name}")
+            puts = {item.key: operations.finished(item, lost).dump() for item in over}
+            await store.txn({vm.key: record.revision}, {vm.key: changed.dump(), **puts})
             say(logger, "host was restarted", vm=vm.name, wanted=wanted)
 
     async def _keep_house(self) -> None:

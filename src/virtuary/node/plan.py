@@ -66,8 +66,8 @@ def ended(world: World) -> Step | None:
         return Step("collect", after_end(world))
     if world.process != "alive" or runtime is None or runtime.end:
         return Step("kill", runtime.end) if world.process == "alive" and runtime and runtime.end else None
-    if world.qemu == "shutdown":
-        return Step("kill", "shutdown")
+    if world.qemu == "shutdown":  # by its own hand, or because we asked
+        return Step("kill", "stop" if world.vm.spec.power == "stopped" else "restart" if world.restart_due else "shutdown")
     if world.qemu in ("guest-panicked", "internal-error"):
         return Step("kill", "panic" if world.qemu == "guest-panicked" else "internal-error")
     return None
@@ -252,7 +252,7 @@ def _fulfilled(world: World, kind: str, params: dict[str, Any]) -> bool:
             return world.ready or _held(world)
         case "start" | "restart":
             fresh = runtime is not None and runtime.restarts >= vm.spec.restarts
-            return fresh and (_held(world) or world.ready if params.get("wait") == "ready" else world.qemu == "running")
+            return fresh and (_held(world) or (world.ready if params.get("wait") == "ready" else world.qemu == "running"))
     return False
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from virtuary.base.clock import Clock
 from virtuary.base.errors import GuestSilent, VirtuaryError
 from virtuary.base.paths import VmPaths
-from virtuary.base.proc import Identity, adopt, end, wait_end
+from virtuary.base.proc import Identity, adopt, end, reap, wait_end
 from virtuary.guest.agent import Agent, open_agent
 from virtuary.model.vm import Runtime
 from virtuary.node.console import Console
@@ -116,7 +116,7 @@ class Run:
 
     async def _watch_process(self) -> None:
         await wait_end(self.pidfd)
-        self.exit_status = _reap(self.pidfd)
+        self.exit_status = reap(self.pidfd)
         self._ended.set()
         self._wake()
 
@@ -133,7 +133,7 @@ class Run:
 
     async def _watch_network(self, handle: int) -> None:
         await wait_end(handle)
-        _reap(handle)
+        reap(handle)
         if self.network_pidfd == handle:
             self.network_pidfd = None
             os.close(handle)
@@ -257,14 +257,6 @@ class Run:
     def _heard(self, chunk: bytes) -> None:
         if "kernel" not in self.signals and KERNEL_WORDS.search(chunk):
             self.note("kernel")
-
-
-def _reap(pidfd: int) -> int | None:
-    """Exit status of an ended child, negative for a signal; None when it is not our child."""
-    with contextlib.suppress(ChildProcessError):
-        if result := os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG):
-            return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
-    return None
 
 
 async def _banner(port: int, patience: float) -> bool:

@@ -16,10 +16,11 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Bug, Failed, GuestSilent, VirtuaryError
+from virtuary.base.errors import Bug, Failed, GuestSilent, PeerAway, VirtuaryError
 from virtuary.base.files import write_whole
 from virtuary.base.log import say
-from virtuary.base.proc import Identity
+from virtuary.base.proc import Identity, adopt, find_marked, identify, reap, wait_end
+from virtuary.base.proc import end as end_process
 from virtuary.guest import identity, seed
 from virtuary.host.cgroups import ensure_group, remove_group
 from virtuary.model.operation import Operation
@@ -45,6 +46,8 @@ logger = logging.getLogger("virtuary.steps")
 QMP_READY = 10.0
 """Seconds QEMU is given to answer its monitor after the start."""
 LOG_CAP = 256 * 1024
+HELPER = ("-machine\0none\0",)
+"""What sets the command line of a network's helper apart from its machine's."""
 declare(
     "start.before_spawn", "start.after_spawn", "start.after_record", "start.before_release", "start.after_release",
     "network.after_start", "identity.before", "identity.after", "stop.after_mark", "stop.after_kill", "collect.before_clean",
@@ -175,12 +178,18 @@ async def start_network(worker: Worker, world: World, _: None) -> None:
     runtime, run = world.vm.status.runtime, worker.run
     assert runtime and run and runtime.ssh_port
     forwards = (*forwards_of(world.vm), ssh_forward(runtime.ssh_port))
+    await _end_marked(worker, *HELPER)  # one that was started and never recorded would hold the ports
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
         link.connect(str(worker.paths.socket("network")))
-        if runtime.network == "passt":
-            identity = await passt.start(link, forwards)
-        else:
-            identity = await _start_usernet(worker, world, runtime, link, forwards)
+        try:
+            if runtime.network == "passt":
+                identity = await passt.start(link, forwards)
+            else:
+                identity = await _start_usernet(worker, world, runtime, link, forwards)
+        except Failed as error:
+            if world.qemu == "prelaunch":
+                raise
+            raise PeerAway(error.sentence) from error  # a guest that runs is not stopped for this: tried again
     crashpoint("network.after_start")
     run.watch_network(identity, world.vm.id if runtime.network == "qemu-user" else "passt")
     await worker.write(world.vm, runtime=runtime.but(network_pid=identity.pid, network_start=identity.start))
@@ -197,8 +206,26 @@ async def _start_usernet(
     groups, _ = ensure_group(world.vm.id)
     launch = process.Launch(argv, [], [], jail, folder, groups, links=((link.fileno(), usernet.LINK),))
     started = await process.start(launch)
-    os.close(started.errors)
+    try:
+        if not await _listens(started.identity, forwards[-1].host):
+            raise Failed(f"the guest's network can't be served: {process.read_errors(started.errors) or 'its helper ended at once'}")
+    finally:
+        os.close(started.errors)
     return started.identity
+
+
+async def _listens(identity: Identity, port: int, limit: float = 2.0) -> bool:
+    """Wait until the helper listens on its last port, which says that it got all of them; False when it ended instead."""
+    wanted = f"0100007F:{port:04X} 00000000:0000 0A "
+    until = asyncio.get_running_loop().time() + limit
+    while asyncio.get_running_loop().time() < until:
+        with open("/proc/net/tcp", encoding="ascii") as table:
+            if wanted in table.read():
+                return True
+        if identify(identity.pid) != identity:
+            return False
+        await asyncio.sleep(0.01)
+    return True
 
 
 async def resume(worker: Worker, world: World, _: None) -> None:
@@ -280,7 +307,7 @@ async def end_stray(worker: Worker, world: World, _: None) -> None:
                 await monitor.gone()
         finally:
             await monitor.close()
-    _clean_runtime(worker)
+    await _clean_runtime(worker)
 
 
 async def collect(worker: Worker, world: World, end: End) -> None:
@@ -293,7 +320,7 @@ async def collect(worker: Worker, world: World, end: End) -> None:
     if worker.last_words:
         with contextlib.suppress(OSError):
             write_whole(worker.paths.errors, worker.last_words.encode()[-LOG_CAP:])
-    _clean_runtime(worker)
+    await _clean_runtime(worker)
     crashpoint("collect.after_clean")
     current = worker.load()
     if current is None:
@@ -394,7 +421,7 @@ async def forget(worker: Worker, world: World, _: None) -> None:
     if worker.run:
         await worker.run.close()
         worker.run = None
-    _clean_runtime(worker)
+    await _clean_runtime(worker)
     crashpoint("forget.before_files")
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(worker.paths.home)
@@ -406,10 +433,28 @@ async def forget(worker: Worker, world: World, _: None) -> None:
     await store.txn({worker.key: vm.meta.revision}, puts, [worker.key, f"secret/{vm.id}", *names])
 
 
-def _clean_runtime(worker: Worker) -> None:
+async def _clean_runtime(worker: Worker) -> None:
+    """Nothing of a machine that is over stays: not its network's helper, not its sockets, not its group."""
+    await _end_marked(worker)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(worker.paths.runtime)
     remove_group(worker.vm_id)
+
+
+async def _end_marked(worker: Worker, *marks: str) -> None:
+    """End every process that carries this server's id, and these marks, and wait until it is gone."""
+    for marked in find_marked(f"-uuid\0{worker.vm_id}\0", *marks):
+        handle = adopt(marked, worker.vm_id)
+        if handle is None:
+            continue
+        try:
+            end_process(handle)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await wait_end(handle)
+            reap(handle)
+        finally:
+            os.close(handle)
 
 
 def _monitor(worker: Worker) -> Any:

@@ -1,0 +1,200 @@
+"""Stories that together pass every crash point, and what must be true after the daemon died in the middle of one.
+
+A story is told through the API, one deed after the other; each waits for its operation. What was acknowledged is noted here,
+apart from the daemon. A deed that was never answered may or may not have happened; everything else has to be true.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instances import Instance, Json, until
+
+from virtuary.base.errors import VirtuaryError
+from virtuary.client.wire import Wire
+
+ENDED = ("done", "failed", "cancelled")
+REASONS = ("no-room", "store-away")
+"""Kinds of problems that a full disk may become."""
+
+
+class DaemonDied(Exception):
+    """It went away before it answered."""
+
+
+class DeedRefused(Exception):
+    """The fault became an error with a reason."""
+
+
+@dataclass
+class Teller:
+    """Tells a story to one instance and keeps the record of what was acknowledged."""
+
+    instance: Instance
+    forgiving: bool = False
+    """Whether a deed may be refused for lack of space."""
+    there: dict[str, str] = field(default_factory=dict)
+    """Document -> power last acknowledged (servers) or `ready` (images)."""
+    doubtful: set[str] = field(default_factory=set)
+    """Documents whose last deed was not answered."""
+    told: set[str] = field(default_factory=set)
+    """Operations that were acknowledged."""
+
+    def ask(self, key: str, method: str, target: str, body: Json = None, **query: Any) -> Json:
+        """One request about the document `key`; raises DaemonDied or DeedRefused."""
+        return self._try(key, lambda: self.instance.call(method, target, body, **query))
+
+    def upload(self, key: str, target: str, path: Path, **query: Any) -> Json:
+        with open(path, "rb") as handle:
+            wire = Wire(str(self.instance.paths.socket), 60)
+            return self._try(key, lambda: wire.upload(target, query, handle, path.stat().st_size))
+
+    def _try(self, key: str, request: Callable[[], Json]) -> Json:
+        self.doubtful.add(key)
+        try:
+            answer = request()
+        except VirtuaryError as error:
+            if error.code == "peer-away":
+                raise DaemonDied from error
+            if self.forgiving and error.code in REASONS:
+                self.doubtful.discard(key)
+                raise DeedRefused from error
+            raise
+        except (OSError, IndexError, ValueError) as error:  # cut off in the middle of an answer
+            raise DaemonDied from error
+        self.doubtful.discard(key)
+        if isinstance(answer, dict) and (operation := answer.get("operation") or ("target" in answer.get("spec", {}) and answer)):
+            self.told.add(operation["meta"]["id"])
+        return answer
+
+    def end(self, answer: Json) -> None:
+        """Wait for the end of an operation; raises DaemonDied or DeedRefused."""
+        identity = answer.get("operation", answer)["meta"]["id"]
+        found = self._ended(identity)
+        if found["status"]["phase"] != "done":
+            assert self.forgiving, found["status"]
+            assert found["status"]["error"]["code"] in REASONS, found["status"]["error"]
+            raise DeedRefused(found["status"]["error"]["detail"])
+
+    def _ended(self, identity: str) -> Json:
+        def look() -> Json:
+            try:
+                found = self.instance.call("GET", f"/v1/operations/{identity}")
+            except VirtuaryError as error:
+                if error.code == "peer-away":
+                    raise DaemonDied from error
+                raise
+            except (OSError, IndexError, ValueError) as error:
+                raise DaemonDied from error
+            return found if found["status"]["phase"] in ENDED else None
+
+        return until(look, 40, f"operation {identity} ends", 0.05)
+
+    # ---- deeds
+
+    def create(self, name: str, **wish: Any) -> Json:
+        answer = self.ask(f"vm {name}", "POST", "/v1/vms", {"name": name, "memory": 96 << 20, "power": "stopped", **wish})
+        self.there[f"vm {name}"] = wish.get("power", "stopped")
+        self.end(answer)
+        return answer["vm"]
+
+    def power(self, name: str, deed: str, **params: Any) -> None:
+        answer = self.ask(f"vm {name}", "POST", f"/v1/vms/{name}/actions/{deed}", params)
+        self.there[f"vm {name}"] = "stopped" if deed == "stop" else "running"
+        self.end(answer)
+
+    def delete(self, name: str) -> None:
+        answer = self.ask(f"vm {name}", "DELETE", f"/v1/vms/{name}", now="true", force="true")
+        self.there.pop(f"vm {name}")
+        self.end(answer)
+
+    def image(self, name: str, answer: Json) -> None:
+        self.there[f"image {name}"] = "ready"
+        self.end(answer)
+
+    def delete_image(self, name: str) -> None:
+        answer = self.ask(f"image {name}", "DELETE", f"/v1/images/{name}")
+        self.there.pop(f"image {name}")
+        self.end(answer)
+
+
+def make_disk(folder: Path) -> Path:
+    """A disk that can be imported; nothing boots from it."""
+    path = folder / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "64M"], check=True, timeout=20)
+    return path
+
+
+def life(teller: Teller) -> None:
+    """Create, grow, start, restart, stop, delete; the guest needs not come up."""
+    teller.create("life", image="tiny")
+    teller.ask("vm life", "PATCH", "/v1/vms/life", {"disk": 300 << 20})
+    teller.power("life", "start", wait="running")
+    teller.power("life", "restart", force=True)
+    teller.power("life", "stop", force=True)
+    teller.delete("life")
+
+
+def boot(teller: Teller) -> None:
+    """Launch until a shell is possible, then delete: the only story in which the guest is given its identity."""
+    teller.create("boot", image="tiny", power="running")
+    teller.delete("boot")
+
+
+def picture(teller: Teller) -> None:
+    """Import an image and give a server of it a seed; remove both."""
+    disk = make_disk(teller.instance.root)
+    teller.image("picture", teller.upload("image picture", "/v1/images/picture/content", disk, cloud_init="true"))
+    teller.create("seeded", image="picture", user_data="#cloud-config\n{}\n")
+    teller.power("seeded", "start", wait="running")
+    teller.delete("seeded")
+    teller.delete_image("picture")
+
+
+def fetched(teller: Teller) -> None:
+    """Fetch an image from an address."""
+    disk = make_disk(teller.instance.root)
+    content = disk.read_bytes()
+
+    class Give(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Give)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    teller.instance.servers.append(server)  # it stays until the end: what was begun may be repeated after a crash
+    source = {"kind": "url", "url": f"http://127.0.0.1:{server.server_port}/disk.qcow2", "sha256": hashlib.sha256(content).hexdigest()}
+    teller.image("fetched", teller.ask("image fetched", "POST", "/v1/images", {"name": "fetched", "source": source}))
+    teller.delete_image("fetched")
+
+
+STORIES: dict[str, Callable[[Teller], None]] = {story.__name__: story for story in (life, boot, picture, fetched)}
+TOLD_BY = {
+    "life": (
+        "disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename", "disk.after_grow",
+        "start.before_spawn", "start.after_spawn", "start.after_record", "start.before_release", "start.after_release",
+        "network.after_start", "stop.after_mark", "stop.after_kill", "collect.before_clean", "collect.after_clean",
+        "forget.before_files", "forget.after_files", "store.before_commit", "store.after_commit",
+    ),
+    "boot": ("identity.before", "identity.after"),
+    "picture": (
+        "image.before_make", "image-converted", "image.after_make", "image.before_rename", "image.after_rename",
+        "image.after_record", "image.after_remove", "seed.after_write",
+    ),
+    "fetched": ("image-fetched",),
+}  # fmt: skip
+"""Which story passes which point. A new point is added here, or to a new story; a test holds both to the code."""

@@ -1,0 +1,216 @@
+"""The daemon is ended at every crash point, and started again: what was acknowledged is true, nothing is half-made or left.
+
+Coverage is complete by construction: a point that no story passes fails the suite, and so does one in the code that the table
+of stories does not name. `kill` is SIGKILL at the point; `enospc` makes the step there fail for lack of space. A run's failure
+is repeated by `pytest tests/crash -k "POINT and KIND"`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from instances import Instance, until
+from stories import ENDED, STORIES, TOLD_BY, DaemonDied, DeedRefused, Teller
+
+import virtuary
+from virtuary.base.crash import POINTS
+
+pytestmark = pytest.mark.live
+CONVERGES_WITHIN = 20.0
+OFTEN = {"store.before_commit": (1, 2, 5, 9, 14, 20, 26), "store.after_commit": (1, 3, 6, 10, 15, 21, 27)}
+"""Visits at which a point that is passed again and again is tried; the whole run tries every one."""
+SECOND = ("start.before_spawn", "start.after_spawn", "start.after_record", "network.after_start", "stop.after_mark", "stop.after_kill",
+          "collect.before_clean", "collect.after_clean", "start.after_release")  # fmt: skip
+"""Points that the story passes again in its restart."""
+NOTHING_CAN_FAIL = ("store.after_commit",)
+"""No I/O follows there, so that a full disk can't be met."""
+
+for module in pkgutil.walk_packages(virtuary.__path__, "virtuary."):
+    if not module.name.endswith(("__main__", "qemu.launcher")):
+        importlib.import_module(module.name)
+
+
+class CrashInstance(Instance):
+    """An instance that may keep web servers for a story, and may fetch from them."""
+
+    def __init__(self, template: Path) -> None:
+        super().__init__(template=template)
+        self.servers: list[object] = []
+        self.paths.config.mkdir()
+        (self.paths.config / "virtuary.toml").write_text("[images]\nallow_private = true\n")
+
+    def remove(self) -> None:
+        for server in self.servers:
+            server.shutdown()  # type: ignore[attr-defined]
+            server.server_close()  # type: ignore[attr-defined]
+        super().remove()
+
+
+def cases() -> list[object]:
+    found = []
+    for story, points in TOLD_BY.items():
+        for point in points:
+            for hit in OFTEN.get(point, (1, 2) if point in SECOND else (1,)):
+                for kind in ("kill", "enospc"):
+                    if kind == "enospc" and (point in NOTHING_CAN_FAIL or hit == 1 and point in OFTEN):
+                        continue
+                    found.append(pytest.param(story, point, hit, kind, id=f"{point}-{hit}-{kind}"))
+            if point in OFTEN:
+                for hit in sorted(set(range(2, 45)) - set(OFTEN[point])):
+                    found.append(pytest.param(story, point, hit, "kill", id=f"{point}-{hit}-kill", marks=pytest.mark.slow))
+    return found
+
+
+Runs = dict[str, "Future[None]"]
+
+
+@pytest.fixture(scope="session")
+def runs(request: pytest.FixtureRequest, template: Path, pool: ThreadPoolExecutor) -> Runs:
+    """All chosen runs, begun together and told two at a time; each test waits for its own."""
+    found: Runs = {}
+    for item in request.session.items:
+        if params := getattr(getattr(item, "callspec", None), "params", {}):
+            if {"story", "point", "hit", "kind"} <= set(params):
+                words = (params["story"], params["point"], params["hit"], params["kind"])
+                found[item.name] = pool.submit(tell, template, *words)
+    return found
+
+
+@pytest.mark.parametrize(("story", "point", "hit", "kind"), cases())
+def test_a_fault_at_this_point_loses_doubles_and_leaves_nothing(
+    request: pytest.FixtureRequest, runs: Runs, story: str, point: str, hit: int, kind: str
+) -> None:
+    runs[request.node.name].result(timeout=560)
+
+
+def tell(template: Path, story: str, point: str, hit: int, kind: str) -> None:
+    """One run: the story with the fault, the daemon's return, convergence, the audit."""
+    instance = CrashInstance(template)
+    try:
+        instance.start(wait=False, VIRTUARY_CRASH=f"{point}:{hit}:{kind}")
+        teller = Teller(instance, forgiving=kind == "enospc")
+        faulted = False
+        try:
+            until(lambda: instance.process and instance.process.poll() is not None or instance.paths.socket.exists() and instance.listens(), 30, "it starts", 0.02)
+            if instance.process and instance.process.poll() is None:
+                STORIES[story](teller)
+        except (DaemonDied, DeedRefused):
+            faulted = True
+        assert instance.process
+        if kind == "kill":
+            assert instance.process.wait(10) == -9, f"the daemon did not die of the fault: {instance.words()}"
+            one_machine_each(instance)
+            instance.start()
+        else:
+            assert faulted or "crash point" in instance.words() or hit > 1, "the fault was never met"
+            assert instance.process.poll() is None, f"the daemon ended by itself: {instance.words()}"
+        converge(instance, teller)
+        check(instance, teller)
+        clean_up(instance)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{instance.words()}") from None
+    finally:
+        instance.remove()
+
+
+def converge(instance: Instance, teller: Teller) -> None:
+    """Every operation ends within the limit, by itself; at no moment are there two machines of one server."""
+    end = time.monotonic() + CONVERGES_WITHIN
+    while True:
+        one_machine_each(instance)
+        open_ones = [item for item in instance.operations() if item["status"]["phase"] not in ENDED]
+        vms = instance.call("GET", "/v1/vms", limit=1000)["items"]
+        waiting = [vm["meta"]["name"] for vm in vms if (vm["status"]["runtime"] is None) != (vm["spec"]["power"] == "stopped")]
+        if not open_ones and not waiting:
+            return
+        assert time.monotonic() < end, f"not converged: {[item['spec'] | item['status'] for item in open_ones]} {waiting} {vms}"
+        time.sleep(0.1)
+
+
+def one_machine_each(instance: Instance) -> None:
+    for vm_id in instance.ids():
+        assert len(instance.machines(vm_id)) <= 1, f"{vm_id} runs twice: {instance.machines(vm_id)}"
+
+
+def check(instance: Instance, teller: Teller) -> None:
+    """What was acknowledged is there as it was wished, its operations ended well, and nothing else is there."""
+    operations = {item["meta"]["id"]: item for item in instance.operations()}
+    assert teller.told <= set(operations), "an acknowledged operation is forgotten"
+    ends = Counter(item["status"]["phase"] for item in operations.values())
+    if not teller.forgiving:
+        assert set(ends) <= {"done"}, [item["spec"] | item["status"] for item in operations.values() if item["status"]["phase"] != "done"]
+    for item in operations.values():
+        assert item["status"]["phase"] != "failed" or item["status"]["error"]["code"] in ("no-room", "store-away"), item["status"]
+    found = {f"vm {vm['meta']['name']}": vm["spec"]["power"] for vm in instance.call("GET", "/v1/vms", limit=1000)["items"]}
+    images = {f"image {item['meta']['name']}": item["status"]["state"] for item in instance.call("GET", "/v1/images")["items"]}
+    found |= {key: state for key, state in images.items() if key != "image tiny"}
+    for key in set(found) | set(teller.there):
+        if key not in teller.doubtful and not teller.forgiving:
+            assert found.get(key) == teller.there.get(key), f"{key} is {found.get(key)}, acknowledged was {teller.there.get(key)}"
+    for key, value in instance.documents("vm/"):
+        runtime = json.loads(value)["status"]["runtime"]
+        assert instance.machines(key.removeprefix("vm/")) == ([runtime["pid"]] if runtime else [])
+
+
+def clean_up(instance: Instance) -> None:
+    """Remove everything by the ordinary commands; then nothing may be left."""
+    instance.wipe()
+    for item in instance.call("GET", "/v1/images")["items"]:
+        if item["meta"]["name"] != "tiny":
+            instance.ok("image", "delete", item["meta"]["name"])
+    instance.audit()
+    downloads = list(instance.paths.downloads.rglob("*"))
+    assert not [path for path in downloads if path.is_file() and path.stat().st_size > 4096], downloads
+    images = {item["meta"]["id"] for item in instance.call("GET", "/v1/images")["items"]}
+    assert {path.name for path in instance.paths.images.iterdir()} == images
+    instance.stop()
+    instance.audit()
+
+
+# ---- the harness itself
+
+
+def test_every_point_is_named_by_a_story() -> None:
+    named = Counter(point for points in TOLD_BY.values() for point in points)
+    assert set(named) == POINTS and set(named.values()) == {1}
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_story_without_a_fault_passes_all_of_its_points(template: Path, story: str) -> None:
+    instance = CrashInstance(template)
+    try:
+        trace = instance.root / "trace"
+        instance.start(VIRTUARY_CRASH_TRACE=str(trace))
+        STORIES[story](teller := Teller(instance))
+        visited = Counter(trace.read_text().split())
+        check(instance, teller)
+        clean_up(instance)
+    finally:
+        instance.remove()
+    assert set(TOLD_BY[story]) <= set(visited), f"never passed: {set(TOLD_BY[story]) - set(visited)}"
+    for point, hits in OFTEN.items():
+        if point in TOLD_BY[story]:
+            assert visited[point] >= hits[-1], f"{point} is passed {visited[point]} times only"
+
+
+def test_the_audit_sees_a_planted_leak(template: Path) -> None:
+    """The negative control: an oracle that can't fail proves nothing."""
+    instance = CrashInstance(template).start()
+    try:
+        instance.call("POST", "/v1/vms", {"name": "leak", "image": "tiny", "memory": 96 << 20})
+        vm_id = instance.vm("leak")["meta"]["id"]
+        until(lambda: instance.machines(vm_id), 20, "it runs")
+        found = " ".join(instance.leaks())
+        assert all(word in found for word in ("process", "control group", "folder", "document vm/", "operation launch leak is"))
+        instance.wipe()
+        (instance.paths.vms / "stray").mkdir()
+        assert instance.leaks() == [f"folder {instance.paths.vms / 'stray'}"]
+    finally:
+        instance.remove()

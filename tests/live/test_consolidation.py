@@ -1,0 +1,74 @@
+"""The example: two servers on one machine, each doing its work, neither seeing the other."""
+
+from __future__ import annotations
+
+import os
+import smtplib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from virtuary.client import Client
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+SCRIPT = Path(__file__).parents[2] / "examples/consolidation/consolidate.py"
+
+
+@pytest.fixture(scope="module")
+def virtuary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    root = Path(f"/tmp/vc-{os.getpid()}")
+    environment = {**os.environ, "VIRTUARY_ROOT": str(root)}
+    environment.pop("VIRTUARY_HOST", None)
+    subprocess.run([sys.executable, str(SCRIPT), "up"], env=environment, check=True, timeout=900)
+    yield Client(str(root / "run/virtuary.sock"))
+    subprocess.run([sys.executable, str(SCRIPT), "down"], env=environment, check=True, timeout=120)
+    stop_daemon(root)
+
+
+def stop_daemon(root: Path) -> None:
+    """End the daemon of this instance, found by who holds its lock, and remove the instance."""
+    import shutil
+    import signal
+
+    inode = os.stat(root / "state/daemon.lock").st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if words[1] == "FLOCK" and words[5].endswith(f":{inode}"):
+            os.kill(int(words[4]), signal.SIGTERM)
+    time.sleep(1)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def said(virtuary: Client, name: str, command: str) -> str:
+    outcome = virtuary.execute(name, ["/bin/sh", "-c", command], timeout=60)
+    return (outcome.stdout + outcome.stderr).decode()
+
+
+def test_mail_sent_to_the_one_arrives_there(virtuary: Client) -> None:
+    with smtplib.SMTP("127.0.0.1", 2525, timeout=60) as smtp:
+        smtp.sendmail("bob@example.test", ["ada@example.test"], "Subject: greetings\r\n\r\nfrom the host\r\n")
+    for _ in range(60):
+        if "from the host" in said(virtuary, "mail", "cat /var/mail/ada"):
+            return
+        time.sleep(1)
+    pytest.fail(said(virtuary, "mail", "mailq; cat /var/mail/ada; tail -20 /var/log/mail.log"))
+
+
+def test_sql_run_on_the_other_is_answered(virtuary: Client) -> None:
+    query = 'PGPASSWORD=not-a-secret psql -h 127.0.0.1 -U shop shop -Atc "select sum(stock) from goods"'
+    assert said(virtuary, "database", query).strip() == "15"
+    with socket.create_connection(("127.0.0.1", 5433), 30) as sock:
+        sock.sendall(b"\x00\x00\x00\x08\x04\xd2\x16\x2f")  # does the server speak TLS? It answers S or N
+        assert sock.recv(1) in (b"S", b"N")
+
+
+def test_neither_sees_the_others_files_or_processes(virtuary: Client) -> None:
+    mail, database = said(virtuary, "mail", "ps ax; ls /etc /var/lib"), said(virtuary, "database", "ps ax; ls /etc /var/lib")
+    assert "postgres" not in mail and "postfix" not in database
+    assert "master" in mail and "postgres" in database
+    assert said(virtuary, "mail", "cat /etc/machine-id") != said(virtuary, "database", "cat /etc/machine-id")

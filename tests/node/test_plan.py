@@ -1,0 +1,393 @@
+"""The planner, told as scenarios: a world goes in, the next step comes out. Then a small host on which the steps take effect."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from virtuary.model.vm import VmSpec
+from virtuary.node import plan as module
+from virtuary.node.plan import ASK_AGAIN, CRASH_LIMIT, STOP_TIMEOUT, End, Step, after_end, current_stage, plan, state_of
+from virtuary.node.steps import STEPS
+from virtuary.node.world import World
+
+sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; this one shares a file
+import worlds
+from worlds import ME, Host, alive, at_rest, crashes, image, operation, runtime, vm, world
+
+STOPPED: dict[str, Any] = {"power": "stopped"}
+PAUSED: dict[str, Any] = {"power": "paused"}
+
+SCENARIOS: dict[str, tuple[World, str | None]] = {
+    # ---- from nothing to a shell
+    "created: the image is gone": (world(vm(), image=None, operation=operation("launch")), "fail"),
+    "created: the image could not be made": (world(vm(), image=image(state="failed"), operation=operation("launch")), "fail"),
+    "created: the image is being made": (world(vm(), image=image(state="making"), operation=operation("launch")), "follow_image"),
+    "created: the image is being made and nobody follows": (world(vm(), image=image(state="making")), None),
+    "created: the image is ready": (world(vm(), operation=operation("launch")), "make_disk"),
+    "the disk was made, its record was lost": (world(vm(), files=frozenset({"disk"})), "make_disk"),
+    "the record is there, the disk is not": (at_rest(files=frozenset()), "make_disk"),
+    "the disk is there": (at_rest(operation=operation("launch")), "start"),
+    "the disk is wished larger": (at_rest({"disk": 2**31}), "grow_disk"),
+    "the disk has its wished size": (at_rest({"disk": 2**30}), "start"),
+    "user data was given": (at_rest({"user_data": True}, image=image(cloud_init=True)), "make_seed"),
+    "the seed is there": (at_rest({"user_data": True}, image=image(cloud_init=True), files=frozenset({"disk", "seed"})), "start"),
+    "an image without an agent gets a seed": (at_rest(image=image(cloud_init=True, agent=False)), "make_seed"),
+    "an image without cloud-init gets none": (at_rest({"user_data": True}), "start"),
+    "started: its monitor is not connected yet": (alive(qemu=None, connected=False, status={"state": "starting"}), None),
+    "started: nobody serves its network yet": (alive(qemu="prelaunch", network_alive=False), "start_network"),
+    "started: all is ready for release": (alive(qemu="prelaunch"), "resume"),
+    "the guest's agent is there, its identity not given": (alive(status={"identity": None}), "give_identity"),
+    "renamed: the guest learns its new name": (alive(status={"identity": "old"}), "give_identity"),
+    "something new was seen": (alive(status={"state": "starting"}), "report"),
+    "an address was learned": (alive(addresses=("10.0.2.15",)), "report"),
+    "launched and ready": (alive(operation=operation("launch")), "finish"),
+    "launched, SSH not heard yet": (alive(signals={"kernel": 1.0, "agent": 2.0, "network": 3.0}, operation=operation("launch")), "note"),
+    "all is as wished": (alive(), None),
+    "created stopped": (at_rest(STOPPED, operation=operation("create")), "finish"),
+    "stopped and wished so": (at_rest(STOPPED), None),
+    # ---- pause and resume
+    "wished paused, runs": (alive(PAUSED), "pause"),
+    "wished paused, is": (alive(PAUSED, qemu="paused", status={"state": "paused"}, operation=operation("pause")), "finish"),
+    "wished running, is paused": (alive(qemu="paused", status={"state": "paused"}), "resume"),
+    "launched paused": (at_rest(PAUSED), "start"),
+    "launched paused: it is never released, and that is what was wished": (
+        alive(PAUSED, qemu="prelaunch", status={"state": "paused"}, operation=operation("launch")), "finish",
+    ),
+    "started, then wished paused before it was released": (
+        alive(PAUSED, qemu="prelaunch", status={"state": "paused"}, operation=operation("start")), "finish",
+    ),
+    # ---- stop
+    "wished stopped": (alive(STOPPED, operation=operation("stop")), "ask_shutdown"),
+    "asked a moment ago": (alive(STOPPED, asked_to_stop=995.0, asked_last=995.0, status={"state": "stopping"}, operation=operation("stop")), None),
+    "asked a while ago": (alive(STOPPED, asked_to_stop=970.0, asked_last=1000.0 - ASK_AGAIN, operation=operation("stop")), "ask_shutdown"),
+    "asked too long ago": (alive(STOPPED, asked_to_stop=1000.0 - STOP_TIMEOUT, asked_last=999.0, operation=operation("stop")), "kill"),
+    "its time was short": (alive(STOPPED, asked_to_stop=995.0, asked_last=995.0, operation=operation("stop", timeout=5.0)), "kill"),
+    "its time is long": (alive(STOPPED, asked_to_stop=800.0, asked_last=999.0, status={"state": "stopping"}, operation=operation("stop", timeout=3600.0)), None),
+    "by force": (alive(STOPPED, operation=operation("stop", force=True)), "kill"),
+    "the guest shut itself down": (alive(qemu="shutdown"), "kill"),
+    "the kill was noted but did not happen": (alive(status={"runtime": runtime(end="stop")}), "kill"),
+    "stopped: clean up": (at_rest(STOPPED, status={"runtime": runtime(end="stop")}), "collect"),
+    "stopped: done": (at_rest(STOPPED, operation=operation("stop")), "finish"),
+    "a monitor that is silent is no reason to wait with the plug": (
+        alive(STOPPED, connected=False, qemu=None, silent=True, asked_to_stop=900.0, operation=operation("stop")), "kill",
+    ),
+    # ---- restart
+    "wished to restart": (alive({"restarts": 1}, operation=operation("restart")), "ask_shutdown"),
+    "restarted": (alive({"restarts": 1}, status={"runtime": runtime(restarts=1)}, operation=operation("restart")), "finish"),
+    "restart of one that hangs": (alive({"restarts": 1}, asked_to_stop=1.0, operation=operation("restart")), "kill"),
+    "not yet restarted is not done": (alive({"restarts": 1}, asked_to_stop=999.0, asked_last=999.0, status={"state": "stopping"}, operation=operation("restart")), "note"),
+    # ---- what goes wrong
+    "the process died": (at_rest(status={"runtime": runtime()}), "collect"),
+    "the guest's kernel panicked": (alive(qemu="guest-panicked"), "kill"),
+    "QEMU met an internal error": (alive(qemu="internal-error"), "kill"),
+    "a QEMU runs that nobody recorded": (at_rest(process="stray"), "end_stray"),
+    "nobody serves its network any more": (alive(network_alive=False), "start_network"),
+    "paused, because the disk is full": (alive(qemu="io-error", space=False), "report"),
+    "paused, and there is room again": (alive(qemu="io-error", space=True), "resume"),
+    "its monitor is silent": (alive(silent=True), "report"),
+    "crashed and wished stopped": (at_rest(STOPPED, status={"state": "crashed", "reason": "boom"}), None),
+    # ---- cancel and delete
+    "a launch is cancelled": (alive(operation=operation("launch", cancel=True)), "cancel_operation"),
+    "a launch is cancelled before it began": (world(vm(), operation=operation("launch", cancel=True)), "cancel_operation"),
+    "deleted while it runs": (alive(STOPPED, {"deleted": worlds.WALL}, operation=operation("delete", force=True)), "kill"),
+    "in the trash": (at_rest(STOPPED, {"deleted": worlds.WALL}, status={"state": "trashed"}, operation=operation("delete")), "finish"),
+    "in the trash nothing is started": (at_rest({"power": "running"}, {"deleted": worlds.WALL}, status={"state": "trashed"}), None),
+    "purged while it runs": (alive(STOPPED, {"purge": True}), "kill"),
+    "purged with a stray": (at_rest(STOPPED, {"purge": True}, process="stray"), "end_stray"),
+    "purged": (at_rest(STOPPED, {"purge": True}), "forget"),
+    # ---- not ours
+    "another host owns it": (alive({"owner": "another-host", **STOPPED}, operation=operation("stop", force=True)), None),
+    "nobody owns it": (at_rest({"owner": ""}), None),
+    "another host owns what is purged": (at_rest({"owner": "another-host"}, {"purge": True}), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SCENARIOS)
+def test_the_next_step_is(case: str) -> None:
+    seen, wanted = SCENARIOS[case]
+    step = plan(ME, seen)
+    assert (step.name if step else None) == wanted
+
+
+def test_every_step_has_an_effect_and_a_scenario() -> None:
+    named = {name for _, name in SCENARIOS.values() if name}
+    assert named == set(STEPS)
+    assert {name for name in vars(Host) if name in STEPS} | {"follow_image"} == set(STEPS), "and one in the simulation"
+
+
+@pytest.mark.parametrize("case", SCENARIOS)
+def test_planning_changes_nothing_and_repeats(case: str) -> None:
+    seen, _ = SCENARIOS[case]
+    before = repr(seen)
+    assert plan(ME, seen) == plan(ME, seen) and repr(seen) == before
+
+
+def test_a_report_that_was_written_is_not_written_again() -> None:
+    seen = alive(status={"state": "starting"}, addresses=("10.0.2.15",))
+    step = plan(ME, seen)
+    assert step and plan(ME, worlds.after(seen, step)) is None
+
+
+# ---- what becomes of one whose process is over
+
+PANIC = "the guest's kernel panicked"
+ENDS: dict[str, tuple[dict[str, Any], str | None, tuple[float, ...], dict[str, Any], tuple[Any, ...]]] = {
+    # policy and power, why it was ended, crashes minutes ago, facts -> state, crashed, again
+    "stopped": (STOPPED, "stop", (), {}, ("stopped", False, False)),
+    "stopped, though always": ({**STOPPED, "restart_policy": "always"}, "stop", (), {}, ("stopped", False, False)),
+    "cancelled": ({}, "cancel", (), {}, ("stopped", False, False)),
+    "deleted": ({"restart_policy": "always"}, "delete", (), {}, ("stopped", False, False)),
+    "restarted": ({}, "restart", (), {}, ("stopped", False, True)),
+    "stopped during a restart": (STOPPED, "restart", (), {}, ("stopped", False, False)),
+    "guest shut down, no policy": ({}, "shutdown", (), {}, ("stopped", False, False)),
+    "guest shut down, on failure": ({"restart_policy": "on-failure"}, "shutdown", (), {}, ("stopped", False, False)),
+    "guest shut down, always": ({"restart_policy": "always"}, "shutdown", (), {}, ("stopped", False, True)),
+    "guest shut down while being stopped": (
+        {**STOPPED, "restart_policy": "always"},
+        "shutdown",
+        (),
+        {},
+        ("stopped", False, False),
+    ),
+    "panic, no policy": ({}, "panic", (), {}, ("crashed", True, False)),
+    "panic, on failure": ({"restart_policy": "on-failure"}, "panic", (), {}, ("crashed", True, True)),
+    "died, always": ({"restart_policy": "always"}, None, (), {"exit_status": -9}, ("crashed", True, True)),
+    "fourth crash in ten minutes": ({"restart_policy": "always"}, None, (1, 2, 3), {}, ("crashed", True, True)),
+    "fifth crash in ten minutes": ({"restart_policy": "always"}, None, (1, 2, 3, 4), {}, ("crashed", True, False)),
+    "fifth crash, the first long ago": ({"restart_policy": "always"}, None, (1, 2, 3, 11), {}, ("crashed", True, True)),
+    "crashed while wished stopped": ({**STOPPED, "restart_policy": "always"}, None, (), {}, ("crashed", True, False)),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_what_becomes_of_it(case: str) -> None:
+    spec, why, before, facts, wanted = ENDS[case]
+    seen = at_rest(spec, status={"runtime": runtime(end=why), "crashes": crashes(*before)}, **facts)
+    end = after_end(seen)
+    assert (end.state, end.crashed, end.again) == wanted
+
+
+def test_the_fifth_crash_says_why_there_is_no_sixth() -> None:
+    seen = at_rest({"restart_policy": "always"}, status={"runtime": runtime(), "crashes": crashes(*range(1, CRASH_LIMIT))})
+    assert "not restarted, because it crashed 5 times within 10 minutes" in str(after_end(seen).reason)
+
+
+REASONS = {
+    "QEMU's last words": ({"exit_status": 1, "last_words": "early\n2026-01-01T00:00:00.1Z qemu-system-x86_64: no memory"}, None, "QEMU died: no memory"),
+    "a signal": ({"exit_status": -11}, None, "QEMU died: killed by signal 11"),
+    "a status": ({"exit_status": 3}, None, "QEMU died: exit status 3"),
+    "a panic": ({"exit_status": -9}, "panic", PANIC),
+    "an internal error": ({"exit_status": -9}, "internal-error", "QEMU ended: internal-error"),
+    "nobody watched": ({}, None, "QEMU ended while nobody watched (the host was restarted, or the process was killed)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_a_crash_is_told_with_its_reason(case: str) -> None:
+    facts, why, sentence = REASONS[case]
+    assert after_end(at_rest(status={"runtime": runtime(end=why)}, **facts)).reason == sentence
+
+
+# ---- what people are shown
+
+STATES: dict[str, tuple[World, str]] = {
+    "new": (world(vm()), "creating"),
+    "stopped": (at_rest(STOPPED), "stopped"),
+    "crashed": (at_rest(STOPPED, status={"state": "crashed", "reason": "boom"}), "crashed"),
+    "in the trash": (at_rest(STOPPED, {"deleted": worlds.WALL}), "trashed"),
+    "QEMU starts": (alive(qemu="prelaunch"), "starting"),
+    "the guest boots": (alive(signals={}, status={"stages": {}}), "starting"),
+    "a guest without an agent is running at once": (alive(signals={}, status={"stages": {}}, image=image(agent=False)), "running"),
+    "running": (alive(), "running"),
+    "paused": (alive(PAUSED, qemu="paused"), "paused"),
+    "no space": (alive(qemu="io-error"), "paused"),
+    "stopping": (alive(STOPPED), "stopping"),
+    "restarting": (alive({"restarts": 1}), "stopping"),
+    "silent": (alive(silent=True), "unresponsive"),
+    "adopted, not heard yet": (alive(qemu=None), "running"),
+    "adopted, was unresponsive": (alive(qemu=None, status={"state": "unresponsive"}), "unknown"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_people_are_shown(case: str) -> None:
+    seen, wanted = STATES[case]
+    assert state_of(seen)[0] == wanted
+
+
+STAGES = [
+    ({}, True, "firmware"), ({"kernel"}, True, "kernel"), ({"kernel", "agent"}, True, "network"), ({"kernel", "agent", "network"}, True, "ssh"),
+    ({"kernel"}, False, "kernel"), ({"kernel", "network", "ssh"}, False, "ssh"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("heard", "agent", "stage"), STAGES)
+def test_the_stage_shown_is_the_one_being_waited_for(heard: set[str], agent: bool, stage: str) -> None:
+    seen = alive(signals=dict.fromkeys(heard, 1.0), status={"stages": {}}, image=image(agent=agent))
+    assert current_stage(seen) == stage
+
+
+# ---- a host on which the steps take effect
+
+
+def test_a_launch_takes_the_road_that_was_designed() -> None:
+    host = Host(vm(), operation=operation("launch"))
+    host.settle()
+    road = [name for name in host.steps if name not in ("note", "report")]
+    assert road == ["make_disk", "start", "start_network", "resume", "give_identity", "finish"]
+    assert host.vm and host.vm.status.state == "running" and host.operation is None
+
+
+def test_a_guest_that_ignores_the_power_button_is_asked_again_and_then_ended() -> None:
+    host = Host(vm())
+    host.settle()
+    host.steps.clear()
+    host._spec(power="stopped")
+    host.deaf, host.operation = True, operation("stop")
+    host.settle()
+    road = [name for name in host.steps if name not in ("note", "report")]
+    assert road[-3:] == ["kill", "collect", "finish"] and 3 <= road.count("ask_shutdown") <= 7
+    assert host.vm and host.vm.status.state == "stopped"
+
+
+def test_a_guest_that_dies_again_and_again_is_given_up() -> None:
+    host = Host(vm({"restart_policy": "always"}))
+    for _ in range(CRASH_LIMIT):
+        host.settle()
+        assert host.process == "alive"
+        host.die()
+    host.settle()
+    assert host.process == "absent" and host.vm
+    assert (host.vm.status.state, host.vm.spec.power, len(host.vm.status.crashes)) == ("crashed", "stopped", CRASH_LIMIT)
+
+
+def test_a_cancelled_launch_leaves_nothing_at_any_moment() -> None:
+    total = 12
+    for moment in range(total):
+        host = Host(vm(), operation=operation("launch"))
+        for _ in range(moment):
+            seen = host.look()
+            step = plan(ME, seen) if seen else None
+            if step and seen:
+                getattr(host, step.name)(seen, step.value)
+            else:
+                host.pass_time()
+        if host.operation is None:
+            break
+        host.operation = operation("launch", cancel=True)
+        host.settle()
+        assert host.vm is None and host.process == "absent" and not host.files
+    assert moment > 4
+
+
+EVENTS = [
+    "start", "stop", "stop by force", "restart", "pause", "resume", "rename", "delete", "die", "guest shuts down", "guest panics", "network dies",
+    "disk full", "stray", "deaf", "one step", "daemon restarts", "time passes",
+]  # fmt: skip
+
+
+def happen(host: Host, event: str) -> None:
+    """A wish or a misfortune, as the actions and the world bring them."""
+    assert host.vm
+    runs = host.vm.status.runtime is not None
+    match event:
+        case "start":
+            host._spec(power="running")
+            host.operation = operation("start")
+        case "stop" | "stop by force":
+            host._spec(power="stopped")
+            host.operation = operation("stop", force=event != "stop")
+        case "restart" if runs:
+            host._spec(power="running", restarts=host.vm.spec.restarts + 1)
+            host.operation = operation("restart")
+        case "pause" if runs:
+            host._spec(power="paused")
+        case "resume" if runs:
+            host._spec(power="running")
+        case "rename":
+            host.vm = host.vm.but(meta=host.vm.meta.but(name=host.vm.name + "x"))
+        case "delete":
+            host._spec(power="stopped")
+            host.vm = host.vm.but(meta=host.vm.meta.but(purge=True))
+        case "die":
+            host.die()
+        case "guest shuts down" if host.qemu == "running":
+            host.qemu = "shutdown"
+        case "guest panics" if host.qemu == "running":
+            host.qemu = "guest-panicked"
+        case "disk full" if host.qemu == "running":
+            host.qemu = "io-error"
+        case "network dies":
+            host.network = False
+        case "stray" if not runs and host.process == "absent":
+            host.process = "stray"
+        case "deaf":
+            host.deaf = True
+        case "one step":
+            seen = host.look()
+            step = plan(ME, seen) if seen else None
+            if step and seen:
+                getattr(host, step.name)(seen, step.value)
+        case "daemon restarts":
+            host.asked, host.signals = None, {}
+        case "time passes":
+            host.pass_time()
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(EVENTS), max_size=12),
+    st.sampled_from(["always", "on-failure", "no"]),
+    st.sampled_from(["running", "paused", "stopped"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_whatever_happens_the_wish_comes_true_and_then_it_is_quiet(
+    events: list[str], policy: str, power: str, agent: bool, seed: bool
+) -> None:
+    spec = {"restart_policy": policy, "power": power, "user_data": seed}
+    host = Host(
+        vm(spec), image=image(agent=agent, cloud_init=seed), operation=operation("launch" if power != "stopped" else "create")
+    )
+    for event in events:
+        if host.vm is None:
+            return
+        happen(host, event)
+    host.settle(400)
+    if host.vm is None:
+        assert not host.files and host.process == "absent"
+        return
+    assert host.operation is None, "nobody waits for ever"
+    assert host.process == ("absent" if host.vm.spec.power == "stopped" else "alive")
+    assert (
+        host.qemu
+        in {"stopped": [None], "running": ["running"], "paused": ["paused", "prelaunch", "io-error"]}[host.vm.spec.power]
+    )
+    seen = host.look()
+    assert seen and state_of(seen)[0] == host.vm.status.state, "what is written is what is"
+
+
+@given(st.sampled_from(sorted(SCENARIOS)), st.sampled_from(["running", "paused", "stopped"]))
+def test_one_of_another_host_is_never_touched(case: str, power: str) -> None:
+    seen, _ = SCENARIOS[case]
+    other = seen.vm.but(spec=seen.vm.spec.but(owner="another-host", power=power))
+    assert plan(ME, replace(seen, vm=other)) is None
+
+
+def test_the_table_of_ends_covers_every_reason_the_planner_gives() -> None:
+    given_reasons = {"stop", "restart", "shutdown", "panic", "internal-error", "delete", "cancel"}
+    for why in given_reasons:
+        assert isinstance(after_end(at_rest(status={"runtime": runtime(end=why)})), End)
+
+
+def test_time_limits_are_what_the_manual_says() -> None:
+    assert (STOP_TIMEOUT, ASK_AGAIN, CRASH_LIMIT, timedelta(minutes=10)) == (90.0, 15.0, 5, module.CRASH_WINDOW)
+    assert VmSpec(image="a").restart_policy == "no" and Step("a").value is None

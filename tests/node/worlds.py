@@ -1,0 +1,248 @@
+"""Worlds to plan for, and a tiny host on which planned steps take effect: a simulation without processes, files or clocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
+from virtuary.model.meta import Meta
+from virtuary.model.operation import Operation, OperationSpec
+from virtuary.model.vm import Crash, Runtime, Vm, VmSpec, VmStatus
+from virtuary.node.plan import CRASH_WINDOW, Step, plan
+from virtuary.node.world import World
+
+ME = "this-host"
+WALL = datetime(2026, 1, 1, tzinfo=UTC)
+ID = "5f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
+BOOT = "boot"
+
+
+def image(**status: Any) -> Image:
+    facts = {"state": "ready", "agent": True, "cloud_init": False, "virtual_size": 2**30, **status}
+    return Image(
+        meta=Meta(id="image-id", name="debian:12"),
+        spec=ImageSpec(source=ImageSource(kind="build")),
+        status=ImageStatus.model_validate(facts),
+    )
+
+
+def runtime(**changes: Any) -> Runtime:
+    facts = {
+        "generation": 1, "restarts": 0, "boot_id": BOOT, "pid": 7, "start": 7, "uid": 7, "accel": "tcg", "level": "L1",
+        "network": "passt", "ssh_port": 2222, "started": WALL, "network_pid": 8, "network_start": 8,
+    }  # fmt: skip
+    return Runtime.model_validate({**facts, **changes})
+
+
+def vm(spec: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, **status: Any) -> Vm:
+    wish = {"image": "debian:12", "image_id": "image-id", "owner": ME, **(spec or {})}
+    return Vm(meta=Meta(id=ID, name="web1", created=WALL, **(meta or {})), spec=VmSpec(**wish), status=VmStatus(**status))
+
+
+def operation(kind: str, cancel: bool = False, **params: Any) -> Operation:
+    spec = OperationSpec(kind=kind, target=f"vm/{ID}", target_name="web1", params=params, cancel=cancel)
+    return Operation(meta=Meta(id="operation-id", name=kind, created=WALL), spec=spec)
+
+
+def crashes(*minutes_ago: float) -> tuple[Crash, ...]:
+    return tuple(Crash(at=WALL - timedelta(minutes=minutes), why="boom") for minutes in minutes_ago)
+
+
+def world(machine: Vm, **facts: Any) -> World:
+    return World(**{"vm": machine, "wall": WALL, "now": 1000.0, "image": image(), **facts})
+
+
+def at_rest(
+    spec: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **facts: Any
+) -> World:
+    """No process; the disk is made."""
+    seen = {"state": "stopped", "disk_ready": True, "disk_size": 2**30, **(status or {})}
+    return world(vm(spec, meta, **seen), **{"files": frozenset({"disk"}), **facts})
+
+
+def alive(
+    spec: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **facts: Any
+) -> World:
+    """A guest that runs, is reached and has its identity; all of it is written down."""
+    stages = {"kernel": 1.0, "agent": 2.0, "network": 3.0, "ssh": 4.0}
+    seen = {
+        "state": "running", "disk_ready": True, "disk_size": 2**30, "runtime": runtime(), "identity": "web1", "stages": stages, "applied": 1,
+        **(status or {}),
+    }  # fmt: skip
+    live = {
+        "process": "alive",
+        "connected": True,
+        "qemu": "running",
+        "network_alive": True,
+        "signals": stages,
+        "files": frozenset({"disk"}),
+    }
+    return world(vm(spec, meta, **seen), **{**live, **facts})
+
+
+@dataclass
+class Host:
+    """One server on one host. `apply` does to this value what the step of that name does to a real machine."""
+
+    vm: Vm | None
+    image: Image = field(default_factory=image)
+    operation: Operation | None = None
+    process: str = "absent"
+    qemu: str | None = None
+    connected: bool = False
+    network: bool = False
+    signals: dict[str, float] = field(default_factory=dict)
+    files: set[str] = field(default_factory=set)
+    asked: float | None = None
+    asked_last: float = 0.0
+    now: float = 1000.0
+    deaf: bool = False
+    """A guest that ignores every wish to shut down."""
+    steps: list[str] = field(default_factory=list)
+
+    def look(self) -> World | None:
+        if self.vm is None:
+            return None
+        return World(
+            vm=self.vm, wall=WALL + timedelta(seconds=self.now), now=self.now, image=self.image, operation=self.operation,
+            process=self.process,  # type: ignore[arg-type]
+            connected=self.connected, qemu=self.qemu, network_alive=self.network, signals=dict(self.signals), files=frozenset(self.files),
+            asked_to_stop=self.asked, asked_last=self.asked_last,
+        )  # fmt: skip
+
+    def settle(self, limit: int = 200) -> int:
+        """Look, plan, one step, until there is nothing to do even after waiting; how many steps it took."""
+        idle = 0
+        for number in range(limit):
+            seen = self.look()
+            step = plan(ME, seen) if seen else None
+            if step is None:
+                if seen is None or (not self.pass_time() and idle):
+                    return number
+                idle += 1
+                continue
+            idle = 0
+            assert seen
+            self.steps.append(step.name)
+            getattr(self, step.name)(seen, step.value)
+        raise AssertionError(f"it never settles: {self.steps[-12:]}")
+
+    def pass_time(self) -> bool:
+        """What happens by itself while the worker sleeps; says whether anything did."""
+        self.now += 20
+        if self.process != "alive":
+            return False
+        assert self.vm
+        if self.asked is not None:
+            if not self.deaf and self.qemu == "running":
+                self.qemu = "shutdown"
+            return True
+        stages = [stage for stage in ("kernel", "agent", "network", "ssh") if stage not in self.signals]
+        if self.qemu == "running" and stages:
+            self.signals[stages[0]] = self.now
+            return True
+        return False
+
+    def die(self) -> None:
+        self.process, self.qemu, self.connected, self.network = "absent", None, False, False
+
+    def _status(self, **changes: Any) -> None:
+        assert self.vm
+        self.vm = self.vm.but(status=self.vm.status.but(**changes))
+
+    def _spec(self, **changes: Any) -> None:
+        assert self.vm
+        self.vm = self.vm.but(spec=self.vm.spec.but(**changes))
+
+    # ---- the effects, by the names of steps
+
+    def make_disk(self, seen: World, _: Any) -> None:
+        self.files.add("disk")
+        self._status(disk_ready=True, disk_size=seen.vm.spec.disk or 2**30)
+
+    def grow_disk(self, _: World, size: int) -> None:
+        self._status(disk_size=size)
+
+    def make_seed(self, *_: Any) -> None:
+        self.files.add("seed")
+
+    def start(self, seen: World, _: Any) -> None:
+        assert self.process == "absent", "a machine is never started twice"
+        self.process, self.qemu, self.connected, self.network, self.signals = "alive", "prelaunch", True, False, {}
+        self._status(runtime=runtime(restarts=seen.vm.spec.restarts, started=seen.wall), state="starting", stages={}, reason=None)
+
+    def start_network(self, *_: Any) -> None:
+        assert self.process == "alive"
+        self.network = True
+
+    def resume(self, seen: World, _: Any) -> None:
+        assert seen.vm.spec.owner == ME and seen.vm.status.runtime, "only with a durable record"
+        self.qemu = "running"
+
+    def pause(self, *_: Any) -> None:
+        self.qemu = "paused"
+
+    def give_identity(self, seen: World, _: Any) -> None:
+        self._status(identity=seen.vm.name)
+
+    def ask_shutdown(self, seen: World, _: Any) -> None:
+        self.asked, self.asked_last = self.asked or self.now, self.now
+        if self.qemu in ("paused", "prelaunch"):
+            self.qemu = "running"
+
+    def kill(self, seen: World, why: str) -> None:
+        assert seen.vm.status.runtime
+        if seen.vm.status.runtime.end is None:
+            self._status(runtime=seen.vm.status.runtime.but(end=why))
+        self.die()
+
+    def end_stray(self, *_: Any) -> None:
+        self.process = "absent"
+
+    def collect(self, seen: World, end: Any) -> None:
+        assert self.process == "absent" and self.vm
+        self.asked = None
+        recent = tuple(crash for crash in self.vm.status.crashes if seen.wall - crash.at < CRASH_WINDOW)
+        if end.crashed:
+            recent += (Crash(at=seen.wall, why=end.reason or ""),)
+        self._status(runtime=None, state=end.state, reason=end.reason, crashes=recent, addresses=())
+        self._spec(power=self.vm.spec.power if end.again else "stopped")
+        if not end.again and self.operation and self.operation.spec.kind in ("launch", "start", "restart", "resume", "pause"):
+            self.operation = None
+
+    def report(self, _: World, seen: dict[str, Any]) -> None:
+        self._status(**seen)
+
+    def note(self, _: World, stage: str) -> None:
+        assert self.operation
+        self.operation = self.operation.but(status=self.operation.status.but(stage=stage, phase="running"))
+
+    def finish(self, *_: Any) -> None:
+        self.operation = None
+
+    def fail(self, seen: World, sentence: str) -> None:
+        assert self.vm
+        self.operation = None
+        self._spec(power="stopped")
+        self._status(reason=sentence)
+        if not self.vm.status.disk_ready:
+            self.vm = self.vm.but(meta=self.vm.meta.but(purge=True))
+
+    def cancel_operation(self, seen: World, found: Operation) -> None:
+        assert self.vm
+        if self.process == "alive":
+            self.kill(seen, "cancel")
+        self._spec(power="stopped")
+        self.vm = self.vm.but(meta=self.vm.meta.but(purge=self.vm.meta.purge or found.spec.kind in ("launch", "create")))
+        self.operation = None
+
+    def forget(self, *_: Any) -> None:
+        assert self.process == "absent"
+        self.vm, self.operation, self.files = None, None, set()
+
+
+def after(found: World, step: Step) -> World:
+    """The world with one planned report written down."""
+    return replace(found, vm=found.vm.but(status=found.vm.status.but(**step.value)))
