@@ -198,6 +198,8 @@ async def start_network(worker: Worker, world: World, _: None) -> None:
 async def _start_usernet(
     worker: Worker, world: World, runtime: Runtime, link: socket.socket, forwards: tuple[passt.Forward, ...]
 ) -> Identity:
+    if any(":" in forward.address for forward in forwards):
+        raise Failed("QEMU's user network publishes no IPv6 address", "publish on an IPv4 address, or install a passt that works")
     binary = await worker.site.binary(PLATFORMS[world.vm.spec.arch])
     folder = worker.paths.runtime / "usernet"
     folder.mkdir(mode=0o711, exist_ok=True)

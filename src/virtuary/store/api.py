@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from virtuary.base.errors import Conflict
+from virtuary.base.errors import Bug, Conflict
 
 ABSENT = 0
 """As an expected revision: the key must not be there."""
@@ -55,7 +55,8 @@ class Store(Protocol):
         """Apply all of it or nothing, durably before returning; the new revision.
 
         `expect` names for any keys the revision they must have now (`ABSENT`: not there); raises `Conflict` naming the
-        first that differs. Raises `StoreAway` when the outcome is not durable; nothing has changed then.
+        first that differs. A key may not be put and deleted at once: that is a `Bug`. Raises `StoreAway` when the outcome is
+        not durable; nothing has changed then.
         """
 
     def watch(self, prefix: str, since: int) -> AsyncIterator[Change]:
@@ -72,3 +73,10 @@ def conflict(key: str, wanted: int, found: int) -> Conflict:
     if found == ABSENT:
         return Conflict(f"{key} is gone", key=key)
     return Conflict(f"{key} changed meanwhile", "look again and repeat", key=key)
+
+
+def check_distinct(puts: Mapping[str, bytes], deletes: Sequence[str]) -> None:
+    """Raise `Bug` when a transaction puts and deletes one key."""
+    both = set(puts) & set(deletes)
+    if both:
+        raise Bug(f"a transaction puts and deletes {min(both)}")

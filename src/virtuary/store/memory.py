@@ -6,7 +6,7 @@ import bisect
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from virtuary.store.api import Change, Compacted, Page, Record, conflict
+from virtuary.store.api import Change, Compacted, Page, Record, check_distinct, conflict
 from virtuary.store.feed import Feed
 
 
@@ -32,6 +32,7 @@ class MemoryStore:
         return Page([self._records[key] for key in keys[first:][:limit]], self._revision)
 
     async def txn(self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
+        check_distinct(puts, deletes)
         for key, wanted in expect.items():
             record = self._records.get(key)
             found = record.revision if record else 0

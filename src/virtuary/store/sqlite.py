@@ -16,7 +16,7 @@ from pathlib import Path
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import HostLacks, StoreAway, VirtuaryError
-from virtuary.store.api import Change, Compacted, Page, Record, conflict
+from virtuary.store.api import Change, Compacted, Page, Record, check_distinct, conflict
 from virtuary.store.feed import Feed
 
 VERSION = 1
@@ -70,6 +70,7 @@ class SqliteStore:
             self._reader.execute("commit")
 
     async def txn(self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
+        check_distinct(puts, deletes)
         if self._broken:
             raise StoreAway(f"the store is read-only: {self._broken}", "mend the disk, then restart the daemon")
         async with self._order:
@@ -97,7 +98,7 @@ class SqliteStore:
                     db.execute("rollback")
                 raise
         except sqlite3.Error as error:
-            if "full" not in str(error):
+            if any(word in str(error) for word in ("I/O", "malformed", "corrupt", "not a database")):
                 self._broken = str(error)
             raise StoreAway(f"the store can't be written: {error}", "free some disk space and repeat") from error
         return changes
