@@ -5,6 +5,7 @@ Ctrl-C stops following, not the operation; it says how to follow it again and ho
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any
@@ -32,46 +33,49 @@ class _Screen:
         self.began = self.since = time.monotonic()
         self.stage = self.text = ""
         self.progress: float | None = None
-        self.turn = 0
+        self.turn = self.told = 0
 
     def show(self, status: dict[str, Any]) -> None:
-        log = status["log"]
-        stage, text = status["stage"], log[-1]["text"] if log else status["phase"]
-        if stage == self.stage and text == self.text:
-            self.progress = status["progress"]
-            return
-        self._settle(stage != self.stage)
-        if not self.live and not self.quiet and text and text != self.text:
-            say(f"{format_duration(time.monotonic() - self.began):>9}  {text}")
-        self.stage, self.text, self.progress = stage, text, status["progress"]
+        """Bring the screen up to a state of the operation: every log line once, the last one alive."""
+        self.progress = status["progress"]
+        lines = [line["text"] for line in status["log"]]
+        for text in lines[self.told :]:
+            self._settle()
+            self.text, self.since = text, time.monotonic()
+            if not self.live and not self.quiet:
+                say(f"{format_duration(self.since - self.began):>9}  {text}")
+        self.told = max(self.told, len(lines))
+        self.stage = status["stage"]
         self.tick()
 
-    def _settle(self, new_stage: bool) -> None:
-        now = time.monotonic()
-        if self.live and self.text and new_stage:
-            took = format_duration(now - self.since)
-            self._line(f"\033[32m✓\033[0m {self.text}  \033[2m{took}\033[0m\n")
-        if new_stage:
-            self.since = now
+    def _settle(self) -> None:
+        """Turn the live line into a finished one, with the time it took; what took no time was a remark."""
+        took = time.monotonic() - self.since
+        if self.live and self.text:
+            sign, end = ("\033[32m✓\033[0m", f"  \033[2m{format_duration(took)}\033[0m") if took > 0.05 else ("\033[2m·\033[0m", "")
+            self._line(f"{sign} {self.text}{end}\n")
+        self.text = ""
 
     def tick(self) -> None:
+        """Move the live line on; it never wraps."""
         if not self.live or not self.text:
             return
         self.turn += 1
         share = f" {self.progress * 100:.0f} %" if self.progress is not None else ""
         took = format_duration(time.monotonic() - self.since)
-        self._line(f"{SPINNER[self.turn % len(SPINNER)]} {self.text}{share}  \033[2m{took}\033[0m")
+        room = shutil.get_terminal_size().columns - len(share) - len(took) - 6
+        text = self.text if len(self.text) <= room else self.text[: room - 1] + "…"
+        self._line(f"{SPINNER[self.turn % len(SPINNER)]} {text}{share}  \033[2m{took}\033[0m")
 
     def _line(self, text: str) -> None:
         sys.stderr.write(f"\r\033[K{text}")
         sys.stderr.flush()
 
     def close(self, good: bool) -> None:
-        if self.live and self.text:
-            if good:
-                self._settle(True)
-            else:
-                self._line("")
+        if good:
+            self._settle()
+        elif self.live:
+            self._line("")
 
 
 def follow(wire: Wire, operation: dict[str, Any], *, quiet: bool = False, limit: float | None = None) -> dict[str, Any]:

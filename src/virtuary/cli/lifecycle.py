@@ -183,11 +183,8 @@ def launch_command(image: str, name: str | None, **given: Any) -> None:
 
 
 def _ready(vm: dict[str, Any]) -> None:
-    runtime = vm["status"]["runtime"] or {}
     took = vm["status"]["stages"].get("ssh")
     name = vm["meta"]["name"]
-    if runtime.get("accel") == "tcg":
-        say("emulated: no hardware virtualization that works was found (virtuary doctor tells why)")
     print(f"{name} is ready" + (f", {format_duration(took)} after its start" if took else "") + f": virtuary shell {name}")
 
 

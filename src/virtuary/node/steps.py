@@ -106,8 +106,9 @@ async def start(worker: Worker, world: World, _: None) -> None:
     vm, image, site = world.vm, world.image, worker.site
     assert image
     platform = PLATFORMS[vm.spec.arch]
-    await _note(worker, world, "starting", stage="firmware", progress=None)
     choice = await site.accel(platform, vm.spec.accel)
+    await _note(worker, world, choice.why, stage="firmware", progress=None)
+    await _note(worker, world, STAGE_TEXT["firmware"])
     binary = await site.binary(platform)
     if not vm.spec.machine:
         vm = await _pin_machine(worker, vm, binary.machine)
@@ -151,7 +152,6 @@ async def start(worker: Worker, world: World, _: None) -> None:
         since=site.clock.wall(),
     )
     crashpoint("start.after_record")
-    await _note(worker, world, choice.why)
     await _answer(worker)
 
 
@@ -363,7 +363,7 @@ async def note(worker: Worker, world: World, stage: str) -> None:
 
 
 STAGE_TEXT = {
-    "firmware": "the firmware is starting",
+    "firmware": "firmware and kernel are starting",
     "kernel": "the guest's system is starting",
     "agent": "the guest agent is up",
     "network": "waiting for the guest's network",
