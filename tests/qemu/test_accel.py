@@ -18,16 +18,16 @@ from virtuary.qemu.probe import find_binary
 ENDS = {
     "all stages": (PASSED, STAGES, "", True, "a test guest passed all 9 stages"),
     "noise between the stages": (PASSED, "R?P\nLIAUFCS", "", True, "a test guest passed all 9 stages"),
-    "nothing at all": (None, "", "", False, "a test guest hung at real mode"),
+    "nothing at all": (None, "", "", False, "a test guest hung before its first instruction"),
     "hung in paging": (None, "RP", "", False, "a test guest hung at long mode with paging"),
     "hung at the end": (None, STAGES, "", False, "a test guest hung"),
     "exception": (33, "RPLIAU!", "", False, "a test guest met an unexpected CPU exception at a page fault"),
     "triple fault": (0, "RPL", "", False, "a test guest reset itself (triple fault) at a timer interrupt"),
     "killed": (-11, "RPLI", "", False, "a test guest made QEMU die of SIGSEGV at an APIC timer interrupt"),
-    "bad start": (1, "", "no such CPU", False, "a test guest could not be started (no such CPU) at real mode"),
-    "bad start without words": (1, "", "", False, "a test guest could not be started (exit status 1) at real mode"),
+    "bad start": (1, "", "no such CPU", False, "a test guest could not be started (no such CPU) before its first instruction"),
+    "bad start without words": (1, "", "", False, "a test guest could not be started (exit status 1) before its first instruction"),
     "right end, stage missing": (PASSED, "RPLIAUFC", "", False, "a test guest could not be started (exit status 85) at SSE2"),
-    "stages out of order": (PASSED, "PRLIAUFCS", "", False, "a test guest could not be started (exit status 85) at real mode"),
+    "stages out of order": (PASSED, "PRLIAUFCS", "", False, "a test guest could not be started (exit status 85) before its first instruction"),
 }
 
 

@@ -153,7 +153,7 @@ def judge(accel: str, cpu: str, status: int | None, said: str, words: str, secon
     else:
         how = f"could not be started ({words or f'exit status {status}'})"
     reached = len(stages) if STAGES.startswith(stages) else 0
-    where = f" at {NAMES[STAGES[reached]]}" if reached < len(STAGES) else ""
+    where = "" if reached == len(STAGES) else f" at {NAMES[STAGES[reached]]}" if reached else " before its first instruction"
     return Verdict(False, accel, cpu, f"a test guest {how}{where}", seconds, stages)
 
 
