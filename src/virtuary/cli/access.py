@@ -16,7 +16,7 @@ import click
 
 from virtuary.base.errors import Failed, GuestSilent, Invalid, NotFound, VirtuaryError
 from virtuary.base.units import format_duration
-from virtuary.cli.lifecycle import Duration
+from virtuary.cli.options import NAME, Duration
 from virtuary.cli.output import emit, output_option, say
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
@@ -56,7 +56,7 @@ def wait_for_ssh(wire: Wire, name: str, limit: float) -> dict[str, Any]:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("name")
+@NAME
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--timeout", type=Duration(), default=SHELL_WAIT, help="How long to wait for the server's SSH.")
 def shell_command(name: str, command: tuple[str, ...], timeout: float) -> None:
@@ -80,7 +80,7 @@ def shell_command(name: str, command: tuple[str, ...], timeout: float) -> None:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("name")
+@NAME
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--timeout", type=Duration(), default=600.0, help="How long the command may take.")
 @output_option
@@ -118,7 +118,7 @@ def exec_command(name: str, command: tuple[str, ...], timeout: float, output: st
 
 
 @click.command()
-@click.argument("name")
+@NAME
 def console_command(name: str) -> None:
     """Attach to a server's serial console. Ctrl-] detaches.
 

@@ -52,7 +52,9 @@ class _Screen:
         """Turn the live line into a finished one, with the time it took; what took no time was a remark."""
         took = time.monotonic() - self.since
         if self.live and self.text:
-            sign, end = ("\033[32m✓\033[0m", f"  \033[2m{format_duration(took)}\033[0m") if took > 0.05 else ("\033[2m·\033[0m", "")
+            sign, end = (
+                ("\033[32m✓\033[0m", f"  \033[2m{format_duration(took)}\033[0m") if took > 0.05 else ("\033[2m·\033[0m", "")
+            )
             self._line(f"{sign} {self.text}{end}\n")
         self.text = ""
 

@@ -10,8 +10,8 @@ import click
 from virtuary.base.errors import Invalid
 from virtuary.base.units import format_size
 from virtuary.cli.follow import follow
-from virtuary.cli.lifecycle import DETACH, idempotency, options
 from virtuary.cli.look import every
+from virtuary.cli.options import DETACH, idempotency, options
 from virtuary.cli.output import ago, emit, output_option, print_fields, print_table
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part

@@ -3,140 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
 
 from virtuary.base.errors import Invalid, VirtuaryError
-from virtuary.base.units import MIB, format_duration, format_size, parse_duration, parse_size
+from virtuary.base.units import format_duration, format_size
 from virtuary.cli.follow import follow
+from virtuary.cli.options import BIRTH, DETACH, NAME, NAMES, SHAPE, Duration, birth_wish, idempotency, shape_wish
 from virtuary.cli.output import emit, output_option, print_fields, say
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
-
-
-class Size(click.ParamType[int]):
-    name = "size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        try:
-            return parse_size(value) if isinstance(value, str) else int(value)
-        except Invalid as error:
-            self.fail(f"{error.sentence} ({error.hint})", param, ctx)
-
-
-class Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        try:
-            return parse_duration(value) if isinstance(value, str) else float(value)
-        except Invalid as error:
-            self.fail(f"{error.sentence} ({error.hint})", param, ctx)
-
-
-def options(*wanted: Callable[..., Any]) -> Callable[..., Any]:
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(wanted):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-SHAPE = options(
-    click.option("--cpus", type=int, help="Virtual CPUs."),
-    click.option("--memory", type=Size(), help="Memory, for example 2GiB."),
-    click.option("--disk", type=Size(), help="Size of the root disk, for example 20GiB."),
-    click.option(
-        "--publish",
-        "-p",
-        multiple=True,
-        metavar="[ADDRESS:]HOST:GUEST[/udp]",
-        help="A port of this host that leads to the guest.",
-    ),
-    click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label."),
-    click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Insist on an accelerator."),
-    click.option("--autostart/--no-autostart", default=None, help="Start with the host."),
-    click.option("--restart-policy", type=click.Choice(["always", "on-failure", "no"]), help="What to do when it ends."),
-    click.option("--protect/--no-protect", default=None, help="Refuse deletion."),
-)
-BIRTH = options(
-    click.option("--user-data", type=click.Path(exists=True, dir_okay=False, allow_dash=True), help="cloud-init user data."),
-    click.option("--ssh-key", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Public key that may log in."),
-    click.option("--arch", type=click.Choice(["x86_64"]), help="Architecture."),
-    click.option("--firmware", type=click.Choice(["auto", "bios", "uefi"]), help="Firmware."),
-    click.option("--dry-run", is_flag=True, help="Show the plan and what stands against it; change nothing."),
-    output_option,
-)
-DETACH = click.option("--detach", "-d", is_flag=True, help="Do not wait; print the operation's id.")
-
-
-def parse_publish(text: str) -> dict[str, Any]:
-    """`[ADDRESS:]HOST:GUEST[/udp]` as the API wants it; raises Invalid."""
-    rest, _, protocol = text.partition("/")
-    address, _, ports = rest.rpartition(":")
-    head, _, host = address.rpartition(":")
-    fields = {"host": host if head else address, "guest": ports}
-    if not (fields["host"].isdigit() and fields["guest"].isdigit()) or protocol not in ("", "tcp", "udp"):
-        raise Invalid(f"{text!r} is not HOST:GUEST", "for example --publish 8080:80, 127.0.0.1:53:53/udp or 0.0.0.0:443:443")
-    wish: dict[str, Any] = {"host": int(fields["host"]), "guest": int(fields["guest"]), "protocol": protocol or "tcp"}
-    if head:
-        wish["address"] = head.strip("[]")
-    return wish
-
-
-def parse_labels(words: tuple[str, ...]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for word in words:
-        key, equal, value = word.partition("=")
-        if not equal:
-            raise Invalid(f"{word!r} is not KEY=VALUE", "for example --label role=web")
-        labels[key] = value
-    return labels
-
-
-def shape_wish(given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a request that the shared options stand for; what was not given is left out."""
-    wish = {key: given[key] for key in ("cpus", "accel", "autostart", "restart_policy", "protect") if given.get(key) is not None}
-    for key in ("memory", "disk"):
-        if given.get(key) is not None:
-            wish[key] = _whole_mib(given[key])
-    if given.get("publish"):
-        wish["publish"] = [parse_publish(text) for text in given["publish"]]
-    if given.get("label"):
-        wish["labels"] = parse_labels(given["label"])
-    return wish
-
-
-def _whole_mib(size: int) -> int:
-    return -(-size // MIB) * MIB
-
-
-def birth_wish(image: str, name: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    wish = {"image": image, **shape_wish(given)}
-    if name:
-        wish["name"] = name
-    for key in ("arch", "firmware"):
-        if given.get(key):
-            wish[key] = given[key]
-    if given.get("user_data"):
-        with click.open_file(given["user_data"]) as handle:
-            wish["user_data"] = handle.read()
-    keys: list[str] = []
-    for path in given.get("ssh_key") or ():
-        with open(path, encoding="utf-8", errors="replace") as handle:
-            keys += [line.strip() for line in handle if line.strip() and not line.startswith("#")]
-    if keys:
-        wish["ssh_keys"] = keys
-    return wish
-
-
-def idempotency() -> dict[str, str]:
-    import secrets
-
-    return {"Idempotency-Key": secrets.token_hex(16)}
 
 
 @click.command()
@@ -299,9 +176,6 @@ def _keep(first: VirtuaryError | None, error: VirtuaryError, many: int) -> Virtu
     return first or error
 
 
-NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...")
-
-
 @click.command()
 @NAMES
 @DETACH
@@ -380,7 +254,7 @@ def resume_command(names: tuple[str, ...], **given: Any) -> None:
 
 
 @click.command()
-@click.argument("name")
+@NAME
 @click.argument("new_name")
 def rename_command(name: str, new_name: str) -> None:
     """Give a server another name; a guest with an agent takes it as its hostname.
@@ -394,7 +268,7 @@ def rename_command(name: str, new_name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@NAME
 @SHAPE
 @output_option
 def set_command(name: str, **given: Any) -> None:
@@ -457,7 +331,7 @@ def _ask(question: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@NAME
 @click.option("--as", "new_name", help="Under another name.")
 def undelete_command(name: str, new_name: str | None) -> None:
     """Take a server back from the trash, stopped.
@@ -471,7 +345,7 @@ def undelete_command(name: str, new_name: str | None) -> None:
 
 
 @click.command()
-@click.argument("name")
+@NAME
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def purge_command(name: str, yes: bool) -> None:
     """Remove a server in the trash for good.

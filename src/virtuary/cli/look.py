@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from virtuary.base.units import format_size
+from virtuary.cli.options import NAME, NAMES
 from virtuary.cli.output import ago, bold, emit, output_option, print_fields, print_table, say
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
@@ -70,7 +71,7 @@ def list_command(trash: bool, label: str, output: str) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@NAMES
 @output_option
 def show_command(names: tuple[str, ...], output: str) -> None:
     """Show everything about servers.
@@ -125,7 +126,7 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @click.command()
-@click.argument("name")
+@NAME
 @click.option("--size", default=65536, help="Bytes from the end.")
 @click.option("--follow", "-f", is_flag=True, help="Go on printing what the console prints.")
 @output_option

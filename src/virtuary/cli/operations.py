@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from virtuary.cli.follow import follow
-from virtuary.cli.lifecycle import Duration
 from virtuary.cli.look import every
+from virtuary.cli.options import Duration
 from virtuary.cli.output import ago, emit, output_option, print_fields, print_table
 from virtuary.client.start import connect
 from virtuary.client.wire import path_part

@@ -26,6 +26,11 @@ def connect() -> Wire:
     return _own()
 
 
+def find_socket() -> str:
+    """Where this user's daemon would listen; starts nothing."""
+    return environment_socket() or str(find_paths().socket)
+
+
 def _own() -> Wire:
     paths = find_paths()
     if not _accepts(paths.socket):
