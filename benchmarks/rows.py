@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Row, cpu_seconds, pss
-from subjects import Libvirt, Raw, libvirt, ours
+from subjects import Libvirt, Raw, kill, libvirt, ours
 
 HERE = Path(__file__).parent
 
@@ -224,9 +225,7 @@ def p7(bench: Bench, count: int = 40) -> None:
     row = Row("P7", f"{count} x define, start, stop, delete, 2 in parallel", targets=["ours <= 1.3 of the raw loop"])
 
     def ours_one(number: int) -> None:
-        from virtuary.client import Client
-
-        client, name = Client(str(bench.ours.root / "run/virtuary.sock")), f"bulk-{number}"
+        client, name = bench.ours.connect(), f"bulk-{number}"
         client.create("tiny", name)
         client.start(name, wait="running")
         client.stop(name, force=True)
@@ -267,16 +266,16 @@ def p7(bench: Bench, count: int = 40) -> None:
 def p11(bench: Bench, count: int = 300) -> None:
     """Memory of the daemons: idle, and with many definitions."""
     row = Row("P11", "memory of the daemon", "MiB", targets=["ours <= 90 MiB; libvirt's C probably needs less"])
-    row.samples["ours, idle"] = [pss(bench.ours.process.pid)]
+    row.samples["ours, idle"] = [pss(bench.ours.pid)]
     if bench.libvirt:
-        row.samples["libvirt, idle"] = [pss(bench.libvirt.daemon.pid) + pss(bench.libvirt.logger.pid)]
+        row.samples["libvirt, idle"] = [pss(bench.libvirt.pid) + pss(bench.libvirt.logger)]
     for number in range(count):
         bench.client.create("tiny", f"many-{number}")
-    row.samples[f"ours, {count} definitions"] = [pss(bench.ours.process.pid)]
+    row.samples[f"ours, {count} definitions"] = [pss(bench.ours.pid)]
     if bench.libvirt:
         for number in range(count):
             bench.libvirt.say(f"define {bench.libvirt.define(f'vb-many{number}', Path('/x'), Path('/k'), Path('/i'), '')}")
-        row.samples[f"libvirt, {count} definitions"] = [pss(bench.libvirt.daemon.pid) + pss(bench.libvirt.logger.pid)]
+        row.samples[f"libvirt, {count} definitions"] = [pss(bench.libvirt.pid) + pss(bench.libvirt.logger)]
     bench.skip(row)
     row.finish()
     p29(bench, count)
@@ -310,10 +309,9 @@ def fleet(bench: Bench, count: int) -> list[str]:
     for name in names:
         bench.client.create("tiny", name)
     with ThreadPoolExecutor(2) as pool:
-        from virtuary.client import Client
 
         def begin(name: str) -> None:
-            client = Client(str(bench.ours.root / "run/virtuary.sock"))
+            client = bench.ours.connect()
             client.start(name, wait="running")
             client.pause(name)
 
@@ -326,21 +324,20 @@ def p12_and_p14(bench: Bench, count: int = 20) -> None:
     names = fleet(bench, count)
     row = Row("P12", f"daemon's idle share of one core with {count} paused machines", "%", targets=["<= 0.3 %"])
     time.sleep(10)
-    began, before = time.monotonic(), cpu_seconds(bench.ours.process.pid)
+    began, before = time.monotonic(), cpu_seconds(bench.ours.pid)
     time.sleep(60)
-    row.samples["ours"] = [100 * (cpu_seconds(bench.ours.process.pid) - before) / (time.monotonic() - began)]
+    row.samples["ours"] = [100 * (cpu_seconds(bench.ours.pid) - before) / (time.monotonic() - began)]
     if bench.libvirt:
-        before, began = cpu_seconds(bench.libvirt.daemon.pid), time.monotonic()
+        before, began = cpu_seconds(bench.libvirt.pid), time.monotonic()
         time.sleep(20)
-        row.samples["libvirt, no machine"] = [100 * (cpu_seconds(bench.libvirt.daemon.pid) - before) / (time.monotonic() - began)]
+        row.samples["libvirt, no machine"] = [100 * (cpu_seconds(bench.libvirt.pid) - before) / (time.monotonic() - began)]
     row.finish()
     row = Row("P14", f"daemon killed; {count} machines found again and answering", targets=["<= 2 s, none lost"])
     before_pids = {vm.name: vm.status.runtime and vm.status.runtime.pid for vm in bench.client.vms() if vm.name in names}
     for _ in range(5):
-        os.kill(bench.ours.process.pid, signal.SIGKILL)
-        bench.ours.process.wait()
+        kill(bench.ours.pid)
         began = time.monotonic()
-        bench.ours.process = bench.ours.start_daemon()
+        bench.ours.pid = bench.ours.start_daemon()
         every(bench, names, "resume")  # proves that the daemon and each machine's monitor speak again
         row.samples.setdefault("ours", []).append(time.monotonic() - began)
         every(bench, names, "pause")
@@ -356,10 +353,9 @@ def p12_and_p14(bench: Bench, count: int = 20) -> None:
 
 def every(bench: Bench, names: list[str], deed: str) -> None:
     """A deed on many servers, four at a time."""
-    from virtuary.client import Client
 
     def one(name: str) -> None:
-        getattr(Client(str(bench.ours.root / "run/virtuary.sock")), deed)(name)
+        getattr(bench.ours.connect(), deed)(name)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, names))
@@ -371,11 +367,12 @@ def adopt_libvirt(bench: Bench, row: Row, count: int) -> None:
     for number in range(count):
         virsh.say(f"create {bench.xml(f'vb-fleet{number}')} --paused")
     for _ in range(5):
+        assert virsh.shell
         virsh.shell.kill()
-        virsh.daemon.kill()
-        virsh.daemon.wait()
+        virsh.shell.wait()
+        kill(virsh.pid)
         began = time.monotonic()
-        virsh.daemon = virsh.start_daemon()
+        virsh.pid = virsh.start_daemon()
         virsh.shell = virsh.open_shell()
         virsh.say(*[f"resume vb-fleet{number}" for number in range(count)])
         row.samples.setdefault("libvirt", []).append(time.monotonic() - began)
@@ -385,12 +382,23 @@ def adopt_libvirt(bench: Bench, row: Row, count: int) -> None:
 ROWS: dict[str, Callable[[Any], None]] = {"P1": p1, "P2": p2, "P5": p5, "P7": p7, "P11": p11, "P12": p12_and_p14}
 
 
-def main() -> None:
-    wanted = sys.argv[1:] or list(ROWS)
+def main() -> int:
+    wanted = list(dict.fromkeys({"P14": "P12", "P29": "P11"}.get(name, name) for name in sys.argv[1:] or ROWS))
+    if unknown := [name for name in wanted if name not in ROWS]:
+        raise SystemExit(f"no such row: {', '.join(unknown)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is put away
+    failed = []
     for name in wanted:
-        with ExitStack() as stack:
-            ROWS[{"P14": "P12", "P29": "P11"}.get(name, name)](Bench(stack))
+        try:
+            with ExitStack() as stack:
+                ROWS[name](Bench(stack))
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+    if failed:
+        print(f"rows that failed: {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

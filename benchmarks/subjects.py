@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -20,35 +21,77 @@ from typing import Any
 from virtuary.client import Client
 
 
+class Reaper:
+    """A process that starts the daemons, buries what they orphan, and ends all of it when it is closed or this program dies."""
+
+    def __init__(self, log: Path, *hidden: str) -> None:
+        self.log = log
+        program = [sys.executable, str(Path(__file__).with_name("reaper.py")), *hidden]
+        if hidden:
+            program = ["unshare", "--mount", "--propagation", "private", *program]
+        self.process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def start(self, *command: str, environment: dict[str, str] | None = None) -> int:
+        assert self.process.stdin and self.process.stdout
+        order = {"command": command, "environment": environment or dict(os.environ), "log": str(self.log)}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise LookupError(f"{command[0]} could not be started")
+        return int(answer)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def kill(pid: int, how: signal.Signals = signal.SIGKILL) -> None:
+    """End a process and wait until it is buried."""
+    watch = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(watch, how)
+        select.select([watch], [], [], 20)
+    finally:
+        os.close(watch)
+
+
 class Ours:
     """A private instance of Virtuary with the tiny image."""
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
-        self.environment = {**os.environ, "VIRTUARY_ROOT": str(self.root)}
-        self.process = self.start_daemon()
-        self.client = Client(str(self.root / "run/virtuary.sock"))
+        outside = {key: value for key, value in os.environ.items() if not key.startswith("VIRTUARY_")}
+        self.environment = {**outside, "VIRTUARY_ROOT": str(self.root)}
+        self.reaper = Reaper(self.root / "log")
+        self.pid = self.start_daemon()
+        self.client = self.connect()
 
-    def start_daemon(self) -> subprocess.Popen[bytes]:
-        log = (self.root / "log").open("ab")
-        process = subprocess.Popen([sys.executable, "-m", "virtuary", "daemon"], env=self.environment, stdout=log, stderr=log)
+    def connect(self) -> Client:
+        return Client(str(self.root / "run/virtuary.sock"))
+
+    def start_daemon(self) -> int:
+        pid = self.reaper.start(sys.executable, "-m", "virtuary", "daemon", environment=self.environment)
         path = str(self.root / "run/virtuary.sock")
         until = time.monotonic() + 30
         while time.monotonic() < until:
             with socket.socket(socket.AF_UNIX) as sock:
                 try:
                     sock.connect(path)
-                    return process
+                    return pid
                 except OSError:
                     time.sleep(0.005)
-        raise SystemExit("the daemon did not start")
+        self.reaper.close()
+        raise SystemExit(f"the daemon did not start: {(self.root / 'log').read_text()[-500:]}")
 
     def close(self) -> None:
-        for vm in list(self.client.vms()):
-            self.client.delete(vm.name, now=True, force=True)
-        self.process.terminate()
-        self.process.wait()
-        shutil.rmtree(self.root, ignore_errors=True)
+        try:
+            for vm in list(self.client.vms()):
+                self.client.delete(vm.name, now=True, force=True)
+            kill(self.pid, signal.SIGTERM)
+        finally:
+            self.reaper.close()
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def command_of(self, name: str) -> list[str]:
         """The command line of a running server, as the kernel shows it."""
@@ -142,30 +185,54 @@ class Monitor:
 
 
 class Libvirt:
-    """A libvirtd of its own with one open virsh; raises LookupError where libvirt is not installed."""
+    """A libvirtd of its own, hidden from the one of the machine, with one open virsh; LookupError where there is none.
+
+    Its folders lie in a mount namespace under empty ones. KVM is hidden from it, as both sides are measured with TCG and libvirtd
+    spends seconds on probing a /dev/kvm that runs no guest; therefore its own /dev namespaces are off. The rest is its default.
+    """
+
+    HIDDEN = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt", "/etc/libvirt")
 
     def __init__(self) -> None:
-        if os.getuid() != 0 or not all(shutil.which(name) for name in ("libvirtd", "virsh", "virtlogd")):
-            raise LookupError("libvirt is not installed, or this is not root")
+        missing = [name for name in ("libvirtd", "virtlogd", "virsh", "unshare") if not shutil.which(name)]
+        if os.getuid() != 0 or missing:
+            raise LookupError(f"{' and '.join(missing)} not installed" if missing else "this is not root")
         self.root = Path(tempfile.mkdtemp(prefix="lv-", dir="/tmp"))
+        os.chmod(self.root, 0o755)
         (self.root / "conf").write_text(
             f'unix_sock_dir = "{self.root}"\nauth_unix_rw = "none"\nlog_outputs = "3:file:{self.root}/log"\n'
         )
-        self.logger = subprocess.Popen(["virtlogd", "-p", str(self.root / "logd.pid")], stderr=subprocess.DEVNULL)
+        (self.root / "qemu.conf").write_text("namespaces = []\n")
         self.uri = f"qemu:///system?socket={self.root}/libvirt-sock"
-        self.daemon = self.start_daemon()
-        self.shell = self.open_shell()
+        self.reaper = Reaper(self.root / "out", *self.HIDDEN)
+        self.shell: subprocess.Popen[str] | None = None
+        try:
+            self.logger = self.reaper.start(*self.prepared("virtlogd", "-p", str(self.root / "logd.pid")))
+            until = time.monotonic() + 10
+            while not (self.root / "logd.pid").exists() and time.monotonic() < until:
+                time.sleep(0.02)
+            self.pid = self.start_daemon()
+            self.shell = self.open_shell()
+        except LookupError:
+            self.close()
+            raise
 
-    def start_daemon(self) -> subprocess.Popen[bytes]:
-        daemon = subprocess.Popen(
-            ["libvirtd", "-f", str(self.root / "conf"), "-p", str(self.root / "pid")], stderr=subprocess.DEVNULL
-        )
+    def prepared(self, *command: str) -> list[str]:
+        """The command after the private configuration and a KVM that nobody may open are in place."""
+        nothing = self.root / "nothing"
+        nothing.touch(0o000)
+        kvm = f"test ! -e /dev/kvm || mount --bind {nothing} /dev/kvm"
+        return ["sh", "-ec", f'{kvm}; cp {self.root}/qemu.conf /etc/libvirt/; exec "$@"', "sh", *command]
+
+    def start_daemon(self) -> int:
+        """Start libvirtd and wait until it answers."""
+        pid = self.reaper.start("libvirtd", "-f", str(self.root / "conf"), "-p", str(self.root / "pid"))
         until = time.monotonic() + 30
-        while subprocess.run(["virsh", "-q", "-c", self.uri, "list"], capture_output=True, check=False).returncode:
+        while subprocess.run(["virsh", "-q", "-c", self.uri, "list"], capture_output=True, check=False, timeout=30).returncode:
             if time.monotonic() > until:
                 raise LookupError("libvirtd did not start")
             time.sleep(0.02)
-        return daemon
+        return pid
 
     def open_shell(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -179,7 +246,7 @@ class Libvirt:
 
     def say(self, *commands: str) -> float:
         """Commands on the open connection, each to its end; seconds."""
-        assert self.shell.stdin and self.shell.stdout
+        assert self.shell and self.shell.stdin and self.shell.stdout
         mark = uuid.uuid4().hex
         began = time.monotonic()
         for command in commands:
@@ -194,17 +261,10 @@ class Libvirt:
         raise RuntimeError("virsh ended")
 
     def close(self) -> None:
-        names = subprocess.run(
-            ["virsh", "-q", "-c", self.uri, "list", "--all", "--name"], capture_output=True, text=True, check=False
-        )
-        for name in names.stdout.split():
-            if name.startswith("vb-"):
-                subprocess.run(["virsh", "-q", "-c", self.uri, "destroy", name], capture_output=True, check=False)
-                subprocess.run(["virsh", "-q", "-c", self.uri, "undefine", name], capture_output=True, check=False)
-        self.shell.kill()
-        for process in (self.daemon, self.logger):
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+        if self.shell:
+            self.shell.kill()
+            self.shell.wait()
+        self.reaper.close()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def define(self, name: str, disk: Path, kernel: Path, initrd: Path, args: str, memory: int = 128) -> Path:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from virtuary.base.errors import Bug, Invalid, NotFound, VirtuaryError
+from virtuary.base.errors import Bug, Invalid, NotFound, VirtuaryError, of_system
 from virtuary.model.meta import invalid
 
 logger = logging.getLogger("virtuary.api")
@@ -31,6 +31,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(VirtuaryError)
     async def on_kind(request: Request, error: VirtuaryError) -> Response:
         return problem(error, request)
+
+    @app.exception_handler(OSError)
+    async def on_system(request: Request, error: OSError) -> Response:
+        return problem(of_system(error), request)
 
     @app.exception_handler(RequestValidationError)
     async def on_request(request: Request, error: RequestValidationError) -> Response:

@@ -104,14 +104,11 @@ async def _fetch(source: ImageSource, folder: Path, means: Means, report: Report
 
 
 async def _import(source: ImageSource, folder: Path, means: Means, report: Report) -> dict[str, Any]:
-    upload = means.downloads / source.path
-    try:
-        if source.sha256:
-            report("comparing the digest", None)
-            _compare(upload, source.sha256)
-        return {**await _adopt(upload, folder, source.format or None, report), **_stated(source)}
-    finally:
-        remove(upload)
+    upload = means.downloads / source.path  # it stays until the image is in its place: a crash before that begins afresh
+    if source.sha256:
+        report("comparing the digest", None)
+        _compare(upload, source.sha256)
+    return {**await _adopt(upload, folder, source.format or None, report, keep=True), **_stated(source)}
 
 
 def _stated(source: ImageSource) -> dict[str, Any]:
@@ -124,8 +121,8 @@ def _stated(source: ImageSource) -> dict[str, Any]:
     }
 
 
-async def _adopt(file: Path, folder: Path, stated: str | None, report: Report) -> dict[str, Any]:
-    """Read the header of a foreign file, convert it, and remove it; it is gone as well when it is refused."""
+async def _adopt(file: Path, folder: Path, stated: str | None, report: Report, *, keep: bool = False) -> dict[str, Any]:
+    """Read the header of a foreign file, convert it, and remove it unless told to `keep` it; it is gone as well when it is refused."""
     try:
         with open_reader(file) as reader:
             header = inspect(reader, stated)
@@ -134,7 +131,8 @@ async def _adopt(file: Path, folder: Path, stated: str | None, report: Report) -
     except VirtuaryError:
         remove(file)
         raise
-    remove(file)
+    if not keep:
+        remove(file)
     return {"format": "qcow2", "virtual_size": header.virtual_size, "sha256": digest, "boot": "disk", "kernel_args": ""}
 
 

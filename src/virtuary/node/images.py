@@ -65,7 +65,7 @@ class ImageWorker:
         """Make it as a task of its own, so that a wish to cancel can end it."""
         active = operations.open_operations(self.site.store, self.key)
         operation = active[0].key if active else None
-        await self._write(state="making", reason=None)
+        await self._write(None, state="making", reason=None)
         task = asyncio.create_task(self._make_whole(image, operation))
         try:
             while not task.done():
@@ -98,10 +98,10 @@ class ImageWorker:
         partial = final.with_name(f".making-{image.id}")
         if not final.exists():
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(mode=0o700)
-            crashpoint("image.before_make")
             report = self._reporter(operation)
             try:
+                partial.mkdir(mode=0o700)
+                crashpoint("image.before_make")
                 made = await making.make(image.spec, partial, self._means(), report)
                 crashpoint("image.after_make")
                 report("making it durable", None)
@@ -114,10 +114,9 @@ class ImageWorker:
                 raise
             crashpoint("image.after_rename")
         facts = making.read_facts(final)
-        await self._write(**facts, state="ready", reason=None, size=allocated(final), made=utcnow())
+        await self._write(operation, **facts, state="ready", reason=None, size=allocated(final), made=utcnow())
         crashpoint("image.after_record")
-        if operation:
-            await operations.finish(self.site.store, operation)
+        self._drop_upload(image)
         say(logger, "image ready", image=image.name)
 
     def _means(self) -> making.Means:
@@ -144,8 +143,10 @@ class ImageWorker:
     async def _drop(self, operation: str | None, error: VirtuaryError | None) -> None:
         """The making ended badly: the operation tells why, and the image is gone as if never asked for."""
         image = self.load()
-        if image is None:
+        if image is None or image.status.state == "ready":
             return
+        shutil.rmtree(self.site.paths.image(image.id), ignore_errors=True)
+        self._drop_upload(image)
         puts: dict[str, bytes] = {}
         found = operations.load(self.site.store, operation) if operation else None
         if found and not found.ended:
@@ -167,11 +168,21 @@ class ImageWorker:
         names = [f"image-name/{image.name}"] if record and record.value.decode() == image.id else []
         await self.site.store.txn({self.key: image.meta.revision}, puts, [self.key, *names])
 
-    async def _write(self, **changes: Any) -> None:
+    def _drop_upload(self, image: Image) -> None:
+        """What was sent for an import is of no more use."""
+        if image.spec.source.kind == "file" and image.spec.source.path:
+            (self.site.paths.downloads / image.spec.source.path).unlink(missing_ok=True)
+
+    async def _write(self, done: str | None, **changes: Any) -> None:
+        """Change status fields, and in the same transaction end the operation `done`."""
         while image := self.load():
-            changed = image.but(status=image.status.but(**changes))
+            puts = {self.key: image.but(status=image.status.but(**changes)).dump()}
+            found = operations.load(self.site.store, done) if done else None
+            expect = {self.key: image.meta.revision}
+            if found and not found.ended:
+                expect[found.key], puts[found.key] = found.meta.revision, operations.finished(found).dump()
             with contextlib.suppress(Conflict):
-                await self.site.store.txn({self.key: image.meta.revision}, {self.key: changed.dump()})
+                await self.site.store.txn(expect, puts)
                 return
 
 

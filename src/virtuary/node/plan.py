@@ -130,7 +130,7 @@ def stopping(world: World) -> Step | None:
         return None
     why = "restart" if world.restart_due and vm.spec.power != "stopped" else "stop"
     params = world.operation.spec.params if world.operation and world.operation.spec.kind in ("stop", "restart", "delete") else {}
-    if params.get("force"):
+    if params.get("force") or world.qemu == "prelaunch":  # a guest that never ran can't be asked
         return Step("kill", why)
     timeout = float(params.get("timeout", STOP_TIMEOUT))
     if world.asked_to_stop is None:

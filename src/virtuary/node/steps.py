@@ -127,32 +127,45 @@ async def start(worker: Worker, world: World, _: None) -> None:
     async with site.starts:
         crashpoint("start.before_spawn")
         started = await process.start(launch)
+    try:
         crashpoint("start.after_spawn")
-    gaps = (*jail.gaps, *dict.fromkeys((*started.gaps, *((gap,) if gap else ()))))
-    if site.network == "qemu-user":
-        gaps += ("the guest can reach services on the host's loopback addresses (QEMU's user network)",)
-    runtime = Runtime(
-        generation=vm.meta.generation, restarts=vm.spec.restarts, boot_id=site.boot,
-        pid=started.identity.pid, start=started.identity.start, uid=uid, accel=choice.accel, level=jail.level, gaps=gaps,
-        network=site.network, ssh_port=ssh, started=site.clock.wall(),
-    )  # fmt: skip
-    worker.run = open_run(worker.paths, runtime, vm.id, site, worker.wake, started.errors)
-    if worker.run is None:
-        words = process.read_errors(started.errors)
-        os.close(started.errors)
-        raise Failed(f"QEMU ended at once: {words or 'it said nothing'}")
-    await worker.write(
-        vm,
-        runtime=runtime,
-        state="starting",
-        reason=None,
-        stages={},
-        addresses=(),
-        applied=vm.meta.generation,
-        since=site.clock.wall(),
-    )
+        gaps = (*jail.gaps, *dict.fromkeys((*started.gaps, *((gap,) if gap else ()))))
+        if site.network == "qemu-user":
+            gaps += ("the guest can reach services on the host's loopback addresses (QEMU's user network)",)
+        runtime = Runtime(
+            generation=vm.meta.generation, restarts=vm.spec.restarts, boot_id=site.boot,
+            pid=started.identity.pid, start=started.identity.start, uid=uid, accel=choice.accel, level=jail.level, gaps=gaps,
+            network=site.network, ssh_port=ssh, started=site.clock.wall(),
+        )  # fmt: skip
+        worker.run = open_run(worker.paths, runtime, vm.id, site, worker.wake, started.errors)
+        if worker.run is None:
+            words = process.read_errors(started.errors)
+            raise Failed(f"QEMU ended at once: {words or 'it said nothing'}")
+        await worker.write(
+            vm,
+            runtime=runtime,
+            state="starting",
+            reason=None,
+            stages={},
+            addresses=(),
+            applied=vm.meta.generation,
+            since=site.clock.wall(),
+        )
+    except Exception:
+        await _undo_spawn(worker, started)
+        raise
     crashpoint("start.after_record")
     await _answer(worker)
+
+
+async def _undo_spawn(worker: Worker, started: process.Started) -> None:
+    """A QEMU that could not be recorded must not stay: it has not executed the guest."""
+    if worker.run:
+        await worker.run.close()
+        worker.run = None
+    else:
+        os.close(started.errors)
+    await _end_marked(worker)
 
 
 async def _pin_machine(worker: Worker, vm: Vm, machine: str) -> Vm:
