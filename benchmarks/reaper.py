@@ -7,6 +7,7 @@ would look slow, or hang, for no fault of its own.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -50,10 +51,8 @@ def end_all() -> None:
         until = time.monotonic() + patience
         while (left := children()) and time.monotonic() < until:
             for pid in left:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, how)
-                except ProcessLookupError:
-                    pass
             time.sleep(0.05)
             bury()
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ class Reaper:
         program = [sys.executable, str(Path(__file__).with_name("reaper.py")), *hidden]
         if hidden:
             program = ["unshare", "--mount", "--propagation", "private", *program]
-        self.process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.process = subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
+        )
 
     def start(self, *command: str, environment: dict[str, str] | None = None) -> int:
         assert self.process.stdin and self.process.stdout
@@ -62,7 +65,8 @@ class Ours:
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
         outside = {key: value for key, value in os.environ.items() if not key.startswith("VIRTUARY_")}
-        self.environment = {**outside, "VIRTUARY_ROOT": str(self.root)}
+        outside.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled; so is what is measured
+        self.environment = {**outside, "VIRTUARY_ROOT": str(self.root), "PYTHONPYCACHEPREFIX": str(self.root / "compiled")}
         self.reaper = Reaper(self.root / "log")
         self.pid = self.start_daemon()
         self.client = self.connect()
@@ -139,13 +143,14 @@ class Raw:
             part["filename"] = str(base if "base" in part["node-name"] else disk)
         return json.dumps(part)
 
-    def start(self) -> float:
-        """Start, connect, continue; seconds until QEMU says RESUME."""
+    def start(self, run: bool = True) -> float:
+        """Start, connect, continue; seconds until QEMU says RESUME, or without `run` until its monitor answers."""
         began = time.monotonic()
         self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.monitor = Monitor(self.folder / "qmp")
-        self.monitor.run("cont")
-        self.monitor.wait("RESUME")
+        if run:
+            self.monitor.run("cont")
+            self.monitor.wait("RESUME")
         return time.monotonic() - began
 
     def stop(self) -> None:
@@ -194,7 +199,7 @@ class Libvirt:
     HIDDEN = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt", "/etc/libvirt")
 
     def __init__(self) -> None:
-        missing = [name for name in ("libvirtd", "virtlogd", "virsh", "unshare") if not shutil.which(name)]
+        missing = [name for name in ("libvirtd", "virtlogd", "virsh", "unshare", "stdbuf") if not shutil.which(name)]
         if os.getuid() != 0 or missing:
             raise LookupError(f"{' and '.join(missing)} not installed" if missing else "this is not root")
         self.root = Path(tempfile.mkdtemp(prefix="lv-", dir="/tmp"))
@@ -236,7 +241,7 @@ class Libvirt:
 
     def open_shell(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["virsh", "-q", "-c", self.uri],
+            ["stdbuf", "-oL", "virsh", "-c", self.uri],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -248,17 +253,22 @@ class Libvirt:
         """Commands on the open connection, each to its end; seconds."""
         assert self.shell and self.shell.stdin and self.shell.stdout
         mark = uuid.uuid4().hex
-        began = time.monotonic()
-        for command in commands:
-            self.shell.stdin.write(command + "\n")
-        self.shell.stdin.write(f"echo {mark}\n")
-        self.shell.stdin.flush()
-        for line in self.shell.stdout:
-            if line.strip() == mark:
-                return time.monotonic() - began
-            if "error:" in line:
-                raise RuntimeError(line)
-        raise RuntimeError("virsh ended")
+        patience = threading.Timer(60, self.shell.kill)
+        patience.start()
+        try:
+            began = time.monotonic()
+            for command in commands:
+                self.shell.stdin.write(command + "\n")
+            self.shell.stdin.write(f"echo {mark}\n")
+            self.shell.stdin.flush()
+            for line in self.shell.stdout:
+                if line.strip() == mark:
+                    return time.monotonic() - began
+                if "error:" in line:
+                    raise RuntimeError(line.strip())
+            raise RuntimeError(f"virsh ended, or did not answer in a minute: {commands}")
+        finally:
+            patience.cancel()
 
     def close(self) -> None:
         if self.shell:

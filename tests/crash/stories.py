@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import json
 import subprocess
 import threading
 from collections.abc import Callable
@@ -177,7 +176,11 @@ def fetched(teller: Teller) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Give)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     teller.instance.servers.append(server)  # it stays until the end: what was begun may be repeated after a crash
-    source = {"kind": "url", "url": f"http://127.0.0.1:{server.server_port}/disk.qcow2", "sha256": hashlib.sha256(content).hexdigest()}
+    source = {
+        "kind": "url",
+        "url": f"http://127.0.0.1:{server.server_port}/disk.qcow2",
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
     teller.image("fetched", teller.ask("image fetched", "POST", "/v1/images", {"name": "fetched", "source": source}))
     teller.delete_image("fetched")
 

@@ -213,7 +213,9 @@ class Instance:
         found = [f"process {pid}: {line}" for pid, line in self.processes().items()]
         found += [f"zombie {pid}" for pid in zombies(self.process.pid)] if self.process and self.process.poll() is None else []
         for vm_id in self.ids():
-            found += [f"control group {path}" for path in (*CGROUPS.glob(f"*/virtuary/{vm_id}"), *CGROUPS.glob(f"virtuary/{vm_id}"))]
+            found += [
+                f"control group {path}" for path in (*CGROUPS.glob(f"*/virtuary/{vm_id}"), *CGROUPS.glob(f"virtuary/{vm_id}"))
+            ]
         for folder in (self.paths.run / "vms", self.paths.vms):
             found += [f"folder {path}" for path in folder.glob("*")]
         found += [f"partial {path}" for path in self.paths.images.glob(".*")]
@@ -228,7 +230,10 @@ class Instance:
 
     def wipe(self) -> None:
         """Remove every server, those in the trash too."""
-        items = [*self.call("GET", "/v1/vms", limit=1000)["items"], *self.call("GET", "/v1/vms", limit=1000, trash="true")["items"]]
+        items = [
+            *self.call("GET", "/v1/vms", limit=1000)["items"],
+            *self.call("GET", "/v1/vms", limit=1000, trash="true")["items"],
+        ]
         for vm in items:
             if vm["spec"]["protect"]:
                 self.call("PATCH", f"/v1/vms/{vm['meta']['id']}", {"protect": False})

@@ -27,7 +27,12 @@ class User:
         self.root = home / "v"
 
     def run(self, *words: str, limit: float = 120) -> subprocess.CompletedProcess[str]:
-        env = {"HOME": str(self.home), "PATH": os.environ["PATH"], "VIRTUARY_ROOT": str(self.root), "PYTHONPATH": str(self.home / "src")}
+        env = {
+            "HOME": str(self.home),
+            "PATH": os.environ["PATH"],
+            "VIRTUARY_ROOT": str(self.root),
+            "PYTHONPATH": str(self.home / "src"),
+        }
         return subprocess.run(
             [sys.executable, *words], env=env, cwd=self.home, user=self.name, group=self.name, extra_groups=[], capture_output=True,
             text=True, timeout=limit, check=False, stdin=subprocess.DEVNULL,

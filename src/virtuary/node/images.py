@@ -113,10 +113,10 @@ class ImageWorker:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             crashpoint("image.after_rename")
+        self._drop_upload(image)
         facts = making.read_facts(final)
         await self._write(operation, **facts, state="ready", reason=None, size=allocated(final), made=utcnow())
         crashpoint("image.after_record")
-        self._drop_upload(image)
         say(logger, "image ready", image=image.name)
 
     def _means(self) -> making.Means:

@@ -56,8 +56,15 @@ async def write(store: Store, key: str, change: Any) -> Operation | None:
         return changed.but(meta=changed.meta.but(revision=revision))
 
 
-async def note(store: Store, key: str, text: str | None = None, **changes: Any) -> None:
-    await write(store, key, lambda operation: noted(operation, text, **changes))
+async def note(store: Store, key: str, *texts: str, **changes: Any) -> None:
+    """Log lines and changed status fields, in one transaction."""
+
+    def change(operation: Operation) -> Operation:
+        for text in texts:
+            operation = noted(operation, text)
+        return noted(operation, **changes)
+
+    await write(store, key, change)
 
 
 async def finish(store: Store, key: str, error: VirtuaryError | None = None, cancelled: bool = False) -> None:

@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virtuary.base.crash import crashpoint, declare
@@ -107,8 +108,7 @@ async def start(worker: Worker, world: World, _: None) -> None:
     assert image
     platform = PLATFORMS[vm.spec.arch]
     choice = await site.accel(platform, vm.spec.accel)
-    await _note(worker, world, choice.why, stage="firmware", progress=None)
-    await _note(worker, world, STAGE_TEXT["firmware"])
+    await _note(worker, world, choice.why, STAGE_TEXT["firmware"], stage="firmware", progress=None)
     binary = await site.binary(platform)
     if not vm.spec.machine:
         vm = await _pin_machine(worker, vm, binary.machine)
@@ -124,18 +124,26 @@ async def start(worker: Worker, world: World, _: None) -> None:
     groups, gap = ensure_group(vm.id)
     launch = process.Launch(command(binary.program, parts), parts.grants, parts.readable, jail, worker.paths.runtime, groups)
     worker.last_words = ""
+    forwards = (*forwards_of(vm), ssh_forward(ssh))
     async with site.starts:
         crashpoint("start.before_spawn")
-        started = await process.start(launch)
+        serving = asyncio.create_task(_serve_network(worker, site.network, uid, forwards))
+        try:
+            started = await process.start(launch)
+        except BaseException:
+            await _stop_serving(worker, serving)
+            raise
     try:
         crashpoint("start.after_spawn")
+        network = await serving
+        crashpoint("network.after_start")
         gaps = (*jail.gaps, *dict.fromkeys((*started.gaps, *((gap,) if gap else ()))))
         if site.network == "qemu-user":
             gaps += ("the guest can reach services on the host's loopback addresses (QEMU's user network)",)
         runtime = Runtime(
             generation=vm.meta.generation, restarts=vm.spec.restarts, boot_id=site.boot,
             pid=started.identity.pid, start=started.identity.start, uid=uid, accel=choice.accel, level=jail.level, gaps=gaps,
-            network=site.network, ssh_port=ssh, started=site.clock.wall(),
+            network=site.network, network_pid=network.pid, network_start=network.start, ssh_port=ssh, started=site.clock.wall(),
         )  # fmt: skip
         worker.run = open_run(worker.paths, runtime, vm.id, site, worker.wake, started.errors)
         if worker.run is None:
@@ -151,8 +159,9 @@ async def start(worker: Worker, world: World, _: None) -> None:
             applied=vm.meta.generation,
             since=site.clock.wall(),
         )
-    except Exception:
+    except BaseException:
         await _undo_spawn(worker, started)
+        await _stop_serving(worker, serving)
         raise
     crashpoint("start.after_record")
     await _answer(worker)
@@ -187,38 +196,56 @@ async def _answer(worker: Worker) -> None:
 
 
 async def start_network(worker: Worker, world: World, _: None) -> None:
-    """Connect whoever serves the machine's network to its NIC: at the start, and again whenever it died."""
+    """Connect somebody new to the machine's NIC: whoever served its network has died. A guest that runs is not stopped for this."""
     runtime, run = world.vm.status.runtime, worker.run
     assert runtime and run and runtime.ssh_port
-    forwards = (*forwards_of(world.vm), ssh_forward(runtime.ssh_port))
-    await _end_marked(worker, *HELPER)  # one that was started and never recorded would hold the ports
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
-        link.connect(str(worker.paths.socket("network")))
-        try:
-            if runtime.network == "passt":
-                identity = await passt.start(link, forwards)
-            else:
-                identity = await _start_usernet(worker, world, runtime, link, forwards)
-        except Failed as error:
-            if world.qemu == "prelaunch":
-                raise
-            raise PeerAway(error.sentence) from error  # a guest that runs is not stopped for this: tried again
+    try:
+        identity = await _serve_network(worker, runtime.network, runtime.uid, (*forwards_of(world.vm), ssh_forward(runtime.ssh_port)))
+    except Failed as error:
+        raise PeerAway(error.sentence) from error  # again, with backoff
     crashpoint("network.after_start")
     run.watch_network(identity, world.vm.id if runtime.network == "qemu-user" else "passt")
     await worker.write(world.vm, runtime=runtime.but(network_pid=identity.pid, network_start=identity.start))
 
 
-async def _start_usernet(
-    worker: Worker, world: World, runtime: Runtime, link: socket.socket, forwards: tuple[passt.Forward, ...]
-) -> Identity:
+async def _serve_network(worker: Worker, kind: str, uid: int, forwards: tuple[passt.Forward, ...]) -> Identity:
+    """Start whoever serves the network, as soon as the machine's socket is there; QEMU itself may still be starting."""
+    await _end_marked(worker, *HELPER)  # one that was started and never recorded would hold the ports
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
+        await _connect(link, worker.paths.socket("network"))
+        if kind == "passt":
+            return await passt.start(link, forwards)
+        return await _start_usernet(worker, uid, link, forwards)
+
+
+async def _connect(link: socket.socket, path: Path, limit: float = QMP_READY) -> None:
+    until = asyncio.get_running_loop().time() + limit
+    while True:
+        try:
+            link.connect(str(path))
+            return
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            if asyncio.get_running_loop().time() > until:
+                raise Failed("QEMU offers no socket for its network") from error
+            await asyncio.sleep(0.002)
+
+
+async def _stop_serving(worker: Worker, serving: asyncio.Task[Identity]) -> None:
+    """Undo a network that was begun for a machine that did not start; what listens on the socket's end goes by itself."""
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    await _end_marked(worker, *HELPER)
+
+
+async def _start_usernet(worker: Worker, uid: int, link: socket.socket, forwards: tuple[passt.Forward, ...]) -> Identity:
     if any(":" in forward.address for forward in forwards):
         raise Failed("QEMU's user network publishes no IPv6 address", "publish on an IPv4 address, or install a passt that works")
-    binary = await worker.site.binary(PLATFORMS[world.vm.spec.arch])
+    binary = await worker.site.binary(PLATFORMS["x86_64"])
     folder = worker.paths.runtime / "usernet"
     folder.mkdir(mode=0o711, exist_ok=True)
-    jail = process.choose_jail(worker.site.capabilities, runtime.uid, host_network=True)
-    argv = usernet.command(binary.program, world.vm.id, forwards)
-    groups, _ = ensure_group(world.vm.id)
+    jail = process.choose_jail(worker.site.capabilities, uid, host_network=True)
+    groups, _ = ensure_group(worker.vm_id)
+    argv = usernet.command(binary.program, worker.vm_id, forwards)
     launch = process.Launch(argv, [], [], jail, folder, groups, links=((link.fileno(), usernet.LINK),))
     started = await process.start(launch)
     try:
@@ -482,9 +509,9 @@ def _public_key(site: Site) -> str:
     return site.paths.key.with_suffix(".pub").read_text(encoding="utf-8").strip()
 
 
-async def _note(worker: Worker, world: World, text: str, **changes: Any) -> None:
+async def _note(worker: Worker, world: World, *texts: str, **changes: Any) -> None:
     if world.operation:
-        await operations.note(worker.site.store, world.operation.key, text, **changes)
+        await operations.note(worker.site.store, world.operation.key, *texts, **changes)
 
 
 Effect = Callable[["Worker", World, Any], Awaitable[None]]

@@ -1,26 +1,32 @@
 """The small separate program that jails itself and becomes QEMU.
 
-Run as `python3 -I -S launcher.py` with one JSON order on standard input; standard library only, because it runs before and
-outside of everything else. In this order: own cgroup, new namespaces, an empty read-only root that holds nothing but the
-libraries and the named files, the machine's own uid, no new privileges, Landlock, limits, an empty environment, exec.
+Run as `python3 -I -S launcher.py` with one order on standard input, as `marshal` writes it: json alone would double the time to
+start. Standard library only, because it runs before and outside of everything else. It makes, in this sequence: own cgroup, new
+namespaces, an empty read-only root that holds nothing but the libraries and the named files, the machine's own uid, no new
+privileges, Landlock, limits, an empty environment, exec.
 
-It answers with one JSON line on standard output, {"pid": N, "gaps": [..]} once QEMU's image is running or {"error": ".."},
-and ends. The daemon, a subreaper, becomes QEMU's parent; when the daemon dies QEMU has none that matters.
+It answers on standard output in the same form, {"pid": N, "gaps": [..]} once QEMU's image is running or {"error": ".."}, and
+ends. The daemon, a subreaper, becomes QEMU's parent; when the daemon dies QEMU has none that matters.
 
 Order: argv; fds [[have, want], ..]; stderr (path of a FIFO); uid, gid; own_user_namespace; namespaces (of mnt net pid ipc uts);
 root (an empty folder to mount the new root on, or null); readable (paths); landlock (bool); cgroups (paths of cgroup.procs);
-max_files. What a weaker kernel refuses is listed in "gaps" only where the order says `optional`; else it is an error.
+max_files. A control group that can't be joined is a gap; anything else that fails is an error.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
+import marshal
 import os
 import resource
 import struct
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Order = dict[str, Any]
 
 NAMESPACES = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "pid": 0x20000000, "net": 0x40000000}
 NEW_USER = 0x10000000
@@ -36,7 +42,6 @@ FILES = ("/etc/ld.so.cache", "/dev/urandom")
 WRITABLE = ("/dev/null",)
 
 libc = ctypes.CDLL(None, use_errno=True)
-Order = dict[str, Any]
 
 
 def check(value: int, what: str) -> int:
@@ -183,8 +188,12 @@ def become(order: Order, report: int) -> None:
         os._exit(1)
 
 
+def answer(body: Order) -> None:
+    os.write(1, marshal.dumps(body))
+
+
 def main() -> None:
-    order: Order = json.load(sys.stdin)
+    order: Order = marshal.loads(sys.stdin.buffer.read())  # noqa: S302
     gaps: list[str] = []
     ours, theirs = os.pipe()
     os.dup2(theirs, 900, inheritable=False)
@@ -194,7 +203,7 @@ def main() -> None:
         unshare(order)
         child = os.fork()
     except OSError as error:
-        print(json.dumps({"error": str(error)}))
+        answer({"error": str(error)})
         return
     if child == 0:
         become(order, 900)
@@ -202,7 +211,7 @@ def main() -> None:
     failure = b""
     while chunk := os.read(ours, 4096):
         failure += chunk
-    print(json.dumps({"error": failure.decode(errors="replace")} if failure else {"pid": child, "gaps": gaps}))
+    answer({"error": failure.decode(errors="replace")} if failure else {"pid": child, "gaps": gaps})
 
 
 if __name__ == "__main__":
