@@ -241,12 +241,14 @@ class Run:
         self._probing = True
         patience = 0.5
         while not self.ended and "ssh" not in self.signals:
-            if await _banner(port, patience):
+            if self.qemu_status != "running":
+                await asyncio.sleep(1)  # a paused guest answers nobody
+            elif await _banner(port, patience):
                 self.note("network")
                 self.note("ssh")
             else:
-                await asyncio.sleep(0.1)
-                patience = min(patience * 1.3, 5.0)
+                await asyncio.sleep(patience / 5)
+                patience = min(patience * 1.3, 10.0)
 
     async def _keep_console(self) -> None:
         while not self.ended:
