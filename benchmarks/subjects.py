@@ -90,8 +90,9 @@ class Ours:
 
     def close(self) -> None:
         try:
-            for vm in list(self.client.vms()):
-                self.client.delete(vm.name, now=True, force=True)
+            for vm in list(self.client.vms()):  # those that never ran are but files below the root
+                if vm.status.runtime:
+                    self.client.delete(vm.name, now=True, force=True)
             kill(self.pid, signal.SIGTERM)
         finally:
             self.reaper.close()

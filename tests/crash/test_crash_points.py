@@ -24,7 +24,7 @@ from virtuary.base.crash import POINTS
 
 pytestmark = pytest.mark.live
 CONVERGES_WITHIN = 20.0
-OFTEN = {"store.before_commit": (1, 2, 5, 9, 14, 20, 26), "store.after_commit": (1, 3, 6, 10, 15, 21, 27)}
+OFTEN = {"store.before_commit": (1, 2, 5, 9, 13, 18, 23), "store.after_commit": (1, 3, 6, 10, 14, 19, 24)}
 """Visits at which a point that is passed again and again is tried; the whole run tries every one."""
 SECOND = ("start.before_spawn", "start.after_spawn", "start.after_record", "network.after_start", "stop.after_mark", "stop.after_kill",
           "collect.before_clean", "collect.after_clean", "start.after_release")  # fmt: skip
@@ -63,7 +63,7 @@ def cases() -> list[object]:
                         continue
                     found.append(pytest.param(story, point, hit, kind, id=f"{point}-{hit}-{kind}"))
             if point in OFTEN:
-                for hit in sorted(set(range(2, 45)) - set(OFTEN[point])):
+                for hit in sorted(set(range(2, 25)) - set(OFTEN[point])):
                     found.append(pytest.param(story, point, hit, "kill", id=f"{point}-{hit}-kill", marks=pytest.mark.slow))
     return found
 

@@ -99,8 +99,8 @@ def _meant(store: Store, prefix: str, name: str) -> str | None:
 
 def active(store: Store, target: str) -> list[Operation]:
     """Operations on `target` that have not ended."""
-    every = [Operation.load(record.value, record.revision) for record in store.list("operation/").records]
-    return [item for item in every if not item.ended and item.spec.target == target]
+    found = [record for record in store.list("operation/").records if Operation.looks_open(record.value, target)]
+    return [Operation.load(record.value, record.revision) for record in found]
 
 
 def check_free(store: Store, target: Vm | Image) -> None:

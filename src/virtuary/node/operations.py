@@ -17,9 +17,8 @@ def load(store: Store, key: str) -> Operation | None:
 
 def open_operations(store: Store, target: str | None = None) -> list[Operation]:
     """Operations that have not ended, oldest first; those on `target` only, if named."""
-    every = [Operation.load(record.value, record.revision) for record in store.list("operation/").records]
-    chosen = [item for item in every if not item.ended and target in (None, item.spec.target)]
-    return sorted(chosen, key=lambda item: item.meta.created)
+    found = [record for record in store.list("operation/").records if Operation.looks_open(record.value, target)]
+    return sorted((Operation.load(record.value, record.revision) for record in found), key=lambda item: item.meta.created)
 
 
 def noted(operation: Operation, text: str | None = None, **changes: Any) -> Operation:

@@ -30,7 +30,7 @@ logger = logging.getLogger("virtuary.run")
 KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial|systemd\[1\]|: clean, |init: |login:")
 SILENT_AFTER = 3
 """Deadlines missed in a row after which a machine counts as unresponsive."""
-HEARTBEAT, HEARTBEAT_DEADLINE = 5.0, 2.0
+HEARTBEAT, HEARTBEAT_DEADLINE = 10.0, 2.0
 """Seconds between two questions to a monitor that answers, and how long an answer may take: a QEMU that hangs tells nobody."""
 
 

@@ -127,7 +127,7 @@ async def start(worker: Worker, world: World, _: None) -> None:
     forwards = (*forwards_of(vm), ssh_forward(ssh))
     async with site.starts:
         crashpoint("start.before_spawn")
-        serving = asyncio.create_task(_serve_network(worker, site.network, uid, forwards))
+        serving = asyncio.create_task(_serve_network(worker, vm, site.network, uid, forwards))
         try:
             started = await process.start(launch)
         except BaseException:
@@ -200,7 +200,9 @@ async def start_network(worker: Worker, world: World, _: None) -> None:
     runtime, run = world.vm.status.runtime, worker.run
     assert runtime and run and runtime.ssh_port
     try:
-        identity = await _serve_network(worker, runtime.network, runtime.uid, (*forwards_of(world.vm), ssh_forward(runtime.ssh_port)))
+        identity = await _serve_network(
+            worker, world.vm, runtime.network, runtime.uid, (*forwards_of(world.vm), ssh_forward(runtime.ssh_port))
+        )
     except Failed as error:
         raise PeerAway(error.sentence) from error  # again, with backoff
     crashpoint("network.after_start")
@@ -208,14 +210,14 @@ async def start_network(worker: Worker, world: World, _: None) -> None:
     await worker.write(world.vm, runtime=runtime.but(network_pid=identity.pid, network_start=identity.start))
 
 
-async def _serve_network(worker: Worker, kind: str, uid: int, forwards: tuple[passt.Forward, ...]) -> Identity:
+async def _serve_network(worker: Worker, vm: Vm, kind: str, uid: int, forwards: tuple[passt.Forward, ...]) -> Identity:
     """Start whoever serves the network, as soon as the machine's socket is there; QEMU itself may still be starting."""
     await _end_marked(worker, *HELPER)  # one that was started and never recorded would hold the ports
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
         await _connect(link, worker.paths.socket("network"))
         if kind == "passt":
             return await passt.start(link, forwards)
-        return await _start_usernet(worker, uid, link, forwards)
+        return await _start_usernet(worker, vm, uid, link, forwards)
 
 
 async def _connect(link: socket.socket, path: Path, limit: float = QMP_READY) -> None:
@@ -232,15 +234,16 @@ async def _connect(link: socket.socket, path: Path, limit: float = QMP_READY) ->
 
 async def _stop_serving(worker: Worker, serving: asyncio.Task[Identity]) -> None:
     """Undo a network that was begun for a machine that did not start; what listens on the socket's end goes by itself."""
+    await asyncio.wait({serving}, timeout=2)  # a launch cut off half way would leave a child that nobody knows
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
     await _end_marked(worker, *HELPER)
 
 
-async def _start_usernet(worker: Worker, uid: int, link: socket.socket, forwards: tuple[passt.Forward, ...]) -> Identity:
+async def _start_usernet(worker: Worker, vm: Vm, uid: int, link: socket.socket, forwards: tuple[passt.Forward, ...]) -> Identity:
     if any(":" in forward.address for forward in forwards):
         raise Failed("QEMU's user network publishes no IPv6 address", "publish on an IPv4 address, or install a passt that works")
-    binary = await worker.site.binary(PLATFORMS["x86_64"])
+    binary = await worker.site.binary(PLATFORMS[vm.spec.arch])
     folder = worker.paths.runtime / "usernet"
     folder.mkdir(mode=0o711, exist_ok=True)
     jail = process.choose_jail(worker.site.capabilities, uid, host_network=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import marshal
 import os
+import py_compile
 import socket
 import sys
 from dataclasses import dataclass, field
@@ -173,12 +175,21 @@ async def _start(launch: Launch, fifo: Path, errors: int) -> Started:
     return Started(identity, tuple(answer["gaps"]), errors)
 
 
+@functools.cache
+def launcher() -> str:
+    """The launcher's program, compiled where that can be kept: it is started for every machine."""
+    try:
+        return str(py_compile.compile(str(LAUNCHER), doraise=True))
+    except (OSError, py_compile.PyCompileError):
+        return str(LAUNCHER)
+
+
 async def _launch(order: dict[str, object], descriptors: list[int]) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",
         "-S",
-        str(LAUNCHER),
+        launcher(),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
