@@ -25,9 +25,21 @@ ENDS = {
     "triple fault": (0, "RPL", "", False, "a test guest reset itself (triple fault) at a timer interrupt"),
     "killed": (-11, "RPLI", "", False, "a test guest made QEMU die of SIGSEGV at an APIC timer interrupt"),
     "bad start": (1, "", "no such CPU", False, "a test guest could not be started (no such CPU) before its first instruction"),
-    "bad start without words": (1, "", "", False, "a test guest could not be started (exit status 1) before its first instruction"),
+    "bad start without words": (
+        1,
+        "",
+        "",
+        False,
+        "a test guest could not be started (exit status 1) before its first instruction",
+    ),
     "right end, stage missing": (PASSED, "RPLIAUFC", "", False, "a test guest could not be started (exit status 85) at SSE2"),
-    "stages out of order": (PASSED, "PRLIAUFCS", "", False, "a test guest could not be started (exit status 85) before its first instruction"),
+    "stages out of order": (
+        PASSED,
+        "PRLIAUFCS",
+        "",
+        False,
+        "a test guest could not be started (exit status 85) before its first instruction",
+    ),
 }
 
 

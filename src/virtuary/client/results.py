@@ -29,7 +29,9 @@ def idempotency() -> dict[str, str]:
 
 def vm_wish(image: str, name: str | None, fields: dict[str, Any]) -> dict[str, Any]:
     """The body of a creation; fields are those of `VmWish`, checked before anything is sent."""
-    return VmWish(image=image, name=name, **fields).model_dump(mode="json", exclude_none=True, exclude_defaults=True) | {"image": image}
+    return VmWish(image=image, name=name, **fields).model_dump(mode="json", exclude_none=True, exclude_defaults=True) | {
+        "image": image
+    }
 
 
 def vm_change(fields: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from virtuary.model.meta import Model
 
 
 class ImageSettings(Model):
-    mirrors: dict[str, str] = Field(default_factory=dict, description="publisher's host -> base URL of a mirror with the same layout")
+    mirrors: dict[str, str] = Field(
+        default_factory=dict, description="publisher's host -> base URL of a mirror with the same layout"
+    )
     allow_private: bool = Field(default=False, description="whether images may be fetched from private and loopback addresses")
 
 

@@ -253,7 +253,9 @@ async def _start_usernet(worker: Worker, vm: Vm, uid: int, link: socket.socket, 
     started = await process.start(launch)
     try:
         if not await _listens(started.identity, forwards[-1].host):
-            raise Failed(f"the guest's network can't be served: {process.read_errors(started.errors) or 'its helper ended at once'}")
+            raise Failed(
+                f"the guest's network can't be served: {process.read_errors(started.errors) or 'its helper ended at once'}"
+            )
     finally:
         os.close(started.errors)
     return started.identity
