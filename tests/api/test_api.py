@@ -397,7 +397,10 @@ async def test_a_dry_run_tells_all_blockers(api: Service) -> None:
 async def test_a_change_can_be_asked_for_first(api: Service) -> None:
     await create(api)
     before = api.parts.store.revision
-    assert (await api.call("PATCH", "/v1/vms/web1?dry_run=true", {"cpus": 2})).status == 200
+    answer = await api.call("PATCH", "/v1/vms/web1?dry_run=true", {"cpus": 2})
+    assert answer.json["vm"]["spec"]["cpus"] == 2 and answer.json["blockers"] == []
+    answer = await api.call("PATCH", "/v1/vms/web1?dry_run=true", {"memory": 64 * GIB, "cpus": 200})
+    assert [item["code"] for item in answer.json["blockers"]] == ["no-room", "no-room"]
     assert api.parts.store.revision == before
 
 

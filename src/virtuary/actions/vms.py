@@ -164,22 +164,20 @@ def room(spec: VmSpec, host: HostStatus) -> list[VirtuaryError]:
     return blockers
 
 
-def ports(store: Store, publish: tuple[Publish, ...], own: str | None) -> list[VirtuaryError]:
-    """Published ports that another server or another program holds."""
+def ports(store: Store, publish: tuple[Publish, ...], own: Vm | None) -> list[VirtuaryError]:
+    """Published ports that another server or another program holds; what `own` publishes already is its own."""
     blockers: list[VirtuaryError] = []
     held: dict[tuple[int, str], str] = {}
     for record in store.list("vm/").records:
         vm = Vm.load(record.value, record.revision)
-        if vm.id != own and not vm.meta.deleted:
+        if not (own and vm.id == own.id) and not vm.meta.deleted:
             held |= {(port.host, port.protocol): vm.name for port in vm.spec.publish}
     for port in publish:
-        holder = held.get((port.host, port.protocol))
-        if holder:
-            blockers.append(Conflict(f"port {port.host}/{port.protocol} is published by {holder} already", "choose another port"))
-        elif own is None and _in_use(port):
-            blockers.append(
-                Conflict(f"port {port.host}/{port.protocol} is in use on this host by another program", "choose another port")
-            )
+        name = f"port {port.host}/{port.protocol}"
+        if holder := held.get((port.host, port.protocol)):
+            blockers.append(Conflict(f"{name} is published by {holder} already", "choose another port"))
+        elif not (own and port in own.spec.publish) and _in_use(port):
+            blockers.append(Conflict(f"{name} is in use on this host by another program", "choose another port"))
     return blockers
 
 
@@ -253,11 +251,8 @@ def _cancelled(operation: Operation, by: str) -> Operation:
 # ---- change, rename, delete
 
 
-async def change(context: Context, name: str, wish: VmChange, revision: int | None = None) -> Vm:
-    """Change fields of a server; what needs it takes effect at its next start. Raises Stale when `revision` is not current."""
-    vm = find_vm(context.store, name)
-    if revision is not None and revision != vm.meta.revision:
-        raise Stale(f"{vm.name} changed meanwhile", "look again and repeat")
+def draft_change(context: Context, vm: Vm, wish: VmChange) -> tuple[Vm, list[VirtuaryError]]:
+    """A server as it would be after a change, and everything that stands against it; nothing is written."""
     given = wish.model_dump(exclude_unset=True, exclude_none=True)
     labels = given.pop("labels", None)
     spec = VmSpec.model_validate({**vm.spec.model_dump(), **given})
@@ -270,18 +265,22 @@ async def change(context: Context, name: str, wish: VmChange, revision: int | No
         blockers.append(
             Invalid(f"the disk of {vm.name} is {format_size(size)}: disks only grow", "copy what is needed to a smaller server")
         )
-    if wish.publish is not None:
-        new = tuple(port for port in spec.publish if port not in vm.spec.publish)
-        blockers += ports(context.store, spec.publish, vm.id) + [
-            item for item in ports(context.store, new, None) if vm.name not in str(item)
-        ]
-    raise_all(blockers)
-    if spec == vm.spec and labels in (None, vm.meta.labels):
-        return vm
+    blockers += ports(context.store, spec.publish, vm)
     meta = vm.meta.but(labels=vm.meta.labels if labels is None else labels)
     if _needs_restart(vm.spec, spec):
         meta = meta.but(generation=vm.meta.generation + 1)
-    changed = vm.but(spec=spec, meta=meta)
+    return vm.but(spec=spec, meta=meta), blockers
+
+
+async def change(context: Context, name: str, wish: VmChange, revision: int | None = None) -> Vm:
+    """Change fields of a server; what needs it takes effect at its next start. Raises Stale when `revision` is not current."""
+    vm = find_vm(context.store, name)
+    if revision is not None and revision != vm.meta.revision:
+        raise Stale(f"{vm.name} changed meanwhile", "look again and repeat")
+    changed, blockers = draft_change(context, vm, wish)
+    raise_all(blockers)
+    if changed == vm:
+        return vm
     written = await context.commit({vm.key: vm.meta.revision}, {vm.key: changed.dump()})
     return changed.but(meta=changed.meta.but(revision=written))
 

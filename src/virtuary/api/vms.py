@@ -109,8 +109,9 @@ async def change_vm(
 ) -> Response:
     """Change fields (merge-patch). What needs it takes effect at the next start: compare meta.generation with status.applied."""
     if dry_run:
-        vm = find_vm(ctx.store, name)
-        return Response(json.dumps({"vm": body_of(vm), "blockers": []}), 200, media_type="application/json")
+        changed, blockers = vms.draft_change(ctx, find_vm(ctx.store, name), wish)
+        body = {"vm": body_of(changed), "blockers": [blocker.problem() for blocker in blockers]}
+        return Response(json.dumps(body), 200, media_type="application/json")
     if replay(ctx):
         return answer(find_vm(ctx.store, name))
     return answer(await vms.change(ctx, name, wish, wanted_revision(if_match)))
