@@ -30,6 +30,7 @@ class HostStatus(Model):
     vms: int = 0
     vms_running: int = 0
     memory_promised: int = 0
+    """Bytes of memory of the servers that run."""
     accel: str = ""
     accel_reason: str = ""
     qemu: str = ""

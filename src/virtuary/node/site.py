@@ -19,6 +19,7 @@ from virtuary.base.paths import Paths
 from virtuary.base.proc import boot_id, find_program
 from virtuary.model.host import HostStatus
 from virtuary.model.settings import Settings
+from virtuary.model.vm import Vm
 from virtuary.network import passt
 from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platform import PLATFORMS, Platform
@@ -109,7 +110,12 @@ async def host_status(site: Site) -> HostStatus:
         qemu, accel, reason = binary.version, choice.accel, choice.why
     except VirtuaryError as error:
         reason = error.sentence
+    vms = [Vm.load(record.value, record.revision) for record in site.store.list("vm/").records]
+    alive = [vm for vm in vms if vm.status.runtime]
     return HostStatus(
+        vms=sum(vm.meta.deleted is None for vm in vms),
+        vms_running=len(alive),
+        memory_promised=sum(vm.spec.memory for vm in alive),
         mode=site.paths.mode,
         version=__version__,
         cpus=os.cpu_count() or 1,
