@@ -222,7 +222,10 @@ def host_command(output: str) -> None:
                 ("mode", {"system": "system mode (root)", "user": "user mode (no root needed)"}[host["mode"]]),
                 ("cpus", str(host["cpus"])),
                 ("memory", f"{format_size(host['memory_available'])} available of {format_size(host['memory'])}"),
-                ("servers", f"{host['vms']}, {host['vms_running']} running with {format_size(host['memory_promised'])} of memory"),
+                (
+                    "servers",
+                    f"{host['vms']}, {host['vms_running']} running with {format_size(host['memory_promised'])} of memory",
+                ),
                 ("disk", f"{format_size(host['disk_free'])} free of {format_size(host['disk'])}"),
                 ("accelerator", host["accel_reason"]),
                 ("isolation", f"level {host['level']}"),
