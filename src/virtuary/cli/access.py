@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from virtuary.base.errors import Failed, GuestSilent, Invalid, NotFound, VirtuaryError
+from virtuary.base.errors import Failed, GuestSilent, Invalid, NotFound, Refused, VirtuaryError
 from virtuary.base.units import format_duration
 from virtuary.cli.options import NAME, Duration
 from virtuary.cli.output import emit, output_option, say
@@ -43,6 +43,9 @@ def wait_for_ssh(wire: Wire, name: str, limit: float) -> dict[str, Any]:
     while True:
         way: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
         if way["ready"]:
+            if not os.access(way["key"], os.R_OK):
+                hint = f"launch it with --ssh-key, then ssh -p {way['port']} {way['user']}@{way['host']}"
+                raise Refused("Virtuary's key may be read by the daemon's user only", hint)
             return way
         stage = list(way["stages"])[-1] if way["stages"] else "firmware"
         if time.monotonic() - began > limit:
