@@ -33,7 +33,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "created: the image is being made and nobody follows": (world(vm(), image=image(state="making")), None),
     "created: the image is ready": (world(vm(), operation=operation("launch")), "make_disk"),
     "the disk was made, its record was lost": (world(vm(), files=frozenset({"disk"})), "make_disk"),
-    "the record is there, the disk is not": (at_rest(files=frozenset()), "make_disk"),
+    "the record is there, the disk is not: it is never made anew": (at_rest(files=frozenset()), "fail"),
     "the disk is there": (at_rest(operation=operation("launch")), "start"),
     "the disk is wished larger": (at_rest({"disk": 2**31}), "grow_disk"),
     "the disk has its wished size": (at_rest({"disk": 2**30}), "start"),

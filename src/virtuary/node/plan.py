@@ -151,8 +151,10 @@ def preparing(world: World) -> Step | None:
         return Step("fail", f"the image {vm.spec.image} could not be made: {image.status.reason}")
     if image.status.state != "ready":
         return Step("follow_image") if world.operation else None
-    if "disk" not in world.files or not vm.status.disk_ready:
+    if not vm.status.disk_ready:
         return Step("make_disk")
+    if "disk" not in world.files:  # never made anew: an empty disk in the place of a lost one would hide the loss
+        return Step("fail", f"the disk of {vm.name} is gone") if vm.spec.power != "stopped" else None
     if vm.spec.power == "stopped":
         return None
     if vm.spec.disk and vm.status.disk_size and vm.spec.disk > vm.status.disk_size:
