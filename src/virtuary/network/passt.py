@@ -90,7 +90,7 @@ async def prove(limit: float = 3.0) -> str | None:
     complete such a handshake only once the caller has spoken, and nobody ever does.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    port = _free_port()
+    port = free_port()
     identity = None
     try:
         identity = await start(theirs, (Forward("tcp", "127.0.0.1", port, 25),), settle=0.2)
@@ -139,7 +139,8 @@ def _send(writer: asyncio.StreamWriter, frame: bytes) -> None:
     writer.write(len(frame).to_bytes(4, "big") + frame)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the host's loopback that nobody uses now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 
 from virtuary.base.errors import HostLacks, NoRoom
 from virtuary.model.image import Image
@@ -65,13 +64,6 @@ async def machine_of(site: Site, vm: Vm, image: Image, accel: str) -> Machine:
         initrd=folder / "initrd" if direct else None,
         kernel_args=image.status.kernel_args,
     )
-
-
-def free_port() -> int:
-    """A TCP port of the host's loopback that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def free_uid(site: Site, vm_id: str) -> int:

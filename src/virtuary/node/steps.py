@@ -28,7 +28,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.vm import Crash, Runtime, Vm
 from virtuary.network import passt
 from virtuary.node import operations
-from virtuary.node.describe import forwards_of, free_port, free_uid, machine_of, ssh_forward
+from virtuary.node.describe import forwards_of, free_uid, machine_of, ssh_forward
 from virtuary.node.plan import CRASH_WINDOW, End
 from virtuary.node.run import open_run
 from virtuary.node.site import Site
@@ -114,7 +114,7 @@ async def start(worker: Worker, world: World, _: None) -> None:
         vm = await _pin_machine(worker, vm, binary.machine)
     uid = free_uid(site, vm.id)
     jail = process.choose_jail(site.capabilities, uid)
-    ssh = free_port()
+    ssh = passt.free_port()
     worker.paths.runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
     machine = await machine_of(site, vm, image, choice.accel)
     if machine.vars_file and not machine.vars_file.exists():
@@ -159,7 +159,7 @@ async def start(worker: Worker, world: World, _: None) -> None:
             applied=vm.meta.generation,
             since=site.clock.wall(),
         )
-    except BaseException:
+    except Exception:  # a daemon that is stopped here leaves what the next one finds by its record, or ends as a stray
         await _undo_spawn(worker, started)
         await _stop_serving(worker, serving)
         raise
