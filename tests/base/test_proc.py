@@ -19,7 +19,10 @@ from virtuary.base.proc import (
     Identity,
     adopt,
     boot_id,
+    bury,
+    command_line,
     end,
+    find_marked,
     find_program,
     identify,
     last_line,
@@ -157,6 +160,46 @@ def test_a5_a_process_that_is_not_ours_is_not_adopted(sleeper: subprocess.Popen[
     else:
         assert adopt(identity, "mark-of-web2") is None
     assert len(os.listdir("/proc/self/fd")) == before, "nothing stays open"
+
+
+def test_a_process_is_found_by_all_of_its_marks_alone(sleeper: subprocess.Popen[bytes]) -> None:
+    while not command_line(sleeper.pid):
+        time.sleep(0.001)
+
+    def found(*marks: str) -> bool:
+        return identify(sleeper.pid) in find_marked(*marks)
+
+    assert found("mark-of-web1\0") and found("-c\0", "mark-of-web1")
+    assert not found("mark-of-web2") and not found("-c\0", "mark-of-web2")
+    long = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "x" * 100_000, "mark-of-web2"])
+    while not command_line(long.pid):
+        time.sleep(0.001)
+    assert identify(long.pid) in find_marked("mark-of-web2"), "however long its line is"
+    long.kill()
+    long.wait()
+    assert not find_marked("mark-of-web2"), "nobody who is gone"
+
+
+async def test_an_ended_child_is_buried_in_the_background() -> None:
+    pid = os.posix_spawn("/bin/sleep", ["sleep", "0.05"], {})
+    before = len(os.listdir("/proc/self/fd"))
+    bury(os.pidfd_open(pid))
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        if not Path(f"/proc/{pid}").exists():
+            break
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_somebody_elses_child_is_not_waited_for_for_ever(sleeper: subprocess.Popen[bytes]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    bury(os.pidfd_open(sleeper.pid))
+    sleeper.kill()
+    sleeper.wait()
+    await asyncio.sleep(0.4)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_process_with_a_confusing_name_is_identified(tmp_path: Path) -> None:

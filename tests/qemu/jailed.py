@@ -22,9 +22,11 @@ from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.firmware import BIOS
 from virtuary.qemu.platform import Q35
 from virtuary.qemu.process import Launch, Started, become_subreaper, choose_jail, find_capabilities, read_errors, start
-from virtuary.qemu.qmp import open_monitor
+from virtuary.qemu.qmp import Monitor, open_monitor
 
 ID = "5f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
+GROUP = 2_000_000_777
+"""A supplementary group the machine is given, where it can be."""
 
 
 def image_tool(*words: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +46,11 @@ def seen(pid: int) -> dict[str, Any]:
     found["foreign namespaces"] = [
         name for name in ("mnt", "net", "pid", "ipc", "uts", "user") if os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
     ]  # fmt: skip
-    found["root"] = sorted(os.listdir(f"/proc/{pid}/root"))
+    root = Path(f"/proc/{pid}/root")
+    found["root"] = sorted(
+        str(path.relative_to(root)) for top in root.iterdir() if top.name not in ("usr", "lib", "lib64")
+        for path in top.rglob("*") if not path.is_dir()
+    )  # fmt: skip
     found["home"] = os.path.exists(f"/proc/{pid}/root{Path(__file__)}")
     found["environment"] = Path(f"/proc/{pid}/environ").read_bytes().decode()
     found["session"] = os.getsid(pid) == pid
@@ -64,15 +70,23 @@ async def main(folder: Path) -> dict[str, Any]:
     jail = choose_jail(host, 2_000_000_000 if host.root else os.getuid())
     program = find_program("qemu-system-x86_64")
     machine = Machine(
-        uuid=ID, platform=Q35, machine_type="q35", accel="tcg", cpus=1, memory=64 * MIB, disk=disk, base=base, firmware=BIOS,
+        uuid=ID, platform=Q35, machine_type="q35", accel="tcg", cpus=1, memory=64 * MIB, disk=disk, layers=(base,), firmware=BIOS,
         runtime=runtime, mac="52:54:00:12:34:56",
     )  # fmt: skip
     parts = describe(machine)
-    launch = Launch(command(program, parts), parts.grants, parts.readable, jail, runtime)
+    given = {name: folder / name for name in ("readable", "writable")}
+    for path in given.values():
+        path.write_bytes(bytes(512))
+        path.chmod(0o666)
+    launch = Launch(
+        command(program, parts), parts.grants, [given["readable"]], jail, runtime, writable=[given["writable"]], groups=(GROUP,)
+    )
     open_before = set(os.listdir("/proc/self/fd"))
     started = await start(launch)
     told: dict[str, Any] = {"level": jail.level, "gaps": [*jail.gaps, *started.gaps], "uid": jail.uid}
-    told["left open"] = len(set(os.listdir("/proc/self/fd")) - open_before) - 1  # the one its words are read by
+    told["left open"] = (
+        len(set(os.listdir("/proc/self/fd")) - open_before) - 2
+    )  # the one its words are read by, and the launcher's
     monitor = await open_monitor(runtime / "qmp")
     told["status"] = await monitor.status()
     told["process"] = seen(started.identity.pid)
@@ -82,6 +96,8 @@ async def main(folder: Path) -> dict[str, Any]:
             await monitor.run("blockdev-add", driver="file", filename=path, **{"node-name": "thief"})
         except VirtuaryError as error:
             told["refused"].append(error.sentence)
+    told["opened to write"] = [name for name in given if await opens(monitor, given[name], read_only=False)]
+    told["opened to read"] = [name for name in given if await opens(monitor, given[name], read_only=True)]
     told["free while alive"] = free(disk)
     await monitor.close()
     handle = adopt(started.identity, ID)
@@ -93,6 +109,16 @@ async def main(folder: Path) -> dict[str, Any]:
     os.close(started.errors)
     told["words"] = await last_words(replace(launch, argv=[*launch.argv, "-cpu", "no-such-cpu"]))
     return told
+
+
+async def opens(monitor: Monitor, path: Path, *, read_only: bool) -> bool:
+    """Whether QEMU can open a file by its path."""
+    try:
+        await monitor.run("blockdev-add", **{"driver": "file", "filename": str(path), "node-name": "it", "read-only": read_only})
+        await monitor.run("blockdev-del", **{"node-name": "it"})
+    except VirtuaryError:
+        return False
+    return True
 
 
 async def last_words(launch: Launch) -> str:

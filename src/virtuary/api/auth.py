@@ -6,6 +6,7 @@ else is refused before anything is parsed.
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
 import pwd
@@ -14,7 +15,6 @@ import struct
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from virtuary.base.errors import Refused
 
@@ -27,25 +27,27 @@ class PeerProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.app = _with_peer(self.app, transport)
+        self.app = with_peer(self.app, transport)
 
 
-class PeerWebSocket(WebSocketsSansIOProtocol):
-    """The same for a connection that became a WebSocket: uvicorn gives it the bare application again."""
+class PeerWebSocket(asyncio.Protocol):
+    """The same for a connection that becomes a WebSocket. The real class is loaded for the first one: only a console is one."""
 
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self.app = _with_peer(self.app, transport)
+    def __new__(cls, **options: Any) -> Any:
+        from virtuary.api.websocket import PeerWebSocket
+
+        return PeerWebSocket(**options)
 
 
-def _with_peer(app: Any, transport: Any) -> Any:
+def with_peer(app: Any, transport: Any) -> Any:
+    """The application, told by its scope who is at the other end of `transport`."""
     uid = peer_uid(transport.get_extra_info("socket"))
 
-    async def with_peer(scope: Any, receive: Any, send: Any) -> None:
+    async def told(scope: Any, receive: Any, send: Any) -> None:
         scope.setdefault("extensions", {})[EXTENSION] = uid
         await app(scope, receive, send)
 
-    return with_peer
+    return told
 
 
 def peer_uid(sock: Any) -> int | None:

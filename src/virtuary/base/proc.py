@@ -223,6 +223,23 @@ def identify(pid: int) -> Identity | None:
     return None if start is None else Identity(pid, start)
 
 
+def command_line(pid: int | str) -> bytes:
+    """The words of a process, each ended by NUL; none when it is gone, nor for a moment while it executes its program.
+
+    By bare system calls: `find_marked` looks at all processes of the host, and the daemon does nothing else meanwhile.
+    """
+    try:
+        handle = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(handle, 1 << 17)
+    except OSError:
+        return b""
+    finally:
+        os.close(handle)
+
+
 def adopt(identity: Identity, mark: str) -> int | None:
     """A pidfd of the process `identity` if it still lives and `mark` stands on its command line; else None.
 
@@ -232,11 +249,7 @@ def adopt(identity: Identity, mark: str) -> int | None:
         handle = os.pidfd_open(identity.pid)
     except OSError:
         return None
-    try:
-        words = Path(f"/proc/{identity.pid}/cmdline").read_bytes()
-    except OSError:
-        words = b""
-    if start_time(identity.pid) == identity.start and mark.encode() in words:
+    if start_time(identity.pid) == identity.start and mark.encode() in command_line(identity.pid):
         return handle
     os.close(handle)
     return None
@@ -245,13 +258,11 @@ def adopt(identity: Identity, mark: str) -> int | None:
 def find_marked(*marks: str) -> list[Identity]:
     """Living processes on whose command lines every one of `marks` stands (words parted by NUL): started, perhaps never recorded."""
     found: list[Identity] = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            words = Path(f"/proc/{name}/cmdline").read_bytes()
-            if all(mark.encode() in words for mark in marks) and (identity := identify(int(name))):
-                found.append(identity)
+    wanted = [mark.encode() for mark in marks]
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        line = command_line(name)
+        if line and all(mark in line for mark in wanted) and (identity := identify(int(name))):
+            found.append(identity)
     return found
 
 
@@ -278,3 +289,32 @@ def reap(pidfd: int) -> int | None:
         if result := os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG):
             return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
     return None
+
+
+def bury(pidfd: int) -> None:
+    """Reap the child behind `pidfd` when it has ended, in the background; takes the descriptor over.
+
+    A process that another one started for us becomes our child only when that one is gone, perhaps a moment after its own end.
+    """
+    loop = asyncio.get_running_loop()
+
+    def look(left: int) -> None:
+        loop.remove_reader(pidfd)
+        try:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            if left and _is_there(pidfd):
+                loop.call_later(0.01, look, left - 1)
+                return
+        os.close(pidfd)
+
+    loop.add_reader(pidfd, look, 20)
+
+
+def _is_there(pidfd: int) -> bool:
+    """Whether the process lives or waits to be buried."""
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -6,6 +6,7 @@ For now a group keeps a machine's processes together and apart from the daemon's
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 
@@ -29,15 +30,21 @@ def _own_group(root: Path) -> Path:
     return root
 
 
-def group_paths(vm_id: str, root: Path = ROOT) -> list[Path]:
-    """The folders that make up this machine's group here."""
+@functools.cache
+def _parents(root: Path) -> tuple[Path, ...]:
+    """The folders machines' groups are made in; a host does not change them while a daemon lives."""
     match version(root):
         case 2:
-            return [_own_group(root) / "virtuary" / vm_id]
+            return (_own_group(root) / "virtuary",)
         case 1:
-            found = [root / name / "virtuary" / vm_id for name in CONTROLLERS_V1 if (root / name).is_dir()]
-            return list({path.resolve().parent.parent: path for path in found}.values())
-    return []
+            found = [root / name for name in CONTROLLERS_V1 if (root / name).is_dir()]
+            return tuple({path.resolve(): path / "virtuary" for path in found}.values())  # cpu,cpuacct is one with two names
+    return ()
+
+
+def group_paths(vm_id: str, root: Path = ROOT) -> list[Path]:
+    """The folders that make up this machine's group here."""
+    return [parent / vm_id for parent in _parents(root)]
 
 
 def ensure_group(vm_id: str, root: Path = ROOT) -> tuple[list[Path], str | None]:
@@ -45,11 +52,20 @@ def ensure_group(vm_id: str, root: Path = ROOT) -> tuple[list[Path], str | None]
     made: list[Path] = []
     for path in group_paths(vm_id, root):
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            _make(path)
         except OSError as error:
             return made, f"no control group of its own ({error.strerror})"
         made.append(path)
     return made, None if made else "no control group of its own (this host has none)"
+
+
+def _make(path: Path) -> None:
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        os.makedirs(path, exist_ok=True)
 
 
 def remove_group(vm_id: str, root: Path = ROOT) -> None:

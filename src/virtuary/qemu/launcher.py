@@ -1,45 +1,57 @@
-"""The small separate program that jails itself and becomes QEMU.
+"""The small separate program that makes jails: for each machine it forks a child, which jails itself and becomes QEMU.
 
-Run as `python3 -I -S launcher.py` with one order on standard input, as `marshal` writes it: json alone would double the time to
-start. Standard library only, because it runs before and outside of everything else. It makes, in this sequence: own cgroup, new
-namespaces, an empty read-only root that holds nothing but the libraries and the named files, the machine's own uid, no new
-privileges, Landlock, limits, an empty environment, exec.
+Run as `python3 -I -S launcher.py`, one per daemon, with a socket to the daemon (SOCK_SEQPACKET) as standard input; it ends with the
+daemon. Standard library only, and little of it: it is forked for every machine, and never holds anything of one. A child makes,
+in this sequence: new namespaces, an empty read-only root that holds nothing but the libraries and the named files, the machine's
+own uid, no new privileges, Landlock, limits, an empty environment, exec. The process between the two enters the machine's
+control groups, makes the namespaces, and ends at once: the daemon, a subreaper, becomes QEMU's parent; when the daemon dies QEMU
+has none that matters.
 
-It answers on standard output in the same form, {"pid": N, "gaps": [..]} once QEMU's image is running or {"error": ".."}, and
-ends. The daemon, a subreaper, becomes QEMU's parent; when the daemon dies QEMU has none that matters.
+An order is one message, as `marshal` writes it: json alone would take as long to load as everything else. With it come
+descriptors: a socket for the answer, then those QEMU shall have. Answers are messages too: `pid CHILD PARENT` with the gaps, parted
+by NUL, as soon as the child is there; `error` with words when it fails; and the end of the socket, which is QEMU's exec when no
+error came before. Nothing is executed whose pid the daemon was not told, nor for a daemon that is gone or listens no more.
 
-Order: argv; fds [[have, want], ..]; stderr (path of a FIFO); uid, gid; own_user_namespace; namespaces (of mnt net pid ipc uts);
-root (an empty folder to mount the new root on, or null); readable (paths); landlock (bool); cgroups (paths of cgroup.procs);
-max_files. A control group that can't be joined is a gap; anything else that fails is an error.
+Order: argv; fds (numbers wanted for the descriptors); stderr (path of a FIFO); uid, gid; groups (supplementary, kept by root only);
+own_user_namespace; namespaces (of mnt net pid ipc uts); root (an empty folder to mount the new root on, or null); readable and
+writable (paths); landlock (bool); cgroups (folders); max_files. A control group that can't be joined is a gap;
+anything else that fails is an error.
 """
 
 from __future__ import annotations
 
+import _socket  # the socket module makes the program, and so each fork of it, larger by a fifth
 import ctypes
+import errno
 import marshal
 import os
 import resource
 import struct
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
     Order = dict[str, Any]
 
 NAMESPACES = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "pid": 0x20000000, "net": 0x40000000}
 NEW_USER = 0x10000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 1 << 14, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 1 << 14, 1 << 18
 MNT_DETACH = 2
 NO_NEW_PRIVS = 38
-LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same on every 64-bit architecture
+CLONE3, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 435, 444, 445, 446  # the same on every 64-bit architecture
+CLONE_INTO_CGROUP = 1 << 33
 EXECUTE, WRITE, READ, READ_DIR, TRUNCATE, IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
 FILE_RIGHTS = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
 
+SIGCHLD, SIG_DFL, SIG_IGN = 17, 0, 1
+LONGEST_ORDER, MOST_DESCRIPTORS = 1 << 18, 200
+ANSWER, GATE, FAILURE, FIRST_FREE = 900, 901, 902, 700
+"""Numbers out of the way of those that QEMU's command line names."""
+
 TREES = ("/usr", "/lib", "/lib64")
 FILES = ("/etc/ld.so.cache", "/dev/urandom")
-WRITABLE = ("/dev/null",)
+NOTHING = "/dev/null"
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,13 +68,39 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
     check(libc.mount(*words, flags, data.encode() if data else None), f"mount {target}")
 
 
-def join_cgroups(order: Order, gaps: list[str]) -> None:
-    for path in order["cgroups"]:
+def enter_groups(order: Order, gaps: list[str]) -> int | None:
+    """Join the control groups of version 1; the group of version 2, where that is it, is opened for the child to be born in.
+
+    Not by cgroup.procs: a process that is moved waits for a grace period of the kernel, 2 to 15 ms. A thread that moves itself
+    (Linux 5.5), and a child that is born elsewhere (5.7), do not.
+    """
+    unified = None
+    for folder in order["cgroups"]:
         try:
-            with open(path, "w", encoding="ascii") as handle:
-                handle.write("0")
+            if os.path.exists(f"{folder}/tasks"):
+                tasks = os.open(f"{folder}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+                os.write(tasks, b"0")
+                os.close(tasks)
+            else:
+                unified = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             gaps.append(f"no control group of its own ({error.strerror})")
+    return unified
+
+
+def fork_into(group: int | None, gaps: list[str]) -> int:
+    """Fork, the child in this control group of version 2 from its first moment; by the slow way where the quick one is refused."""
+    if group is not None:
+        fields = struct.pack("=11Q", CLONE_INTO_CGROUP, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, group)
+        child = int(libc.syscall(CLONE3, fields, ctypes.c_size_t(len(fields))))
+        if child >= 0:  # this program has one thread and nothing that must hear of a fork
+            return child
+        try:
+            processes = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=group)
+            os.write(processes, b"0")
+        except OSError as error:
+            gaps.append(f"no control group of its own ({error.strerror})")
+    return os.fork()
 
 
 def unshare(order: Order) -> None:
@@ -82,9 +120,10 @@ def enter_empty_root(order: Order) -> None:
     os.umask(0o022)  # parents inside the new root must stay passable for the machine's uid
     root = order["root"]
     mount("none", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k")
-    for path in (*TREES, *FILES, *WRITABLE, *order["readable"]):
+    writable = (NOTHING, *order["writable"])
+    for path in (*TREES, *FILES, *order["readable"], *writable):
         if os.path.exists(path):
-            bind(path, root + path, writable=path in WRITABLE)
+            bind(path, root + path, writable=path in writable)
     mount(None, root, None, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
     os.chdir(root)
     check(libc.pivot_root(b".", b"."), "pivot_root")
@@ -100,15 +139,16 @@ def bind(path: str, target: str, *, writable: bool) -> None:
         os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o444))
     mount(source, target, None, MS_BIND | MS_REC)
-    if not writable:
+    if path != NOTHING:
+        kept = os.statvfs(target).f_flag & (MS_RDONLY | MS_NOEXEC)  # a user namespace may not take them away
         device = 0 if path.startswith("/dev/") else MS_NODEV
-        mount(None, target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | device)
+        mount(None, target, None, MS_REMOUNT | MS_BIND | MS_NOSUID | device | kept | (0 if writable else MS_RDONLY))
 
 
 def drop_identity(order: Order) -> None:
     os.umask(0o077)
     if not order["own_user_namespace"] and os.getuid() == 0:
-        os.setgroups([])
+        os.setgroups(order["groups"])
     os.setresgid(order["gid"], order["gid"], order["gid"])
     os.setresuid(order["uid"], order["uid"], order["uid"])
     check(libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
@@ -130,8 +170,8 @@ def landlock(order: Order) -> None:
         allow(rules, path, (EXECUTE | READ | READ_DIR) & handled)
     for path in (*FILES, *resolver, *order["readable"]):
         allow(rules, path, (READ | READ_DIR) & handled)
-    for path in WRITABLE:
-        allow(rules, path, (READ | WRITE) & handled)
+    for path in (NOTHING, *order["writable"]):
+        allow(rules, path, (READ | WRITE | TRUNCATE) & handled)
     check(libc.syscall(LANDLOCK_RESTRICT, rules, 0), "landlock")
     os.close(rules)
 
@@ -151,30 +191,40 @@ def limit(order: Order) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (order["max_files"], order["max_files"]))
 
 
-def place_descriptors(order: Order) -> None:
+def place_descriptors(have: list[int], want: list[int]) -> None:
     """Put the descriptors where the command line says, through free high numbers so that none is overwritten."""
-    base = 700
-    for index, (have, _) in enumerate(order["fds"]):
-        os.dup2(have, base + index, inheritable=False)
-    for have, _ in order["fds"]:
-        os.close(have)
-    for index, (_, want) in enumerate(order["fds"]):
-        os.dup2(base + index, want, inheritable=True)
-        os.close(base + index)
+    for index, number in enumerate(have):
+        os.dup2(number, FIRST_FREE + index, inheritable=False)
+        os.close(number)
+    for index, number in enumerate(want):
+        os.dup2(FIRST_FREE + index, number, inheritable=True)
+        os.close(FIRST_FREE + index)
 
 
-def become(order: Order, report: int) -> None:
-    """The child: enter the jail and become QEMU. A failure is written to `report`, which closes by itself on exec."""
+def move(number: int, there: int) -> None:
+    os.dup2(number, there, inheritable=False)
+    os.close(number)
+
+
+def close_all_but(kept: list[int]) -> None:
+    """The standard ones stay too."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and number not in kept:
+            try:
+                os.close(number)
+            except OSError:  # the listing's own
+                pass
+
+
+def become(order: Order, descriptors: list[int]) -> NoReturn:
+    """The child: enter the jail and become QEMU. A failure is written to ANSWER, which closes by itself on exec."""
     try:
-        place_descriptors(order)
+        place_descriptors(descriptors, order["fds"])
         # A FIFO open for both directions never blocks and never breaks: when nobody reads, what is too much is dropped.
         errors = os.open(order["stderr"], os.O_RDWR | os.O_NONBLOCK)
         os.dup2(errors, 1)
         os.dup2(errors, 2)
         os.close(errors)
-        nothing = os.open("/dev/null", os.O_RDWR)
-        os.dup2(nothing, 0)
-        os.close(nothing)
         os.setsid()
         if order["root"]:
             enter_empty_root(order)
@@ -182,36 +232,85 @@ def become(order: Order, report: int) -> None:
         if order["landlock"]:
             landlock(order)
         limit(order)
-        os.execve(order["argv"][0], order["argv"], {})
+        if os.read(GATE, 1) and is_awaited():
+            os.execve(order["argv"][0], order["argv"], {})
     except BaseException as error:
-        os.write(report, str(error).encode()[:1000])
-        os._exit(1)
+        tell(ANSWER, b"error " + str(error).encode()[:1000])
+    tell(FAILURE, b".")
+    os._exit(1)
 
 
-def answer(body: Order) -> None:
-    os.write(1, marshal.dumps(body))
+def is_awaited() -> bool:
+    """Whether the daemon lives and still waits for this machine."""
+    peek = 0x02 | 0x40  # MSG_PEEK | MSG_DONTWAIT: it never sends anything, so there is nothing to read, or the end
+    read = libc.recv(ANSWER, ctypes.create_string_buffer(1), ctypes.c_size_t(1), peek)
+    return int(read) < 0 and ctypes.get_errno() == errno.EAGAIN
+
+
+def tell(answer: int, words: bytes) -> None:
+    try:
+        os.write(answer, words)
+    except OSError:  # nobody waits
+        pass
+
+
+def launch(message: bytes, descriptors: list[int]) -> NoReturn:
+    """The process in between: enter the groups, make the namespaces, and the child in them."""
+    answer = descriptors[0]
+    try:
+        libc.signal(SIGCHLD, ctypes.c_void_p(SIG_DFL))  # what is ignored stays ignored through exec
+        close_all_but(descriptors)
+        order: Order = marshal.loads(message)  # noqa: S302  (nobody but the daemon holds the other end)
+        move(answer, ANSWER)
+        answer = ANSWER
+        gaps: list[str] = []
+        (gate, opener), (failed, failure) = os.pipe(), os.pipe()
+        move(gate, GATE)
+        move(failure, FAILURE)
+        group = enter_groups(order, gaps)
+        unshare(order)
+        child = fork_into(group, gaps)
+        if child == 0:
+            close_all_but([*descriptors[1:], ANSWER, GATE, FAILURE])
+            become(order, descriptors[1:])
+        tell(ANSWER, "\0".join((f"pid {child} {os.getpid()}", *gaps)).encode())
+        tell(opener, b".")
+        os.closerange(GATE, FAILURE + 1)
+        for number in descriptors[1:]:
+            os.close(number)
+        # The answer ends with this process, when the daemon is QEMU's parent. Paths mean nothing here: pivot_root moved us too.
+        if os.read(failed, 1):
+            os.waitpid(child, 0)  # what never became QEMU is nobody else's to bury
+    except BaseException as error:
+        tell(answer, b"error " + str(error).encode()[:1000])
+    os._exit(0)
+
+
+def serve(control: _socket.socket) -> None:
+    """Take orders, one process for each, until the daemon is gone. Holds no descriptor of a machine while it waits."""
+    space = _socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
+    while True:
+        message, ancillary, _, _ = control.recvmsg(LONGEST_ORDER, space, _socket.MSG_CMSG_CLOEXEC)
+        if not message:
+            return
+        descriptors = [number for _, _, data in ancillary for (number,) in struct.iter_unpack("=i", data)]
+        try:
+            if descriptors and os.fork() == 0:
+                launch(message, descriptors)
+        except OSError as error:
+            tell(descriptors[0], b"error " + str(error).encode())
+        finally:
+            for number in descriptors:
+                os.close(number)
 
 
 def main() -> None:
-    order: Order = marshal.loads(sys.stdin.buffer.read())  # noqa: S302
-    gaps: list[str] = []
-    ours, theirs = os.pipe()
-    os.dup2(theirs, 900, inheritable=False)
-    os.close(theirs)
-    try:
-        join_cgroups(order, gaps)
-        unshare(order)
-        child = os.fork()
-    except OSError as error:
-        answer({"error": str(error)})
-        return
-    if child == 0:
-        become(order, 900)
-    os.close(900)
-    failure = b""
-    while chunk := os.read(ours, 4096):
-        failure += chunk
-    answer({"error": failure.decode(errors="replace")} if failure else {"pid": child, "gaps": gaps})
+    os.chdir("/")
+    libc.signal(SIGCHLD, ctypes.c_void_p(SIG_IGN))  # the kernel buries the processes in between
+    control = _socket.socket(fileno=os.dup(0))
+    os.dup2(1, 0)  # nothing to read
+    close_all_but([control.fileno()])
+    serve(control)
 
 
 if __name__ == "__main__":

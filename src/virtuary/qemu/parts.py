@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["object", "blockdev", "netdev", "chardev", "device"]
+Mode = Literal["ro", "wo", "rw", "socket"]
 
 
 class Part(NamedTuple):
@@ -26,7 +27,7 @@ class Grant(NamedTuple):
     role: str
     number: int
     path: Path
-    mode: Literal["ro", "rw", "socket"]
+    mode: Mode
 
     @property
     def fdset(self) -> str:
@@ -35,7 +36,8 @@ class Grant(NamedTuple):
 
     @property
     def flags(self) -> int:
-        return (os.O_RDONLY if self.mode == "ro" else os.O_RDWR) | os.O_CLOEXEC
+        access = {"ro": os.O_RDONLY, "wo": os.O_WRONLY}.get(self.mode, os.O_RDWR)
+        return access | os.O_CLOEXEC
 
 
 FIRST_DESCRIPTOR = 20
@@ -47,7 +49,7 @@ class Grants:
     def __init__(self) -> None:
         self.all: list[Grant] = []
 
-    def add(self, role: str, path: Path, mode: Literal["ro", "rw", "socket"]) -> Grant:
+    def add(self, role: str, path: Path, mode: Mode) -> Grant:
         grant = Grant(role, FIRST_DESCRIPTOR + len(self.all), path, mode)
         self.all.append(grant)
         return grant

@@ -9,21 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import functools
-import marshal
 import os
-import py_compile
 import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from virtuary.base.errors import Failed, HostLacks
-from virtuary.base.proc import Identity, identify, last_line
+from virtuary.base.errors import Failed
+from virtuary.base.proc import Identity, bury, identify, last_line
+from virtuary.qemu.launching import LAUNCHER
 from virtuary.qemu.parts import Grant
 
-LAUNCHER = Path(__file__).with_name("launcher.py")
 SUBREAPER = 36
 
 
@@ -61,6 +58,10 @@ class Launch:
     cgroups: list[Path] = field(default_factory=list)
     links: tuple[tuple[int, int], ...] = ()
     """Descriptors of the caller to hand over as they are: (here, there)."""
+    writable: list[Path] = field(default_factory=list)
+    """Files that QEMU opens itself by path, for reading and writing; their modes must let it."""
+    groups: tuple[int, ...] = ()
+    """Supplementary groups of the process, where the daemon is root."""
 
 
 def become_subreaper() -> None:
@@ -150,59 +151,31 @@ async def _start(launch: Launch, fifo: Path, errors: int) -> Started:
             opened.append((_open(grant, launch.jail), grant.number))
         order = {
             "argv": launch.argv,
-            "fds": [*opened, *launch.links],
+            "fds": [there for _, there in (*opened, *launch.links)],
             "stderr": str(fifo),
             "uid": launch.jail.uid,
             "gid": launch.jail.gid,
             "own_user_namespace": launch.jail.own_user_namespace,
             "namespaces": launch.jail.namespaces,
             "root": str(root) if launch.jail.empty_root else None,
+            "groups": list(launch.groups),
             "readable": [str(path) for path in launch.readable],
+            "writable": [str(path) for path in launch.writable],
             "landlock": launch.jail.landlock,
-            "cgroups": [str(path / "cgroup.procs") for path in launch.cgroups],
+            "cgroups": [str(path) for path in launch.cgroups],
             "max_files": 1024,
         }
-        answer = await _launch(order, [number for number, _ in (*opened, *launch.links)])
+        launched = await LAUNCHER.launch(order, [here for here, _ in (*opened, *launch.links)])
     finally:
         for number, _ in opened:
             os.close(number)
-    if "error" in answer:
-        raise HostLacks(f"the jail can't be made: {answer['error']}", "virtuary doctor tells what is missing")
-    identity = identify(int(answer["pid"]))
+    identity = identify(launched.pid)
     if identity is None:
+        bury(launched.pidfd)
         words = read_errors(errors)
         raise Failed(f"QEMU ended at once: {words or 'it said nothing'}")
-    return Started(identity, tuple(answer["gaps"]), errors)
-
-
-@functools.cache
-def launcher() -> str:
-    """The launcher's program, compiled where that can be kept: it is started for every machine."""
-    try:
-        return str(py_compile.compile(str(LAUNCHER), doraise=True))
-    except (OSError, py_compile.PyCompileError):
-        return str(LAUNCHER)
-
-
-async def _launch(order: dict[str, object], descriptors: list[int]) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-S",
-        launcher(),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=descriptors,
-        env={},
-    )
-    async with asyncio.timeout(20):
-        out, err = await process.communicate(marshal.dumps(order))
-    try:
-        answer: dict[str, Any] = marshal.loads(out)  # noqa: S302  (our own launcher, before it becomes anything else)
-    except (ValueError, EOFError, TypeError):
-        return {"error": last_line(err) or "the launcher said nothing"}
-    return answer
+    os.close(launched.pidfd)
+    return Started(identity, launched.gaps, errors)
 
 
 def _open(grant: Grant, jail: Jail) -> int:

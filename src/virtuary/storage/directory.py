@@ -15,6 +15,7 @@ from virtuary.base.errors import Invalid, NoRoom
 from virtuary.base.files import publish, remove
 from virtuary.base.proc import run
 from virtuary.base.units import GIB, MIB, format_size
+from virtuary.storage.overlay import write_overlay
 
 declare("disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename", "disk.after_grow")
 
@@ -57,10 +58,8 @@ async def ensure_overlay(disk: Path, base: Path, base_size: int, wanted: int | N
         remove(partial)
         crashpoint("disk.before_overlay")
         backing = os.path.relpath(base, disk.parent)
-        options = "extended_l2=on,cluster_size=128k,lazy_refcounts=off"
-        await run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, "-o", options, str(partial), str(size))
+        write_overlay(partial, backing, size)
         crashpoint("disk.after_overlay")
-        os.chmod(partial, 0o600)
         crashpoint("disk.before_rename")
         publish(partial, disk)
         crashpoint("disk.after_rename")
