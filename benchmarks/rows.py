@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import warm
 from harness import Row, cpu_seconds, pss
 from subjects import Libvirt, Raw, kill, libvirt, ours
 
@@ -376,7 +377,7 @@ def adopt_libvirt(bench: Bench, row: Row, count: int) -> None:
         virsh.say(*[f"suspend vb-fleet{number}" for number in range(count)])
 
 
-ROWS: dict[str, Callable[[Any], None]] = {"P1": p1, "P2": p2, "P5": p5, "P7": p7, "P11": p11, "P12": p12_and_p14}
+ROWS: dict[str, Callable[[Any], None]] = {"P1": p1, "P2": p2, "P5": p5, "P7": p7, "P11": p11, "P12": p12_and_p14, **warm.ROWS}
 
 
 def interrupted(*_: object) -> None:

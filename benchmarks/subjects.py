@@ -64,6 +64,10 @@ class Ours:
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
+        (self.root / "config").mkdir()
+        (self.root / "config/virtuary.toml").write_text(
+            "[templates]\nauto = false\n"
+        )  # none is made while something else is measured
         outside = {key: value for key, value in os.environ.items() if not key.startswith("VIRTUARY_")}
         outside.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled; so is what is measured
         self.environment = {**outside, "VIRTUARY_ROOT": str(self.root), "PYTHONPYCACHEPREFIX": str(self.root / "compiled")}

@@ -105,6 +105,11 @@ class Teller:
         self.end(answer)
         return answer["vm"]
 
+    def copy(self, source: str, name: str, **wish: Any) -> None:
+        answer = self.ask(f"vm {name}", "POST", f"/v1/vms/{source}/actions/copy", {"name": name, **wish})
+        self.there[f"vm {name}"] = "running" if wish.get("start") else "stopped"
+        self.end(answer)
+
     def power(self, name: str, deed: str, **params: Any) -> None:
         answer = self.ask(f"vm {name}", "POST", f"/v1/vms/{name}/actions/{deed}", params)
         self.there[f"vm {name}"] = "stopped" if deed == "stop" else "running"
@@ -148,6 +153,38 @@ def boot(teller: Teller) -> None:
     teller.delete("boot")
 
 
+def shared(teller: Teller) -> None:
+    """Copy a server on whose disk something was written, then remove it, and the copy after it."""
+    vm = teller.create("first", image="tiny")
+    disk = teller.instance.paths.vm(vm["meta"]["id"]).disk
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", str(disk)], check=True, timeout=20, capture_output=True)
+    teller.copy("first", "second")
+    teller.copy("first", "third")
+    teller.delete("first")
+    teller.delete("second")
+
+
+def renewed(teller: Teller) -> None:
+    """Start a copy: the only story in which one that was stopped becomes a machine of its own."""
+    teller.create("proto", image="tiny")
+    teller.copy("proto", "copy", start=True)
+    teller.delete("copy")
+
+
+def living(teller: Teller) -> None:
+    """Copy a server as it runs; both are there."""
+    teller.create("source", image="tiny", power="running")
+    teller.copy("source", "alive", mode="live", start=True)
+    teller.delete("alive")
+
+
+def whole(teller: Teller) -> None:
+    """Copy a server in full; the copy is there when the source is gone."""
+    teller.create("part", image="tiny")
+    teller.copy("part", "whole", mode="full")
+    teller.delete("part")
+
+
 def picture(teller: Teller) -> None:
     """Import an image and give a server of it a seed; remove both."""
     disk = make_disk(teller.instance.root)
@@ -185,7 +222,15 @@ def fetched(teller: Teller) -> None:
     teller.delete_image("fetched")
 
 
-STORIES: dict[str, Callable[[Teller], None]] = {story.__name__: story for story in (life, boot, picture, fetched)}
+def warmed(teller: Teller) -> None:
+    """Make an image warm, start a copy of it, remove both."""
+    teller.end(teller.ask("image tiny", "POST", "/v1/images/tiny/actions/warm", {}))
+    teller.create("copied", image="tiny", power="running", memory=128 << 20)
+    teller.ask("image tiny", "POST", "/v1/images/tiny/actions/cool", {})
+    teller.delete("copied")
+
+
+STORIES: dict[str, Callable[[Teller], None]] = {story.__name__: story for story in (life, boot, shared, renewed, living, whole, picture, fetched, warmed)}
 TOLD_BY = {
     "life": (
         "disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename", "disk.after_grow",
@@ -194,10 +239,24 @@ TOLD_BY = {
         "forget.before_files", "forget.after_files", "store.before_commit", "store.after_commit",
     ),
     "boot": ("identity.before", "identity.after"),
+    "shared": (
+        "copy.before_link", "copy.after_link", "copy.after_overlay", "copy.before_record", "copy.after_record", "copy.after_unlink",
+        "copy.after_stand",
+    ),
+    "renewed": ("copy.before_renew", "copy.after_renew"),
+    "living": (
+        "live.before_save", "live.standing", "live.before_going_on", "live.after_save", "live.before_record", "live.after_record",
+        "live.after_load", "live.before_renew", "live.after_renew", "live.after_identity",
+    ),
+    "whole": ("full.after_convert", "copy.after_convert", "copy.after_give"),
     "picture": (
         "image.before_make", "image-converted", "image.after_make", "image.before_rename", "image.after_rename",
         "image.after_record", "image.after_remove", "seed.after_write",
     ),
     "fetched": ("image-fetched",),
+    "warmed": (
+        "template.before_make", "template.after_boot", "template.before_save", "template.after_save", "template.before_rename",
+        "template.after_rename", "template.after_record", "template.after_remove", "warm.after_load", "renew.before", "renew.after",
+    ),
 }  # fmt: skip
 """Which story passes which point. A new point is added here, or to a new story; a test holds both to the code."""

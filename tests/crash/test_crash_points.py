@@ -43,8 +43,8 @@ class CrashInstance(Instance):
     def __init__(self, template: Path) -> None:
         super().__init__(template=template)
         self.servers: list[object] = []
-        self.paths.config.mkdir()
-        (self.paths.config / "virtuary.toml").write_text("[images]\nallow_private = true\n")
+        self.paths.config.mkdir(exist_ok=True)
+        (self.paths.config / "virtuary.toml").write_text("[images]\nallow_private = true\n\n[templates]\nauto = false\n")
 
     def remove(self) -> None:
         for server in self.servers:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtuary.base.errors import Invalid
-from virtuary.guest.identity import Identity, script
+from virtuary.guest.identity import Identity, Renewal, copy_script, dropbear_key, renewed_dmi, script, settle_script, strip_script
 
 KEYS = ("ssh-ed25519 AAAA ada@home", "ssh-ed25519 BBBB $(reboot) `id` {0} \\ '\"")
 
@@ -82,3 +84,56 @@ def test_whatever_is_taken_stays_in_its_place(name: str, keys: list[str]) -> Non
     body, _, tail = rest.partition("\nEND-OF-KEYS\n")
     assert body == "\n".join(keys) and tail == "sync\n"
     assert head.splitlines()[2] == f"hostname={name}" and name.replace("-", "").isalnum()
+
+
+# ---- copies
+
+RENEWAL = Renewal(
+    uuid="5f3c5a80-2a6b-4a5e-9d8e-0123456789ab", old_mac="52:54:00:00:00:01", mac="52:54:00:00:00:02", machine_id="a" * 32,
+    boot_id="b" * 36, host_key="-----BEGIN\nx'y\n-----END", host_key_public="ssh-ed25519 AAAA it's", entropy="0f" * 64, now=1.5,
+)  # fmt: skip
+FULL = replace(
+    RENEWAL, host_key=RENEWAL.host_key, cpus=4, grown=True, dmi=bytes(range(256)), seed=(("user-data", b"#cloud-config\n'\n"),)
+)
+
+
+def a_key(folder: Path) -> str:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "it's", "-f", folder / "key"], check=True, timeout=20)
+    return (folder / "key").read_text().strip()
+
+
+@pytest.mark.parametrize("shell", [["sh"], ["dash"], ["busybox", "sh"], ["bash", "--posix"]], ids=" ".join)
+@pytest.mark.parametrize("text", ["copy", "settle", "strip"])
+def test_every_shell_can_read_what_a_template_and_its_copies_are_told(shell: list[str], text: str, tmp_path: Path) -> None:
+    if not shutil.which(shell[0]):
+        pytest.skip(f"{shell[0]} is not installed")
+    copy = copy_script(Identity("web1", KEYS), replace(FULL, host_key=a_key(tmp_path)))
+    told = {"copy": copy, "settle": settle_script(), "strip": strip_script()}[text]
+    done = subprocess.run([*shell, "-n"], input=told, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_copy_that_finds_another_network_card_than_it_should_gives_up(tmp_path: Path) -> None:
+    told = copy_script(Identity("web1", KEYS), replace(RENEWAL, host_key=a_key(tmp_path)))
+    end = told.index(b"printf '%s")
+    done = subprocess.run(["sh"], input=told[:end], capture_output=True)
+    assert done.returncode and b"it has no network interface 52:54:00:00:00:01" in done.stderr
+
+
+def test_a_host_key_has_the_form_dropbear_reads(tmp_path: Path) -> None:
+    text = a_key(tmp_path)
+    kind, rest = _take(dropbear_key(text))
+    both, rest = _take(rest)
+    public = base64.b64decode((tmp_path / "key.pub").read_text().split()[1])
+    assert kind == b"ssh-ed25519" and len(both) == 64 and rest == b"" and public.endswith(both[32:])
+
+
+def _take(data: bytes) -> tuple[bytes, bytes]:
+    size = int.from_bytes(data[:4], "big")
+    return data[4 : 4 + size], data[4 + size :]
+
+
+def test_the_machine_s_tables_show_the_copy_s_uuid() -> None:
+    old, new = "00112233-4455-6677-8899-aabbccddeeff", "5f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
+    tables = b"\1\x1b\0\1" + bytes.fromhex("33221100554477668899aabbccddeeff") + b"rest"
+    assert renewed_dmi(tables, old, new) == b"\1\x1b\0\1" + bytes.fromhex("805a3c5f6b2a5e4a9d8e0123456789ab") + b"rest"

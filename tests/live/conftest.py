@@ -32,6 +32,32 @@ def template() -> Iterator[Path]:
         instance.remove()
 
 
+@pytest.fixture(scope="session")
+def warm_tiny() -> Iterator[Path]:
+    """The folder of an instance whose tiny image is warm."""
+    instance = Instance()
+    try:
+        yield make_template(instance, warm=True)
+    finally:
+        instance.remove()
+
+
+@pytest.fixture(scope="session")
+def warm_debian() -> Iterator[Path]:
+    """The folder of an instance with a warm Debian: a real server then costs a test seconds."""
+    instance = Instance()
+    try:
+        yield make_template(instance, "debian:12", warm=True)
+    finally:
+        instance.remove()
+
+
+@pytest.fixture(scope="module")
+def debian(warm_debian: Path) -> Iterator[Instance]:
+    """A daemon with a warm Debian."""
+    yield from serve(warm_debian)
+
+
 def serve(template: Path) -> Iterator[Instance]:
     """An instance with the tiny image; at its end it is emptied and audited."""
     instance = Instance(template=template)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -68,17 +69,24 @@ class Instance:
         }  # fmt: skip
         self.paths = find_paths({"VIRTUARY_ROOT": str(self.root)})
         self.log = self.root / "daemon.out"
+        self.configure(auto=False)
         self.process: subprocess.Popen[bytes] | None = None
         if template:
             copy_template(template, self.root)
 
+    def configure(self, **templates: bool | int | str) -> None:
+        """Write the settings of warm templates; by default none is made unasked, for it would cost the tests a processor."""
+        self.paths.config.mkdir(exist_ok=True)
+        lines = [f"{name} = {json.dumps(value)}" for name, value in templates.items()]
+        (self.paths.config / "virtuary.toml").write_text("\n".join(["[templates]", *lines, ""]))
+
     # ---- the daemon
 
-    def start(self, wait: bool = True, **extra: str) -> Instance:
-        """Start the daemon; with `wait` until it listens. `extra` is added to its environment."""
+    def start(self, wait: bool = True, prefix: Sequence[str] = (), **extra: str) -> Instance:
+        """Start the daemon, by a command that becomes it if `prefix` is given; with `wait` until it listens. `extra` is added to its environment."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "virtuary", "daemon"], env=self.env | extra, stdin=subprocess.DEVNULL, stdout=log,
+                [*prefix, sys.executable, "-m", "virtuary", "daemon"], env=self.env | extra, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, cwd="/", start_new_session=True,
             )  # fmt: skip
         if wait:
@@ -161,6 +169,22 @@ class Instance:
     def operations(self) -> list[Json]:
         return list(self.call("GET", "/v1/operations", limit=1000)["items"])
 
+    def ask_qemu(self, name: str, command: str, **arguments: Any) -> Json:
+        """One command to a server's second monitor."""
+        path = self.paths.vm(self.vm(name)["meta"]["id"]).socket("rescue")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(20)
+            sock.connect(str(path))
+            stream = sock.makefile("rw")
+            stream.readline()
+            for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                stream.write(json.dumps(request) + "\n")
+                stream.flush()
+                while "event" in (answer := json.loads(stream.readline())):
+                    pass
+            assert "return" in answer, answer
+            return answer["return"]
+
     def in_guest(self, name: str, script: str) -> str:
         """What a shell script prints in the guest, by its agent; it has to succeed."""
         said = self.run("exec", name, "--", "sh", "-c", script)
@@ -219,6 +243,7 @@ class Instance:
         for folder in (self.paths.run / "vms", self.paths.vms):
             found += [f"folder {path}" for path in folder.glob("*")]
         found += [f"partial {path}" for path in self.paths.images.glob(".*")]
+        found += [f"layer {path}" for path in self.paths.layers.glob("*")]
         found += [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if str(self.root) in line]
         found += [f"document {key}" for prefix in ("vm/", "vm-name/", "secret/") for key, _ in self.documents(prefix)]
         every = [json.loads(value) for _, value in self.documents("operation/")]
@@ -288,10 +313,12 @@ def zombies(parent: int) -> list[int]:
     return found
 
 
-def make_template(instance: Instance) -> Path:
-    """Let an instance build the tiny image and learn about its host, then end; its folder can be copied from then on."""
+def make_template(instance: Instance, image: str = "tiny", warm: bool = False) -> Path:
+    """Let an instance build an image, perhaps make it warm, and learn about its host, then end; its folder can be copied from then on."""
     instance.start()
-    instance.ok("image", "build", "tiny", limit=240)
+    instance.ok("image", "build", image, limit=400)
+    if warm:
+        instance.ok("image", "warm", image, limit=600)
     instance.stop()
     instance.log.unlink()
     return instance.root
@@ -304,7 +331,7 @@ def copy_template(template: Path, root: Path) -> None:
 
 
 def _link_image(source: str, target: str) -> None:
-    if "/state/images/" in source:
+    if "/state/images/" in source or "/state/templates/" in source:
         os.link(source, target)
     else:
         shutil.copy2(source, target)

@@ -130,3 +130,16 @@ async def test_the_proof_ends_in_time_with_a_verdict() -> None:
     async with asyncio.timeout(8):
         fault = await passt.prove(limit=1)
     assert fault is None or len(fault) > 10
+
+
+def test_a_port_that_is_listened_to_is_told_from_one_that_is_not_and_asking_disturbs_nobody() -> None:
+    with socket.socket() as service:
+        service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        service.bind(("127.0.0.1", 0))
+        port = service.getsockname()[1]
+        assert not passt.is_listened_to(port), "it is bound only"
+        service.listen()
+        assert passt.is_listened_to(port)
+        with socket.create_connection(("127.0.0.1", port)):
+            assert service.accept()
+    assert not passt.is_listened_to(port)

@@ -14,16 +14,33 @@ from hypothesis import strategies as st
 
 from virtuary.model.vm import VmSpec
 from virtuary.node import plan as module
-from virtuary.node.plan import ASK_AGAIN, CRASH_LIMIT, STOP_TIMEOUT, End, Step, after_end, current_stage, plan, state_of
-from virtuary.node.steps import STEPS
+from virtuary.node.plan import (
+    ASK_AGAIN,
+    CRASH_LIMIT,
+    STOP_TIMEOUT,
+    UNBORN_LIMIT,
+    End,
+    Step,
+    after_end,
+    current_stage,
+    plan,
+    state_of,
+    why_unborn,
+)  # fmt: skip
+from virtuary.node.worker import STEPS
 from virtuary.node.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; this one shares a file
 import worlds
-from worlds import ME, Host, alive, at_rest, crashes, image, operation, runtime, vm, world
+from worlds import ME, Host, alive, at_rest, copy_of_it, crashes, image, operation, origin, runtime, source, vm, world
 
 STOPPED: dict[str, Any] = {"power": "stopped"}
 PAUSED: dict[str, Any] = {"power": "paused"}
+
+COPY: dict[str, Any] = {"status": {"runtime": runtime(template="t"), "template": "t", "identity": None, "state": "starting"}}
+
+LIVE: dict[str, Any] = {"status": {"runtime": runtime(live=True), "copied": True, "identity": None, "state": "starting"}}
+LEFT, WITH_STATE = frozenset({"disk", "leftover"}), frozenset({"disk", "state"})
 
 SCENARIOS: dict[str, tuple[World, str | None]] = {
     # ---- from nothing to a shell
@@ -53,6 +70,55 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "all is as wished": (alive(), None),
     "created stopped": (at_rest(STOPPED, operation=operation("create")), "finish"),
     "stopped and wished so": (at_rest(STOPPED), None),
+    # ---- a copy of a warm template
+    "its disk lies on a template": (at_rest(status={"template": "t"}, operation=operation("launch")), "start_warm"),
+    "its disk lies on a template and is to be larger": (at_rest({"disk": 2**31}, status={"template": "t"}), "start_warm"),
+    "a copy that became a machine of its own boots": (at_rest(status={"template": "t", "identity": "web1"}), "start"),
+    "a copy waits for its state": (alive(qemu="inmigrate", **COPY), "load_state"),
+    "a copy has its state": (alive(qemu="paused", **COPY), "resume"),
+    "a copy runs, its agent answers": (alive(**COPY), "renew_identity"),
+    "a copy runs, its agent is silent": (alive(signals={}, **COPY), None),
+    "a copy that is wished stopped is not asked": (alive(STOPPED, **COPY, operation=operation("stop")), "kill"),
+    # ---- copies, seen from the source
+    "a copy waits": (at_rest(STOPPED, copies=(copy_of_it("overlay"),)), "share_disk"),
+    "a copy waits, and a start was asked for since: the disk first": (at_rest(copies=(copy_of_it("overlay"),)), "share_disk"),
+    "a full copy waits": (at_rest(STOPPED, copies=(copy_of_it("full"),)), "convert_disk"),
+    "a copy waits, the last one left a disk": (at_rest(STOPPED, copies=(copy_of_it("full"),), files=LEFT), "tidy_home"),
+    "a copy left a disk": (at_rest(STOPPED, files=LEFT), "tidy_home"),
+    "it runs, what it was made of is still there": (alive(files=LEFT), "tidy_home"),
+    "a copy waits, its disk is gone": (at_rest(STOPPED, copies=(copy_of_it("overlay"),), files=frozenset()), "refuse_copy"),
+    "a copy waits, and it is being stopped": (alive(STOPPED, copies=(copy_of_it("overlay"),)), "ask_shutdown"),
+    "a copy waits, but it runs": (alive(copies=(copy_of_it("overlay"),)), "refuse_copy"),
+    "a copy waits, its process is over": (at_rest(STOPPED, status={"runtime": runtime(end="stop")}, copies=(copy_of_it("overlay"),)), "collect"),
+    "a live copy waits": (alive(copies=(copy_of_it("live"),)), "save_live"),
+    "a live copy waits, the agent was not heard since the daemon came": (alive(copies=(copy_of_it("live"),), signals={}), None),
+    "a live copy waits, but it is stopped": (at_rest(STOPPED, copies=(copy_of_it("live"),)), "refuse_copy"),
+    "a live copy waits, but it is paused": (alive(PAUSED, qemu="paused", copies=(copy_of_it("live"),)), "refuse_copy"),
+    "a live copy waits, but it is being restarted": (alive({"restarts": 1}, copies=(copy_of_it("live"),)), "refuse_copy"),
+    "it stands still since a daemon died that was saving it": (alive(qemu="finish-migrate"), "end_save"),
+    "it stands still after it was saved, and is to stop": (alive(STOPPED, qemu="postmigrate"), "end_save"),
+    # ---- copies, seen from the copy
+    "it waits for its source": (world(vm(origin("overlay")), source=source(), operation=operation("copy")), None),
+    "it waits, its source is gone": (world(vm(origin("overlay")), operation=operation("copy")), "drop_copy"),
+    "it waits, its source is deleted": (world(vm(origin("live")), source=source({"deleted": worlds.WALL}), operation=operation("copy")), "drop_copy"),
+    "it waits, and nobody wants it": (world(vm(origin("full")), source=source()), "drop_copy"),
+    "it waits, and is cancelled": (world(vm(origin("full")), source=source(), operation=operation("copy", cancel=True)), "cancel_operation"),
+    "its source is just giving, and it is cancelled": (world(vm(origin("full")), held=True, operation=operation("copy", cancel=True)), None),
+    "its source is just giving, and it is to go": (world(vm(origin("full"), {"purge": True}), held=True), None),
+    "it knows its layers": (world(vm({**origin("overlay"), **STOPPED}, copied=True), operation=operation("copy")), "stand_on_layer"),
+    "it stands on them": (at_rest({**origin("overlay"), **STOPPED}, status={"copied": True}, operation=operation("copy")), "finish"),
+    "it is started": (at_rest(origin("overlay"), status={"copied": True, "renew": True}), "start"),
+    "its guest is up and believes to be its source": (alive(origin("overlay"), status={"copied": True, "renew": True, "identity": None}), "renew_copy"),
+    "a live copy has the memory": (at_rest(origin("live"), status={"copied": True}, files=WITH_STATE, operation=operation("copy")), "start_live"),
+    "a live copy has the memory, and is stopped": (at_rest({**origin("live"), **STOPPED}, status={"copied": True}, files=WITH_STATE), "drop_copy"),
+    "a live copy has lost the memory": (at_rest(origin("live"), status={"copied": True}, operation=operation("copy")), "drop_copy"),
+    "a live copy waits for its memory": (alive(origin("live"), qemu="inmigrate", **LIVE), "load_live"),
+    "a live copy has read its memory": (alive(origin("live"), qemu="paused", **LIVE), "resume"),
+    "a live copy runs, its agent answers": (alive(origin("live"), **LIVE), "renew_live"),
+    "a live copy runs, its agent is silent": (alive(origin("live"), signals={}, wall=worlds.WALL + UNBORN_LIMIT, **LIVE), None),
+    "a live copy runs, its agent is silent for too long": (alive(origin("live"), signals={}, wall=worlds.WALL + 2 * UNBORN_LIMIT, **LIVE), "kill"),
+    "a live copy died on its way": (at_rest(origin("live"), **LIVE, operation=operation("copy")), "drop_copy"),
+    "a live copy that became a machine of its own": (at_rest(origin("live"), status={"copied": True, "identity": "web1"}), "start"),
     # ---- pause and resume
     "wished paused, runs": (alive(PAUSED), "pause"),
     "wished paused, is": (alive(PAUSED, qemu="paused", status={"state": "paused"}, operation=operation("pause")), "finish"),
@@ -246,6 +312,39 @@ def test_a_launch_takes_the_road_that_was_designed() -> None:
     assert host.vm and host.vm.status.state == "running" and host.operation is None
 
 
+def test_a_warm_launch_differs_by_few_steps() -> None:
+    host = Host(vm(), operation=operation("launch"), warm="good")
+    host.settle()
+    road = [name for name in host.steps if name not in ("note", "report")]
+    assert road == ["make_disk", "start_warm", "start_network", "load_state", "resume", "renew_identity", "finish"]
+    assert host.vm and host.vm.status.state == "running" and host.vm.status.cold is None
+
+
+@pytest.mark.parametrize("fault", ["breaks", "refuses"])
+def test_a_copy_that_fails_is_ended_and_booted_from_a_fresh_disk(fault: str) -> None:
+    host = Host(vm(), operation=operation("launch"), warm=fault)
+    host.settle()
+    road = [name for name in host.steps if name not in ("note", "report")]
+    assert road[-7:] == ["collect", "make_disk", "start", "start_network", "resume", "give_identity", "finish"]
+    assert host.vm and (host.vm.status.state, host.vm.status.template, host.vm.status.cold) == ("running", None, "it failed")
+
+
+@pytest.mark.parametrize("moment", range(1, 12))
+def test_a_copy_that_dies_on_the_way_is_booted_from_a_fresh_disk(moment: int) -> None:
+    host = Host(vm(), operation=operation("launch"), warm="good")
+    for _ in range(moment):
+        seen = host.look()
+        step = plan(ME, seen) if seen else None
+        if step and seen:
+            getattr(host, step.name)(seen, step.value)
+        else:
+            host.pass_time()
+    if host.vm and host.vm.status.identity is None and host.process == "alive":
+        host.die()
+        host.settle()
+        assert host.vm.status.state == "running" and host.vm.status.template is None and host.vm.status.cold
+
+
 def test_a_guest_that_ignores_the_power_button_is_asked_again_and_then_ended() -> None:
     host = Host(vm())
     host.settle()
@@ -290,7 +389,7 @@ def test_a_cancelled_launch_leaves_nothing_at_any_moment() -> None:
 
 EVENTS = [
     "start", "stop", "stop by force", "restart", "pause", "resume", "rename", "delete", "die", "guest shuts down", "guest panics", "network dies",
-    "disk full", "stray", "deaf", "one step", "daemon restarts", "time passes",
+    "disk full", "copied", "copied live", "left standing", "left a disk", "stray", "deaf", "warm", "warm breaks", "warm refuses", "one step", "daemon restarts", "time passes",
 ]  # fmt: skip
 
 
@@ -325,6 +424,14 @@ def happen(host: Host, event: str) -> None:
             host.qemu = "guest-panicked"
         case "disk full" if host.qemu == "running":
             host.qemu = "io-error"
+        case "copied" | "copied live":
+            host.copies.append(copy_of_it("live" if event == "copied live" else "overlay"))
+        case "left standing" if host.qemu == "running":
+            host.qemu = "finish-migrate"
+        case "left a disk" if "disk" in host.files:
+            host.files.add("leftover")
+        case "warm" | "warm breaks" | "warm refuses":
+            host.warm = event.partition(" ")[2] or "good"
         case "network dies":
             host.network = False
         case "stray" if not runs and host.process == "absent":
@@ -373,6 +480,68 @@ def test_whatever_happens_the_wish_comes_true_and_then_it_is_quiet(
     )
     seen = host.look()
     assert seen and state_of(seen)[0] == host.vm.status.state, "what is written is what is"
+    assert not host.copies or not host.vm.status.disk_ready or not agent, "a copy is given what it waits for, or told why not"
+    assert "leftover" not in host.files
+
+
+COPY_EVENTS = ["stop", "stop by force", "start", "delete", "die", "one step", "time passes", "daemon restarts", "source goes", "cancel"]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(COPY_EVENTS), max_size=10),
+    st.sampled_from(["overlay", "full", "live"]),
+    st.sampled_from(["running", "stopped"]),
+    st.sampled_from(["", "breaks", "refuses"]),
+)
+def test_a_copy_becomes_a_machine_of_its_own_or_nothing(events: list[str], mode: str, power: str, fault: str) -> None:
+    wish = {**origin(mode), "power": "running" if mode == "live" else power}
+    host = Host(vm(wish), source=source(), operation=operation("copy"), live=fault)
+    for event in events:
+        if host.vm is None:
+            break
+        if event == "source goes":
+            host.source = None
+        elif event == "cancel" and host.operation and host.operation.spec.kind == "copy":
+            host.operation = operation("copy", cancel=True)
+        elif event not in ("source goes", "cancel"):
+            happen(host, event)
+    host.settle(400)
+    assert host.operation is None, "nobody waits for ever"
+    if host.vm is None:
+        assert not host.files and host.process == "absent"
+        return
+    assert host.vm.status.disk_ready and (host.vm.status.identity or mode != "live"), "a live copy that is no machine is nothing"
+    if host.process == "alive":
+        assert host.vm.status.identity == host.vm.name and not host.vm.status.renew
+    assert "state" not in host.files, "nothing is kept of its source's memory"
+
+
+def test_a_live_copy_takes_the_road_that_was_designed() -> None:
+    host = Host(vm(origin("live")), source=source(), operation=operation("copy"))
+    host.settle()
+    road = [name for name in host.steps if name not in ("note", "report")]
+    assert road == ["start_live", "start_network", "load_live", "resume", "renew_live", "finish"]
+    assert host.vm and host.vm.status.state == "running"
+
+
+def test_a_copy_of_a_stopped_server_takes_a_short_road() -> None:
+    host = Host(vm({**origin("overlay"), **STOPPED}), source=source(), operation=operation("copy"))
+    host.settle()
+    assert [name for name in host.steps if name not in ("note", "report")] == ["stand_on_layer", "finish"]
+    host._spec(power="running")
+    host.settle()
+    assert host.steps.count("renew_copy") == 1 and host.vm and not host.vm.status.renew
+
+
+def test_why_a_live_copy_ended_is_told() -> None:
+    def why(**facts: Any) -> str:
+        found = runtime(live=True, end=facts.pop("end", None))
+        return why_unborn(at_rest(origin("live"), status={"runtime": found, "identity": None}, **facts))
+
+    assert why(end="silent") == "its guest agent did not answer within 120 s"
+    assert why(end="stop") == "it was ended before it was a machine of its own"
+    assert why(exit_status=-11) == "QEMU died: killed by signal 11"
 
 
 @given(st.sampled_from(sorted(SCENARIOS)), st.sampled_from(["running", "paused", "stopped"]))

@@ -9,14 +9,17 @@ from typing import Any
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
-from virtuary.model.vm import Crash, Runtime, Vm, VmSpec, VmStatus
-from virtuary.node.plan import CRASH_WINDOW, Step, plan
+from virtuary.model.vm import Crash, Origin, Runtime, Vm, VmSpec, VmStatus
+from virtuary.node.plan import CRASH_WINDOW, Step, never_handed_out, plan
 from virtuary.node.world import World
 
 ME = "this-host"
 WALL = datetime(2026, 1, 1, tzinfo=UTC)
 ID = "5f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
 BOOT = "boot"
+
+
+SOURCE_ID = "6f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
 
 
 def image(**status: Any) -> Image:
@@ -39,6 +42,22 @@ def runtime(**changes: Any) -> Runtime:
 def vm(spec: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, **status: Any) -> Vm:
     wish = {"image": "debian:12", "image_id": "image-id", "owner": ME, **(spec or {})}
     return Vm(meta=Meta(id=ID, name="web1", created=WALL, **(meta or {})), spec=VmSpec(**wish), status=VmStatus(**status))
+
+
+def source(meta: dict[str, Any] | None = None) -> Vm:
+    """The server that `copy` is a copy of."""
+    spec = VmSpec(image="debian:12", image_id="image-id", owner=ME, power="stopped")
+    return Vm(meta=Meta(id=SOURCE_ID, name="web0", created=WALL, **(meta or {})), spec=spec)
+
+
+def origin(mode: str) -> dict[str, Any]:
+    return {"origin": {"id": SOURCE_ID, "name": "web0", "mode": mode}}
+
+
+def copy_of_it(mode: str) -> Vm:
+    """A server that waits to be a copy of the one these worlds are about."""
+    spec = VmSpec(image="debian:12", owner=ME, origin=Origin(id=ID, name="web1", mode=mode))  # type: ignore[arg-type]
+    return Vm(meta=Meta(id="copy-id", name="web2", created=WALL), spec=spec)
 
 
 def operation(kind: str, cancel: bool = False, **params: Any) -> Operation:
@@ -98,6 +117,19 @@ class Host:
     asked: float | None = None
     asked_last: float = 0.0
     now: float = 1000.0
+    warm: str = ""
+    """Whether a template is there, and whether copies of it are good: "", "good", "breaks", "refuses"."""
+    used: bool = False
+    """Whether a guest has run on the disk that is there."""
+    copies: list[Vm] = field(default_factory=list)
+    """Copies that wait for what this server has to give; those that were told why not, and those that got it."""
+    refused: list[str] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+    source: Vm | None = None
+    gives: bool = True
+    """Whether the source of this server, while it is there, gives what is waited for."""
+    live: str = ""
+    """What happens to a live copy on its way: "", "breaks", "refuses"."""
     deaf: bool = False
     """A guest that ignores every wish to shut down."""
     steps: list[str] = field(default_factory=list)
@@ -109,7 +141,7 @@ class Host:
             vm=self.vm, wall=WALL + timedelta(seconds=self.now), now=self.now, image=self.image, operation=self.operation,
             process=self.process,  # type: ignore[arg-type]
             connected=self.connected, qemu=self.qemu, network_alive=self.network, signals=dict(self.signals), files=frozenset(self.files),
-            asked_to_stop=self.asked, asked_last=self.asked_last,
+            asked_to_stop=self.asked, asked_last=self.asked_last, copies=tuple(self.copies), source=self.source,
         )  # fmt: skip
 
     def settle(self, limit: int = 200) -> int:
@@ -132,6 +164,9 @@ class Host:
     def pass_time(self) -> bool:
         """What happens by itself while the worker sleeps; says whether anything did."""
         self.now += 20
+        if self.source and self.gives and self._waits():
+            self._get()
+            return True
         if self.process != "alive":
             return False
         assert self.vm
@@ -144,6 +179,18 @@ class Host:
             self.signals[stages[0]] = self.now
             return True
         return False
+
+    def _waits(self) -> bool:
+        vm, operation = self.vm, self.operation
+        return bool(vm and vm.spec.origin and not vm.status.copied and not vm.meta.purge and operation and operation.spec.kind == "copy")
+
+    def _get(self) -> None:
+        """The source gives: what it does is one transaction."""
+        assert self.vm and self.vm.spec.origin
+        mode = self.vm.spec.origin.mode
+        self._status(copied=True, renew=mode != "live" and self.image.status.agent, disk_size=2**30, disk_ready=mode != "overlay")
+        self.files |= {"disk", "state"} if mode == "live" else {"disk"} if mode == "full" else set()
+        self.used = True
 
     def die(self) -> None:
         self.process, self.qemu, self.connected, self.network = "absent", None, False, False
@@ -160,7 +207,8 @@ class Host:
 
     def make_disk(self, seen: World, _: Any) -> None:
         self.files.add("disk")
-        self._status(disk_ready=True, disk_size=seen.vm.spec.disk or 2**30)
+        template = "template-id" if self.warm and not seen.vm.status.cold else None
+        self._status(disk_ready=True, disk_size=seen.vm.spec.disk or 2**30, template=template)
 
     def grow_disk(self, _: World, size: int) -> None:
         self._status(disk_size=size)
@@ -173,6 +221,93 @@ class Host:
         self.process, self.qemu, self.connected, self.network, self.signals = "alive", "prelaunch", True, False, {}
         self._status(runtime=runtime(restarts=seen.vm.spec.restarts, started=seen.wall), state="starting", stages={}, reason=None)
 
+    def start_warm(self, seen: World, _: Any) -> None:
+        assert seen.vm.status.identity is None and not self.used, "a copy is only ever resumed on a disk that nobody used"
+        self.start(seen, None)
+        self.qemu = "inmigrate"
+        assert self.vm and self.vm.status.runtime
+        self._status(runtime=self.vm.status.runtime.but(template="template-id"))
+
+    def load_state(self, seen: World, _: Any) -> None:
+        if self.warm == "breaks":
+            self._go_cold(seen)
+        else:
+            self.qemu = "paused"
+
+    def renew_identity(self, seen: World, _: Any) -> None:
+        assert seen.qemu == "running"
+        if self.warm == "refuses":
+            self._go_cold(seen)
+        else:
+            self._status(identity=seen.vm.name)
+
+    def _go_cold(self, seen: World) -> None:
+        self._status(cold="it failed")
+        self.kill(seen, "cold")
+
+    # ---- copies
+
+    def share_disk(self, seen: World, copy: Vm) -> None:
+        assert self.process == "absent" and "leftover" not in self.files, "nobody writes to what becomes a layer"
+        self.given.append(self.copies.pop(0).spec.origin.mode)  # type: ignore[union-attr]
+
+    def convert_disk(self, seen: World, copy: Vm) -> None:
+        self.share_disk(seen, copy)
+
+    def save_live(self, seen: World, copy: Vm) -> None:
+        assert (self.qemu == "running" and seen.vm.status.identity is not None) or not self.image.status.agent
+        self.given.append(self.copies.pop(0).spec.origin.mode)  # type: ignore[union-attr]
+
+    def refuse_copy(self, _: World, refused: tuple[Vm, str]) -> None:
+        self.refused.append(refused[1])
+        self.copies.pop(0)
+
+    def end_save(self, *_: Any) -> None:
+        self.qemu = "running"
+
+    def tidy_home(self, *_: Any) -> None:
+        self.files.discard("leftover")
+
+    def stand_on_layer(self, seen: World, _: Any) -> None:
+        assert seen.vm.status.copied
+        self.files.add("disk")
+        self._status(disk_ready=True)
+
+    def renew_copy(self, seen: World, _: Any) -> None:
+        assert seen.vm.status.renew
+        self._status(identity=seen.vm.name, renew=False)
+
+    def start_live(self, seen: World, _: Any) -> None:
+        assert seen.vm.status.identity is None and "state" in self.files
+        self.start(seen, None)
+        self.qemu = "inmigrate"
+        assert self.vm and self.vm.status.runtime
+        self._status(runtime=self.vm.status.runtime.but(live=True))
+
+    def load_live(self, seen: World, _: Any) -> None:
+        if self.live == "breaks":
+            self._fail_live(seen)
+        else:
+            self.qemu = "paused"
+
+    def renew_live(self, seen: World, _: Any) -> None:
+        assert seen.qemu == "running" and seen.vm.status.runtime and seen.vm.status.runtime.live
+        if self.live == "refuses":
+            self._fail_live(seen)
+        else:
+            self._status(identity=seen.vm.name)
+            self.files.discard("state")
+
+    def _fail_live(self, seen: World) -> None:
+        self.kill(seen, "failed")
+        self.drop_copy(seen, "it failed")
+
+    def drop_copy(self, _: World, why: str) -> None:
+        assert self.process == "absent" and self.vm and self.vm.status.identity is None, "one that was handed out is never dropped"
+        self.operation = None
+        self._spec(power="stopped")
+        self.vm = self.vm.but(meta=self.vm.meta.but(purge=True))
+
     def start_network(self, *_: Any) -> None:
         assert self.process == "alive"
         self.network = True
@@ -180,6 +315,7 @@ class Host:
     def resume(self, seen: World, _: Any) -> None:
         assert seen.vm.spec.owner == ME and seen.vm.status.runtime, "only with a durable record"
         self.qemu = "running"
+        self.used = True
 
     def pause(self, *_: Any) -> None:
         self.qemu = "paused"
@@ -207,9 +343,13 @@ class Host:
         recent = tuple(crash for crash in self.vm.status.crashes if seen.wall - crash.at < CRASH_WINDOW)
         if end.crashed:
             recent += (Crash(at=seen.wall, why=end.reason or ""),)
+        if never_handed_out(self.vm):
+            self._status(disk_ready=False, disk_size=None, template=None, cold=self.vm.status.cold or "it ended")
+            self.files.discard("disk")
+            self.used = False
         self._status(runtime=None, state=end.state, reason=end.reason, crashes=recent, addresses=())
         self._spec(power=self.vm.spec.power if end.again else "stopped")
-        if not end.again and self.operation and self.operation.spec.kind in ("launch", "start", "restart", "resume", "pause"):
+        if not end.again and self.operation and self.operation.spec.kind in ("launch", "copy", "start", "restart", "resume", "pause"):
             self.operation = None
 
     def report(self, _: World, seen: dict[str, Any]) -> None:
@@ -235,7 +375,7 @@ class Host:
         if self.process == "alive":
             self.kill(seen, "cancel")
         self._spec(power="stopped")
-        self.vm = self.vm.but(meta=self.vm.meta.but(purge=self.vm.meta.purge or found.spec.kind in ("launch", "create")))
+        self.vm = self.vm.but(meta=self.vm.meta.but(purge=self.vm.meta.purge or found.spec.kind in ("launch", "create", "copy")))
         self.operation = None
 
     def forget(self, *_: Any) -> None:

@@ -19,7 +19,7 @@ from virtuary.model.vm import Vm, VmSpec, VmWish
 from virtuary.qemu import usernet
 from virtuary.qemu.argv import command
 from virtuary.qemu.bus import SLOTS, slot
-from virtuary.qemu.describe import Machine, describe
+from virtuary.qemu.describe import Machine, Warm, describe
 from virtuary.qemu.firmware import BIOS, Firmware
 from virtuary.qemu.parts import FIRST_DESCRIPTOR
 from virtuary.qemu.platform import PLATFORMS, Q35
@@ -27,11 +27,12 @@ from virtuary.qemu.platform import PLATFORMS, Q35
 Golden = Callable[[str, str], None]
 ID = "5f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
 HOME, IMAGE, RUN = Path("/state/vms") / ID, Path("/state/images/f00d"), Path("/run/vms") / ID
+TEMPLATE = Path("/state/templates/beef")
 UEFI = Firmware("uefi", Path("/usr/share/OVMF/CODE.fd"), Path("/usr/share/OVMF/VARS.fd"))
 
 PLAIN = Machine(
     uuid=ID, platform=Q35, machine_type="pc-q35-10.0", accel="tcg", cpus=2, memory=2 * GIB, disk=HOME / "disk.qcow2",
-    base=IMAGE / "disk.qcow2", firmware=BIOS, runtime=RUN, mac="52:54:00:12:34:56",
+    layers=(IMAGE / "disk.qcow2",), firmware=BIOS, runtime=RUN, mac="52:54:00:12:34:56",
 )  # fmt: skip
 WITH_UEFI: dict[str, Any] = {"firmware": UEFI, "vars_file": HOME / "firmware-vars.fd"}
 WITH_KERNEL: dict[str, Any] = {
@@ -52,6 +53,19 @@ CASES = {
     for firmware in ("bios", "uefi")
     for boot in ("disk", "direct")
     for seed in (False, True)
+}
+WARM = Warm(TEMPLATE / "ram", copy=False, state=TEMPLATE / "state", max_cpus=8, max_memory=10 * GIB)
+COPY = {
+    "warm": replace(WARM, copy=True, generation="5f3c5a80-2a6b-5a5e-9d8e-0123456789ab"),
+    "layers": (IMAGE / "disk.qcow2", TEMPLATE / "disk.qcow2"),
+}
+CASES |= {
+    "tcg-bios-disk-template": replace(PLAIN, cpus=1, warm=WARM),
+    "tcg-bios-disk-copy": replace(PLAIN, cpus=1, **COPY),
+    "kvm-uefi-direct-copy": replace(PLAIN, cpus=1, accel="kvm", **WITH_UEFI, **WITH_KERNEL, **COPY),
+    "tcg-bios-disk-live": replace(PLAIN, state=HOME / "state"),
+    "tcg-bios-disk-copy-live": replace(PLAIN, cpus=1, state=HOME / "state", **COPY),
+    "tcg-bios-disk-full": replace(PLAIN, layers=()),
 }
 
 
@@ -80,9 +94,10 @@ def test_the_command_line_is_the_one_that_was_reviewed(case: str, golden: Golden
 
 OTHER: dict[str, Any] = {
     "uuid": "00000000-0000-4000-8000-000000000000", "platform": replace(Q35, tcg_cpu="qemu64"), "machine_type": "pc-q35-9.2",
-    "accel": "kvm", "cpus": 3, "memory": 3 * GIB, "disk": Path("/other/disk"), "base": Path("/other/base"), "firmware": UEFI,
+    "accel": "kvm", "cpus": 3, "memory": 3 * GIB, "disk": Path("/other/disk"), "layers": (Path("/other/base"),), "firmware": UEFI,
     "runtime": Path("/other/run"), "mac": "52:54:00:00:00:01", "vars_file": Path("/other/vars"), "seed": Path("/other/seed"),
-    "kernel": Path("/other/kernel"), "initrd": Path("/other/initrd"), "kernel_args": "other",
+    "kernel": Path("/other/kernel"), "initrd": Path("/other/initrd"), "kernel_args": "other", "warm": replace(WARM, max_cpus=4),
+    "state": Path("/other/state"),
 }  # fmt: skip
 
 
@@ -97,6 +112,63 @@ def test_no_field_of_a_machine_goes_untested(field: str) -> None:
         if whole(other) != whole(machine):
             changed.append(case)
     assert changed
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Warm)])
+def test_no_field_of_what_makes_a_machine_warm_goes_untested(field: str) -> None:
+    other = {
+        "ram": Path("/x/ram"),
+        "copy": False,
+        "state": Path("/x/state"),
+        "generation": "x",
+        "max_cpus": 4,
+        "max_memory": GIB * 20,
+    }
+    machine = CASES["tcg-bios-disk-copy"]
+    assert machine.warm
+    assert whole(replace(machine, warm=replace(machine.warm, **{field: other[field]}))) != whole(machine)
+
+
+def test_a_copy_meets_the_machine_its_template_was() -> None:
+    """What QEMU compares when it reads a state: every device with its place, and how far the machine can grow."""
+    template, copy = (describe(CASES[f"tcg-bios-disk-{kind}"]) for kind in ("template", "copy"))
+    devices = [
+        [part.args for part in parts.parts if part.kind == "device" and part.args["driver"] != "vmgenid"]
+        for parts in (template, copy)
+    ]
+    assert devices[0] == devices[1]
+    alike = [{name: value for name, value in parts.settings if name != "incoming"} for parts in (template, copy)]
+    assert alike[0] == alike[1]
+
+
+@pytest.mark.parametrize(("source", "live"), [("disk", "disk-live"), ("disk-copy", "disk-copy-live")])
+def test_a_live_copy_meets_the_machine_its_source_is(source: str, live: str) -> None:
+    before, after = (describe(CASES[f"tcg-bios-{case}"]) for case in (source, live))
+    devices = [[part.args for part in parts.parts if part.kind == "device"] for parts in (before, after)]
+    assert devices[0] == devices[1]
+    alike = [{name: value for name, value in parts.settings if name != "incoming"} for parts in (before, after)]
+    assert alike[0] == alike[1]
+
+
+def test_a_live_copy_needs_nothing_of_a_template_but_its_disk() -> None:
+    live = describe(CASES["tcg-bios-disk-copy-live"])
+    assert live.readable == [] and [grant.path for grant in live.grants if grant.role == "state"] == [HOME / "state"]
+    assert {grant.path for grant in live.grants if grant.path.is_relative_to(TEMPLATE)} == {TEMPLATE / "disk.qcow2"}
+    assert next(part.args for part in live.parts if part.args.get("id") == "ram0")["qom-type"] == "memory-backend-ram"
+
+
+def test_a_disk_that_stands_alone_never_asks_its_header_what_lies_below() -> None:
+    disk = next(part.args for part in describe(CASES["tcg-bios-disk-full"]).parts if part.args.get("node-name") == "disk0")
+    assert disk["backing"] is None
+
+
+def test_nothing_may_write_to_a_template_but_the_template() -> None:
+    copy = describe(CASES["tcg-bios-disk-copy"])
+    ram = next(part.args for part in copy.parts if part.args.get("id") == "ram0")
+    assert (ram["share"], ram["readonly"], ram["rom"]) == (False, True, "off")
+    assert {grant.mode for grant in copy.grants if grant.path.is_relative_to(TEMPLATE)} == {"ro"}
+    balloon = next(part.args for part in copy.parts if part.args.get("id") == "balloon0")
+    assert balloon["free-page-reporting"] is False
 
 
 @pytest.mark.parametrize("field", ["machine_options", "tcg_cpu", "kvm_cpu", "serial_device"])

@@ -11,6 +11,7 @@ from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.meta import Meta, utcnow
 from virtuary.model.operation import Operation, OperationSpec
+from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
 
@@ -49,7 +50,7 @@ class Context:
         return await self.store.txn(wanted, written, deletes)
 
 
-def new_operation(context: Context, kind: str, target: Vm | Image, **params: object) -> Operation:
+def new_operation(context: Context, kind: str, target: Vm | Image | Template, **params: object) -> Operation:
     spec = OperationSpec(kind=kind, target=target.key, target_name=target.name, params=params, actor=context.actor)
     return Operation(meta=Meta(name=kind), spec=spec)
 
@@ -111,6 +112,21 @@ def check_free(store: Store, target: Vm | Image) -> None:
             f"virtuary operation wait {operation.id[:8]}, or cancel it",
             operation=operation.id,
         )
+
+
+def check_not_read(store: Store, source: Vm) -> None:
+    """Raise Busy, naming it, while a full copy reads the disk of `source`."""
+    mark = f'"source":"{source.id}"'.encode()
+    for record in store.list("operation/").records:
+        if mark not in record.value or not Operation.looks_open(record.value):
+            continue
+        operation = Operation.load(record.value, record.revision)
+        if operation.spec.kind == "copy" and operation.spec.params.get("mode") == "full":
+            raise Busy(
+                f"{source.name} is being copied to {operation.spec.target_name}",
+                f"virtuary operation wait {operation.id[:8]}, or cancel it",
+                operation=operation.id,
+            )
 
 
 def raise_all(blockers: Sequence[VirtuaryError]) -> None:

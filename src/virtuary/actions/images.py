@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from virtuary.actions.context import Context, active, find_image, new_operation
+from virtuary.actions.context import Context, active, find_host, find_image, new_operation
 from virtuary.base.errors import Busy, Conflict, Exists
+from virtuary.base.units import format_size
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageWish
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation
-from virtuary.model.vm import Vm
+from virtuary.model.template import Template, TemplateSpec
+from virtuary.model.vm import Vm, default_memory
 from virtuary.store.api import Store
 
 
@@ -56,8 +58,61 @@ async def delete(context: Context, name: str) -> Operation:
         raise Busy(f"the image {image.name} is being made", f"virtuary operation cancel {operation.id[:8]}")
     changed = image.but(meta=image.meta.but(purge=True))
     operation = new_operation(context, "image-delete", image)
-    await context.commit({image.key: image.meta.revision}, {image.key: changed.dump()}, operation=operation)
+    expect, puts = _purged(templates_of(context.store, image.id))
+    await context.commit({image.key: image.meta.revision, **expect}, {image.key: changed.dump(), **puts}, operation=operation)
     return operation
+
+
+async def warm(context: Context, name: str, memory: int | None = None) -> tuple[Template, Operation]:
+    """Have a warm template made of an image, of `memory` bytes or the image's default. Raises Conflict when it is there, or can't be."""
+    image = find_image(context.store, context.catalogue.canonical(name))
+    if image.status.state != "ready" or image.meta.purge:
+        raise Conflict(f"the image {image.name} is {image.status.state}", "repeat when it is ready")
+    if not image.status.agent:
+        raise Conflict(
+            f"the image {image.name} has no guest agent, which a warm template needs", "its servers boot at every start"
+        )
+    host = find_host(context.store, context.host_id).status
+    spec = TemplateSpec(
+        image=image.name,
+        image_id=image.id,
+        memory=memory or default_memory(image.name),
+        accel="kvm" if host and host.accel == "kvm" else "tcg",
+        firmware="uefi" if image.status.firmware[0] == "uefi" else "bios",
+    )
+    same = [template for template in templates_of(context.store, image.id) if template.spec == spec and not template.meta.purge]
+    there = [template for template in same if template.status.state != "failed"]
+    if there:
+        raise Conflict(
+            f"a warm template of {image.name} with {format_size(spec.memory)} is {there[0].status.state} already",
+            f"virtuary image cool {image.name} removes it",
+        )
+    template = Template(meta=Meta(name=image.name), spec=spec)
+    operation = new_operation(context, "image-warm", template)
+    expect, puts = _purged(same)
+    await context.commit({image.key: image.meta.revision, **expect}, {template.key: template.dump(), **puts}, operation=operation)
+    return template, operation
+
+
+async def cool(context: Context, name: str) -> list[Template]:
+    """Remove the warm templates of an image; servers that run from them run on. Those that were there."""
+    image = find_image(context.store, context.catalogue.canonical(name))
+    found = [template for template in templates_of(context.store, image.id) if not template.meta.purge]
+    if found:
+        expect, puts = _purged(found)
+        await context.commit(expect, puts)
+    return found
+
+
+def templates_of(store: Store, image_id: str) -> list[Template]:
+    found = [Template.load(record.value, record.revision) for record in store.list("template/").records]
+    return [template for template in found if template.spec.image_id == image_id]
+
+
+def _purged(found: list[Template]) -> tuple[dict[str, int], dict[str, bytes]]:
+    """What a transaction expects and writes to have these templates removed."""
+    gone = {template.key: template.but(meta=template.meta.but(purge=True)).dump() for template in found}
+    return {template.key: template.meta.revision for template in found}, gone
 
 
 def users_of(store: Store, image_id: str) -> list[Vm]:

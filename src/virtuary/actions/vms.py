@@ -8,19 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from virtuary.actions import images
-from virtuary.actions.context import Context, active, check_free, find_host, find_vm, new_operation, raise_all
+from virtuary.actions.context import (
+    Context,
+    active,
+    check_free,
+    check_not_read,
+    find_host,
+    find_vm,
+    new_operation,
+    raise_all,
+)
 from virtuary.actions.names import made_up
 from virtuary.base.errors import Busy, Conflict, Exists, Invalid, NoRoom, NotFound, Stale, VirtuaryError
-from virtuary.base.units import GIB, MIB, format_size
+from virtuary.base.units import MIB, format_size
 from virtuary.model.host import HostStatus
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta, check_name, utcnow
 from virtuary.model.operation import Operation
-from virtuary.model.vm import Publish, Vm, VmChange, VmSpec, VmWish
+from virtuary.model.vm import Publish, Vm, VmChange, VmSpec, VmWish, default_memory
 from virtuary.store.api import Store
 
 HOST_RESERVE = 512 * MIB
-DEFAULT_MEMORY = {"tiny": 128 * MIB}
 START_KINDS = ("launch", "start", "restart")
 
 
@@ -38,15 +46,7 @@ class Draft:
 def draft(context: Context, wish: VmWish) -> Draft:
     """Work out a server without writing anything; the same for a dry run and for the real thing."""
     store, blockers = context.store, list[VirtuaryError]()
-    taken = {record.key.removeprefix("vm-name/") for record in store.list("vm-name/").records}
-    name = made_up(taken)
-    if wish.name is not None:
-        try:
-            name = check_name(wish.name)
-        except ValueError as error:
-            blockers.append(Invalid(str(error)))
-    if name in taken:
-        blockers.append(Exists(f"a server named {name} is there already", f"choose another name, or virtuary delete {name}"))
+    name = new_name(store, wish.name, blockers)
     image, image_operation = _image(context, wish.image, blockers)
     host = find_host(store, context.host_id).status
     spec = _spec(wish, image, context.host_id)
@@ -63,6 +63,20 @@ def draft(context: Context, wish: VmWish) -> Draft:
     vm = Vm(meta=Meta(name=name, labels=wish.labels), spec=spec)
     kind = "launch" if wish.power != "stopped" else "create"
     return Draft(vm, image, new_operation(context, kind, vm), image_operation, blockers)
+
+
+def new_name(store: Store, wanted: str | None, blockers: list[VirtuaryError]) -> str:
+    """The name of a new server: the one that is wanted, or one that is made up."""
+    taken = {record.key.removeprefix("vm-name/") for record in store.list("vm-name/").records}
+    name = made_up(taken)
+    if wanted is not None:
+        try:
+            name = check_name(wanted)
+        except ValueError as error:
+            blockers.append(Invalid(str(error)))
+    if name in taken:
+        blockers.append(Exists(f"a server named {name} is there already", f"choose another name, or virtuary delete {name}"))
+    return name
 
 
 def _image(context: Context, name: str, blockers: list[VirtuaryError]) -> tuple[Image, Operation | None]:
@@ -88,7 +102,7 @@ def _spec(wish: VmWish, image: Image, host_id: str) -> VmSpec:
         owner=host_id,
         power=wish.power,
         cpus=wish.cpus or 1,
-        memory=wish.memory or DEFAULT_MEMORY.get(image.name, 1 * GIB),
+        memory=wish.memory or default_memory(image.name),
         disk=wish.disk,
         publish=wish.publish,
         ssh_keys=wish.ssh_keys,
@@ -99,6 +113,7 @@ def _spec(wish: VmWish, image: Image, host_id: str) -> VmSpec:
         autostart=wish.autostart,
         restart_policy=wish.restart_policy,
         protect=wish.protect,
+        cold=wish.cold,
     )
 
 
@@ -200,6 +215,8 @@ async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[
     """start, stop, restart, pause or resume: a wish about power, and the operation that tells when it is true."""
     vm = find_vm(context.store, name)
     _check_deed(vm, deed)
+    if deed == "start":
+        check_not_read(context.store, vm)
     ended = _superseded(context, vm, deed)
     wanted = {"start": "running", "stop": "stopped", "restart": "running", "pause": "paused", "resume": "running"}[deed]
     restarts = vm.spec.restarts + 1 if deed == "restart" else vm.spec.restarts

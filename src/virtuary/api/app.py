@@ -28,7 +28,7 @@ def make_app(parts: Parts) -> FastAPI:
     app = FastAPI(title="Virtuary", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False)
     app.state.parts = parts
     problems.install(app)
-    for router in (vms.router, images.router, operations.router):
+    for router in (vms.router, images.router, images.templates, operations.router):
         app.include_router(router)
     _add_host_routes(app)
 

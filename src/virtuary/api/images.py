@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -12,9 +13,11 @@ from virtuary.actions import images
 from virtuary.actions.context import find_image
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, accepted, answer, body_of, page, replay
 from virtuary.base.errors import Invalid
+from virtuary.base.units import MIB
 from virtuary.model.image import ImageSource, ImageWish
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
+from virtuary.model.vm import MAX_MEMORY, MIN_MEMORY
 from virtuary.node import touch
 
 
@@ -30,6 +33,7 @@ class ImportFacts(Model):
 
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
+templates = APIRouter(prefix="/v1/templates", tags=["images"])
 
 
 @router.get("")
@@ -60,6 +64,34 @@ async def import_image(ctx: Ctx, parts: P, request: Request, name: str, facts: A
     upload = await touch.receive(parts.node.site, request.stream(), int(length))
     image, operation = await images.create(ctx, wish.but(source=wish.source.but(path=upload)))
     return accepted(operation, {"image": body_of(image)})
+
+
+class WarmParams(Model):
+    memory: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    """Bytes its copies begin with; the image's default when not given. They can grow from there."""
+
+
+@router.post("/{name}/actions/warm", status_code=202)
+async def warm_image(ctx: Ctx, name: str, params: WarmParams | None = None) -> Response:
+    """Boot the image once and save it with its memory: servers then start by resuming copies of it."""
+    if isinstance(done := replay(ctx), Operation):
+        return accepted(done, replayed=True)
+    template, operation = await images.warm(ctx, name, params.memory if params else None)
+    return accepted(operation, {"template": body_of(template)})
+
+
+@router.post("/{name}/actions/cool")
+async def cool_image(ctx: Ctx, name: str) -> Response:
+    """Remove the image's warm templates."""
+    found = [] if replay(ctx) else await images.cool(ctx, name)
+    return Response(json.dumps({"items": [body_of(template) for template in found]}), 200, media_type="application/json")
+
+
+@templates.get("")
+async def list_templates(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
+    """Warm templates: what there is, and what became of one that could not be made."""
+    found = parts.store.list("template/", after=cursor, limit=limit + 1)
+    return page(found.records, limit, found.revision)
 
 
 @router.get("/{name}")

@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
-from virtuary.actions import vms
+from virtuary.actions import copies, vms
 from virtuary.actions.context import find_vm
 from virtuary.api import auth
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, DryRun, P, Parts, accepted, answer, body_of, page, replay, wanted_revision
@@ -21,7 +21,7 @@ from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.model.image import Image
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
-from virtuary.model.vm import Vm, VmChange, VmWish
+from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
 from virtuary.node import touch
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
@@ -154,6 +154,19 @@ async def _power(ctx: Ctx, name: str, deed: str, params: Model | None) -> Respon
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
     vm, operation = await vms.power(ctx, name, deed, **(params.model_dump() if params else {}))
+    return accepted(operation, {"vm": body_of(vm)})
+
+
+@router.post("/{name}/actions/copy", status_code=202)
+async def copy_vm(ctx: Ctx, name: str, wish: VmCopy | None = None, dry_run: DryRun = False) -> Response:
+    """Make a copy: of a stopped server as an overlay or in full, or live of one that runs. The operation is the copy's."""
+    if dry_run:
+        draft = copies.draft(ctx, name, wish or VmCopy())
+        body = {"vm": body_of(draft.vm), "blockers": [blocker.problem() for blocker in draft.blockers]}
+        return Response(json.dumps(body), 200, media_type="application/json")
+    if isinstance(done := replay(ctx), Operation):
+        return accepted(done, replayed=True)
+    vm, operation = await copies.copy(ctx, name, wish or VmCopy())
     return accepted(operation, {"vm": body_of(vm)})
 
 

@@ -23,8 +23,18 @@ class VmPaths:
 
     @property
     def disk(self) -> Path:
-        """Root disk: an overlay on the image."""
+        """Root disk, an overlay on the image; once the server was copied `status.disk_file` names another file beside it."""
         return self.home / "disk.qcow2"
+
+    @property
+    def state(self) -> Path:
+        """Memory of the server that this one is a live copy of; gone once it runs as a machine of its own."""
+        return self.home / "state"
+
+    @property
+    def origin(self) -> Path:
+        """What a live copy has to know about the machine that its memory comes from."""
+        return self.home / "origin.json"
 
     @property
     def seed(self) -> Path:
@@ -108,6 +118,19 @@ class Paths:
         """The daemon's log when it runs in the background without a service manager."""
         return self.state / "daemon.log"
 
+    @property
+    def templates(self) -> Path:
+        """One folder a warm template, by id; `.making-ID` while it is being made."""
+        return self.state / "templates"
+
+    def template(self, template_id: str) -> Path:
+        return self.templates / template_id
+
+    @property
+    def layers(self) -> Path:
+        """Disks that servers and their copies share: read-only, each for as long as a server names it."""
+        return self.state / "layers"
+
     def vm(self, vm_id: str) -> VmPaths:
         return VmPaths(self.vms / vm_id, self.run / "vms" / vm_id)
 
@@ -119,7 +142,8 @@ class Paths:
         for folder, mode in ((self.state, 0o711), (self.run, 0o711), (self.cache, 0o700)):
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
             os.chmod(folder, mode)
-        for folder in (self.images, self.vms, self.key.parent, self.probes, self.downloads, self.run / "vms"):
+        private = (self.images, self.templates, self.layers, self.vms, self.key.parent, self.probes, self.downloads, self.run / "vms")
+        for folder in private:
             folder.mkdir(exist_ok=True, mode=0o700)
 
 

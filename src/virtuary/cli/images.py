@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from virtuary.base.errors import Invalid
-from virtuary.base.units import format_size
+from virtuary.base.units import MIB, format_size
 from virtuary.cli.follow import follow
 from virtuary.cli.look import every
-from virtuary.cli.options import DETACH, idempotency, options
+from virtuary.cli.options import DETACH, Size, idempotency, options
 from virtuary.cli.output import ago, emit, output_option, print_fields, print_table
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
@@ -37,21 +37,38 @@ def list_images(output: str) -> None:
     Example:
       virtuary image list
     """
-    items = sorted(every(connect(), "/v1/images"), key=lambda item: item["meta"]["name"])
+    wire = connect()
+    items = sorted(every(wire, "/v1/images"), key=lambda item: item["meta"]["name"])
+    templates = every(wire, "/v1/templates")
     rows = [
         [
             item["meta"]["name"],
             item["status"]["state"],
             format_size(item["status"]["size"]) if item["status"]["size"] else "-",
             format_size(item["status"]["virtual_size"]) if item["status"]["virtual_size"] else "-",
+            warmth(item, templates) or "-",
             item["status"]["os"] or "-",
             item["spec"]["source"]["kind"],
             ago(item["status"]["made"]),
         ]
         for item in items
     ]
-    head = ["NAME", "STATE", "SIZE", "DISK", "SYSTEM", "FROM", "AGE"]
-    emit(items, output, lambda: print_table(head, rows, "no images yet: virtuary launch debian makes the first"))
+    head = ["NAME", "STATE", "SIZE", "DISK", "WARM", "SYSTEM", "FROM", "AGE"]
+    found = [
+        {**item, "templates": [each for each in templates if each["spec"]["image_id"] == item["meta"]["id"]]} for item in items
+    ]
+    emit(found, output, lambda: print_table(head, rows, "no images yet: virtuary launch debian makes the first"))
+
+
+def warmth(image: dict[str, Any], templates: list[dict[str, Any]]) -> str:
+    """The warm templates of an image in words: the memory each begins with and what it takes on disk."""
+    words = []
+    for item in templates:
+        status = item["status"]
+        if item["spec"]["image_id"] == image["meta"]["id"] and status["state"] != "retired":
+            size = f" ({format_size(status['size'])})" if status["state"] == "ready" else f" {status['state']}"
+            words.append(format_size(item["spec"]["memory"]) + size)
+    return ", ".join(words)
 
 
 @image_command.command("show")
@@ -64,7 +81,10 @@ def show_image(name: str, output: str) -> None:
     Example:
       virtuary image show debian:12
     """
-    item = connect().call("GET", f"/v1/images/{path_part(name)}")
+    wire = connect()
+    item = wire.call("GET", f"/v1/images/{path_part(name)}")
+    templates = [each for each in every(wire, "/v1/templates") if each["spec"]["image_id"] == item["meta"]["id"]]
+    reasons = [each["status"]["reason"] for each in templates if each["status"]["reason"]]
     status, source = item["status"], item["spec"]["source"]
 
     def table() -> None:
@@ -78,13 +98,14 @@ def show_image(name: str, output: str) -> None:
                 ("sha256", status["sha256"] or "-"),
                 ("firmware", ", ".join(status["firmware"])),
                 ("agent", "yes" if status["agent"] else "no"),
+                ("warm", (warmth(item, templates) or "no") + "".join(f"; {reason}" for reason in reasons)),
                 ("cloud-init", "yes" if status["cloud_init"] else "no"),
                 ("login", status["user"]),
                 ("source", source["kind"] + (f" {origin}" if origin else "")),
             ]
         )
 
-    emit(item, output, table)
+    emit({**item, "templates": templates}, output, table)
 
 
 FACTS = options(
@@ -184,6 +205,46 @@ def import_image(file: str, name: str, form: str | None, sha256: str | None, det
             f"/v1/images/{path_part(name)}/content", {k: str(v).lower() for k, v in query.items()}, handle, os.path.getsize(file)
         )
     _follow(wire, answer, detach, output)
+
+
+@image_command.command("warm")
+@click.argument("name")
+@click.option("--memory", type=Size(), help="Memory its copies begin with; they can grow from there.")
+@DETACH
+@output_option
+def warm_image(name: str, memory: int | None, detach: bool, output: str) -> None:
+    """Make an image warm: boot it once and save it with its memory. Servers then start by resuming copies of it.
+
+    After the first launch of an image this happens by itself in the background.
+
+    \b
+    Examples:
+      virtuary image warm debian
+      virtuary image warm debian --memory 4GiB
+    """
+    wire = connect()
+    body = {"memory": -(-memory // MIB) * MIB} if memory else {}
+    answer = wire.call("POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency())
+    if detach:
+        print(answer["operation"]["meta"]["id"])
+        return
+    follow(wire, answer["operation"], quiet=output != "table")
+    found = [item for item in every(wire, "/v1/templates") if item["meta"]["id"] == answer["template"]["meta"]["id"]]
+    emit(found[0] if found else answer["template"], output, lambda: print(f"the image {name} is warm: virtuary launch {name}"))
+
+
+@image_command.command("cool")
+@click.argument("name")
+def cool_image(name: str) -> None:
+    """Remove an image's warm templates. Servers that run from them run on; the next launch boots.
+
+    \b
+    Example:
+      virtuary image cool debian
+    """
+    found = connect().call("POST", f"/v1/images/{path_part(name)}/actions/cool", {})["items"]
+    freed = format_size(sum(item["status"]["size"] for item in found))
+    print(f"{len(found)} warm template{'' if len(found) == 1 else 's'} of {name} removed" + (f", {freed}" if found else ""))
 
 
 @image_command.command("delete")

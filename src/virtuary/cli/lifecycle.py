@@ -23,14 +23,17 @@ from virtuary.client.wire import Wire, path_part
 @BIRTH
 @DETACH
 @click.option("--timeout", type=Duration(), help="Stop waiting after so long; the server goes on.")
-def launch_command(image: str, name: str | None, **given: Any) -> None:
+@click.option("--count", type=click.IntRange(1, 1000), default=1, help="So many servers at once, named NAME-1, NAME-2 and so on.")
+def launch_command(image: str, name: str | None, count: int, **given: Any) -> None:
     """Create a server, start it, and wait until a shell is possible.
 
-    The image is made first where it is missing. A name is made up when none is given.
+    The image is made first where it is missing. A name is made up when none is given. The first launch of an image boots; later
+    ones resume a copy of a warm template.
 
     \b
     Examples:
       virtuary launch debian web1
+      virtuary launch debian worker --count 10
       virtuary launch debian --cpus 2 --memory 4GiB --disk 20GiB --publish 8080:80
       virtuary launch tiny --dry-run
     """
@@ -38,6 +41,8 @@ def launch_command(image: str, name: str | None, **given: Any) -> None:
     wish = birth_wish(image, name, given)
     if given["dry_run"]:
         return _show_plan(wire, wish, given["output"])
+    if count > 1:
+        return _launch_many(wire, wish, count, given)
     answer = wire.call("POST", "/v1/vms", wish, headers=idempotency())
     vm, operation = answer["vm"], answer["operation"]
     if given["detach"]:
@@ -57,6 +62,33 @@ def launch_command(image: str, name: str | None, **given: Any) -> None:
         raise
     vm = wire.call("GET", f"/v1/vms/{path_part(vm_name)}")
     emit(vm, given["output"], lambda: _ready(vm))
+
+
+def _launch_many(wire: Wire, wish: dict[str, Any], count: int, given: dict[str, Any]) -> None:
+    """Ask for all of them, then follow one after the other; the first error is raised at the end, the others are told."""
+    if wish.get("publish"):
+        raise Invalid("a port of the host can be published by one server only", "leave out --publish or --count")
+    begun, found, failure = [], [], None
+    for number in range(1, count + 1):
+        named = {**wish, "name": f"{wish['name']}-{number}"} if "name" in wish else wish
+        try:
+            begun.append(wire.call("POST", "/v1/vms", named, headers=idempotency()))
+        except VirtuaryError as error:
+            failure = _keep(failure, error, count)
+    if given["detach"]:
+        emit(begun, given["output"], lambda: print("\n".join(answer["operation"]["meta"]["id"] for answer in begun)))
+    for answer in begun if not given["detach"] else ():
+        try:
+            follow(wire, answer["operation"], quiet=True, limit=given["timeout"])
+            found.append(wire.call("GET", f"/v1/vms/{path_part(answer['vm']['meta']['name'])}"))
+            if given["output"] == "table":
+                _ready(found[-1])
+        except VirtuaryError as error:
+            failure = _keep(failure, error, count)
+    if given["output"] != "table" and not given["detach"]:
+        emit(found, given["output"])
+    if failure:
+        raise failure
 
 
 def _ready(vm: dict[str, Any]) -> None:

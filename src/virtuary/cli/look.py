@@ -111,6 +111,12 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
         facts += [
             ("accelerator", accel),
             ("isolation", f"level {level}"),
+            (
+                "started",
+                "as a copy of a warm template"
+                if runtime["template"]
+                else f"by a boot{': ' + status['cold'] if status['cold'] else ''}",
+            ),
             ("network", runtime["network"]),
             ("process", f"{runtime['pid']}, user {runtime['uid']}"),
             ("stages", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in status["stages"].items()) or "-"),

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restart": ("lifecycle", "Stop servers and start them again."),
     "pause": ("lifecycle", "Freeze servers where they are."),
     "resume": ("lifecycle", "Let paused servers go on."),
+    "copy": ("copies", "Copy a server."),
     "rename": ("lifecycle", "Give a server another name."),
     "set": ("lifecycle", "Change a server."),
     "delete": ("lifecycle", "Move servers to the trash, or remove them for good."),

@@ -79,6 +79,7 @@ BIRTH = options(
     click.option("--ssh-key", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Public key that may log in."),
     click.option("--arch", type=click.Choice(["x86_64"]), help="Architecture."),
     click.option("--firmware", type=click.Choice(["auto", "bios", "uefi"]), help="Firmware."),
+    click.option("--cold", is_flag=True, help="Boot, also where a copy of a warm template could be resumed."),
     click.option("--dry-run", is_flag=True, help="Show the plan and what stands against it; change nothing."),
     output_option,
 )
@@ -133,6 +134,8 @@ def birth_wish(image: str, name: str | None, given: dict[str, Any]) -> dict[str,
     for key in ("arch", "firmware"):
         if given.get(key):
             wish[key] = given[key]
+    if given.get("cold"):
+        wish["cold"] = True
     if given.get("user_data"):
         with click.open_file(given["user_data"]) as handle:
             wish["user_data"] = handle.read()

@@ -10,11 +10,12 @@ from typing import Any, Self
 import httpx2
 
 from virtuary.base.errors import GuestSilent, PeerAway, from_problem
-from virtuary.client.results import Outcome, exec_body, idempotency, judged, outcome, vm_change, vm_wish
+from virtuary.client.results import Outcome, exec_body, idempotency, judged, outcome, vm_change, vm_copy, vm_wish
 from virtuary.client.start import connect
 from virtuary.client.wire import path_part
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.operation import Operation
+from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 
 
@@ -80,6 +81,13 @@ class AsyncClient:
     async def resume(self, name: str) -> Vm:
         return await self._deed(name, "resume", {}, None)
 
+    async def copy(self, name: str, new_name: str | None = None, *, timeout: float | None = None, **fields: Any) -> Vm:
+        """Copy a server and wait for the copy. `fields` are those of `model.vm.VmCopy`: mode is overlay, full or live."""
+        body = vm_copy(new_name, fields)
+        answer = await self._call("POST", f"/v1/vms/{path_part(name)}/actions/copy", body, headers=idempotency())
+        await self.wait(answer["operation"]["meta"]["id"], timeout)
+        return await self.vm(answer["vm"]["meta"]["name"])
+
     async def delete(self, name: str, *, now: bool = False, force: bool = False) -> None:
         """Move to the trash, or with `now` remove for good."""
         query = {"now": str(now).lower(), "force": str(force).lower()}
@@ -88,6 +96,11 @@ class AsyncClient:
 
     async def undelete(self, name: str, new_name: str | None = None) -> Vm:
         return Vm.model_validate(await self._call("POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name}))
+
+    async def way_in(self, name: str) -> dict[str, Any]:
+        """How to log in by SSH: host, port, user, key, known_hosts, alias (of its host key), ready."""
+        found: dict[str, Any] = await self._call("GET", f"/v1/vms/{path_part(name)}/ssh")
+        return found
 
     async def execute(self, name: str, command: list[str], *, stdin: bytes = b"", timeout: float = 60) -> Outcome:
         """Run a command in the guest through its agent."""
@@ -108,6 +121,20 @@ class AsyncClient:
     async def delete_image(self, name: str) -> None:
         answer = await self._call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())
         await self.wait(answer["operation"]["meta"]["id"])
+
+    async def warm_image(self, name: str, memory: int | None = None, *, timeout: float | None = None) -> Template:
+        """Have a warm template made of an image, of `memory` bytes or its default, and wait for it."""
+        body = {} if memory is None else {"memory": memory}
+        answer = await self._call("POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency())
+        await self.wait(answer["operation"]["meta"]["id"], timeout)
+        return next(template for template in await self.templates() if template.id == answer["template"]["meta"]["id"])
+
+    async def cool_image(self, name: str) -> None:
+        """Remove an image's warm templates."""
+        await self._call("POST", f"/v1/images/{path_part(name)}/actions/cool", {})
+
+    async def templates(self) -> list[Template]:
+        return [Template.model_validate(item) for item in await self._pages("/v1/templates")]
 
     async def operation(self, identity: str) -> Operation:
         return Operation.model_validate(await self._call("GET", f"/v1/operations/{identity}"))

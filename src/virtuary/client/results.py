@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from virtuary.base.errors import Failed, from_problem
 from virtuary.model.operation import Operation
-from virtuary.model.vm import VmChange, VmWish
+from virtuary.model.vm import VmChange, VmCopy, VmWish
 
 
 class Outcome(NamedTuple):
@@ -36,6 +36,10 @@ def vm_wish(image: str, name: str | None, fields: dict[str, Any]) -> dict[str, A
 
 def vm_change(fields: dict[str, Any]) -> dict[str, Any]:
     return VmChange(**fields).model_dump(mode="json", exclude_unset=True)
+
+
+def vm_copy(name: str | None, fields: dict[str, Any]) -> dict[str, Any]:
+    return VmCopy(name=name, **fields).model_dump(mode="json", exclude_unset=True)
 
 
 def exec_body(command: list[str], stdin: bytes, timeout: float) -> dict[str, Any]:

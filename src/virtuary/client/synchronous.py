@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from virtuary.base.errors import GuestSilent
-from virtuary.client.results import Outcome, exec_body, idempotency, judged, outcome, vm_change, vm_wish
+from virtuary.client.results import Outcome, exec_body, idempotency, judged, outcome, vm_change, vm_copy, vm_wish
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.operation import Operation
+from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 
 
@@ -69,6 +70,13 @@ class Client:
     def resume(self, name: str) -> Vm:
         return self._deed(name, "resume", {}, None)
 
+    def copy(self, name: str, new_name: str | None = None, *, timeout: float | None = None, **fields: Any) -> Vm:
+        """Copy a server and wait for the copy. `fields` are those of `model.vm.VmCopy`: mode is overlay, full or live."""
+        body = vm_copy(new_name, fields)
+        answer = self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/copy", body, headers=idempotency())
+        self.wait(answer["operation"]["meta"]["id"], timeout)
+        return self.vm(answer["vm"]["meta"]["name"])
+
     def delete(self, name: str, *, now: bool = False, force: bool = False) -> None:
         """Move to the trash, or with `now` remove for good."""
         query = {"now": str(now).lower(), "force": str(force).lower()}
@@ -77,6 +85,11 @@ class Client:
 
     def undelete(self, name: str, new_name: str | None = None) -> Vm:
         return Vm.model_validate(self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name}))
+
+    def way_in(self, name: str) -> dict[str, Any]:
+        """How to log in by SSH: host, port, user, key, known_hosts, alias (of its host key), ready."""
+        found: dict[str, Any] = self._wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
+        return found
 
     def execute(self, name: str, command: list[str], *, stdin: bytes = b"", timeout: float = 60) -> Outcome:
         """Run a command in the guest through its agent."""
@@ -98,6 +111,21 @@ class Client:
     def delete_image(self, name: str) -> None:
         answer = self._wire.call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())
         self.wait(answer["operation"]["meta"]["id"])
+
+    def warm_image(self, name: str, memory: int | None = None, *, timeout: float | None = None) -> Template:
+        """Have a warm template made of an image, of `memory` bytes or its default, and wait for it."""
+        body = {} if memory is None else {"memory": memory}
+        answer = self._wire.call("POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency())
+        self.wait(answer["operation"]["meta"]["id"], timeout)
+        return next(template for template in self.templates() if template.id == answer["template"]["meta"]["id"])
+
+    def cool_image(self, name: str) -> None:
+        """Remove an image's warm templates."""
+        self._wire.call("POST", f"/v1/images/{path_part(name)}/actions/cool", {})
+
+    def templates(self) -> Iterator[Template]:
+        for item in self._pages("/v1/templates"):
+            yield Template.model_validate(item)
 
     def operation(self, identity: str) -> Operation:
         return Operation.model_validate(self._wire.call("GET", f"/v1/operations/{identity}"))

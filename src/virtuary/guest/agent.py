@@ -76,10 +76,13 @@ class Agent:
     async def _line(self) -> bytes:
         return await self._reader.readuntil(b"\n")
 
-    async def execute(self, command: list[str], stdin: bytes = b"", deadline: float = 60, poll: float = 0.02) -> Outcome:
+    async def execute(
+        self, command: list[str], stdin: bytes = b"", deadline: float = 60, poll: float = 0.02, slowest: float = 0.5
+    ) -> Outcome:
         """Run a command in the guest and wait for its end; output is captured by the agent (16 MiB each).
 
-        Raises Failed when it can't be started, GuestSilent at the deadline (the command goes on in the guest).
+        Raises Failed when it can't be started, GuestSilent at the deadline (the command goes on in the guest). Its end is asked for
+        after `poll` seconds, then ever more seldom, at least every `slowest`.
         """
         arguments: dict[str, Any] = {"path": command[0], "arg": command[1:], "capture-output": True}
         if stdin:
@@ -96,7 +99,7 @@ class Agent:
             if loop.time() > end:
                 raise GuestSilent(f"the command did not end within {deadline:.0f} s", "it goes on in the guest")
             await asyncio.sleep(poll)
-            poll = min(poll * 1.5, 0.5)
+            poll = min(poll * 1.5, slowest)
 
     async def addresses(self) -> tuple[str, ...]:
         """The guest's own addresses, without loopback and link-local ones; IPv4 first."""

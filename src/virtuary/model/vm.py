@@ -17,11 +17,21 @@ State = Literal[
     "creating", "starting", "running", "paused", "stopping", "stopped", "crashed", "unresponsive", "unknown", "trashed"
 ]
 Arch = Literal["x86_64"]
+CopyMode = Literal["overlay", "full", "live"]
+"""overlay: a stopped server's disk becomes a layer below both. full: a disk of its own. live: memory and disk of one that runs."""
 STAGES = ("image", "disk", "firmware", "kernel", "agent", "network", "ssh")
 """What a launch passes through, in this order; each is noted when a real signal shows it."""
 
 MIN_MEMORY, MAX_MEMORY = 64 * MIB, 16 * 1024 * GIB
 MAX_DISK = 64 * 1024 * GIB
+DEFAULT_MEMORY = {"tiny": 128 * MIB}
+
+
+def default_memory(image: str) -> int:
+    """Bytes of memory a server of this image gets when nobody says how much."""
+    return DEFAULT_MEMORY.get(image, 1 * GIB)
+
+
 _KEY_KIND = r"(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp(?:256|384|521)|sk-[a-z0-9@.-]+)"
 _KEY = re.compile(_KEY_KIND + r" [A-Za-z0-9+/=]{40,16000}(?: [^\n\r]{0,200})?")
 
@@ -56,6 +66,15 @@ class Publish(Model):
         return f"{self.address}:{self.host}->{self.guest}/{self.protocol}"
 
 
+class Origin(Model):
+    """The server that another one is a copy of."""
+
+    id: str
+    name: str
+    """The name it had when it was copied."""
+    mode: CopyMode
+
+
 class VmSpec(Model):
     image: ImageName
     image_id: str = ""
@@ -80,8 +99,12 @@ class VmSpec(Model):
     restart_policy: Literal["always", "on-failure", "no"] = "no"
     protect: bool = False
     """While set, deletion is refused."""
+    cold: bool = False
+    """Whether its first start is a boot in any case, never the resume of a warm template's copy."""
     restarts: int = Field(default=0, ge=0)
     """Counts restarts asked for; a running server started under a smaller count is restarted."""
+    origin: Origin | None = None
+    """For a copy: of which server, and how."""
 
     @model_validator(mode="after")
     def _ports_are_distinct(self) -> VmSpec:
@@ -112,6 +135,7 @@ class VmWish(Model):
     autostart: bool = False
     restart_policy: Literal["always", "on-failure", "no"] = "no"
     protect: bool = False
+    cold: bool = False
 
 
 class VmChange(Model):
@@ -126,6 +150,32 @@ class VmChange(Model):
     autostart: bool | None = None
     restart_policy: Literal["always", "on-failure", "no"] | None = None
     protect: bool | None = None
+
+
+class VmCopy(Model):
+    """What a user may say when copying a server; whatever is left out is as its source has it, but for published ports: none."""
+
+    name: str | None = None
+    mode: CopyMode = "overlay"
+    start: bool = False
+    """Whether the copy of a stopped server is started; a live copy runs in any case."""
+    labels: dict[str, str] | None = None
+    cpus: int | None = Field(default=None, ge=1, le=255)
+    memory: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
+    publish: tuple[Publish, ...] = ()
+    accel: Literal["auto", "kvm", "tcg"] | None = None
+    autostart: bool = False
+    restart_policy: Literal["always", "on-failure", "no"] | None = None
+    protect: bool = False
+
+
+class Shape(Model):
+    """The memory a process began with, and how far it can grow: what one that takes over its memory has to match."""
+
+    memory: int
+    max_cpus: int
+    max_memory: int
 
 
 class Runtime(Model):
@@ -148,6 +198,12 @@ class Runtime(Model):
     network: Literal["passt", "qemu-user", "none"] = "none"
     ssh_port: int | None = None
     """Port on 127.0.0.1 of the host that leads to the guest's SSH."""
+    template: str | None = None
+    """Id of the warm template whose memory this process resumed; None when it booted."""
+    live: bool = False
+    """Whether it resumed the memory of another server, of which it is a live copy."""
+    shape: Shape | None = None
+    """Of a live copy: the room to grow it has from the process it was copied from; None when that had none."""
     end: str | None = None
     """Why it is being ended, noted before it is: shutdown (by the guest), stop, restart, panic, cancel. None: unexpected."""
     started: datetime
@@ -170,6 +226,20 @@ class VmStatus(Model):
     runtime: Runtime | None = None
     disk_ready: bool = False
     disk_size: int | None = None
+    disk_file: str = "disk.qcow2"
+    """Name of its own disk in its folder; another one after it was copied, when what it had became a layer."""
+    layers: tuple[str, ...] = ()
+    """Files between the image and the server's own disk, the lowest first; relative to the state folder, never changed."""
+    base: bool = True
+    """Whether the image lies below all of them; nothing does below a full copy."""
+    copied: bool = False
+    """Of a copy: whether its source has given what it is made of."""
+    renew: bool = False
+    """Whether its guest still is who its source is: its first start gives it another machine-id and other SSH host keys too."""
+    template: str | None = None
+    """Id of the warm template its disk was made on, whose copy its first start resumes."""
+    cold: str | None = None
+    """Why its first start booted, or will boot, instead of resuming a warm template's copy."""
     identity: str | None = None
     """The hostname whose identity has been given to the guest; None before the first time."""
     addresses: tuple[str, ...] = ()

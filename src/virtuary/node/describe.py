@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 from virtuary.base.errors import HostLacks, NoRoom
 from virtuary.model.image import Image
@@ -27,6 +28,12 @@ def firmware_of(vm: Vm, image: Image) -> Firmware:
     if kind not in image.status.firmware:
         raise HostLacks(f"the image {image.name} can't start by {kind.upper()}", f"leave out --firmware {kind}")
     return BIOS if kind == "bios" else find_uefi(vm.spec.arch)
+
+
+def layers_of(site: Site, vm: Vm) -> tuple[Path, ...]:
+    """The files below the server's own disk, the lowest first."""
+    image = (site.paths.image(vm.spec.image_id) / "disk.qcow2",) if vm.status.base else ()
+    return (*image, *(site.paths.state / layer for layer in vm.status.layers))
 
 
 def forwards_of(vm: Vm) -> tuple[Forward, ...]:
@@ -53,8 +60,8 @@ async def machine_of(site: Site, vm: Vm, image: Image, accel: str) -> Machine:
         accel="kvm" if accel == "kvm" else "tcg",
         cpus=vm.spec.cpus,
         memory=vm.spec.memory,
-        disk=paths.disk,
-        base=folder / "disk.qcow2",
+        disk=paths.home / vm.status.disk_file,
+        layers=layers_of(site, vm),
         firmware=firmware,
         runtime=paths.runtime,
         mac=mac_of(vm.id),

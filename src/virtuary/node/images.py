@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ class ImageWorker:
         partial = final.with_name(f".making-{image.id}")
         if not final.exists():
             shutil.rmtree(partial, ignore_errors=True)
-            report = self._reporter(operation)
+            report = operations.reporter(self.site.store, operation)
             try:
                 partial.mkdir(mode=0o700)
                 crashpoint("image.before_make")
@@ -122,23 +121,6 @@ class ImageWorker:
     def _means(self) -> making.Means:
         settings = self.site.settings.images
         return making.Means(self.site.paths.downloads, settings.mirrors, settings.allow_private)
-
-    def _reporter(self, operation: str | None) -> Callable[[str, float | None], None]:
-        """Notes progress on the operation, at most four times a second, from wherever it is told."""
-        loop = asyncio.get_running_loop()
-        last: dict[str, Any] = {"at": 0.0, "task": None}
-
-        def report(text: str, fraction: float | None) -> None:
-            now = loop.time()
-            if operation is None or (text == last.get("text") and now - last["at"] < 0.25):
-                return
-            if last["task"] is not None and not last["task"].done():
-                return
-            last.update(at=now, text=text)
-            progress = None if fraction is None else round(min(max(fraction, 0.0), 1.0), 3)
-            last["task"] = loop.create_task(operations.note(self.site.store, operation, text, stage=text, progress=progress))
-
-        return report
 
     async def _drop(self, operation: str | None, error: VirtuaryError | None) -> None:
         """The making ended badly: the operation tells why, and the image is gone as if never asked for."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
@@ -14,9 +15,10 @@ from virtuary.base.log import say
 from virtuary.base.proc import run
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
-from virtuary.node import operations
+from virtuary.node import copies, operations, templates
 from virtuary.node.images import ImageWorker
 from virtuary.node.site import Site
+from virtuary.node.templates import TemplateWorker
 from virtuary.node.worker import Worker
 from virtuary.qemu.process import become_subreaper
 
@@ -31,6 +33,10 @@ class _Work(Protocol):
     async def work(self) -> None: ...
 
 
+WORKERS: dict[str, Callable[[Site, str], _Work]] = {"vm": Worker, "image": ImageWorker, "template": TemplateWorker}
+KINDS = tuple(f"{kind}/" for kind in WORKERS)
+
+
 class Node:
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -41,9 +47,11 @@ class Node:
         """Make what the host needs, then a worker for every document there is."""
         become_subreaper()
         await ensure_key(self.site)
-        for leftover in self.site.paths.images.glob(".making-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for folder in (self.site.paths.images, self.site.paths.templates):
+            for leftover in folder.glob(".making-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
         self._drop_uploads()
+        copies.drop_layers(self.site)
         await self._autostart()
 
     def _drop_uploads(self) -> None:
@@ -75,7 +83,7 @@ class Node:
         store = self.site.store
         while True:
             since = store.revision
-            for prefix in ("vm/", "image/"):
+            for prefix in KINDS:
                 for record in store.list(prefix).records:
                     self._wake(record.key)
             try:
@@ -86,22 +94,30 @@ class Node:
                 continue  # the log was compacted below us: list again
 
     def _on_change(self, key: str, value: bytes | None) -> None:
-        if key.startswith(("vm/", "image/")):
+        if key.startswith(KINDS):
             self._wake(key)
             if key.startswith("image/"):
-                for other in [name for name in self.workers if name.startswith("vm/")]:
-                    self._wake(other)
+                self._wake_all("vm/")
+            elif key.startswith("vm/") and value is None:
+                self._wake_all("template/")  # one that waited for its last copy to go
+                copies.drop_layers(self.site)
         elif key.startswith("operation/") and value:
-            self._wake(Operation.load(value, 0).spec.target)
+            about = Operation.load(value, 0).spec
+            self._wake(about.target)
+            self._wake(f"vm/{about.params.get('source', '')}")
+
+    def _wake_all(self, prefix: str) -> None:
+        for key in [name for name in self.workers if name.startswith(prefix)]:
+            self._wake(key)
 
     def _wake(self, key: str) -> None:
-        if not key.startswith(("vm/", "image/")):
+        if not key.startswith(KINDS):
             return
         if key not in self.workers:
             if self.site.store.get(key) is None:
                 return
             kind, _, identity = key.partition("/")
-            worker: _Work = Worker(self.site, identity) if kind == "vm" else ImageWorker(self.site, identity)
+            worker: _Work = WORKERS[kind](self.site, identity)
             self.workers[key] = worker
             task = asyncio.create_task(worker.work(), name=key)
             task.add_done_callback(lambda done: self._ended(key, done))
@@ -133,9 +149,12 @@ class Node:
             say(logger, "host was restarted", vm=vm.name, wanted=wanted)
 
     async def _keep_house(self) -> None:
-        """Empty the trash after seven days; forget old operations and idempotency keys."""
+        """Empty the trash after seven days; forget old operations and idempotency keys; keep templates current and few; remove layers nobody needs."""
         while True:
             with contextlib.suppress(VirtuaryError):
+                await templates.renew(self.site)
+                await templates.keep_budget(self.site)
+                copies.drop_layers(self.site)
                 await self._empty_trash()
                 await self._forget_operations()
             await self.site.clock.sleep(HOUSEKEEPING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from virtuary.base.errors import Conflict, VirtuaryError
@@ -19,6 +21,18 @@ def open_operations(store: Store, target: str | None = None) -> list[Operation]:
     """Operations that have not ended, oldest first; those on `target` only, if named."""
     found = [record for record in store.list("operation/").records if Operation.looks_open(record.value, target)]
     return sorted((Operation.load(record.value, record.revision) for record in found), key=lambda item: item.meta.created)
+
+
+def open_about(store: Store, key: str) -> tuple[list[Operation], list[Operation]]:
+    """Operations on this server that have not ended, and those that copy it; each oldest first."""
+    mark = f'"source":"{key.partition("/")[2]}"'.encode()
+    every = [record for record in store.list("operation/").records if Operation.looks_open(record.value)]
+    found = [
+        Operation.load(record.value, record.revision) for record in every if key.encode() in record.value or mark in record.value
+    ]
+    found.sort(key=lambda item: item.meta.created)
+    on = [item for item in found if item.spec.target == key]
+    return on, [item for item in found if item.spec.kind == "copy" and item.spec.params.get("source") == key.partition("/")[2]]
 
 
 def noted(operation: Operation, text: str | None = None, **changes: Any) -> Operation:
@@ -64,6 +78,24 @@ async def note(store: Store, key: str, *texts: str, **changes: Any) -> None:
         return noted(operation, **changes)
 
     await write(store, key, change)
+
+
+def reporter(store: Store, key: str | None) -> Callable[[str, float | None], None]:
+    """Notes a text and a share on the operation, at most four times a second; it never waits. For nobody when there is none."""
+    loop = asyncio.get_running_loop()
+    last: dict[str, Any] = {"at": 0.0, "task": None}
+
+    def report(text: str, fraction: float | None) -> None:
+        now = loop.time()
+        if key is None or (text == last.get("text") and now - last["at"] < 0.25):
+            return
+        if last["task"] is not None and not last["task"].done():
+            return
+        last.update(at=now, text=text)
+        progress = None if fraction is None else round(min(max(fraction, 0.0), 1.0), 3)
+        last["task"] = loop.create_task(note(store, key, text, stage=text, progress=progress))
+
+    return report
 
 
 async def finish(store: Store, key: str, error: VirtuaryError | None = None, cancelled: bool = False) -> None:

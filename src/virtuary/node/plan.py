@@ -10,7 +10,7 @@ import re
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from virtuary.model.vm import State
+from virtuary.model.vm import State, Vm
 from virtuary.node.world import World
 
 CRASH_WINDOW = timedelta(minutes=10)
@@ -19,6 +19,8 @@ STOP_TIMEOUT = 90.0
 """Seconds a guest is given to shut down when nobody said otherwise."""
 ASK_AGAIN = 15.0
 """A guest that is still booting ignores the power button: it is pressed again."""
+UNBORN_LIMIT = timedelta(seconds=120)
+"""How long the guest of a live copy may keep silent before the copy is given up."""
 
 
 class Step(NamedTuple):
@@ -30,9 +32,9 @@ class Step(NamedTuple):
 
 def plan(me: str, world: World) -> Step | None:
     """The next step of host `me` about one server; None means wait."""
-    if world.vm.spec.owner != me:
+    if world.vm.spec.owner != me or world.held:
         return None
-    for planner in (cancelling, removal, ended, stopping, preparing, running, reporting, finishing):
+    for planner in (cancelling, removal, ended, tidying, copying, stopping, preparing, running, reporting, finishing):
         if step := planner(world):
             return step
     return None
@@ -63,7 +65,7 @@ def ended(world: World) -> Step | None:
     if world.process == "stray":
         return Step("end_stray")
     if runtime and world.process == "absent":
-        return Step("collect", after_end(world))
+        return Step("drop_copy", why_unborn(world)) if unborn(world.vm) else Step("collect", after_end(world))
     if world.process != "alive" or runtime is None or runtime.end:
         return Step("kill", runtime.end) if world.process == "alive" and runtime and runtime.end else None
     if world.qemu == "shutdown":  # by its own hand, or because we asked
@@ -94,12 +96,37 @@ def after_end(world: World) -> End:
     if why == "shutdown":
         again = spec.restart_policy == "always" and spec.power != "stopped"
         return End("stopped", "the guest shut itself down", False, again)
+    if why == "cold" or never_handed_out(world.vm):  # a copy that failed on the way is no crash of the server's: it boots instead
+        return End("stopped", None, False, spec.power != "stopped")
     reason = crash_reason(world)
     recent = [crash for crash in world.vm.status.crashes if world.wall - crash.at < CRASH_WINDOW]
     again = spec.restart_policy in ("always", "on-failure") and spec.power != "stopped" and len(recent) + 1 < CRASH_LIMIT
     if not again and spec.restart_policy != "no" and len(recent) + 1 >= CRASH_LIMIT:
         reason += f"; not restarted, because it crashed {CRASH_LIMIT} times within 10 minutes"
     return End("crashed", reason, True, again)
+
+
+def never_handed_out(vm: Vm) -> bool:
+    """Whether this run resumed a copy that has not become a machine of its own: nobody may have used it. Pure."""
+    runtime = vm.status.runtime
+    return runtime is not None and (runtime.template is not None or runtime.live) and vm.status.identity is None
+
+
+def unborn(vm: Vm) -> bool:
+    """Whether this is a live copy that is no machine of its own yet: it becomes one in its first run, or it is nothing. Pure."""
+    return vm.spec.origin is not None and vm.spec.origin.mode == "live" and vm.status.identity is None
+
+
+def why_unborn(world: World) -> str:
+    """Why a live copy ended before it was a machine of its own. Pure."""
+    runtime = world.vm.status.runtime
+    match runtime.end if runtime else "stop":
+        case "silent":
+            return f"its guest agent did not answer within {UNBORN_LIMIT.seconds} s"
+        case None:
+            return crash_reason(world)
+        case _:
+            return "it was ended before it was a machine of its own"
 
 
 def crash_reason(world: World) -> str:
@@ -123,6 +150,44 @@ def _plain(words: str) -> str:
     return re.sub(r"^\S+Z (qemu-system-\w+: )?", "", lines[-1])[:300] if lines else ""
 
 
+def tidying(world: World) -> Step | None:
+    """What a crash in the middle of copying left in the server's folder."""
+    return Step("tidy_home") if "leftover" in world.files else None
+
+
+def copying(world: World) -> Step | None:
+    """As a source: give the copy that waits longest what it is made of, or tell it why not. And end what a copy left behind."""
+    vm = world.vm
+    if world.process == "alive" and world.connected and world.qemu in ("finish-migrate", "postmigrate"):
+        return Step("end_save")
+    if not world.copies or vm.meta.deleted or not vm.status.disk_ready:
+        return None
+    copy = world.copies[0]
+    origin = copy.spec.origin
+    assert origin
+    if origin.mode == "live":
+        if why := no_live_source(world):
+            return Step("refuse_copy", (copy, why))
+        return Step("save_live", copy) if world.connected and "agent" in world.signals else None
+    if world.process == "alive":
+        return Step("refuse_copy", (copy, f"{vm.name} runs")) if vm.spec.power != "stopped" else None
+    if world.process == "absent" and "disk" not in world.files:
+        return Step("refuse_copy", (copy, f"the disk of {vm.name} is gone"))
+    return Step("share_disk" if origin.mode == "overlay" else "convert_disk", copy) if world.process == "absent" else None
+
+
+def no_live_source(world: World) -> str | None:
+    """Why the machine can't be copied as it runs; None also where that can't be told yet. Pure."""
+    vm = world.vm
+    if world.process != "alive" or vm.spec.power == "stopped" or world.restart_due:
+        return f"{vm.name} does not run any more"
+    if vm.spec.power == "paused" or world.qemu in ("paused", "prelaunch", "io-error", "inmigrate"):
+        return f"{vm.name} is paused"
+    if world.silent or world.qemu not in ("running", None):
+        return f"{vm.name} does not run as it should"
+    return None
+
+
 def stopping(world: World) -> Step | None:
     """Stop what should not run: ask the guest, ask again, and at the end of its time pull the plug."""
     vm = world.vm
@@ -130,7 +195,9 @@ def stopping(world: World) -> Step | None:
         return None
     why = "restart" if world.restart_due and vm.spec.power != "stopped" else "stop"
     params = world.operation.spec.params if world.operation and world.operation.spec.kind in ("stop", "restart", "delete") else {}
-    if params.get("force") or world.qemu == "prelaunch":  # a guest that never ran can't be asked
+    if (
+        params.get("force") or world.qemu in ("prelaunch", "inmigrate") or never_handed_out(vm)
+    ):  # a guest that never ran can't be asked
         return Step("kill", why)
     timeout = float(params.get("timeout", STOP_TIMEOUT))
     if world.asked_to_stop is None:
@@ -145,6 +212,8 @@ def preparing(world: World) -> Step | None:
     vm, image = world.vm, world.image
     if world.process != "absent" or vm.meta.deleted:
         return None
+    if vm.spec.origin and not vm.status.copied:
+        return Step("drop_copy", why) if (why := forsaken(world)) else None
     if image is None:
         return Step("fail", f"the image {vm.spec.image} is gone")
     if image.status.state == "failed":
@@ -152,16 +221,34 @@ def preparing(world: World) -> Step | None:
     if image.status.state != "ready":
         return Step("follow_image") if world.operation else None
     if not vm.status.disk_ready:
-        return Step("make_disk")
+        return Step("make_disk" if vm.spec.origin is None else "stand_on_layer")
     if "disk" not in world.files:  # never made anew: an empty disk in the place of a lost one would hide the loss
         return Step("fail", f"the disk of {vm.name} is gone") if vm.spec.power != "stopped" else None
+    if unborn(vm):
+        if vm.spec.power == "stopped" or "state" not in world.files:
+            return Step(
+                "drop_copy", why_unborn(world) if vm.spec.power == "stopped" else "the memory it was to go on with is gone"
+            )
+        return Step("start_live")
     if vm.spec.power == "stopped":
         return None
-    if vm.spec.disk and vm.status.disk_size and vm.spec.disk > vm.status.disk_size:
+    warm = vm.status.template is not None and vm.status.identity is None
+    if vm.spec.disk and vm.status.disk_size and vm.spec.disk > vm.status.disk_size and not warm:
         return Step("grow_disk", vm.spec.disk)
     if (vm.spec.user_data or not image.status.agent) and image.status.cloud_init and "seed" not in world.files:
         return Step("make_seed")
-    return Step("start")
+    return Step("start_warm" if warm else "start")
+
+
+def forsaken(world: World) -> str | None:
+    """Why a copy that waits for its source waits in vain, None when it does not. Pure."""
+    origin, source = world.vm.spec.origin, world.source
+    assert origin
+    if source is None or source.meta.deleted or source.meta.purge:
+        return f"{origin.name} is gone"
+    if world.operation is None or world.operation.spec.kind != "copy":
+        return "it was given up"
+    return None
 
 
 def running(world: World) -> Step | None:
@@ -171,6 +258,8 @@ def running(world: World) -> Step | None:
         return None
     if runtime.network != "none" and not world.network_alive:
         return Step("start_network")
+    if world.qemu == "inmigrate":
+        return Step("load_live" if runtime.live else "load_state")
     wanted = "paused" if vm.spec.power == "paused" else "running"
     if world.qemu in ("prelaunch", "paused") and wanted == "running":
         return Step("resume")
@@ -179,8 +268,21 @@ def running(world: World) -> Step | None:
     if world.qemu == "running" and wanted == "paused":
         return Step("pause")
     if world.qemu == "running" and "agent" in world.signals and world.identity_wanted:
-        return Step("give_identity")
+        return Step(identity_step(vm))
+    if world.qemu == "running" and unborn(vm) and world.wall - runtime.started > UNBORN_LIMIT:
+        return Step("kill", "silent")
     return None
+
+
+def identity_step(vm: Vm) -> str:
+    """How the guest becomes who it is to be. Pure."""
+    if vm.status.identity is not None:
+        return "give_identity"
+    if unborn(vm):
+        return "renew_live"
+    if never_handed_out(vm):
+        return "renew_identity"
+    return "renew_copy" if vm.status.renew else "give_identity"
 
 
 def reporting(world: World) -> Step | None:
@@ -218,6 +320,8 @@ def state_of(world: World) -> tuple[State, str | None]:
         return "paused", None
     if world.qemu != "running":
         return "starting", None
+    if never_handed_out(vm) or (vm.status.renew and world.identity_wanted):
+        return "starting", None
     if world.image and world.image.status.agent and "agent" not in {**status.stages, **world.signals}:
         return "starting", None
     return "running", None
@@ -250,7 +354,9 @@ def _fulfilled(world: World, kind: str, params: dict[str, Any]) -> bool:
             return world.qemu == "running"
         case "create":
             return vm.status.disk_ready
-        case "launch":
+        case "copy" if vm.spec.power == "stopped":
+            return vm.status.disk_ready and not unborn(vm)
+        case "launch" | "copy":
             return world.ready or _held(world)
         case "start" | "restart":
             fresh = runtime is not None and runtime.restarts >= vm.spec.restarts
@@ -262,9 +368,9 @@ def _progress(world: World) -> Step | None:
     """The stage an operation is in, for whoever follows it."""
     operation, status = world.operation, world.vm.status
     assert operation
-    if operation.spec.kind not in ("launch", "start", "restart") or world.process != "alive":
+    if operation.spec.kind not in ("launch", "start", "restart", "copy") or world.process != "alive":
         return None
-    stage = current_stage(world)
+    stage = current_stage(world) if not unborn(world.vm) else "becoming a machine of its own"
     return Step("note", stage) if stage != operation.status.stage or operation.status.phase == "pending" or not status else None
 
 

@@ -22,6 +22,7 @@ from virtuary.base.proc import Identity, adopt, end, reap, wait_end
 from virtuary.guest.agent import Agent, open_agent
 from virtuary.model.vm import Runtime
 from virtuary.node.console import Console
+from virtuary.node.launch import mark_of
 from virtuary.node.site import Site
 from virtuary.qemu.process import open_errors, read_errors
 from virtuary.qemu.qmp import DEADLINE, Monitor, open_monitor
@@ -36,8 +37,9 @@ HEARTBEAT, HEARTBEAT_DEADLINE = 10.0, 2.0
 
 class Run:
     def __init__(
-        self, paths: VmPaths, runtime: Runtime, pidfd: int, errors: int | None, clock: Clock, wake: Callable[[], None]
-    ) -> None:
+        self, paths: VmPaths, runtime: Runtime, pidfd: int, errors: int | None, clock: Clock, wake: Callable[[], None],
+        quiet: bool = False,
+    ) -> None:  # fmt: skip
         self.paths, self.runtime = paths, runtime
         self.pidfd, self.errors = pidfd, errors
         self.monitor: Monitor | None = None
@@ -55,6 +57,8 @@ class Run:
         self._tasks: set[asyncio.Task[None]] = set()
         self._agent_task: asyncio.Task[None] | None = None
         self._probing = False
+        self.quiet = quiet
+        """Whether the guest is not to be asked anything but its agent's pulse: it is no machine of its own yet."""
         self.console = Console(paths.console, self._heard)
 
     def open(self) -> None:
@@ -64,7 +68,7 @@ class Run:
         self._spawn(self._keep_console())
         self._spawn(self._keep_asking())
         if self.runtime.network_pid and self.runtime.network_start:
-            mark = "passt" if self.runtime.network == "passt" else self.paths.home.name
+            mark = mark_of(self.runtime.network, self.paths.home.name)
             self.watch_network(Identity(self.runtime.network_pid, self.runtime.network_start), mark)
 
     def watch_network(self, identity: Identity, mark: str) -> None:
@@ -217,11 +221,22 @@ class Run:
                     self.agent = await open_agent(self.paths.socket("agent"))
                 await self.agent.run("guest-ping", deadline=5)
                 self.note("agent")
-                await self._learn_addresses()
+                if not self.quiet:
+                    await self._learn_addresses()
                 return
             except (VirtuaryError, OSError):
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 2)
+
+    def speak(self, ssh_listens: bool) -> None:
+        """The guest has become a machine of its own: learn its addresses, look for its SSH where it was not seen from inside."""
+        self.quiet = False
+        if ssh_listens:
+            self.note("network")
+            self.note("ssh")
+        else:
+            self._spawn(self._probe_ssh())
+        self._spawn(self._learn_addresses())
 
     async def _learn_addresses(self) -> None:
         assert self.agent
@@ -236,7 +251,7 @@ class Run:
     async def _probe_ssh(self) -> None:
         """Look for the banner of the guest's SSH server behind its published port."""
         port = self.runtime.ssh_port
-        if port is None or self._probing:
+        if port is None or self._probing or self.quiet:
             return
         self._probing = True
         patience = 0.5
@@ -275,11 +290,13 @@ async def _banner(port: int, patience: float) -> bool:
 
 
 def open_run(
-    paths: VmPaths, runtime: Runtime, vm_id: str, site: Site, wake: Callable[[], None], errors: int | None = None
-) -> Run | None:
+    paths: VmPaths, runtime: Runtime, vm_id: str, site: Site, wake: Callable[[], None], errors: int | None = None,
+    quiet: bool = False,
+) -> Run | None:  # fmt: skip
     """Listen to the process `runtime` describes, if it still is that process (`vm_id` stands in its arguments); else None.
 
     `errors`: where its stderr is read, when it was just started; found again otherwise.
+    `quiet`: until `speak` is called only its agent's pulse is felt.
     """
     if runtime.boot_id != site.boot:
         return None
@@ -289,6 +306,6 @@ def open_run(
     if errors is None:
         with contextlib.suppress(OSError):
             errors = open_errors(paths.runtime)
-    run = Run(paths, runtime, pidfd, errors, site.clock, wake)
+    run = Run(paths, runtime, pidfd, errors, site.clock, wake, quiet)
     run.open()
     return run

@@ -45,8 +45,15 @@ class Site:
     """Why passt is not used, in words."""
     uids: dict[str, int] = field(default_factory=dict)
     """Users given to servers in this daemon's life; they own no file, so nothing is left when one is given again."""
+    held: set[str] = field(default_factory=set)
+    """Servers to which their source is giving what they are made of just now."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     """How many machines may be starting QEMU at once."""
+
+    makings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """One warm template is made at a time: it costs a processor for a boot."""
+    verified: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """Templates whose files were read through in this daemon's life, and what they looked like then."""
 
     async def binary(self, platform: Platform) -> Binary:
         return await find_binary(platform, self.paths.probes)

@@ -11,31 +11,29 @@ import contextlib
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Bug, Failed, GuestSilent, PeerAway, VirtuaryError
-from virtuary.base.files import write_whole
+from virtuary.base.files import remove, write_whole
 from virtuary.base.log import say
-from virtuary.base.proc import Identity, adopt, find_marked, identify, reap, wait_end
-from virtuary.base.proc import end as end_process
 from virtuary.guest import identity, seed
-from virtuary.host.cgroups import ensure_group, remove_group
 from virtuary.model.operation import Operation
-from virtuary.model.vm import Crash, Runtime, Vm
+from virtuary.model.template import Template
+from virtuary.model.vm import Crash, Runtime, Shape, Vm
 from virtuary.network import passt
-from virtuary.node import operations
+from virtuary.node import operations, templates
 from virtuary.node.describe import forwards_of, free_uid, machine_of, ssh_forward
-from virtuary.node.plan import CRASH_WINDOW, End
+from virtuary.node.launch import QMP_READY, Wiring, clean_up, end_marked, launch, mark_of, serve_network
+from virtuary.node.plan import CRASH_WINDOW, End, never_handed_out
 from virtuary.node.run import open_run
 from virtuary.node.site import Site
+from virtuary.node.warm import GROUP, HostKey, choose_template, copy_of, make_host_key, more_memory, renewal_of
 from virtuary.node.world import World
-from virtuary.qemu import process, usernet
-from virtuary.qemu.argv import command
-from virtuary.qemu.describe import describe
+from virtuary.qemu import process
+from virtuary.qemu import warm as engine
+from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.qmp import open_monitor
 from virtuary.storage import directory
@@ -44,14 +42,12 @@ if TYPE_CHECKING:
     from virtuary.node.worker import Worker
 
 logger = logging.getLogger("virtuary.steps")
-QMP_READY = 10.0
-"""Seconds QEMU is given to answer its monitor after the start."""
 LOG_CAP = 256 * 1024
-HELPER = ("-machine\0none\0",)
-"""What sets the command line of a network's helper apart from its machine's."""
+RENEWAL_LIMIT = 180.0
+"""Seconds a copy is given to become a machine of its own, where many of them share an emulated processor."""
 declare(
-    "start.before_spawn", "start.after_spawn", "start.after_record", "start.before_release", "start.after_release",
-    "network.after_start", "identity.before", "identity.after", "stop.after_mark", "stop.after_kill", "collect.before_clean",
+    "start.after_record", "start.before_release", "start.after_release", "warm.after_load",
+    "renew.before", "renew.after", "identity.before", "identity.after", "stop.after_mark", "stop.after_kill", "collect.before_clean",
     "collect.after_clean", "forget.before_files", "forget.after_files", "seed.after_write",
 )  # fmt: skip
 
@@ -77,18 +73,31 @@ async def follow_image(worker: Worker, world: World, _: None) -> None:
 
 
 async def make_disk(worker: Worker, world: World, _: None) -> None:
-    """The root disk, an overlay on the image."""
-    assert world.image
+    """The root disk: an overlay on a warm template's where one fits, else on the image. What a broken start left is not kept."""
+    image, site = world.image, worker.site
+    assert image
+    if world.vm.status.cold or world.vm.spec.power == "stopped":
+        template, why = None, world.vm.status.cold
+    else:
+        template, why = await choose_template(site, world.vm, image)
     await _note(worker, world, "making the disk", stage="disk", progress=None)
     worker.paths.home.mkdir(mode=0o700, exist_ok=True)
-    base = worker.site.paths.image(world.image.id) / "disk.qcow2"
-    size = await directory.ensure_overlay(worker.paths.disk, base, world.image.status.virtual_size, world.vm.spec.disk)
-    await worker.write(world.vm, disk_ready=True, disk_size=size)
+    disk = worker.paths.home / world.vm.status.disk_file
+    remove(disk)
+    if template is None:
+        base = site.paths.image(image.id) / "disk.qcow2"
+        size = await directory.ensure_overlay(disk, base, image.status.virtual_size, world.vm.spec.disk)
+        await worker.write(world.vm, disk_ready=True, disk_size=size, layers=(), template=None, cold=why)
+        return
+    base = site.paths.state / template.layer
+    size = await directory.ensure_overlay(disk, base, template.status.disk_size, None)
+    changes = {"disk_ready": True, "disk_size": size, "layers": (template.layer,), "template": template.id, "cold": None}
+    await worker.write(world.vm, {template.key: template.meta.revision}, **changes)
 
 
 async def grow_disk(worker: Worker, world: World, size: int) -> None:
     await _note(worker, world, "growing the disk", stage="disk")
-    await directory.grow(worker.paths.disk, size)
+    await directory.grow(worker.paths.home / world.vm.status.disk_file, size)
     await worker.write(world.vm, disk_size=size)
 
 
@@ -96,56 +105,63 @@ async def make_seed(worker: Worker, world: World, _: None) -> None:
     """The cloud-init seed, from the user data that is kept apart."""
     record = worker.site.store.get(f"secret/{world.vm.id}")
     text = record.value.decode() if record else ""
-    keys = (_public_key(worker.site), *world.vm.spec.ssh_keys)
-    files = seed.seed_files(world.vm.id, world.vm.name, keys, text)
+    files = seed.seed_files(world.vm.id, world.vm.name, _keys(worker, world.vm), text)
     await asyncio.to_thread(seed.write_seed, worker.paths.seed, files)
     crashpoint("seed.after_write")
 
 
 async def start(worker: Worker, world: World, _: None) -> None:
-    """Start QEMU, paused; its record is durable before any virtual CPU runs."""
-    vm, image, site = world.vm, world.image, worker.site
-    assert image
-    platform = PLATFORMS[vm.spec.arch]
-    choice = await site.accel(platform, vm.spec.accel)
+    """Boot: start QEMU, paused; its record is durable before any virtual CPU runs."""
+    assert world.image
+    choice = await worker.site.accel(PLATFORMS[world.vm.spec.arch], world.vm.spec.accel)
     await _note(worker, world, choice.why, STAGE_TEXT["firmware"], stage="firmware", progress=None)
-    binary = await site.binary(platform)
-    if not vm.spec.machine:
-        vm = await _pin_machine(worker, vm, binary.machine)
-    uid = free_uid(site, vm.id)
-    jail = process.choose_jail(site.capabilities, uid)
-    ssh = passt.free_port()
-    worker.paths.runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
-    machine = await machine_of(site, vm, image, choice.accel)
+    vm = await _pin_machine(worker, world.vm)
+    machine = await machine_of(worker.site, vm, world.image, choice.accel)
     if machine.vars_file and not machine.vars_file.exists():
         assert machine.firmware.vars_template
         write_whole(machine.vars_file, machine.firmware.vars_template.read_bytes())
-    parts = describe(machine)
-    groups, gap = ensure_group(vm.id)
-    launch = process.Launch(command(binary.program, parts), parts.grants, parts.readable, jail, worker.paths.runtime, groups)
-    worker.last_words = ""
-    forwards = (*forwards_of(vm), ssh_forward(ssh))
-    async with site.starts:
-        crashpoint("start.before_spawn")
-        serving = asyncio.create_task(_serve_network(worker, vm, site.network, uid, forwards))
-        try:
-            started = await process.start(launch)
-        except BaseException:
-            await _stop_serving(worker, serving)
-            raise
+    await start_machine(worker, vm, machine)
+
+
+async def start_warm(worker: Worker, world: World, _: None) -> None:
+    """Start QEMU, waiting for the state of the warm template this server is to be a copy of; or give that up for a boot."""
+    site = worker.site
     try:
-        crashpoint("start.after_spawn")
-        network = await serving
-        crashpoint("network.after_start")
-        gaps = (*jail.gaps, *dict.fromkeys((*started.gaps, *((gap,) if gap else ()))))
-        if site.network == "qemu-user":
-            gaps += ("the guest can reach services on the host's loopback addresses (QEMU's user network)",)
+        template = _template(worker, world.vm)
+        await _note(worker, world, "resuming a copy of the warm template", stage="firmware", progress=None)
+        await templates.verify(site, template)
+        vm = await _pin_machine(worker, world.vm)
+        machine = await copy_of(site, vm, world.image, template)
+        if machine.vars_file:
+            write_whole(machine.vars_file, (site.paths.template(template.id) / "firmware-vars.fd").read_bytes())
+        await start_machine(worker, vm, machine, template)
+        worker.host_key = asyncio.create_task(make_host_key(worker.paths.runtime))
+        templates.touch(site, template)
+    except VirtuaryError as error:
+        if error.retry:
+            raise
+        await _go_cold(worker, world, error)
+
+
+async def start_machine(
+    worker: Worker, vm: Vm, machine: Machine, template: Template | None = None, *, live: bool = False, shape: Shape | None = None
+) -> None:
+    """Start QEMU for this server. `template` or `live`: it waits for a state, and is nobody until it was given an identity."""
+    site = worker.site
+    uid = free_uid(site, vm.id)
+    ssh = passt.free_port()
+    worker.last_words = ""
+    groups = (GROUP,) if template else ()
+    launched = await launch(site, machine, uid, (*forwards_of(vm), ssh_forward(ssh)), groups=groups)
+    started, network = launched.started, launched.network
+    try:
         runtime = Runtime(
-            generation=vm.meta.generation, restarts=vm.spec.restarts, boot_id=site.boot,
-            pid=started.identity.pid, start=started.identity.start, uid=uid, accel=choice.accel, level=jail.level, gaps=gaps,
+            generation=vm.meta.generation, restarts=vm.spec.restarts, boot_id=site.boot, pid=started.identity.pid,
+            start=started.identity.start, uid=uid, accel=machine.accel, level=launched.jail.level, gaps=launched.gaps,
             network=site.network, network_pid=network.pid, network_start=network.start, ssh_port=ssh, started=site.clock.wall(),
+            template=template.id if template else None, live=live, shape=shape,
         )  # fmt: skip
-        worker.run = open_run(worker.paths, runtime, vm.id, site, worker.wake, started.errors)
+        worker.run = open_run(worker.paths, runtime, vm.id, site, worker.wake, started.errors, quiet=template is not None or live)
         if worker.run is None:
             words = process.read_errors(started.errors)
             raise Failed(f"QEMU ended at once: {words or 'it said nothing'}")
@@ -160,26 +176,23 @@ async def start(worker: Worker, world: World, _: None) -> None:
             since=site.clock.wall(),
         )
     except Exception:  # a daemon that is stopped here leaves what the next one finds by its record, or ends as a stray
-        await _undo_spawn(worker, started)
-        await _stop_serving(worker, serving)
+        if worker.run:
+            await worker.run.close()
+            worker.run = None
+        else:
+            os.close(started.errors)
+        await end_marked(vm.id)  # it could not be recorded, so it must not stay: it has not executed the guest
         raise
     crashpoint("start.after_record")
     await _answer(worker)
 
 
-async def _undo_spawn(worker: Worker, started: process.Started) -> None:
-    """A QEMU that could not be recorded must not stay: it has not executed the guest."""
-    if worker.run:
-        await worker.run.close()
-        worker.run = None
-    else:
-        os.close(started.errors)
-    await _end_marked(worker)
-
-
-async def _pin_machine(worker: Worker, vm: Vm, machine: str) -> Vm:
+async def _pin_machine(worker: Worker, vm: Vm) -> Vm:
     """The hardware a server first starts on stays its own through every upgrade of QEMU."""
-    changed = vm.but(spec=vm.spec.but(machine=machine))
+    if vm.spec.machine:
+        return vm
+    binary = await worker.site.binary(PLATFORMS[vm.spec.arch])
+    changed = vm.but(spec=vm.spec.but(machine=binary.machine))
     revision = await worker.site.store.txn({worker.key: vm.meta.revision}, {worker.key: changed.dump()})
     return changed.but(meta=changed.meta.but(revision=revision))
 
@@ -199,80 +212,31 @@ async def start_network(worker: Worker, world: World, _: None) -> None:
     """Connect somebody new to the machine's NIC: whoever served its network has died. A guest that runs is not stopped for this."""
     runtime, run = world.vm.status.runtime, worker.run
     assert runtime and run and runtime.ssh_port
+    binary = await worker.site.binary(PLATFORMS[world.vm.spec.arch])
+    forwards = (*forwards_of(world.vm), ssh_forward(runtime.ssh_port))
     try:
-        identity = await _serve_network(
-            worker, world.vm, runtime.network, runtime.uid, (*forwards_of(world.vm), ssh_forward(runtime.ssh_port))
-        )
+        wiring = Wiring(runtime.network, binary.program, world.vm.id, runtime.uid, worker.paths.runtime, forwards)
+        identity = await serve_network(worker.site, wiring)
     except Failed as error:
         raise PeerAway(error.sentence) from error  # again, with backoff
-    crashpoint("network.after_start")
-    run.watch_network(identity, world.vm.id if runtime.network == "qemu-user" else "passt")
+    run.watch_network(identity, mark_of(runtime.network, world.vm.id))
     await worker.write(world.vm, runtime=runtime.but(network_pid=identity.pid, network_start=identity.start))
 
 
-async def _serve_network(worker: Worker, vm: Vm, kind: str, uid: int, forwards: tuple[passt.Forward, ...]) -> Identity:
-    """Start whoever serves the network, as soon as the machine's socket is there; QEMU itself may still be starting."""
-    await _end_marked(worker, *HELPER)  # one that was started and never recorded would hold the ports
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
-        await _connect(link, worker.paths.socket("network"))
-        if kind == "passt":
-            return await passt.start(link, forwards)
-        return await _start_usernet(worker, vm, uid, link, forwards)
-
-
-async def _connect(link: socket.socket, path: Path, limit: float = QMP_READY) -> None:
-    until = asyncio.get_running_loop().time() + limit
-    while True:
-        try:
-            link.connect(str(path))
-            return
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            if asyncio.get_running_loop().time() > until:
-                raise Failed("QEMU offers no socket for its network") from error
-            await asyncio.sleep(0.002)
-
-
-async def _stop_serving(worker: Worker, serving: asyncio.Task[Identity]) -> None:
-    """Undo a network that was begun for a machine that did not start; what listens on the socket's end goes by itself."""
-    await asyncio.wait({serving}, timeout=2)  # a launch cut off half way would leave a child that nobody knows
-    serving.cancel()
-    await asyncio.gather(serving, return_exceptions=True)
-    await _end_marked(worker, *HELPER)
-
-
-async def _start_usernet(worker: Worker, vm: Vm, uid: int, link: socket.socket, forwards: tuple[passt.Forward, ...]) -> Identity:
-    if any(":" in forward.address for forward in forwards):
-        raise Failed("QEMU's user network publishes no IPv6 address", "publish on an IPv4 address, or install a passt that works")
-    binary = await worker.site.binary(PLATFORMS[vm.spec.arch])
-    folder = worker.paths.runtime / "usernet"
-    folder.mkdir(mode=0o711, exist_ok=True)
-    jail = process.choose_jail(worker.site.capabilities, uid, host_network=True)
-    groups, _ = ensure_group(worker.vm_id)
-    argv = usernet.command(binary.program, worker.vm_id, forwards)
-    launch = process.Launch(argv, [], [], jail, folder, groups, links=((link.fileno(), usernet.LINK),))
-    started = await process.start(launch)
+async def load_state(worker: Worker, world: World, _: None) -> None:
+    """Give a copy the template's state, and plug what it has more than the template; it is paused then."""
+    monitor, vm, site = _monitor(worker), world.vm, worker.site
+    assert worker.run
     try:
-        if not await _listens(started.identity, forwards[-1].host):
-            raise Failed(
-                f"the guest's network can't be served: {process.read_errors(started.errors) or 'its helper ended at once'}"
-            )
-    finally:
-        os.close(started.errors)
-    return started.identity
-
-
-async def _listens(identity: Identity, port: int, limit: float = 2.0) -> bool:
-    """Wait until the helper listens on its last port, which says that it got all of them; False when it ended instead."""
-    wanted = f"0100007F:{port:04X} 00000000:0000 0A "
-    until = asyncio.get_running_loop().time() + limit
-    while asyncio.get_running_loop().time() < until:
-        with open("/proc/net/tcp", encoding="ascii") as table:
-            if wanted in table.read():
-                return True
-        if identify(identity.pid) != identity:
-            return False
-        await asyncio.sleep(0.01)
-    return True
+        template = _template(worker, vm)
+        parts = describe(await copy_of(site, vm, world.image, template))
+        await engine.load(monitor, engine.state_address(parts))
+        crashpoint("warm.after_load")
+        await engine.plug(monitor, vm.spec.cpus, more_memory(vm.spec, template))
+    except VirtuaryError as error:
+        await _go_cold(worker, world, error)
+        return
+    await worker.run.refresh()
 
 
 async def resume(worker: Worker, world: World, _: None) -> None:
@@ -297,14 +261,84 @@ async def give_identity(worker: Worker, world: World, _: None) -> None:
     await _note(worker, world, "giving the guest its identity", stage="agent")
     if run.agent is None:
         raise GuestSilent("the guest agent is gone")
-    keys = (_public_key(worker.site), *world.vm.spec.ssh_keys)
-    text = identity.script(identity.Identity(world.vm.name, keys))
+    text = identity.script(identity.Identity(world.vm.name, _keys(worker, world.vm)))
     crashpoint("identity.before")
     outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=60)
     if outcome.status != 0:
         raise GuestSilent(f"the guest refused its identity: {outcome.stderr.decode(errors='replace')[-300:]}")
     crashpoint("identity.after")
     await worker.write(world.vm, identity=world.vm.name)
+
+
+async def renew_identity(worker: Worker, world: World, _: None) -> None:
+    """Make a resumed copy a machine of its own, before anybody may use it; one that can't be made so is ended and booted cold."""
+    run, vm = worker.run, world.vm
+    assert run and run.monitor
+    try:
+        template = _template(worker, vm)
+        renewal, known = await renewal_of(worker.site, vm, template, _keys(worker, vm), await _host_key(worker))
+        crashpoint("renew.before")
+        if run.agent is None:
+            raise GuestSilent("the guest agent is gone")
+        if vm.spec.disk and vm.spec.disk > (vm.status.disk_size or 0):  # only once it runs may its disk be touched
+            await engine.resize_disk(run.monitor, vm.spec.disk)
+            await worker.write(vm, disk_size=vm.spec.disk)
+        text = identity.copy_script(identity.Identity(vm.name, _keys(worker, vm)), renewal)
+        outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=RENEWAL_LIMIT, poll=0.06, slowest=0.08)
+        if outcome.status != 0:
+            raise Failed(f"its identity was refused: {_printable(outcome.stderr)}")
+        if memory := more_memory(vm.spec, template):
+            await engine.wait_plugged(run.monitor, memory, RENEWAL_LIMIT)
+        write_whole(worker.paths.known_hosts, known)
+    except VirtuaryError as error:
+        await _go_cold(worker, world, error)
+        return
+    crashpoint("renew.after")
+    await worker.write(vm, identity=vm.name)
+    run.speak(identity.LISTENS.encode() in outcome.stdout)
+
+
+async def _host_key(worker: Worker) -> HostKey:
+    """The key that was begun with the start, or another one, when a daemon before this one began it."""
+    making, worker.host_key = worker.host_key, None
+    return await (making or make_host_key(worker.paths.runtime))
+
+
+async def _go_cold(worker: Worker, world: World, error: VirtuaryError) -> None:
+    """A copy that could not be made a machine of its own is nothing: it is ended, and the server boots from the image."""
+    why = f"the warm start failed: {error.sentence}"
+    say(logger, "warm start given up", logging.WARNING, vm=world.vm.name, why=error.sentence)
+    await _note(worker, world, f"{why}: booting instead")
+    if isinstance(error, Failed) and "damaged" in error.sentence:
+        with contextlib.suppress(VirtuaryError):
+            await templates.damaged(worker.site, _template(worker, world.vm), error.sentence)
+    current = worker.load()
+    if current and current.status.runtime:
+        await worker.write(world.vm, cold=why)
+        await kill(worker, world, "cold")
+    else:
+        await worker.write(world.vm, **reset_disk(why))
+
+
+def reset_disk(why: str) -> dict[str, Any]:
+    """The status of a server whose disk nobody has used: it is made anew, for a boot."""
+    return {"disk_ready": False, "disk_size": None, "layers": (), "template": None, "cold": why}
+
+
+def _template(worker: Worker, vm: Vm) -> Template:
+    record = worker.site.store.get(f"template/{vm.status.template}")
+    template = Template.load(record.value, record.revision) if record else None
+    if template is None or template.meta.purge or template.status.state != "ready":
+        raise Failed("its warm template is gone")
+    return template
+
+
+def _keys(worker: Worker, vm: Vm) -> tuple[str, ...]:
+    return (templates.public_key(worker.site), *vm.spec.ssh_keys)
+
+
+def _printable(text: bytes) -> str:
+    return "".join(char for char in text.decode(errors="replace")[-300:].strip() if char.isprintable()) or "it gives no reason"
 
 
 async def ask_shutdown(worker: Worker, world: World, why: str) -> None:
@@ -354,7 +388,7 @@ async def end_stray(worker: Worker, world: World, _: None) -> None:
                 await monitor.gone()
         finally:
             await monitor.close()
-    await _clean_runtime(worker)
+    await clean_up(worker.vm_id, worker.paths.runtime)
 
 
 async def collect(worker: Worker, world: World, end: End) -> None:
@@ -367,7 +401,7 @@ async def collect(worker: Worker, world: World, end: End) -> None:
     if worker.last_words:
         with contextlib.suppress(OSError):
             write_whole(worker.paths.errors, worker.last_words.encode()[-LOG_CAP:])
-    await _clean_runtime(worker)
+    await clean_up(worker.vm_id, worker.paths.runtime)
     crashpoint("collect.after_clean")
     current = worker.load()
     if current is None:
@@ -375,7 +409,13 @@ async def collect(worker: Worker, world: World, end: End) -> None:
     crashes = tuple(crash for crash in current.status.crashes if world.wall - crash.at < CRASH_WINDOW)
     if end.crashed:
         crashes += (Crash(at=world.wall, why=end.reason or ""),)
+    unused = (
+        reset_disk(current.status.cold or "its copy ended before it was a machine of its own")
+        if never_handed_out(current)
+        else {}
+    )
     status = current.status.but(
+        **unused,
         runtime=None,
         state=end.state,
         reason=end.reason,
@@ -388,7 +428,11 @@ async def collect(worker: Worker, world: World, end: End) -> None:
     changed = current.but(status=status, spec=current.spec.but(power=power))
     await worker.site.store.txn({worker.key: current.meta.revision}, {worker.key: changed.dump()})
     say(logger, "ended", vm=current.name, state=end.state, reason=end.reason or "-", again=end.again)
-    if not end.again and world.operation and world.operation.spec.kind in ("launch", "start", "restart", "resume", "pause"):
+    if (
+        not end.again
+        and world.operation
+        and world.operation.spec.kind in ("launch", "copy", "start", "restart", "resume", "pause")
+    ):
         reason = end.reason or "it was stopped meanwhile"
         hint = f"virtuary logs {current.name} shows the console"
         await operations.finish(worker.site.store, world.operation.key, Failed(f"{current.name} did not stay up: {reason}", hint))
@@ -418,6 +462,9 @@ STAGE_TEXT = {
 
 async def finish(worker: Worker, world: World, operation: Operation) -> None:
     await operations.finish(worker.site.store, operation.key)
+    runtime = world.vm.status.runtime
+    if operation.spec.kind == "launch" and runtime and runtime.template is None and world.image:
+        await templates.consider(worker.site, world.vm, world.image)
 
 
 async def fail(worker: Worker, world: World, sentence: str) -> None:
@@ -447,11 +494,11 @@ async def cancel_operation(worker: Worker, world: World, operation: Operation) -
     current = worker.load()
     if current is None:
         return
-    undo = operation.spec.kind in ("launch", "create")
-    if world.process == "alive" and operation.spec.kind in ("launch", "create", "start", "restart"):
+    undo = operation.spec.kind in ("launch", "create", "copy")
+    if world.process == "alive" and operation.spec.kind in ("launch", "create", "copy", "start", "restart"):
         await kill(worker, world, "cancel")
     changed = current
-    if operation.spec.kind in ("launch", "create", "start", "restart"):
+    if operation.spec.kind in ("launch", "create", "copy", "start", "restart"):
         latest = worker.load() or current
         changed = latest.but(spec=latest.spec.but(power="stopped"), meta=latest.meta.but(purge=latest.meta.purge or undo))
         done = operations.finished(operation, cancelled=True)
@@ -468,7 +515,7 @@ async def forget(worker: Worker, world: World, _: None) -> None:
     if worker.run:
         await worker.run.close()
         worker.run = None
-    await _clean_runtime(worker)
+    await clean_up(worker.vm_id, worker.paths.runtime)
     crashpoint("forget.before_files")
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(worker.paths.home)
@@ -480,38 +527,10 @@ async def forget(worker: Worker, world: World, _: None) -> None:
     await store.txn({worker.key: vm.meta.revision}, puts, [worker.key, f"secret/{vm.id}", *names])
 
 
-async def _clean_runtime(worker: Worker) -> None:
-    """Nothing of a machine that is over stays: not its network's helper, not its sockets, not its group."""
-    await _end_marked(worker)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(worker.paths.runtime)
-    remove_group(worker.vm_id)
-
-
-async def _end_marked(worker: Worker, *marks: str) -> None:
-    """End every process that carries this server's id, and these marks, and wait until it is gone."""
-    for marked in find_marked(f"-uuid\0{worker.vm_id}\0", *marks):
-        handle = adopt(marked, worker.vm_id)
-        if handle is None:
-            continue
-        try:
-            end_process(handle)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await wait_end(handle)
-            reap(handle)
-        finally:
-            os.close(handle)
-
-
 def _monitor(worker: Worker) -> Any:
     if worker.run is None or worker.run.monitor is None:
         raise GuestSilent("QEMU's monitor is not connected")
     return worker.run.monitor
-
-
-def _public_key(site: Site) -> str:
-    return site.paths.key.with_suffix(".pub").read_text(encoding="utf-8").strip()
 
 
 async def _note(worker: Worker, world: World, *texts: str, **changes: Any) -> None:
@@ -523,7 +542,7 @@ Effect = Callable[["Worker", World, Any], Awaitable[None]]
 STEPS: dict[str, Effect] = {
     effect.__name__: effect
     for effect in (
-        follow_image, make_disk, grow_disk, make_seed, start, start_network, resume, pause, give_identity, ask_shutdown, kill,
-        end_stray, collect, report, note, finish, fail, cancel_operation, forget,
+        follow_image, make_disk, grow_disk, make_seed, start, start_warm, start_network, load_state, resume, pause, give_identity,
+        renew_identity, ask_shutdown, kill, end_stray, collect, report, note, finish, fail, cancel_operation, forget,
     )
 }  # fmt: skip

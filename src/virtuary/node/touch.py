@@ -20,6 +20,7 @@ from virtuary.node.describe import machine_of
 from virtuary.node.node import Node
 from virtuary.node.run import Run
 from virtuary.node.site import UIDS, Site
+from virtuary.node.warm import choose_template, copy_of
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import describe
 from virtuary.qemu.platform import PLATFORMS
@@ -37,7 +38,7 @@ def _run(node: Node, vm: Vm) -> Run:
 async def execute(node: Node, vm: Vm, words: list[str], stdin: bytes, deadline: float) -> Outcome:
     """Run a command in the guest through its agent. Raises GuestSilent when there is none."""
     run = _run(node, vm)
-    if run.agent is None and vm.status.state == "starting":
+    if (run.agent is None or run.quiet) and vm.status.state == "starting":
         raise GuestSilent(f"the guest agent of {vm.name} is not up yet", "repeat when it has started")
     if run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
         raise GuestSilent(f"{vm.name} has no guest agent that answers", f"virtuary shell {vm.name} needs none")
@@ -108,22 +109,29 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     """What a start would do: accelerator, isolation, and the exact command line."""
     platform = PLATFORMS[vm.spec.arch]
     steps = [] if image.status.state == "ready" else [f"make the image {image.name}"]
-    steps += ["make the disk, an overlay on the image"]
+    template, why = (
+        await choose_template(site, vm, image) if image.status.state == "ready" else (None, "the image is not there yet")
+    )
+    steps += [f"make the disk, an overlay on {'the warm template' if template and vm.spec.power != 'stopped' else 'the image'}"]
     if vm.spec.power == "stopped":
         return {"steps": steps}
     choice = await site.accel(platform, vm.spec.accel)
     binary = await site.binary(platform)
     jail = choose_jail(site.capabilities, UIDS.start)
-    steps += [f"start QEMU {binary.version} with {choice.accel}", "wait until a shell is possible"]
+    steps += [f"start QEMU {binary.version} with {choice.accel}"]
+    steps += [f"resume {why}", "give the copy its own identity"] if template else [f"boot, because {why}"]
+    steps += ["wait until a shell is possible"]
     plan: dict[str, Any] = {
         "steps": steps,
         "accel": choice.accel,
         "why": choice.why,
         "level": jail.level,
         "gaps": list(jail.gaps),
+        "warm": template is not None,
+        "warm_reason": why,
     }
     if image.status.state == "ready":
-        machine = await machine_of(site, vm, image, choice.accel)
+        machine = await (copy_of(site, vm, image, template) if template else machine_of(site, vm, image, choice.accel))
         plan["command"] = command(binary.program, describe(machine))
     else:
         plan["note"] = "the command line is known once the image is made"

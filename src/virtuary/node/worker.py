@@ -16,16 +16,18 @@ from virtuary.base.errors import Bug, Conflict, VirtuaryError, of_system
 from virtuary.base.log import say
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
-from virtuary.node import operations, steps
-from virtuary.node.plan import Step, plan
+from virtuary.node import copies, live, operations, steps
+from virtuary.node.plan import Step, never_handed_out, plan
 from virtuary.node.run import Run, open_run
 from virtuary.node.site import Site
+from virtuary.node.warm import HostKey
 from virtuary.node.world import Process, World
 
 logger = logging.getLogger("virtuary.worker")
 IDLE_LOOK, BUSY_LOOK = 30.0, 1.0
 """Seconds after which the worker looks again unasked."""
 MAX_BACKOFF = 30.0
+STEPS: dict[str, steps.Effect] = {**steps.STEPS, **copies.STEPS, **live.STEPS}
 
 
 class Worker:
@@ -38,6 +40,8 @@ class Worker:
         self.asked_to_stop: float | None = None
         self.asked_last = 0.0
         self.last_words = ""
+        self.host_key: asyncio.Task[HostKey] | None = None
+        """The host key of a copy, made while the copy comes up."""
         self._wake = asyncio.Event()
         self._looked = False
 
@@ -67,7 +71,12 @@ class Worker:
 
     def _busy(self, world: World) -> bool:
         settled = world.vm.status.state in ("running", "paused", "stopped", "crashed", "trashed")
-        return world.operation is not None or not settled or (world.vm.status.reason is not None and world.process == "alive")
+        return (
+            world.operation is not None
+            or bool(world.copies)
+            or not settled
+            or (world.vm.status.reason is not None and world.process == "alive")
+        )
 
     async def sleep(self, seconds: float) -> None:
         """Until something happens, at most so long."""
@@ -81,7 +90,7 @@ class Worker:
         if step.name not in ("report", "note"):
             say(logger, "step", vm=world.vm.name, wanted=world.vm.spec.power, found=state, step=step.name)
         try:
-            await steps.STEPS[step.name](self, world, step.value)
+            await STEPS[step.name](self, world, step.value)
             return True
         except Conflict:
             return True  # somebody wrote meanwhile: look again
@@ -119,7 +128,7 @@ class Worker:
         record = store.get(f"image/{vm.spec.image_id}")
         process = self._find_process(vm)
         run = self.run
-        active = operations.open_operations(store, self.key)
+        active, copying = operations.open_about(store, self.key)
         making = operations.open_operations(store, f"image/{vm.spec.image_id}") if active else []
         if run and run.ended:
             self.last_words = (self.last_words + run.words())[-4000:]
@@ -139,38 +148,48 @@ class Worker:
             network_alive=bool(run and run.network_alive),
             signals=dict(run.signals) if run else {},
             addresses=run.addresses if run else (),
-            files=frozenset(
-                name
-                for name, path in (
-                    ("disk", self.paths.disk),
-                    ("seed", self.paths.seed),
-                    ("firmware-vars", self.paths.firmware_vars),
-                )
-                if path.exists()
-            ),
+            files=self._find_files(vm),
+            copies=copies.waiting(self.site, vm, copying),
+            source=copies.source_of(self.site, vm),
+            held=vm.id in self.site.held,
             asked_to_stop=self.asked_to_stop,
             asked_last=self.asked_last,
             space=steps.has_space(self.site),
         )
+
+    def _find_files(self, vm: Vm) -> frozenset[str]:
+        places = {
+            "disk": self.paths.home / vm.status.disk_file,
+            "seed": self.paths.seed,
+            "firmware-vars": self.paths.firmware_vars,
+            "state": self.paths.state,
+        }
+        found = {name for name, path in places.items() if path.exists()}
+        return frozenset({*found, "leftover"} if copies.leftovers(self.paths, vm) else found)
 
     def _find_process(self, vm: Vm) -> Process:
         runtime = vm.status.runtime
         if runtime is None:
             return "stray" if not self.run and self.paths.socket("qmp").exists() else "absent"
         if self.run is None and not self._looked:
-            self.run = open_run(self.paths, runtime, vm.id, self.site, self.wake)
+            self.run = open_run(self.paths, runtime, vm.id, self.site, self.wake, quiet=never_handed_out(vm))
         self._looked = True
         return "alive" if self.run and not self.run.ended else "absent"
 
-    async def write(self, vm: Vm, **changes: Any) -> Vm:
-        """Change status fields of the stored document, over whatever others changed in its spec meanwhile."""
+    async def write(self, vm: Vm, expect: dict[str, int] | None = None, **changes: Any) -> Vm:
+        """Change status fields of the stored document, over whatever others changed in its spec meanwhile.
+
+        `expect`: other documents that must not have changed; raises Conflict when one has.
+        """
         while True:
             current = self.load()
             if current is None:
                 raise Conflict(f"{vm.name} is gone")
             changed = current.but(status=current.status.but(**changes))
             try:
-                await self.site.store.txn({self.key: current.meta.revision}, {self.key: changed.dump()})
+                await self.site.store.txn({self.key: current.meta.revision, **(expect or {})}, {self.key: changed.dump()})
             except Conflict:
+                if expect:
+                    raise
                 continue
             return changed

@@ -38,7 +38,13 @@ class World:
     """Stage -> seconds since the start at which it was heard, in this run."""
     addresses: tuple[str, ...] = ()
     files: frozenset[str] = frozenset()
-    """Which of disk, seed, firmware-vars are there."""
+    """Which of disk, seed, firmware-vars, state are there; and leftover, when something is that is of no more use."""
+    copies: tuple[Vm, ...] = ()
+    """Servers that are to be copies of this one and wait for what it has to give, the first asked for first."""
+    source: Vm | None = None
+    """The server this one waits to be a copy of, while that is there."""
+    held: bool = False
+    """Whether its source is giving it what it is made of just now: nobody else touches it."""
     asked_to_stop: float | None = None
     """Monotonic time at which the guest was first asked to shut down."""
     asked_last: float = 0.0

@@ -14,9 +14,19 @@ SLOTS: dict[str, int] = {
     "balloon0": 0x06,
     "panic0": 0x07,
     "seed0": 0x08,
+    "growth0": 0x09,
 }
 
 
 def slot(role: str) -> dict[str, str]:
     """Where the device of this role sits, as arguments of `-device`."""
     return {"bus": "pcie.0", "addr": f"0x{SLOTS[role]:x}"}
+
+
+PORTS = 4
+"""Root ports that wait for devices to be plugged in while the machine runs."""
+
+
+def port(number: int) -> dict[str, str]:
+    """Where a root port sits."""
+    return {"bus": "pcie.0", "addr": f"0x{0x10 + number:x}"}

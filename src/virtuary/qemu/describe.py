@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from virtuary.base.units import MIB
-from virtuary.qemu.bus import slot
+from virtuary.qemu.bus import PORTS, port, slot
 from virtuary.qemu.firmware import Firmware
 from virtuary.qemu.parts import Grant, Grants, Part, Parts
 from virtuary.qemu.platform import Platform
@@ -31,8 +31,8 @@ class Machine:
     cpus: int
     memory: int
     disk: Path
-    base: Path
-    """The image below the disk."""
+    layers: tuple[Path, ...]
+    """What lies below the disk, the lowest (the image) first."""
     firmware: Firmware
     runtime: Path
     """Folder of the listening sockets."""
@@ -42,6 +42,26 @@ class Machine:
     kernel: Path | None = None
     initrd: Path | None = None
     kernel_args: str = ""
+    warm: Warm | None = None
+    """For a template or a copy of one; None boots into memory of its own."""
+    state: Path | None = None
+    """All of the memory and the devices' state of the machine that this one is a live copy of: it waits for that."""
+
+
+@dataclass(frozen=True)
+class Warm:
+    """What a template and its copies have besides the ordinary: memory in a file, and room to grow. The same for both."""
+
+    ram: Path
+    copy: bool
+    """Whether this is a copy: it waits for the template's state and keeps what it writes to itself."""
+    state: Path
+    """The template's device state: written by the template, read by a copy."""
+    generation: str = "auto"
+    """The generation id the guest is shown."""
+    max_cpus: int = 8
+    max_memory: int = 0
+    """Bytes of memory it can be grown to in all."""
 
 
 def describe(machine: Machine) -> Parts:
@@ -56,8 +76,13 @@ def describe(machine: Machine) -> Parts:
         *serial_parts(machine, grants),
         *agent_parts(machine, grants),
         *network_parts(machine, grants),
-        *extra_parts(),
+        *extra_parts(machine),
+        *growth_parts(machine),
     ]
+    if machine.state:
+        grants.add("state", machine.state, "ro")
+    elif machine.warm:
+        grants.add("state", machine.warm.state, "ro" if machine.warm.copy else "wo")
     for role in ("qmp", "rescue"):
         grant = grants.add(role, machine.runtime / role, "socket")
         parts.append(_listening(role, grant))
@@ -75,8 +100,8 @@ def settings_of(machine: Machine, grants: Grants) -> tuple[list[tuple[str, str]]
         ("machine", _keyval(options)),
         ("accel", accel_option(machine, grants)),
         ("cpu", machine.platform.kvm_cpu if machine.accel == "kvm" else machine.platform.tcg_cpu),
-        ("smp", f"cpus={machine.cpus},sockets=1,cores={machine.cpus},threads=1"),
-        ("m", f"size={machine.memory // MIB}M"),
+        ("smp", cpus_option(machine)),
+        ("m", memory_option(machine)),
         ("rtc", "base=utc,clock=host"),
         ("action", "reboot=reset,shutdown=pause,panic=pause"),
     ]
@@ -84,7 +109,23 @@ def settings_of(machine: Machine, grants: Grants) -> tuple[list[tuple[str, str]]
     if machine.kernel and machine.initrd:
         settings += [("kernel", str(machine.kernel)), ("initrd", str(machine.initrd)), ("append", machine.kernel_args)]
         readable = [machine.kernel, machine.initrd]
+    if machine.state or (machine.warm and machine.warm.copy):
+        settings.append(("incoming", "defer"))
+    if machine.warm and machine.warm.copy and not machine.state:
+        readable.append(machine.warm.ram)
     return settings, readable
+
+
+def cpus_option(machine: Machine) -> str:
+    """CPUs as cores of one socket; with room for more where the machine can grow."""
+    most = machine.warm.max_cpus if machine.warm else machine.cpus
+    growth = f",maxcpus={most}" if machine.warm else ""
+    return f"cpus={machine.cpus}{growth},sockets=1,cores={most},threads=1"
+
+
+def memory_option(machine: Machine) -> str:
+    growth = f",maxmem={machine.warm.max_memory // MIB}M" if machine.warm else ""
+    return f"size={machine.memory // MIB}M{growth}"
 
 
 def accel_option(machine: Machine, grants: Grants) -> str:
@@ -94,7 +135,30 @@ def accel_option(machine: Machine, grants: Grants) -> str:
 
 
 def memory_parts(machine: Machine) -> list[Part]:
-    return [Part("object", {"qom-type": "memory-backend-ram", "id": "ram0", "size": machine.memory})]
+    """Memory of its own; a template's lies in a file, of which each copy has a private view it can't write through."""
+    if machine.state or not machine.warm:
+        return [Part("object", {"qom-type": "memory-backend-ram", "id": "ram0", "size": machine.memory})]
+    view = {"share": False, "readonly": True, "rom": "off"} if machine.warm.copy else {"share": True}
+    file = {"qom-type": "memory-backend-file", "id": "ram0", "size": machine.memory, "mem-path": str(machine.warm.ram), **view}
+    return [Part("object", file)]
+
+
+def growth_parts(machine: Machine) -> list[Part]:
+    """Memory that can be plugged while it runs, none of it yet, and the door through which a copy's state comes or goes."""
+    if not machine.warm:
+        return []
+    size = machine.warm.max_memory - machine.memory
+    return [
+        Part("object", {"qom-type": "memory-backend-ram", "id": "growth0", "size": size}),
+        Part(
+            "device",
+            {"driver": "virtio-mem-pci", "id": "growth0-device", "memdev": "growth0", "requested-size": 0, **slot("growth0")},
+        ),
+        *(
+            Part("device", {"driver": "pcie-root-port", "id": f"port{n}", "chassis": n + 1, "slot": n + 1, **port(n)})
+            for n in range(PORTS)
+        ),
+    ]
 
 
 def firmware_parts(machine: Machine, grants: Grants) -> list[Part]:
@@ -111,13 +175,12 @@ def firmware_parts(machine: Machine, grants: Grants) -> list[Part]:
 
 
 def disk_parts(machine: Machine, grants: Grants) -> list[Part]:
-    """The root disk: an overlay of ours on an image of ours, each node with its format named, discard passed down."""
+    """The root disk: of ours, on layers of ours if there are any, each node with its format named, discard passed down."""
     grant = grants.add("disk0", machine.disk, "rw")
-    base = grants.add("disk0-base", machine.base, "ro")
     shared: dict[str, Any] = {"discard": "unmap"}
+    below, layers = layer_parts(machine, grants)
     return [
-        Part("blockdev", {"node-name": "disk0-base-file", "driver": "file", "filename": base.fdset, "read-only": True}),
-        Part("blockdev", {"node-name": "disk0-base", "driver": "qcow2", "file": "disk0-base-file", "read-only": True}),
+        *layers,
         Part("blockdev", {"node-name": "disk0-file", "driver": "file", "filename": grant.fdset, "locking": "on", **shared}),
         Part(
             "blockdev",
@@ -125,7 +188,7 @@ def disk_parts(machine: Machine, grants: Grants) -> list[Part]:
                 "node-name": "disk0",
                 "driver": "qcow2",
                 "file": "disk0-file",
-                "backing": "disk0-base",
+                "backing": below or None,
                 "detect-zeroes": "unmap",
                 **shared,
             },
@@ -144,6 +207,22 @@ def disk_parts(machine: Machine, grants: Grants) -> list[Part]:
             },
         ),
     ]
+
+
+def layer_parts(machine: Machine, grants: Grants) -> tuple[str, list[Part]]:
+    """The files below the root disk, read-only; the name of the uppermost one."""
+    parts: list[Part] = []
+    below = ""
+    for number, path in enumerate(machine.layers):
+        name = f"disk0-layer{number}" if number else "disk0-base"
+        grant = grants.add(name, path, "ro")
+        parts.append(
+            Part("blockdev", {"node-name": f"{name}-file", "driver": "file", "filename": grant.fdset, "read-only": True})
+        )
+        above = {"backing": below} if below else {}
+        parts.append(Part("blockdev", {"node-name": name, "driver": "qcow2", "file": f"{name}-file", "read-only": True, **above}))
+        below = name
+    return below, parts
 
 
 def seed_parts(machine: Machine, grants: Grants) -> list[Part]:
@@ -199,8 +278,10 @@ def network_parts(machine: Machine, grants: Grants) -> list[Part]:
     return [Part("netdev", {"id": "net0", **backend}), Part("device", device)]
 
 
-def extra_parts() -> list[Part]:
-    """Random numbers, balloon, generation id, panic notice."""
+def extra_parts(machine: Machine) -> list[Part]:
+    """Random numbers, balloon, generation id, panic notice. Free pages are not reported where they are a template's."""
+    reporting = machine.warm is None
+    generation = machine.warm.generation if machine.warm else "auto"
     return [
         Part("object", {"qom-type": "rng-builtin", "id": "rng0"}),
         Part("device", {"driver": "virtio-rng-pci", "id": "rng0-device", "rng": "rng0", **slot("rng0")}),
@@ -209,12 +290,12 @@ def extra_parts() -> list[Part]:
             {
                 "driver": "virtio-balloon-pci",
                 "id": "balloon0",
-                "free-page-reporting": True,
+                "free-page-reporting": reporting,
                 "deflate-on-oom": True,
                 **slot("balloon0"),
             },
         ),
-        Part("device", {"driver": "vmgenid", "id": "generation0", "guid": "auto"}),
+        Part("device", {"driver": "vmgenid", "id": "generation0", "guid": generation}),
         Part("device", {"driver": "pvpanic-pci", "id": "panic0", **slot("panic0")}),
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,40 @@ QUEUE_CAP = 1000
 
 class CommandFailed(Failed):
     """QEMU refused a command."""
+
+
+class Heard:
+    """Events of some kinds from a moment on, for whoever waits for one or wants to know when two of them were."""
+
+    def __init__(self, listener: EventListener) -> None:
+        self._listener = listener
+        self._seen: list[dict[str, Any]] = []
+
+    async def wait(self, seconds: float) -> None:
+        """Until the next event, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                self._seen.append(dict(await self._listener.get()))
+
+    def clear(self) -> None:
+        self._listener.clear()
+        self._seen.clear()
+
+    async def span(self, first: str, last: str, limit: float = 2.0) -> float:
+        """Seconds by QEMU's clock from the first event of one kind to the next one of the other; those heard within `limit`."""
+        until = asyncio.get_running_loop().time() + limit
+        while True:
+            begin = next((_moment(event) for event in self._seen if event["event"] == first), None)
+            ends = [_moment(event) for event in self._seen if event["event"] == last]
+            if begin is not None and (after := [end for end in ends if end >= begin]):
+                return after[0] - begin
+            if asyncio.get_running_loop().time() > until:
+                raise GuestSilent(f"QEMU did not say {first} and {last}")
+            await self.wait(0.1)
+
+
+def _moment(event: dict[str, Any]) -> float:
+    return float(event["timestamp"]["seconds"]) + float(event["timestamp"]["microseconds"]) / 1e6
 
 
 class Monitor:
@@ -54,6 +88,21 @@ class Monitor:
             raise GuestSilent(f"QEMU's monitor is gone: {error}") from error
         self.misses = 0
         return answer
+
+    async def give(self, descriptor: int, purpose: str) -> int:
+        """Hand a copy of a descriptor over to QEMU; the number of its set there, which has `purpose` as its mark."""
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, OSError) as error:
+            raise GuestSilent(f"QEMU's monitor is gone: {error}") from error
+        answer = await self.run("add-fd", opaque=purpose)
+        return int(answer["fdset-id"])
+
+    @contextlib.contextmanager
+    def hearing(self, *names: str) -> Iterator[Heard]:
+        """Events of these kinds, besides those that `events` gives."""
+        with self._client.listener(names) as listener:
+            yield Heard(listener)
 
     async def status(self, deadline: float = DEADLINE) -> str:
         """QEMU's run state: running, paused, prelaunch, shutdown, guest-panicked, io-error ..."""

@@ -1,0 +1,125 @@
+"""Copying a server: what stands against it, and the two documents it begins with: the copy, which waits, and its operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from virtuary.actions.context import Context, check_free, find_host, find_vm, new_operation, raise_all
+from virtuary.actions.vms import new_name, ports, room
+from virtuary.base.errors import Busy, Conflict, Exists, Invalid, VirtuaryError
+from virtuary.base.units import format_size
+from virtuary.model.image import Image
+from virtuary.model.meta import Meta, new_id
+from virtuary.model.operation import Operation
+from virtuary.model.template import Template
+from virtuary.model.vm import Origin, Vm, VmCopy, VmSpec
+
+OVERRIDES = ("cpus", "memory", "disk", "accel", "restart_policy")
+FIXED = ("cpus", "memory", "disk", "accel")
+"""What memory that is taken over decides."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A copy as it would be made, and everything that stands against it."""
+
+    source: Vm
+    vm: Vm
+    operation: Operation
+    blockers: list[VirtuaryError]
+
+
+def draft(context: Context, name: str, wish: VmCopy) -> Draft:
+    """Work out a copy without writing anything; the same for a dry run and for the real thing."""
+    store = context.store
+    source = find_vm(store, name)
+    blockers = unfit(context, source, wish)
+    given = {field: value for field in OVERRIDES if (value := getattr(wish, field)) is not None}
+    spec = VmSpec.model_validate(
+        {
+            **source.spec.model_dump(), **given, "publish": wish.publish, "protect": wish.protect, "autostart": wish.autostart,
+            "restarts": 0, "owner": context.host_id, "power": "running" if wish.start or wish.mode == "live" else "stopped",
+            "origin": Origin(id=source.id, name=source.name, mode=wish.mode),
+        }
+    )  # fmt: skip
+    host = find_host(store, context.host_id).status
+    blockers += [*(room(spec, host) if host else ()), *ports(store, spec.publish, None)]
+    labels = source.meta.labels if wish.labels is None else wish.labels
+    vm = Vm(meta=Meta(name=new_name(store, wish.name, blockers), labels=labels), spec=spec)
+    params = {"source": source.id, "mode": wish.mode, "layer": new_id()}
+    return Draft(source, vm, new_operation(context, "copy", vm, **params), blockers)
+
+
+def unfit(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
+    """Why this server can't be copied so."""
+    name, status = source.name, source.status
+    if source.meta.deleted:
+        return [Conflict(f"{name} lies in the trash", f"virtuary undelete {name}")]
+    blockers: list[VirtuaryError] = []
+    try:
+        check_free(context.store, source)
+    except Busy as error:
+        blockers.append(error)
+    if not status.disk_ready:
+        return [*blockers, Conflict(f"{name} is {status.state}: there is nothing to copy yet", "repeat when it is there")]
+    if wish.disk is not None and status.disk_size and wish.disk < status.disk_size:
+        size = format_size(status.disk_size)
+        blockers.append(Invalid(f"the disk of {name} is {size} and {format_size(wish.disk)} were asked for", f"--disk {size}"))
+    return [*blockers, *(_unfit_live(context, source, wish) if wish.mode == "live" else _unfit_stopped(source))]
+
+
+def _unfit_stopped(source: Vm) -> list[VirtuaryError]:
+    if source.status.runtime is None and source.spec.power == "stopped":
+        return []
+    hint = f"--live copies it as it runs; or virtuary stop {source.name} first"
+    return [Conflict(f"{source.name} is {source.status.state}: a disk is copied while nobody writes to it", hint)]
+
+
+def _unfit_live(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
+    name, status = source.name, source.status
+    if status.state != "running" or status.runtime is None or source.spec.power != "running":
+        hint = f"virtuary resume {name}" if status.state == "paused" else f"leave out --live, or virtuary start {name}"
+        return [Conflict(f"{name} is {status.state}: a live copy is made of a server that runs", hint)]
+    blockers: list[VirtuaryError] = []
+    record = context.store.get(f"image/{source.spec.image_id}")
+    if record is None or not Image.load(record.value, record.revision).status.agent:
+        what = f"the image {source.spec.image} has no guest agent, by which a live copy becomes a machine of its own"
+        blockers.append(Conflict(what, f"virtuary stop {name}, and copy it without --live"))
+    elif status.identity != name:
+        blockers.append(Conflict(f"{name} has not taken its name yet", "repeat when its guest agent answers"))
+    if status.applied != source.meta.generation:
+        blockers.append(Conflict(f"{name} was changed and not restarted since", f"virtuary restart {name}"))
+    if _grown(context, source):
+        what = f"{name} was given memory while it ran, which can't be saved with it"
+        blockers.append(Conflict(what, f"virtuary restart {name}, then it has begun with all of it"))
+    if fixed := [field for field in FIXED if getattr(wish, field) is not None]:
+        what = f"a live copy has its source's {', '.join(fixed)}"
+        blockers.append(Invalid(what, f"leave out --{fixed[0]}, and change the copy afterwards"))
+    return blockers
+
+
+def _grown(context: Context, source: Vm) -> bool:
+    """Whether memory was plugged into its process, besides what that began with."""
+    runtime = source.status.runtime
+    if runtime and runtime.shape:
+        return source.spec.memory > runtime.shape.memory
+    record = context.store.get(f"template/{runtime.template}") if runtime and runtime.template else None
+    return record is not None and source.spec.memory > Template.load(record.value, record.revision).spec.memory
+
+
+async def copy(context: Context, name: str, wish: VmCopy) -> tuple[Vm, Operation]:
+    """Have a copy of a server made, of one that is stopped or, live, of one that runs. The source is not changed by this."""
+    plan = draft(context, name, wish)
+    raise_all(plan.blockers)
+    vm, source = plan.vm, plan.source
+    puts = {vm.key: vm.dump(), f"vm-name/{vm.name}": vm.id.encode()}
+    if secret := context.store.get(f"secret/{source.id}"):
+        puts[f"secret/{vm.id}"] = secret.value
+    try:
+        expect = {source.key: source.meta.revision, f"vm-name/{vm.name}": 0}
+        revision = await context.commit(expect, puts, operation=plan.operation)
+    except Conflict:
+        if context.store.get(f"vm-name/{vm.name}") and wish.name:
+            raise Exists(f"a server named {vm.name} is there already", "choose another name") from None
+        raise
+    return vm.but(meta=vm.meta.but(revision=revision)), plan.operation

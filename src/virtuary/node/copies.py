@@ -1,0 +1,348 @@
+"""Copies of stopped servers: as an overlay, at once, or in full. And what every kind of copy shares: waiting, ending badly, layers.
+
+A copy is a document that waits for its source. The source's worker gives it what it is made of, in one transaction that says so
+in both documents; whatever was made before that transaction and is not named by it is nothing, and removed. So a crash at any
+point leaves the source as it was, or the copy given, never anything between. Live copies are in `live.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from virtuary.base.crash import crashpoint, declare
+from virtuary.base.errors import Bug, Conflict, Failed, GuestSilent, StoreAway, VirtuaryError, of_system
+from virtuary.base.files import remove, sync_dir, write_whole
+from virtuary.base.log import say
+from virtuary.base.paths import VmPaths
+from virtuary.guest import identity
+from virtuary.model.image import Image
+from virtuary.model.operation import Operation
+from virtuary.model.vm import Vm
+from virtuary.node import operations, templates
+from virtuary.node.describe import layers_of
+from virtuary.node.launch import clean_up
+from virtuary.node.plan import unborn
+from virtuary.node.site import Site
+from virtuary.node.warm import make_host_key
+from virtuary.node.world import World
+from virtuary.storage import directory, full
+from virtuary.storage.overlay import pieces
+
+if TYPE_CHECKING:
+    from virtuary.node.worker import Worker
+
+logger = logging.getLogger("virtuary.copies")
+MAX_LAYERS = 32
+"""So many files may lie between an image and a disk: each is a descriptor, and a step for what is read from the lowest."""
+declare(
+    "copy.before_link", "copy.after_link", "copy.after_overlay", "copy.before_record", "copy.after_record", "copy.after_unlink",
+    "copy.after_stand", "copy.before_renew", "copy.after_renew", "copy.after_convert", "copy.after_give",
+)  # fmt: skip
+
+
+# ---- looking
+
+
+def waiting(site: Site, source: Vm, copying: Sequence[Operation]) -> tuple[Vm, ...]:
+    """The servers these operations make copies of `source`, as far as they still wait for it."""
+    found = []
+    for operation in copying:
+        record = None if operation.spec.cancel else site.store.get(operation.spec.target)
+        copy = Vm.load(record.value, record.revision) if record else None
+        if copy and copy.spec.origin and copy.spec.origin.id == source.id and not copy.status.copied and not copy.meta.purge:
+            found.append(copy)
+    return tuple(found)
+
+
+def source_of(site: Site, vm: Vm) -> Vm | None:
+    """The server that `vm` waits to be a copy of; None when it waits for none, or when that is gone."""
+    if vm.spec.origin is None or vm.status.copied:
+        return None
+    record = site.store.get(f"vm/{vm.spec.origin.id}")
+    return Vm.load(record.value, record.revision) if record else None
+
+
+def leftovers(paths: VmPaths, vm: Vm) -> list[Path]:
+    """Disks in a server's folder that are not its own any more or were never finished, and memory it has taken over."""
+    if not vm.status.disk_ready:
+        return []
+    try:
+        names = os.listdir(paths.home)
+    except OSError:
+        return []
+    disks = [name for name in names if name.startswith(("disk", ".disk")) and name.endswith((".qcow2", ".partial"))]
+    memory = [] if unborn(vm) else [name for name in names if name in (paths.state.name, paths.origin.name)]
+    return [paths.home / name for name in (*disks, *memory) if name != vm.status.disk_file]
+
+
+# ---- ending badly
+
+
+@contextlib.contextmanager
+def holding(site: Site, copy: Vm) -> Iterator[None]:
+    """While this lasts the copy's own worker keeps its hands off it."""
+    site.held.add(copy.id)
+    try:
+        yield
+    finally:
+        site.held.discard(copy.id)
+
+
+async def giving(worker: Worker, copy: Vm, gift: Callable[[], Awaitable[None]]) -> None:
+    """Let the source give; whatever goes wrong is the end of the copy, never of the source."""
+    site = worker.site
+    with holding(site, copy):
+        try:
+            await gift()
+        except (Conflict, StoreAway):
+            raise  # look again
+        except VirtuaryError as error:
+            await give_up(site, copy.key, error)
+        except OSError as error:
+            await give_up(site, copy.key, of_system(error))
+        except Exception as error:
+            logger.exception("copying %s to %s: a defect", worker.vm_id, copy.name)
+            await give_up(site, copy.key, Bug(f"copying met a defect: {error!r}"))
+
+
+async def give_up(site: Site, key: str, error: VirtuaryError) -> None:
+    """The copy is nothing: its operation tells why, and everything of it is removed by its own worker."""
+    while record := site.store.get(key):
+        vm = Vm.load(record.value, record.revision)
+        puts = {key: vm.but(spec=vm.spec.but(power="stopped"), meta=vm.meta.but(purge=True)).dump()}
+        for item in operations.open_operations(site.store, key):
+            copying = item.spec.kind == "copy"
+            puts[item.key] = operations.finished(item, error if copying else None, cancelled=copying and item.spec.cancel).dump()
+        say(logger, "no copy", logging.WARNING, vm=vm.name, why=error.sentence)
+        with contextlib.suppress(Conflict):
+            await site.store.txn({key: record.revision}, puts)
+            return
+
+
+def wanted(site: Site, copy: Vm, operation: str) -> bool:
+    """Whether somebody still wants the copy that is being made."""
+    found, record = operations.load(site.store, operation), site.store.get(copy.key)
+    if found is None or found.ended or found.spec.cancel or record is None:
+        return False
+    return not Vm.load(record.value, record.revision).meta.purge
+
+
+async def drop_copy(worker: Worker, world: World, why: str) -> None:
+    """A copy that can't become what it was to be."""
+    if worker.run:
+        await worker.run.close()
+        worker.run = None
+    await clean_up(worker.vm_id, worker.paths.runtime)
+    origin = world.vm.spec.origin
+    assert origin
+    await give_up(worker.site, worker.key, Failed(f"{origin.name} was not copied to {world.vm.name}: {why}"))
+
+
+async def refuse_copy(worker: Worker, world: World, refused: tuple[Vm, str]) -> None:
+    """Tell a copy that there is nothing to give it."""
+    copy, why = refused
+    await give_up(worker.site, copy.key, Failed(f"{world.vm.name} was not copied to {copy.name}: {why}"))
+
+
+# ---- an overlay
+
+
+async def share_disk(worker: Worker, world: World, copy: Vm) -> None:
+    """Make the disk of a stopped server a layer below both: below a new disk of its own, and below the copy's."""
+    await giving(worker, copy, lambda: _share(worker, world, copy))
+
+
+async def _share(worker: Worker, world: World, copy: Vm) -> None:
+    site, vm = worker.site, world.vm
+    operation = operation_of(site, copy)
+    name = f"disk-{operation.spec.params['layer']}.qcow2"
+    layer = f"layers/{operation.spec.params['layer']}.qcow2"
+    give_variables(worker, copy)
+    old, source = worker.paths.home / vm.status.disk_file, vm
+    if not untouched(site, vm):
+        await operations.note(site.store, operation.key, f"making the disk of {vm.name} a layer below both", stage="disk")
+        if len(vm.status.layers) >= MAX_LAYERS:
+            raise Failed(f"{len(vm.status.layers)} layers lie below the disk of {vm.name} already", "virtuary copy --full")
+        place = site.paths.state / layer
+        crashpoint("copy.before_link")
+        remove(place)
+        os.link(old, place)
+        sync_dir(place.parent)
+        crashpoint("copy.after_link")
+        await directory.ensure_overlay(worker.paths.home / name, place, vm.status.disk_size or 0, None)
+        crashpoint("copy.after_overlay")
+        source = vm.but(status=vm.status.but(disk_file=name, layers=(*vm.status.layers, layer)))
+    given = copy.but(status=copy.status.but(**gift_of(source, world.image, f"it is a copy of {vm.name}")))
+    crashpoint("copy.before_record")
+    expect = {vm.key: vm.meta.revision, copy.key: copy.meta.revision}
+    await site.store.txn(expect, {copy.key: given.dump(), **({vm.key: source.dump()} if source != vm else {})})
+    if source != vm:
+        with contextlib.suppress(OSError):  # what is left to do is done by the next look as well
+            crashpoint("copy.after_record")
+            _tidy(site, worker.paths, source)
+            crashpoint("copy.after_unlink")
+
+
+async def give(site: Site, copy: Vm, operation: str, **status: Any) -> None:
+    """Write down that the copy has what it is made of, over whatever a user changed of it meanwhile."""
+    while wanted(site, copy, operation):
+        record = site.store.get(copy.key)
+        now = Vm.load(record.value, record.revision) if record else copy
+        with contextlib.suppress(Conflict):
+            await site.store.txn({copy.key: now.meta.revision}, {copy.key: now.but(status=now.status.but(**status)).dump()})
+            return
+    raise Failed("the copy is not wanted any more")
+
+
+def gift_of(source: Vm, image: Image | None, why_cold: str | None) -> dict[str, Any]:
+    """What a copy has in its status from its source. Pure."""
+    renewed = bool(image and image.status.agent)
+    status = source.status
+    return {
+        "copied": True, "renew": renewed, "layers": status.layers, "base": status.base, "disk_size": status.disk_size,
+        "cold": why_cold,
+    }  # fmt: skip
+
+
+def operation_of(site: Site, copy: Vm) -> Operation:
+    """The operation that makes this copy; raises Conflict when it is over."""
+    for operation in operations.open_operations(site.store, copy.key):
+        if operation.spec.kind == "copy":
+            return operation
+    raise Conflict(f"nobody wants {copy.name} any more")
+
+
+def untouched(site: Site, vm: Vm) -> bool:
+    """Whether nothing was ever written to this server's own disk, so that what lies below it is all there is to share."""
+    layers = layers_of(site, vm)
+    if not layers or not vm.status.disk_size:
+        return False
+    disk = site.paths.vm(vm.id).home / vm.status.disk_file
+    offset, content = pieces(os.path.relpath(layers[-1], disk.parent), vm.status.disk_size)[-1]
+    return disk.stat().st_size == offset + len(content)  # a cluster that is written, or only discarded, makes the file larger
+
+
+def give_variables(worker: Worker, copy: Vm) -> None:
+    """The copy's folder, with UEFI variables like the source's."""
+    paths = worker.site.paths.vm(copy.id)
+    paths.home.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        write_whole(paths.firmware_vars, worker.paths.firmware_vars.read_bytes())
+
+
+async def tidy_home(worker: Worker, world: World, _: None) -> None:
+    """Remove what is of no more use to the server: a crash may have left it."""
+    _tidy(worker.site, worker.paths, world.vm)
+
+
+def _tidy(site: Site, paths: VmPaths, vm: Vm) -> None:
+    for layer in vm.status.layers:
+        if layer.startswith("layers/"):
+            os.chmod(site.paths.state / layer, 0o400)
+    for path in leftovers(paths, vm):
+        remove(path)
+    sync_dir(paths.home)
+
+
+async def stand_on_layer(worker: Worker, world: World, _: None) -> None:
+    """The copy's own disk, empty, on what it shares with its source."""
+    vm, site = world.vm, worker.site
+    disk = worker.paths.home / vm.status.disk_file
+    worker.paths.home.mkdir(mode=0o700, exist_ok=True)
+    remove(disk)
+    size = await directory.ensure_overlay(disk, layers_of(site, vm)[-1], vm.status.disk_size or 0, None)
+    crashpoint("copy.after_stand")
+    await worker.write(vm, disk_ready=True, disk_size=size)
+
+
+def drop_layers(site: Site) -> None:
+    """Remove the layers that no server names, in the trash or not, and no copy that is under way."""
+    found = list(site.paths.layers.iterdir())
+    if not found:
+        return
+    named = [record.value for record in site.store.list("vm/").records]
+    named += [record.value for record in site.store.list("operation/").records if Operation.looks_open(record.value)]
+    for path in found:
+        if not any(path.stem.encode() in value for value in named):
+            remove(path)
+
+
+# ---- in full
+
+
+async def convert_disk(worker: Worker, world: World, copy: Vm) -> None:
+    """Give the copy of a stopped server a disk that stands alone."""
+    await giving(worker, copy, lambda: _convert(worker, world, copy))
+
+
+async def _convert(worker: Worker, world: World, copy: Vm) -> None:
+    site, vm, paths = worker.site, world.vm, worker.site.paths.vm(copy.id)
+    operation = operation_of(site, copy).key
+    files, size = (*layers_of(site, vm), worker.paths.home / vm.status.disk_file), vm.status.disk_size or 0
+    directory.check_space(site.paths.vms, full.needed(files, size), "a full copy")
+    give_variables(worker, copy)
+    remove(paths.disk)
+    await operations.note(site.store, operation, "copying the disk", stage="disk")
+    task = asyncio.create_task(full.flatten(files, paths.disk, size, operations.reporter(site.store, operation)))
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=0.25)
+            current = worker.load()
+            if not wanted(site, copy, operation) or current is None or current.meta.purge:
+                raise Failed("the copy is not wanted any more, or its source is gone")
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    crashpoint("copy.after_convert")
+    gift = gift_of(vm, world.image, f"it is a copy of {vm.name}") | {"layers": (), "base": False, "disk_ready": True}
+    await give(site, copy, operation, **gift)
+    crashpoint("copy.after_give")
+
+
+# ---- its first start
+
+
+async def renew_copy(worker: Worker, world: World, _: None) -> None:
+    """Make the guest a machine of its own, which was its source when it went to sleep: name, keys, machine-id, SSH host keys."""
+    run, vm = worker.run, world.vm
+    assert run
+    if world.operation:
+        await operations.note(worker.site.store, world.operation.key, "giving the guest an identity of its own", stage="agent")
+    if run.agent is None:
+        raise GuestSilent("the guest agent is gone")
+    key = await make_host_key(worker.paths.runtime)
+    keys = (templates.public_key(worker.site), *vm.spec.ssh_keys)
+    fresh = identity.Fresh(uuid.uuid4().hex, secrets.token_hex(64), key.private, key.public)
+    text = identity.fresh_script(identity.Identity(vm.name, keys), fresh)
+    crashpoint("copy.before_renew")
+    outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=120)
+    if outcome.status != 0:
+        raise GuestSilent(f"the guest refused its identity: {printable(outcome.stderr)}")
+    write_whole(worker.paths.known_hosts, known_host(vm, key.public))
+    crashpoint("copy.after_renew")
+    await worker.write(vm, identity=vm.name, renew=False)
+
+
+def known_host(vm: Vm, public: str) -> bytes:
+    """The line by which clients know the server's host key."""
+    return f"virtuary-{vm.id} {' '.join(public.split()[:2])}\n".encode()
+
+
+def printable(text: bytes) -> str:
+    return "".join(char for char in text.decode(errors="replace")[-300:].strip() if char.isprintable()) or "it gives no reason"
+
+
+Effect = Callable[["Worker", World, Any], Awaitable[None]]
+STEPS: dict[str, Effect] = {
+    effect.__name__: effect
+    for effect in (share_disk, convert_disk, stand_on_layer, tidy_home, refuse_copy, drop_copy, renew_copy)
+}  # fmt: skip

@@ -1,0 +1,306 @@
+"""Live copies: a server that runs is saved with its memory and disk at one instant, and a copy goes on from there.
+
+The source's worker saves (`save_live`), and writes down that it did; the copy's worker starts QEMU as the machine the source's
+process is, reads the memory into it, lets it run, and makes the guest a machine of its own before anybody may use it. A copy that
+fails on this way is ended and removed; there is nothing it could boot as. The source runs on whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import os
+import secrets
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from virtuary.base.crash import crashpoint, declare
+from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
+from virtuary.base.files import remove, sync_dir, sync_file, write_whole
+from virtuary.base.log import say
+from virtuary.base.paths import VmPaths
+from virtuary.base.proc import command_line
+from virtuary.base.units import MIB
+from virtuary.guest import identity, seed
+from virtuary.model.image import Image
+from virtuary.model.template import Template
+from virtuary.model.vm import Shape, Vm
+from virtuary.node import copies, operations, steps, templates
+from virtuary.node.describe import layers_of, mac_of, machine_of
+from virtuary.node.site import Site
+from virtuary.node.warm import copy_of, generation_of, make_host_key
+from virtuary.node.world import World
+from virtuary.qemu import live as engine
+from virtuary.qemu import warm
+from virtuary.qemu.argv import command
+from virtuary.qemu.describe import Machine, Warm, describe, layer_parts
+from virtuary.qemu.parts import Grants
+from virtuary.storage import directory, full
+
+if TYPE_CHECKING:
+    from virtuary.node.worker import Worker
+
+logger = logging.getLogger("virtuary.live")
+RENEWAL_LIMIT = 60.0
+"""Seconds a copy is given to become a machine of its own."""
+SLOWEST = 32 * MIB
+"""Bytes of memory a second on the slowest disk we still wait for."""
+declare(
+    "live.before_save", "live.after_save", "live.before_record", "live.after_record", "live.after_load", "live.before_renew",
+    "live.after_renew", "live.after_identity",
+)  # fmt: skip
+
+
+# ---- which machine it is
+
+
+async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
+    """The machine that the server's process is, as it was started; raises Failed when it can't be told any more."""
+    runtime = vm.status.runtime
+    assert runtime
+    if runtime.live:
+        machine = await live_machine(site, vm, image, runtime.accel, runtime.shape)
+    elif runtime.template:
+        record = site.store.get(f"template/{runtime.template}")
+        if record is None:
+            raise Failed("its warm template is gone")
+        machine = await copy_of(site, vm, image, Template.load(record.value, record.revision))
+    else:
+        machine = await machine_of(site, vm, image, runtime.accel)
+    words = command((await site.binary(machine.platform)).program, describe(machine))
+    if command_line(runtime.pid) != b"".join(word.encode() + b"\0" for word in words):
+        raise Failed(f"{vm.name} runs as it was started by another Virtuary or QEMU", f"virtuary restart {vm.name}")
+    return machine
+
+
+def shape_of(machine: Machine) -> Shape | None:
+    """How this machine can grow. Pure."""
+    if machine.warm is None:
+        return None
+    return Shape(memory=machine.memory, max_cpus=machine.warm.max_cpus, max_memory=machine.warm.max_memory)
+
+
+async def live_machine(site: Site, vm: Vm, image: Image, accel: str, shape: Shape | None) -> Machine:
+    """The machine that goes on with the memory of another one of this shape."""
+    state = site.paths.vm(vm.id).state
+    own = replace(await machine_of(site, vm, image, accel), state=state)
+    if shape is None:
+        return own
+    room = Warm(
+        ram=state, copy=True, state=state, generation=generation_of(vm), max_cpus=shape.max_cpus, max_memory=shape.max_memory
+    )
+    return replace(own, cpus=1, memory=shape.memory, seed=None, warm=room)
+
+
+# ---- the source
+
+
+async def save_live(worker: Worker, world: World, copy: Vm) -> None:
+    """Save the memory and the disk of a server that runs into the folder of its copy."""
+    await copies.giving(worker, copy, lambda: _save(worker, world, copy))
+
+
+async def _save(worker: Worker, world: World, copy: Vm) -> None:
+    site, vm, run, image = worker.site, world.vm, worker.run, world.image
+    operation = copies.operation_of(site, copy).key
+    if run is None or run.monitor is None or run.agent is None or image is None:
+        raise Failed(f"{vm.name} can't be asked just now", "repeat in a moment")
+    machine = await process_machine(site, vm, image)
+    if machine.warm and vm.spec.memory > machine.memory:  # an emulating QEMU dies of it: it mistakes where the grown part lies
+        raise Failed(f"{vm.name} was given memory while it ran, which can't be saved", f"virtuary restart {vm.name}")
+    paths = site.paths.vm(copy.id)
+    own = (worker.paths.home / vm.status.disk_file).stat().st_blocks * 512
+    directory.check_space(site.paths.vms, vm.spec.memory + own + 64 * MIB, "a live copy")
+    await operations.note(site.store, operation, f"saving {vm.name} while it runs", stage="memory")
+    dmi = await run.agent.execute(["cat", "/sys/firmware/dmi/tables/DMI"], deadline=30)
+    await _prepare(worker, vm, image, copy, paths)
+    key = await make_host_key(worker.paths.runtime)
+    crashpoint("live.before_save")
+    still = await _save_into(worker, machine, paths, copy, operation)
+    crashpoint("live.after_save")
+    facts = {
+        "uuid": vm.id, "mac": mac_of(vm.id), "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode(),
+        "boot": site.boot, "accel": machine.accel, "mapped": still.mapped, "shape": shape.model_dump() if (shape := shape_of(machine)) else None,
+        "host_key": key.private, "host_key_public": key.public,
+    }  # fmt: skip
+    await asyncio.to_thread(sync_file, paths.disk)  # the memory need not outlive a power cut: nothing of the copy does
+    write_whole(paths.origin, json.dumps(facts).encode())
+    sync_dir(site.paths.vms)
+    await operations.note(site.store, operation, stood_still(vm.name, still), stage="firmware", progress=None)
+    say(logger, "saved live", vm=vm.name, copy=copy.name, still=f"{still.seconds * 1000:.0f}ms", forced=still.forced)
+    crashpoint("live.before_record")
+    await copies.give(site, copy, operation, **copies.gift_of(vm, image, None) | {"renew": False, "disk_ready": True})
+    crashpoint("live.after_record")
+
+
+def stood_still(name: str, still: engine.Still) -> str:
+    """What people are told. Pure."""
+    took = f"{still.seconds * 1000:.0f} ms" if still.seconds < 1 else f"{still.seconds:.1f} s"
+    why = ": it wrote to its memory faster than that could be saved" if still.forced else ""
+    return f"{name} stood still for {took}{why}"
+
+
+async def _prepare(worker: Worker, vm: Vm, image: Image, copy: Vm, paths: VmPaths) -> None:
+    """The copy's folder with an empty disk on the source's layers, and what of the source's small files is part of its machine."""
+    site = worker.site
+    copies.give_variables(worker, copy)
+    for path in (paths.disk, paths.state, paths.origin):
+        remove(path)
+    layers = layers_of(site, vm)
+    if layers:
+        await directory.ensure_overlay(paths.disk, layers[-1], vm.status.disk_size or 0, None)
+    else:
+        await full.make_empty(paths.disk, vm.status.disk_size or 0)
+    if vm.spec.user_data and image.status.cloud_init:  # cloud-init is to take it for the server it knows, and not to begin again
+        record = site.store.get(f"secret/{vm.id}")
+        keys = (templates.public_key(site), *vm.spec.ssh_keys)
+        files = seed.seed_files(vm.id, vm.name, keys, record.value.decode() if record else "")
+        await asyncio.to_thread(seed.write_seed, paths.seed, files)
+        if worker.paths.seed.exists():
+            write_whole(paths.seed, worker.paths.seed.read_bytes())
+
+
+async def _save_into(worker: Worker, machine: Machine, paths: VmPaths, copy: Vm, operation: str) -> engine.Still:
+    site, run = worker.site, worker.run
+    assert run and run.monitor
+    opened: list[int] = []
+
+    def check() -> None:
+        now = worker.load()
+        if run.ended or now is None or now.meta.purge or now.spec.power != "running" or now.spec.restarts != run.runtime.restarts:
+            raise Failed(f"{now.name if now else 'the server'} did not go on running")
+        if not copies.wanted(site, copy, operation):
+            raise Failed("the copy is not wanted any more")
+
+    try:
+        for path, flags in (
+            (paths.state, os.O_WRONLY | os.O_CREAT | os.O_EXCL), (paths.disk, os.O_RDWR), (machine.disk, os.O_RDONLY),
+        ):  # fmt: skip
+            opened.append(os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        state, disk, _ = opened
+        below, _parts = layer_parts(machine, Grants())
+        report = operations.reporter(site.store, operation)
+        return await engine.save(run.monitor, state, disk, below or None, opened[1:], report, check)
+    finally:
+        for handle in opened:
+            os.close(handle)
+
+
+async def end_save(worker: Worker, world: World, _: None) -> None:
+    """Let a server go on that a daemon before this one left standing still, and put away what that left."""
+    run = worker.run
+    if run is None or run.monitor is None:
+        raise GuestSilent("QEMU's monitor is not connected")
+    await engine.end_save(run.monitor)
+    await run.refresh()
+
+
+# ---- the copy
+
+
+async def start_live(worker: Worker, world: World, _: None) -> None:
+    """Start QEMU, waiting for the memory that was saved."""
+    try:
+        facts = _facts(worker.paths)
+        if facts["boot"] != worker.site.boot:
+            raise Failed("the host was restarted before it was a machine of its own")
+        if world.image is None:
+            raise Failed("its image is gone")
+        shape = Shape.model_validate(facts["shape"]) if facts["shape"] else None
+        machine = await live_machine(worker.site, world.vm, world.image, facts["accel"], shape)
+        if world.operation:
+            await operations.note(worker.site.store, world.operation.key, "resuming the copy", stage="firmware", progress=None)
+        await steps.start_machine(worker, world.vm, machine, live=True, shape=shape)
+    except VirtuaryError as error:
+        await _fail(worker, world, error)
+
+
+async def load_live(worker: Worker, world: World, _: None) -> None:
+    """Read the memory; the machine is paused then."""
+    vm, run = world.vm, worker.run
+    assert run and vm.status.runtime
+    try:
+        facts = _facts(worker.paths)
+        if run.monitor is None or world.image is None:
+            raise GuestSilent("QEMU's monitor is not connected")
+        if vm.status.runtime.shape:
+            await warm.plug(run.monitor, vm.spec.cpus, 0)  # memory that was plugged is told by the state itself
+        machine = await live_machine(worker.site, vm, world.image, facts["accel"], vm.status.runtime.shape)
+        limit = 60 + vm.spec.memory / SLOWEST
+        await engine.load(run.monitor, warm.state_address(describe(machine)), facts["mapped"], limit)
+        crashpoint("live.after_load")
+    except VirtuaryError as error:
+        await _fail(worker, world, error)
+        return
+    await run.refresh()
+
+
+async def renew_live(worker: Worker, world: World, _: None) -> None:
+    """Make the guest, which believes to be its source, a machine of its own, before anybody may use it."""
+    run, vm, site = worker.run, world.vm, worker.site
+    assert run
+    try:
+        facts = _facts(worker.paths)
+        who = identity.Identity(vm.name, (templates.public_key(site), *vm.spec.ssh_keys))
+        text = identity.live_script(who, _renewal(site, vm, facts))
+        crashpoint("live.before_renew")
+        if run.agent is None:
+            raise GuestSilent("the guest agent is gone")
+        outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=RENEWAL_LIMIT, slowest=0.05)
+        if outcome.status != 0:
+            raise Failed(f"its identity was refused: {copies.printable(outcome.stderr)}")
+        write_whole(worker.paths.known_hosts, copies.known_host(vm, facts["host_key_public"]))
+    except VirtuaryError as error:
+        await _fail(worker, world, error)
+        return
+    crashpoint("live.after_renew")
+    await worker.write(vm, identity=vm.name)
+    crashpoint("live.after_identity")
+    drop_memory(worker.paths)
+    run.speak(identity.LISTENS.encode() in outcome.stdout)
+
+
+def _renewal(site: Site, vm: Vm, facts: dict[str, Any]) -> identity.Renewal:
+    return identity.Renewal(
+        uuid=vm.id,
+        old_mac=facts["mac"],
+        mac=mac_of(vm.id),
+        machine_id=uuid.uuid4().hex,
+        boot_id=str(uuid.uuid4()),
+        host_key=facts["host_key"],
+        host_key_public=facts["host_key_public"],
+        entropy=secrets.token_hex(128),
+        now=site.clock.wall().timestamp(),
+        dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
+        cpus=vm.spec.cpus,
+    )
+
+
+def drop_memory(paths: VmPaths) -> None:
+    """Remove what a live copy came from; it is a machine of its own, and a secret the memory of another one."""
+    for path in (paths.state, paths.origin):
+        remove(path)
+
+
+def _facts(paths: VmPaths) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads(paths.origin.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Failed("what it is a copy of can't be read any more") from error
+    return facts
+
+
+async def _fail(worker: Worker, world: World, error: VirtuaryError) -> None:
+    """A live copy that can't become a machine of its own is ended and removed."""
+    current = worker.load()
+    if current and current.status.runtime and worker.run:
+        await steps.kill(worker, replace(world, vm=current), "failed")
+    await copies.drop_copy(worker, world, error.sentence)
+
+
+STEPS: dict[str, copies.Effect] = {
+    effect.__name__: effect for effect in (save_live, end_save, start_live, load_live, renew_live)
+}  # fmt: skip

@@ -1,0 +1,478 @@
+"""Making warm templates: one task a template. The only writer of a template's status.
+
+A template is made in a folder `.making-ID` and renamed into place when it is whole; then it never changes. What a crash left
+behind is ended, removed and made again. A failed or cancelled making leaves nothing but the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from virtuary.base.crash import crashpoint, declare
+from virtuary.base.errors import Bug, Conflict, Failed, GuestSilent, VirtuaryError, of_system
+from virtuary.base.files import sync_dir, sync_file, write_whole
+from virtuary.base.log import say
+from virtuary.base.paths import VmPaths
+from virtuary.base.proc import run as run_program
+from virtuary.guest import identity
+from virtuary.model.image import Image
+from virtuary.model.meta import Meta, utcnow
+from virtuary.model.template import Template, TemplateSpec
+from virtuary.model.vm import Runtime, Vm
+from virtuary.network import passt
+from virtuary.node import operations, warm
+from virtuary.node.describe import firmware_of, free_uid, ssh_forward
+from virtuary.node.launch import QMP_READY, clean_up, launch
+from virtuary.node.run import Run, open_run
+from virtuary.node.site import Site
+from virtuary.qemu import warm as engine
+from virtuary.qemu.describe import Machine, describe
+from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.process import read_errors
+from virtuary.storage import directory, sparse
+
+logger = logging.getLogger("virtuary.templates")
+SEALED = ("ram", "state", "disk.qcow2")
+declare(
+    "template.before_make", "template.after_boot", "template.before_save", "template.after_save", "template.before_rename",
+    "template.after_rename", "template.after_record", "template.after_remove",
+)  # fmt: skip
+
+
+class TemplateWorker:
+    def __init__(self, site: Site, template_id: str) -> None:
+        self.site, self.template_id, self.key = site, template_id, f"template/{template_id}"
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def work(self) -> None:
+        """Until the document is gone."""
+        while (template := self.load()) is not None:
+            self._wake.clear()
+            try:
+                if template.meta.purge:
+                    if await self._forget(template):
+                        continue
+                    await self._wake.wait()
+                elif template.status.state in ("absent", "making"):
+                    await self._make(template)
+                else:
+                    await self._wake.wait()
+            except Conflict:
+                continue
+            except (VirtuaryError, OSError) as error:
+                say(logger, "template step failed", logging.WARNING, template=template.name, error=error)
+                await asyncio.sleep(5)
+
+    def load(self) -> Template | None:
+        record = self.site.store.get(self.key)
+        return Template.load(record.value, record.revision) if record else None
+
+    def _operation(self) -> str | None:
+        active = operations.open_operations(self.site.store, self.key)
+        return active[0].key if active else None
+
+    async def _make(self, template: Template) -> None:
+        """Make it as a task of its own, so that a wish to cancel or to remove it can end it. One at a time on a host."""
+        operation = self._operation()
+        task = asyncio.create_task(self._make_whole(template, operation))
+        try:
+            while not task.done():
+                waiting = asyncio.create_task(self._wake.wait())
+                await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+                self._wake.clear()
+                if self._unwanted(operation):
+                    task.cancel()
+            await task
+        except asyncio.CancelledError:
+            if not self._unwanted(operation):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, VirtuaryError):
+                    await task
+                raise
+            await self._drop(operation, None)
+        except VirtuaryError as error:
+            await self._drop(operation, error)
+        except OSError as error:
+            await self._drop(operation, of_system(error))
+        except Exception as error:
+            logger.exception("making the template of %s met a defect", template.name)
+            await self._drop(operation, Bug(f"making the template met a defect: {error!r}"))
+
+    def _unwanted(self, operation: str | None) -> bool:
+        found = operations.load(self.site.store, operation) if operation else None
+        template = self.load()
+        return bool(found and found.spec.cancel) or template is None or template.meta.purge
+
+    async def _make_whole(self, template: Template, operation: str | None) -> None:
+        async with self.site.makings:
+            final = self.site.paths.template(template.id)
+            began = self.site.clock.now()
+            await self._write(None, state="making", reason=None)
+            if not final.exists():
+                await self._make_folder(template, final, operation)
+            crashpoint("template.after_rename")
+            facts = read_manifest(final)
+            self.site.verified[template.id] = stamps(final)
+            changes = {"key": facts["key"], "disk_size": facts["disk_size"], "size": directory.allocated(final)}
+            took = round(self.site.clock.now() - began, 1)
+            await self._write(operation, **changes, state="ready", made=utcnow(), took=took)
+            crashpoint("template.after_record")
+            say(logger, "template ready", image=template.spec.image, seconds=took)
+        await keep_budget(self.site, keep=template.id)
+
+    async def _make_folder(self, template: Template, final: Path, operation: str | None) -> None:
+        folder = final.with_name(f".making-{template.id}")
+        runtime = self.site.paths.run / "vms" / template.id
+        await clean_up(template.id, runtime)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(mode=0o700)
+            crashpoint("template.before_make")
+            image = self._image(template)
+            making = Making(self.site, template, image, folder, runtime, _reporter(self.site, operation))
+            facts = await making.run()
+            await asyncio.to_thread(_seal, folder, facts)
+            crashpoint("template.before_rename")
+            os.replace(folder, final)
+            sync_dir(final.parent)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            await clean_up(template.id, runtime)
+
+    def _image(self, template: Template) -> Image:
+        record = self.site.store.get(f"image/{template.spec.image_id}")
+        image = Image.load(record.value, record.revision) if record else None
+        if image is None or image.status.state != "ready" or image.meta.purge:
+            raise Failed(f"the image {template.spec.image} is gone")
+        return image
+
+    async def _drop(self, operation: str | None, error: VirtuaryError | None) -> None:
+        """The making ended badly: the operation tells why, and so does the template, so that it is not tried for ever."""
+        template = self.load()
+        if template is None or template.status.state == "ready":
+            return
+        puts: dict[str, bytes] = {}
+        found = operations.load(self.site.store, operation) if operation else None
+        if found and not found.ended:
+            puts[found.key] = operations.finished(found, error, cancelled=error is None).dump()
+        if error is None:
+            await self.site.store.txn({self.key: template.meta.revision}, puts, [self.key])
+            return
+        say(logger, "no template", logging.WARNING, image=template.spec.image, why=error.sentence)
+        puts[self.key] = template.but(status=template.status.but(state="failed", reason=error.sentence)).dump()
+        await self.site.store.txn({self.key: template.meta.revision}, puts)
+
+    async def _forget(self, template: Template) -> bool:
+        """Remove its memory at once, its disk when no server stands on it any more; says whether it is gone for good."""
+        folder = self.site.paths.template(template.id)
+        for name in ("ram", "state"):
+            with contextlib.suppress(FileNotFoundError):
+                (folder / name).unlink()  # a copy that runs keeps what it has mapped
+        self.site.verified.pop(template.id, None)
+        if standing_on(self.site, template.layer):
+            if template.status.state != "retired":
+                await self._write(None, state="retired", size=directory.allocated(folder))
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        crashpoint("template.after_remove")
+        puts = {item.key: operations.finished(item).dump() for item in operations.open_operations(self.site.store, self.key)}
+        current = self.load()
+        if current:
+            await self.site.store.txn({self.key: current.meta.revision}, puts, [self.key])
+        return True
+
+    async def _write(self, done: str | None, **changes: Any) -> None:
+        """Change status fields, and in the same transaction end the operation `done`."""
+        while template := self.load():
+            puts = {self.key: template.but(status=template.status.but(**changes)).dump()}
+            expect = {self.key: template.meta.revision}
+            found = operations.load(self.site.store, done) if done else None
+            if found and not found.ended:
+                expect[found.key], puts[found.key] = found.meta.revision, operations.finished(found).dump()
+            with contextlib.suppress(Conflict):
+                await self.site.store.txn(expect, puts)
+                return
+
+
+Report = Callable[[str], None]
+
+
+class Making:
+    """One template being made: a guest booted, settled, stripped of what is unique, and saved."""
+
+    def __init__(self, site: Site, template: Template, image: Image, folder: Path, runtime: Path, report: Report) -> None:
+        self.site, self.template, self.image = site, template, image
+        self.folder, self.runtime, self.report = folder, runtime, report
+        self._wake = asyncio.Event()
+
+    async def run(self) -> dict[str, Any]:
+        """The facts of the finished template: what its manifest holds."""
+        site, template = self.site, self.template
+        directory.check_space(self.folder, template.spec.memory // 2, "a warm template")
+        key = await warm.key_of(site, template, self.image)
+        machine = await warm.template_machine(site, template, self.image, self.folder)
+        uid = free_uid(site, template.id)
+        base = site.paths.image(self.image.id) / "disk.qcow2"
+        size = await directory.ensure_overlay(machine.disk, base, self.image.status.virtual_size, None)
+        self._make_files(machine, uid)
+        port = passt.free_port()
+        launched = await launch(site, machine, uid, (ssh_forward(port),), writable=(self.folder / "ram",))
+        runtime = Runtime(
+            generation=1, restarts=0, boot_id=site.boot, pid=launched.started.identity.pid, start=launched.started.identity.start,
+            uid=uid, accel=template.spec.accel, level=launched.jail.level, ssh_port=port, started=site.clock.wall(),
+        )  # fmt: skip
+        run = open_run(VmPaths(self.folder, self.runtime), runtime, template.id, site, self._wake.set, launched.started.errors)
+        if run is None:
+            words = read_errors(launched.started.errors)
+            os.close(launched.started.errors)
+            raise Failed(f"the template's machine ended at once: {words or 'QEMU said nothing'}")
+        try:
+            facts = await self._settle(run, port)
+            await self._save(run, machine)
+        finally:
+            run.kill()
+            await run.wait_ended(10)
+            await run.close()
+        (self.folder / "console.log").unlink(missing_ok=True)
+        (self.folder / "known_hosts").unlink(missing_ok=True)
+        return {**facts, "key": key, "disk_size": size, "mac": machine.mac, "uuid": template.id}
+
+    def _make_files(self, machine: Machine, uid: int) -> None:
+        """The files the machine writes by itself, empty and its own."""
+        assert machine.warm
+        for path, size in ((machine.warm.ram, machine.memory), (machine.warm.state, 0)):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.ftruncate(handle, size)
+                if os.getuid() == 0 and path == machine.warm.ram:
+                    os.fchown(handle, uid, uid)
+            finally:
+                os.close(handle)
+        if machine.vars_file and machine.firmware.vars_template:
+            write_whole(machine.vars_file, machine.firmware.vars_template.read_bytes())
+
+    async def _settle(self, run: Run, port: int) -> dict[str, Any]:
+        """Boot, wait until everything is started, and take away what is unique."""
+        self.report("booting the template")
+        await self._until(run, lambda: run.monitor is not None, QMP_READY, "its monitor")
+        assert run.monitor
+        await run.monitor.run("cont")
+        run.qemu_status = "running"
+        await self._until(run, lambda: "agent" in run.signals, self.site.settings.templates.patience, "the guest agent")
+        crashpoint("template.after_boot")
+        await self._in_guest(run, identity.script(identity.Identity("template", (public_key(self.site),))), 120, "take a key")
+        await self._until(run, lambda: "ssh" in run.signals, self.site.settings.templates.patience, "SSH")
+        self.report("waiting until the guest has settled")
+        await self._in_guest(run, identity.settle_script(), self.site.settings.templates.patience, "settle")
+        await self._log_in(port)
+        assert run.agent
+        dmi = await run.agent.execute(["cat", "/sys/firmware/dmi/tables/DMI"], deadline=60)
+        self.report("removing what is unique")
+        await self._in_guest(run, identity.strip_script(), 120, "give up its identity")
+        return {"dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode()}
+
+    async def _until(self, run: Run, what: Callable[[], bool], limit: float, wanted: str) -> None:
+        until = self.site.clock.now() + limit
+        while not what():
+            if run.ended:
+                raise Failed(f"the template's machine ended: {run.words() or 'QEMU said nothing'}")
+            if run.qemu_status in ("guest-panicked", "shutdown", "internal-error"):
+                raise Failed(f"the template's guest did not stay up: {run.qemu_status}")
+            if self.site.clock.now() > until:
+                raise GuestSilent(f"the guest never settled: {wanted} did not come within {limit:.0f} s")
+            await asyncio.sleep(0.1)
+
+    async def _in_guest(self, run: Run, script: bytes, limit: float, what: str) -> None:
+        assert run.agent
+        outcome = await run.agent.execute(["/bin/sh"], stdin=script, deadline=limit)
+        if outcome.status != 0:
+            words = outcome.stderr.decode(errors="replace").strip()[-300:]
+            raise Failed(f"the guest could not {what}: {''.join(c for c in words if c.isprintable()) or 'it gives no reason'}")
+
+    async def _log_in(self, port: int) -> None:
+        """Log in once as its users will: what that needs is in memory then. It is no condition."""
+        options = (
+            "-oBatchMode=yes",
+            "-oStrictHostKeyChecking=no",
+            f"-oUserKnownHostsFile={self.folder}/known_hosts",
+            "-oConnectTimeout=20",
+        )
+        with contextlib.suppress(VirtuaryError):
+            await run_program(
+                "ssh", "-F", "none", "-i", str(self.site.paths.key), *options, "-p", str(port), "root@127.0.0.1", "true", deadline=60
+            )  # fmt: skip
+
+    async def _save(self, run: Run, machine: Machine) -> None:
+        assert run.monitor
+        self.report("saving the template")
+        crashpoint("template.before_save")
+        await engine.save(run.monitor, engine.state_address(describe(machine)))
+        crashpoint("template.after_save")
+        with contextlib.suppress(VirtuaryError):
+            await run.monitor.run("quit")
+        await run.wait_ended(20)
+
+
+def public_key(site: Site) -> str:
+    return site.paths.key.with_suffix(".pub").read_text(encoding="utf-8").strip()
+
+
+def _reporter(site: Site, operation: str | None) -> Report:
+    """Notes what is being done on the operation, if somebody follows."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    def report(text: str) -> None:
+        if operation:
+            task = asyncio.get_running_loop().create_task(operations.note(site.store, operation, text, stage=text))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    return report
+
+
+# ---- what lies on disk
+
+
+def _seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Make the files immutable and durable, and their digests known."""
+    sparse.punch(folder / "ram")
+    facts["sha256"] = {name: sparse.digest(folder / name) for name in SEALED}
+    write_whole(folder / "manifest.json", json.dumps(facts, indent=1).encode())
+    for path in folder.iterdir():
+        os.chmod(path, 0o400)
+        if os.getuid() == 0:
+            os.chown(path, 0, warm.GROUP if path.name == "ram" else 0)
+            os.chmod(path, 0o440 if path.name == "ram" else 0o400)
+        sync_file(path)
+    sync_dir(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The facts of a finished template; raises Failed when they are gone or torn."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Failed("the warm template's manifest can't be read") from error
+    return facts
+
+
+def stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
+    """What changes when anybody touches a template's files."""
+    found = [(folder / name).stat() for name in SEALED]
+    return tuple((facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns) for facts in found)
+
+
+async def verify(site: Site, template: Template) -> dict[str, Any]:
+    """The manifest of a template whose files are what they were; raises Failed. Read through once in a daemon's life, and after a touch."""
+    folder = site.paths.template(template.id)
+    facts = read_manifest(folder)
+    try:
+        seen = stamps(folder)
+        if site.verified.get(template.id) != seen:
+            digests = await asyncio.to_thread(lambda: {name: sparse.digest(folder / name) for name in SEALED})
+            if digests != facts["sha256"]:
+                raise Failed("the warm template is damaged: its files are not what they were")
+            site.verified[template.id] = seen
+    except OSError as error:
+        raise Failed(f"the warm template can't be read: {error.strerror}") from error
+    return facts
+
+
+# ---- wishes of the host's own
+
+
+async def consider(site: Site, vm: Vm, image: Image) -> None:
+    """After a cold launch: have a template made in the background, unless there is one or it was tried already."""
+    if not site.settings.templates.auto or not image.status.agent or vm.spec.cold:
+        return
+    try:
+        accel = await site.accel(PLATFORMS[vm.spec.arch], vm.spec.accel)
+        memory = warm.base_memory(vm.spec)
+        spec = TemplateSpec(
+            image=image.name, image_id=image.id, memory=memory, accel=accel.accel, firmware=firmware_of(vm, image).kind
+        )
+        template = Template(meta=Meta(name=image.name), spec=spec)
+        key = await warm.key_of(site, template, image)
+    except VirtuaryError:
+        return
+    for other in warm.templates_of(site, image.id):
+        if other.spec == spec and (other.status.state in ("absent", "making") or other.status.key in ("", key)):
+            return
+    await site.store.txn({}, {template.key: template.dump()})
+    say(logger, "template wished", image=image.name)
+
+
+def standing_on(site: Site, layer: str) -> list[Vm]:
+    """Servers whose disks lie on this file."""
+    vms = [Vm.load(record.value, record.revision) for record in site.store.list("vm/").records]
+    return [vm for vm in vms if layer in vm.status.layers]
+
+
+async def damaged(site: Site, template: Template, why: str) -> None:
+    """A template that can't be trusted any more: removed, and made anew."""
+    say(logger, "template removed", logging.WARNING, image=template.spec.image, why=why)
+    changed = template.but(meta=template.meta.but(purge=True))
+    again = Template(meta=Meta(name=template.name), spec=template.spec)
+    puts = {template.key: changed.dump()}
+    if site.settings.templates.auto:
+        puts[again.key] = again.dump()
+    with contextlib.suppress(Conflict):
+        await site.store.txn({template.key: template.meta.revision}, puts)
+
+
+def touch(site: Site, template: Template) -> None:
+    """Remember that it was used now."""
+    with contextlib.suppress(OSError):
+        os.utime(site.paths.template(template.id))
+
+
+async def keep_budget(site: Site, keep: str = "") -> None:
+    """Remove templates, the one used longest ago first, until the others fit into `templates.max_disk`."""
+    found = [Template.load(record.value, record.revision) for record in site.store.list("template/").records]
+    ready = [template for template in found if template.status.state == "ready" and not template.meta.purge]
+    sizes = sum(template.status.size for template in ready)
+    for template in sorted(ready, key=lambda item: _used(site, item)):
+        if sizes <= site.settings.templates.max_disk:
+            return
+        if template.id != keep:
+            say(logger, "template removed", image=template.spec.image, why="templates.max_disk")
+            with contextlib.suppress(Conflict):
+                await site.store.txn(
+                    {template.key: template.meta.revision},
+                    {template.key: template.but(meta=template.meta.but(purge=True)).dump()},
+                )
+            sizes -= template.status.size
+
+
+def _used(site: Site, template: Template) -> float:
+    with contextlib.suppress(OSError):
+        return site.paths.template(template.id).stat().st_mtime
+    return 0.0
+
+
+async def renew(site: Site) -> None:
+    """Replace templates that nothing can be resumed from any more, after an upgrade of QEMU say, by ones of today."""
+    for record in site.store.list("template/").records:
+        template = Template.load(record.value, record.revision)
+        if template.meta.purge or template.status.state not in ("ready", "failed"):
+            continue
+        image = site.store.get(f"image/{template.spec.image_id}")
+        with contextlib.suppress(VirtuaryError):
+            now = await warm.key_of(site, template, Image.load(image.value, image.revision)) if image else ""
+            if template.status.state == "ready" and now != template.status.key:
+                await damaged(site, template, "QEMU, the machine or the image is another one now")
