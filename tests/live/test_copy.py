@@ -243,7 +243,7 @@ def as_before(instance: Instance, name: str) -> None:
     assert instance.ask_qemu(name, "query-jobs") == []
     assert not [node for node in instance.ask_qemu(name, "query-named-block-nodes") if "copy" in node["node-name"]]
     assert not [item for group in instance.ask_qemu(name, "query-fdsets") for item in group["fds"] if item.get("opaque")]
-    held = [path for path in open_files(instance, name) if "/vms/" in path]
+    held = [path for path in open_files(instance, name) if "/state/vms/" in path]
     assert not [path for path in held if str(home_of(instance, name)) not in path], held
     assert instance.in_guest(name, "hostname") == name
 

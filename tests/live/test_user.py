@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from instances import SOURCE, Instance, command_lines, zombies
+from instances import SOURCE, Instance, command_lines, until, zombies
 
 pytestmark = [pytest.mark.live, pytest.mark.host]
 
@@ -87,11 +87,20 @@ def test_an_ordinary_user_launches_uses_and_deletes_a_server(user: User, templat
     status = Path(f"/proc/{machine}/status").read_text()
     assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
     assert os.readlink(f"/proc/{machine}/ns/net") != os.readlink("/proc/self/ns/net")
+    user.virtuary("image", "warm", "tiny")
+    user.virtuary("launch", "tiny", "copied")
+    shown = user.virtuary("show", "copied")
+    assert "as a copy of a warm template" in shown and "isolation    level L1" in shown
+    assert user.virtuary("shell", "copied", "--", "hostname").strip() == "copied"
+    user.virtuary("delete", "copied", "--now", "--force", "--yes")
+    user.virtuary("image", "cool", "tiny")
     user.virtuary("stop", "mine")
     assert not prepared.machines(vm_id)
     user.virtuary("delete", "mine", "--now", "--yes")
     assert prepared.leaks() == [line for line in prepared.leaks() if "virtuary daemon" in line]
-    (daemon,) = user.processes()
+    lines = dict(command_lines())
+    (daemon,) = [pid for pid in user.processes() if "virtuary daemon" in lines[pid]]
     os.kill(daemon, 15)
+    until(lambda: not user.processes(), 10, "its launcher goes with it")
     assert not zombies(daemon)
     assert sorted(path.name for path in user.home.iterdir() if not path.name.startswith(".")) == ["images", "src", "v"]
