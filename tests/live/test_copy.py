@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from instances import Instance, Json, until
 
+from virtuary.base.errors import VirtuaryError
+
 from conftest import serve
 
 pytestmark = pytest.mark.live
@@ -318,8 +320,9 @@ def slowly(instance: Instance, name: str) -> Iterator[None]:
 
     def slow() -> None:
         while not done.is_set():
-            if instance.ask_qemu(name, "query-migrate").get("status") == "active":
-                instance.ask_qemu(name, "migrate-set-parameters", **{"max-bandwidth": 2**20})
+            with contextlib.suppress(VirtuaryError, OSError, ValueError):  # the daemon or the machine may end meanwhile
+                if instance.ask_qemu(name, "query-migrate").get("status") == "active":
+                    instance.ask_qemu(name, "migrate-set-parameters", **{"max-bandwidth": 2**20})
 
     thread = threading.Thread(target=slow)
     thread.start()

@@ -168,6 +168,17 @@ def test_a_copy_is_grown_to_what_was_asked_for(own: Instance) -> None:
     assert own.call("POST", "/v1/vms", {"image": "tiny"}, dry_run="true")["plan"]["warm"] is True
 
 
+def test_what_was_created_before_starts_as_a_copy_too(own: Instance) -> None:
+    own.ok("create", "tiny", "later", "--memory", "192MiB")
+    own.ok("set", "later", "--disk", "400MiB")
+    own.ok("start", "later")
+    assert is_copy(own, "later") and facts(own, "later")["hostname"] == "later"
+    assert int(own.in_guest("later", "df -m / | tail -1").split()[1]) > 300
+    own.ok("stop", "later")
+    own.ok("start", "later")
+    assert not is_copy(own, "later"), "from then on it boots"
+
+
 def test_cold_boots_and_says_why(own: Instance) -> None:
     own.ok("launch", "tiny", "cold", "--cold")
     assert not is_copy(own, "cold") and own.vm("cold")["status"]["cold"] == "a boot was asked for"

@@ -72,6 +72,9 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "stopped and wished so": (at_rest(STOPPED), None),
     # ---- a copy of a warm template
     "its disk lies on a template": (at_rest(status={"template": "t"}, operation=operation("launch")), "start_warm"),
+    "created, and now to be started for the first time": (at_rest(status={"applied": 0}, operation=operation("start")), "make_disk"),
+    "created, and its disk was being made anew": (at_rest(status={"applied": 0}, files=frozenset(), operation=operation("start")), "make_disk"),
+    "created, started, stopped by force before it was anybody": (at_rest(), "start"),
     "its disk lies on a template and is to be larger": (at_rest({"disk": 2**31}, status={"template": "t"}), "start_warm"),
     "a copy that became a machine of its own boots": (at_rest(status={"template": "t", "identity": "web1"}), "start"),
     "a copy waits for its state": (alive(qemu="inmigrate", **COPY), "load_state"),

@@ -77,7 +77,7 @@ def at_rest(
     spec: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **facts: Any
 ) -> World:
     """No process; the disk is made."""
-    seen = {"state": "stopped", "disk_ready": True, "disk_size": 2**30, **(status or {})}
+    seen = {"state": "stopped", "disk_ready": True, "disk_size": 2**30, "applied": 1, **(status or {})}
     return world(vm(spec, meta, **seen), **{"files": frozenset({"disk"}), **facts})
 
 
@@ -208,7 +208,8 @@ class Host:
     def make_disk(self, seen: World, _: Any) -> None:
         self.files.add("disk")
         template = "template-id" if self.warm and not seen.vm.status.cold else None
-        self._status(disk_ready=True, disk_size=seen.vm.spec.disk or 2**30, template=template)
+        cold = None if template or seen.vm.spec.power == "stopped" else seen.vm.status.cold or "there is no template"
+        self._status(disk_ready=True, disk_size=seen.vm.spec.disk or 2**30, template=template, cold=cold)
 
     def grow_disk(self, _: World, size: int) -> None:
         self._status(disk_size=size)

@@ -222,6 +222,8 @@ def preparing(world: World) -> Step | None:
         return Step("follow_image") if world.operation else None
     if not vm.status.disk_ready:
         return Step("make_disk" if vm.spec.origin is None else "stand_on_layer")
+    if undecided(vm) and vm.spec.power != "stopped":
+        return Step("make_disk")
     if "disk" not in world.files:  # never made anew: an empty disk in the place of a lost one would hide the loss
         return Step("fail", f"the disk of {vm.name} is gone") if vm.spec.power != "stopped" else None
     if unborn(vm):
@@ -238,6 +240,12 @@ def preparing(world: World) -> Step | None:
     if (vm.spec.user_data or not image.status.agent) and image.status.cloud_init and "seed" not in world.files:
         return Step("make_seed")
     return Step("start_warm" if warm else "start")
+
+
+def undecided(vm: Vm) -> bool:
+    """Whether it was created without being started: only now is it known whether its first start is warm. Its disk is unused. Pure."""
+    status = vm.status
+    return not (status.applied or status.template or status.cold or status.layers or vm.spec.origin)
 
 
 def forsaken(world: World) -> str | None:
