@@ -230,7 +230,9 @@ def warmed(teller: Teller) -> None:
     teller.delete("copied")
 
 
-STORIES: dict[str, Callable[[Teller], None]] = {story.__name__: story for story in (life, boot, shared, renewed, living, whole, picture, fetched, warmed)}
+STORIES: dict[str, Callable[[Teller], None]] = {
+    story.__name__: story for story in (life, boot, shared, renewed, living, whole, picture, fetched, warmed)
+}
 TOLD_BY = {
     "life": (
         "disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename", "disk.after_grow",

@@ -487,7 +487,18 @@ def test_whatever_happens_the_wish_comes_true_and_then_it_is_quiet(
     assert "leftover" not in host.files
 
 
-COPY_EVENTS = ["stop", "stop by force", "start", "delete", "die", "one step", "time passes", "daemon restarts", "source goes", "cancel"]
+COPY_EVENTS = [
+    "stop",
+    "stop by force",
+    "start",
+    "delete",
+    "die",
+    "one step",
+    "time passes",
+    "daemon restarts",
+    "source goes",
+    "cancel",
+]
 
 
 @settings(max_examples=300)

@@ -182,7 +182,9 @@ class Host:
 
     def _waits(self) -> bool:
         vm, operation = self.vm, self.operation
-        return bool(vm and vm.spec.origin and not vm.status.copied and not vm.meta.purge and operation and operation.spec.kind == "copy")
+        return bool(
+            vm and vm.spec.origin and not vm.status.copied and not vm.meta.purge and operation and operation.spec.kind == "copy"
+        )
 
     def _get(self) -> None:
         """The source gives: what it does is one transaction."""
@@ -304,7 +306,9 @@ class Host:
         self.drop_copy(seen, "it failed")
 
     def drop_copy(self, _: World, why: str) -> None:
-        assert self.process == "absent" and self.vm and self.vm.status.identity is None, "one that was handed out is never dropped"
+        assert self.process == "absent" and self.vm and self.vm.status.identity is None, (
+            "one that was handed out is never dropped"
+        )
         self.operation = None
         self._spec(power="stopped")
         self.vm = self.vm.but(meta=self.vm.meta.but(purge=True))
@@ -350,7 +354,11 @@ class Host:
             self.used = False
         self._status(runtime=None, state=end.state, reason=end.reason, crashes=recent, addresses=())
         self._spec(power=self.vm.spec.power if end.again else "stopped")
-        if not end.again and self.operation and self.operation.spec.kind in ("launch", "copy", "start", "restart", "resume", "pause"):
+        if (
+            not end.again
+            and self.operation
+            and self.operation.spec.kind in ("launch", "copy", "start", "restart", "resume", "pause")
+        ):
             self.operation = None
 
     def report(self, _: World, seen: dict[str, Any]) -> None:

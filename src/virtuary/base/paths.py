@@ -142,7 +142,16 @@ class Paths:
         for folder, mode in ((self.state, 0o711), (self.run, 0o711), (self.cache, 0o700)):
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
             os.chmod(folder, mode)
-        private = (self.images, self.templates, self.layers, self.vms, self.key.parent, self.probes, self.downloads, self.run / "vms")
+        private = (
+            self.images,
+            self.templates,
+            self.layers,
+            self.vms,
+            self.key.parent,
+            self.probes,
+            self.downloads,
+            self.run / "vms",
+        )
         for folder in private:
             folder.mkdir(exist_ok=True, mode=0o700)
 

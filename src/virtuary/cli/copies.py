@@ -55,7 +55,11 @@ def copy_command(name: str, new: str | None, full: bool, live: bool, start: bool
     say(f"copying {name} to {copy}")
     follow(wire, operation, quiet=given["output"] != "table")
     then = f"virtuary {'shell' if start or live else 'start'} {copy}"
-    emit(wire.call("GET", f"/v1/vms/{path_part(vm['meta']['id'])}"), given["output"], lambda: print(f"{copy} is a copy of {name}: {then}"))
+    emit(
+        wire.call("GET", f"/v1/vms/{path_part(vm['meta']['id'])}"),
+        given["output"],
+        lambda: print(f"{copy} is a copy of {name}: {then}"),
+    )
 
 
 def _show_plan(answer: dict[str, Any], form: str) -> None:

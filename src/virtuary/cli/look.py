@@ -14,6 +14,8 @@ from virtuary.cli.output import ago, bold, emit, output_option, print_fields, pr
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
+COPIED = {"overlay": "on a disk below both", "full": "in full", "live": "as it ran"}
+
 
 def every(wire: Wire, target: str, **query: Any) -> list[dict[str, Any]]:
     """All items of a list, over its pages."""
@@ -105,6 +107,8 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
         ("addresses", ", ".join(status["addresses"]) or "none known"),
         ("machine", spec["machine"] or "-"),
     ]
+    if origin := spec["origin"]:
+        facts.append(("copy of", f"{origin['name']}, {COPIED[origin['mode']]}"))
     if runtime:
         level = runtime["level"] + "".join(f"; {gap}" for gap in runtime["gaps"])
         accel = {"tcg": "emulated (TCG), not isolated by hardware", "kvm": "hardware virtualization (KVM)"}[runtime["accel"]]
@@ -115,6 +119,8 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
                 "started",
                 "as a copy of a warm template"
                 if runtime["template"]
+                else "as a live copy"
+                if runtime["live"]
                 else f"by a boot{': ' + status['cold'] if status['cold'] else ''}",
             ),
             ("network", runtime["network"]),

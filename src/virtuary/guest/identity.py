@@ -366,14 +366,12 @@ class Fresh:
 
 def fresh_script(identity: Identity, fresh: Fresh) -> bytes:
     """The shell script that gives a guest, booted from a copied disk, an identity of its own. Idempotent."""
-    if "'" in fresh.host_key + fresh.host_key_public:
-        raise Invalid("an identity holds characters that can't be written into a guest")
     rest = _FRESH.format(
         machine_id=fresh.machine_id,
         entropy=fresh.entropy,
-        host_key=fresh.host_key,
+        host_key=quote(fresh.host_key),
         dropbear_key=_octal(dropbear_key(fresh.host_key)),
-        host_key_public=fresh.host_key_public,
+        host_key_public=quote(fresh.host_key_public),
     )
     return script(identity) + rest.encode()
 

@@ -31,7 +31,9 @@ class ImageSettings(Model):
 
 class TemplateSettings(Model):
     auto: bool = Field(default=True, description="whether an image is made warm in the background after its first launch")
-    patience: float = Field(default=400, gt=0, description="seconds a guest is given to boot, and again to settle, when a template is made")
+    patience: float = Field(
+        default=400, gt=0, description="seconds a guest is given to boot, and again to settle, when a template is made"
+    )
     max_disk: Size = Field(default=16 * GIB, description="disk space for warm templates in all; the oldest unused one goes first")
 
 

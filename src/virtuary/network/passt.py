@@ -149,7 +149,9 @@ def free_port() -> int:
 def is_listened_to(port: int) -> bool:
     """Whether somebody listens on this TCP port of the host's loopback. Disturbs nobody, and needs no walk over all connections."""
     with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that only one who listens is in the way, and we in nobody's
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # so that only one who listens is in the way, and we in nobody's
         try:
             sock.bind(("127.0.0.1", port))
         except OSError:

@@ -167,8 +167,10 @@ async def _share(worker: Worker, world: World, copy: Vm) -> None:
     layer = f"layers/{operation.spec.params['layer']}.qcow2"
     give_variables(worker, copy)
     old, source = worker.paths.home / vm.status.disk_file, vm
-    if not untouched(site, vm):
-        await operations.note(site.store, operation.key, f"making the disk of {vm.name} a layer below both", stage="disk")
+    touched = not untouched(site, vm)
+    texts = [f"making the disk of {vm.name} a layer below both"] if touched else []
+    await operations.note(site.store, operation.key, *texts, who_renews(world.image, vm), stage="disk")
+    if touched:
         if len(vm.status.layers) >= MAX_LAYERS:
             raise Failed(f"{len(vm.status.layers)} layers lie below the disk of {vm.name} already", "virtuary copy --full")
         place = site.paths.state / layer
@@ -200,6 +202,15 @@ async def give(site: Site, copy: Vm, operation: str, **status: Any) -> None:
             await site.store.txn({copy.key: now.meta.revision}, {copy.key: now.but(status=now.status.but(**status)).dump()})
             return
     raise Failed("the copy is not wanted any more")
+
+
+def who_renews(image: Image | None, vm: Vm) -> str:
+    """Whose task it is to make the guest of a copied disk a machine of its own. Pure."""
+    if image and image.status.agent:
+        return "its guest becomes a machine of its own at the first start"
+    if image and image.status.cloud_init:
+        return f"the image {vm.spec.image} has no guest agent: cloud-init makes its guest a machine of its own at the first start"
+    return f"the image {vm.spec.image} has neither a guest agent nor cloud-init: its guest keeps the identity of {vm.name}"
 
 
 def gift_of(source: Vm, image: Image | None, why_cold: str | None) -> dict[str, Any]:
@@ -303,6 +314,7 @@ async def _convert(worker: Worker, world: World, copy: Vm) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     crashpoint("copy.after_convert")
+    await operations.note(site.store, operation, who_renews(world.image, vm), stage="disk", progress=None)
     gift = gift_of(vm, world.image, f"it is a copy of {vm.name}") | {"layers": (), "base": False, "disk_ready": True}
     await give(site, copy, operation, **gift)
     crashpoint("copy.after_give")

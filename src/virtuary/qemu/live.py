@@ -90,7 +90,9 @@ async def _save(
     return Still(await heard.span("STOP", "RESUME"), forced, mapped)
 
 
-async def _mirror(monitor: Monitor, heard: Heard, number: int, below: str | None, report: Report, check: Callable[[], None]) -> None:
+async def _mirror(
+    monitor: Monitor, heard: Heard, number: int, below: str | None, report: Report, check: Callable[[], None]
+) -> None:
     place = f"/dev/fdset/{number}"
     shared: dict[str, Any] = {"discard": "unmap", "cache": {"no-flush": True}}  # it is brought to the disk when it is whole
     file = {"node-name": f"{NAME}-file", "driver": "file", "filename": place, "locking": "on", **shared}
