@@ -95,7 +95,7 @@ class Teller:
                 raise DaemonDied from error
             return found if found["status"]["phase"] in ENDED else None
 
-        return until(look, 40, f"operation {identity} ends", 0.05)
+        return until(look, 120, f"operation {identity} ends", 0.05)  # making a template boots a guest, beside another test
 
     # ---- deeds
 
@@ -138,11 +138,13 @@ def make_disk(folder: Path) -> Path:
 
 
 def life(teller: Teller) -> None:
-    """Create, grow, start, restart, stop, delete; the guest needs not come up."""
+    """Create, start, restart, stop, grow, start, stop, delete; the guest needs not come up."""
     teller.create("life", image="tiny")
-    teller.ask("vm life", "PATCH", "/v1/vms/life", {"disk": 300 << 20})
     teller.power("life", "start", wait="running")
     teller.power("life", "restart", force=True)
+    teller.power("life", "stop", force=True)
+    teller.ask("vm life", "PATCH", "/v1/vms/life", {"disk": 300 << 20})
+    teller.power("life", "start", wait="running")
     teller.power("life", "stop", force=True)
     teller.delete("life")
 
@@ -228,6 +230,7 @@ def warmed(teller: Teller) -> None:
     teller.create("copied", image="tiny", power="running", memory=128 << 20)
     teller.ask("image tiny", "POST", "/v1/images/tiny/actions/cool", {})
     teller.delete("copied")
+    until(lambda: not teller.ask("image tiny", "GET", "/v1/templates")["items"], 20, "the template goes with its last copy", 0.05)
 
 
 STORIES: dict[str, Callable[[Teller], None]] = {

@@ -369,11 +369,10 @@ def test_a_daemon_that_dies_in_the_middle_goes_on_with_the_copy(own_instance: In
     instance.in_guest("first", COUNTER)
     with slowly(instance, "first"):
         instance.ok("copy", "first", "second", "--live", "--detach")
-        under_way(instance, "second")
+        begun = under_way(instance, "second")
         instance.kill()
     instance.start()
-    instance.wait_state("second", "running")
-    assert operation(instance, "second")["status"]["phase"] == "done"
+    instance.ok("operation", "wait", begun)
     counts(instance, "first")
     counts(instance, "second")
     as_before(instance, "first")

@@ -148,6 +148,14 @@ async def test_whenever_it_is_not_wanted_any_more_everything_is_as_it_was(place:
     await as_before(place)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "too_much", "limit"),
+    [(0, False, 20), (2.9, False, 20), (3.1, False, 50), (29, False, 50), (31, False, 2_000_000), (1, True, 2_000_000)],
+)
+def test_the_longer_it_takes_the_longer_it_may_stand_still(seconds: float, too_much: bool, limit: int) -> None:
+    assert live.choose_limit(seconds, too_much) == limit
+
+
 @pytest.mark.parametrize("moment", ["pre-switchover", "completed"])
 async def test_what_another_daemon_left_is_put_away(place: Place, moment: str) -> None:
     monitor = place.monitor

@@ -114,10 +114,11 @@ async def giving(worker: Worker, copy: Vm, gift: Callable[[], Awaitable[None]]) 
 
 
 async def give_up(site: Site, key: str, error: VirtuaryError) -> None:
-    """The copy is nothing: its operation tells why, and everything of it is removed by its own worker."""
+    """The copy is nothing, and has no process: its operation tells why, and everything of it is removed by its own worker."""
     while record := site.store.get(key):
         vm = Vm.load(record.value, record.revision)
-        puts = {key: vm.but(spec=vm.spec.but(power="stopped"), meta=vm.meta.but(purge=True)).dump()}
+        over = vm.but(spec=vm.spec.but(power="stopped"), meta=vm.meta.but(purge=True), status=vm.status.but(runtime=None))
+        puts = {key: over.dump()}
         for item in operations.open_operations(site.store, key):
             copying = item.spec.kind == "copy"
             puts[item.key] = operations.finished(item, error if copying else None, cancelled=copying and item.spec.cancel).dump()
@@ -137,13 +138,20 @@ def wanted(site: Site, copy: Vm, operation: str) -> bool:
 
 async def drop_copy(worker: Worker, world: World, why: str) -> None:
     """A copy that can't become what it was to be."""
+    await end_copy(worker, world, Failed(why))
+
+
+async def end_copy(worker: Worker, world: World, error: VirtuaryError) -> None:
+    """A copy whose process is over, or never was, and which is nothing without it."""
     if worker.run:
         await worker.run.close()
         worker.run = None
     await clean_up(worker.vm_id, worker.paths.runtime)
     origin = world.vm.spec.origin
     assert origin
-    await give_up(worker.site, worker.key, Failed(f"{origin.name} was not copied to {world.vm.name}: {why}"))
+    await give_up(
+        worker.site, worker.key, type(error)(f"{origin.name} was not copied to {world.vm.name}: {error.sentence}", error.hint)
+    )
 
 
 async def refuse_copy(worker: Worker, world: World, refused: tuple[Vm, str]) -> None:

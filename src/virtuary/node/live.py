@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
+from virtuary.base.errors import Failed, GuestSilent, VirtuaryError, of_system
 from virtuary.base.files import remove, sync_dir, sync_file, write_whole
 from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
@@ -72,7 +72,8 @@ async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
         machine = await machine_of(site, vm, image, runtime.accel)
     words = command((await site.binary(machine.platform)).program, describe(machine))
     if command_line(runtime.pid) != b"".join(word.encode() + b"\0" for word in words):
-        raise Failed(f"{vm.name} runs as it was started by another Virtuary or QEMU", f"virtuary restart {vm.name}")
+        why = "it was changed since, or started by another Virtuary or QEMU"
+        raise Failed(f"{vm.name} does not run as it would be started now: {why}", f"virtuary restart {vm.name}")
     return machine
 
 
@@ -214,7 +215,7 @@ async def start_live(worker: Worker, world: World, _: None) -> None:
         if world.operation:
             await operations.note(worker.site.store, world.operation.key, "resuming the copy", stage="firmware", progress=None)
         await steps.start_machine(worker, world.vm, machine, live=True, shape=shape)
-    except VirtuaryError as error:
+    except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
 
 
@@ -232,7 +233,7 @@ async def load_live(worker: Worker, world: World, _: None) -> None:
         limit = 60 + vm.spec.memory / SLOWEST
         await engine.load(run.monitor, warm.state_address(describe(machine)), facts["mapped"], limit)
         crashpoint("live.after_load")
-    except VirtuaryError as error:
+    except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
         return
     await run.refresh()
@@ -253,7 +254,7 @@ async def renew_live(worker: Worker, world: World, _: None) -> None:
         if outcome.status != 0:
             raise Failed(f"its identity was refused: {copies.printable(outcome.stderr)}")
         write_whole(worker.paths.known_hosts, copies.known_host(vm, facts["host_key_public"]))
-    except VirtuaryError as error:
+    except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
         return
     crashpoint("live.after_renew")
@@ -293,12 +294,12 @@ def _facts(paths: VmPaths) -> dict[str, Any]:
     return facts
 
 
-async def _fail(worker: Worker, world: World, error: VirtuaryError) -> None:
+async def _fail(worker: Worker, world: World, error: VirtuaryError | OSError) -> None:
     """A live copy that can't become a machine of its own is ended and removed."""
     current = worker.load()
     if current and current.status.runtime and worker.run:
         await steps.kill(worker, replace(world, vm=current), "failed")
-    await copies.drop_copy(worker, world, error.sentence)
+    await copies.end_copy(worker, world, error if isinstance(error, VirtuaryError) else of_system(error))
 
 
 STEPS: dict[str, copies.Effect] = {

@@ -363,7 +363,7 @@ def _fulfilled(world: World, kind: str, params: dict[str, Any]) -> bool:
         case "create":
             return vm.status.disk_ready
         case "copy" if vm.spec.power == "stopped":
-            return vm.status.disk_ready and not unborn(vm)
+            return vm.status.disk_ready
         case "launch" | "copy":
             return world.ready or _held(world)
         case "start" | "restart":

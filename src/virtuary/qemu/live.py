@@ -20,8 +20,8 @@ from virtuary.qemu.qmp import CommandFailed, Heard, Monitor
 
 NAME = "copy0"
 """Of the job, of the node that is the copy's disk, and of what descriptors were handed over for."""
-STILL = 50
-"""Milliseconds the machine may stand still for the rest of its memory."""
+STILL, STILL_LATER, LATER = 20, 50, 3.0
+"""Milliseconds the machine may stand still for the rest of its memory; the same when that was not enough for so many seconds."""
 PATIENCE = 30.0
 """Seconds the memory may take to become still by itself; then the machine is stopped for as long as the rest takes."""
 STOPPED_LIMIT = 60.0
@@ -110,23 +110,30 @@ async def _mirror(
 async def _until_still(monitor: Monitor, heard: Heard, state: int, report: Report, check: Callable[[], None]) -> bool:
     """Wait until the machine stands still with the rest of its memory to be written; whether it had to be forced."""
     loop = asyncio.get_running_loop()
-    began, forced = loop.time(), False
+    began, allowed = loop.time(), STILL
     while True:
         answer = await monitor.run("query-migrate")
         if answer["status"] == "pre-switchover":
-            return forced
+            return allowed == MOST_STILL
         _check_migration(answer)
         check()
         memory: dict[str, Any] = answer.get("ram", {})
         total = memory.get("total", 0)
         too_much = os.fstat(state).st_blocks * 512 > 2 * total > 0
-        if not forced and (too_much or loop.time() - began > PATIENCE):
-            forced = True
-            await monitor.run("migrate-set-parameters", **{"downtime-limit": MOST_STILL})
+        if (limit := choose_limit(loop.time() - began, too_much)) > allowed:
+            allowed = limit
+            await monitor.run("migrate-set-parameters", **{"downtime-limit": allowed})
         if loop.time() - began > PATIENCE + STOPPED_LIMIT:
             raise GuestSilent("the memory could not be saved in time")
         report("saving the memory", _share(total - memory.get("remaining", 0), total))
         await heard.wait(0.1)
+
+
+def choose_limit(seconds: float, too_much: bool) -> int:
+    """How many milliseconds the machine may stand still after so many seconds of saving. Pure."""
+    if too_much or seconds > PATIENCE:
+        return MOST_STILL
+    return STILL if seconds < LATER else STILL_LATER
 
 
 async def _until_migrated(monitor: Monitor, heard: Heard) -> None:
