@@ -49,9 +49,18 @@ def test_root_ignores_xdg() -> None:
 def test_folders_are_passable_where_machines_pass_and_closed_elsewhere(paths: Paths) -> None:
     paths.ensure()  # a second time is harmless
     modes = {
-        name: stat.S_IMODE(getattr(paths, name).stat().st_mode) for name in ("state", "run", "cache", "images", "vms", "probes")
+        name: stat.S_IMODE(getattr(paths, name).stat().st_mode)
+        for name in ("state", "run", "cache", "images", "layers", "vms", "probes")
     }
-    assert modes == {"state": 0o711, "run": 0o711, "cache": 0o700, "images": 0o700, "vms": 0o700, "probes": 0o700}
+    assert modes == {
+        "state": 0o711,
+        "run": 0o711,
+        "cache": 0o700,
+        "images": 0o700,
+        "layers": 0o700,
+        "vms": 0o700,
+        "probes": 0o700,
+    }
 
 
 def test_every_place_of_a_server_is_made_of_its_id(paths: Paths) -> None:

@@ -312,6 +312,30 @@ def test_a_live_copy_of_one_that_was_resumed_has_its_processors(warm_tiny: Path)
         assert refused.status == 4 and "was given memory while it ran" in refused.err and "virtuary restart grown" in refused.err
 
 
+WHO = """cat /root/data /etc/machine-id /sys/class/dmi/id/product_uuid /sys/class/net/e*/address
+hostname
+sha256sum </etc/ssh/ssh_host_ed25519_key
+ls /etc/ssh/ssh_host_*"""
+
+
+def test_a_live_copy_of_a_debian_is_a_machine_of_its_own(debian: Instance) -> None:
+    debian.ok("launch", "debian", "web1", limit=180)
+    debian.in_guest("web1", "echo data >/root/data; sync")
+    debian.ok("copy", "web1", "web2", "--live")
+    mine, theirs = (debian.in_guest(name, WHO).splitlines() for name in ("web2", "web1"))
+    assert (mine[0], mine[4], theirs[4]) == ("data", "web2", "web1")
+    assert all(one != other for one, other in zip(mine[1:6], theirs[1:6], strict=True)), (mine, theirs)
+    assert mine[2] == debian.vm("web2")["meta"]["id"] and mine[6:] == [
+        "/etc/ssh/ssh_host_ed25519_key",
+        "/etc/ssh/ssh_host_ed25519_key.pub",
+    ]
+    assert host_key(debian, "web2") != host_key(debian, "web1")
+    as_before(debian, "web1")
+    debian.ok("delete", "web1", "--now", "--force", "--yes")
+    assert debian.in_guest("web2", "cat /root/data") == "data"
+    debian.ok("delete", "web2", "--now", "--force", "--yes")
+
+
 @contextlib.contextmanager
 def slowly(instance: Instance, name: str) -> Iterator[None]:
     """While this lasts, the memory of `name` is saved so slowly that something can happen meanwhile."""
