@@ -88,6 +88,7 @@ async def play(answer: str) -> str | None:
 @pytest.mark.parametrize(
     ("answer", "verdict"), {"completes": None, "is silent": "never", "hangs up": "it ended while a test guest was called"}.items()
 )
+@pytest.mark.slow
 async def test_only_a_completed_handshake_is_a_proof(answer: str, verdict: str | None) -> None:
     assert await play(answer) == verdict
 
@@ -126,6 +127,7 @@ async def test_a_passt_that_ends_at_once_is_told_in_its_own_words() -> None:
 
 
 @has_passt
+@pytest.mark.slow
 async def test_the_proof_ends_in_time_with_a_verdict() -> None:
     async with asyncio.timeout(8):
         fault = await passt.prove(limit=1)

@@ -1,0 +1,189 @@
+"""Addresses and names of one network: its dnsmasq, whose configuration is written from typed values only.
+
+Every server's address is fixed before it asks: who is not in the list gets none. dnsmasq reads the list again on SIGHUP. It is
+known by its configuration file on its command line, and outlives the daemon as machines do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from virtuary.base.errors import Failed
+from virtuary.base.proc import ENVIRONMENT, Identity, find_program, identify, last_line
+
+LEASE = "1h"
+USER = "nobody"
+WORDS = 4096
+"""Bytes of what dnsmasq says that are kept; Linux rounds up to a page."""
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A server's place on the network. `name` is a checked name, see model.meta.check_name."""
+
+    name: str
+    mac: str
+    ipv4: str | None
+    ipv6: str | None
+
+
+@dataclass(frozen=True)
+class Service:
+    """What one dnsmasq serves."""
+
+    bridge: str
+    domain: str
+    ipv4: str | None
+    """Subnet, of which the first address is the bridge's."""
+    ipv6: str | None
+    outside: bool
+    """Whether names of elsewhere are asked for too, by the host's resolvers, and a way out is told."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    mac: str
+    address: str
+    hostname: str
+
+
+def config(service: Service, folder: Path) -> str:
+    """dnsmasq's configuration file. Pure."""
+    lines = [
+        f"interface={service.bridge}", "except-interface=lo", "bind-dynamic", "keep-in-foreground", f"user={USER}",
+        "pid-file", "no-hosts", "log-facility=-", "quiet-dhcp", "quiet-dhcp6", "quiet-ra",
+        f"domain={service.domain}", f"local=/{service.domain}/", "expand-hosts", "domain-needed", "bogus-priv",
+        "dhcp-authoritative", "dhcp-ignore-names", "dhcp-no-override", "dhcp-ignore-clid", "no-ping", "dhcp-sequential-ip", "cache-size=1000",
+        f"dhcp-hostsfile={folder / 'hosts'}", f"addn-hosts={folder / 'names'}", f"dhcp-leasefile={folder / 'leases'}",
+        "dhcp-lease-max=10000", "dns-loop-detect",
+    ]  # fmt: skip
+    if not service.outside:
+        lines += ["no-resolv", "dhcp-option=option:router"]
+    if service.ipv4:
+        net = ipaddress.IPv4Network(service.ipv4)
+        lines += [f"dhcp-range={net.network_address},static,{net.netmask},{LEASE}", f"local=/{_reverse(net)}/"]
+    if service.ipv6:
+        net6 = ipaddress.IPv6Network(service.ipv6)
+        lines += ["enable-ra", f"dhcp-range={net6.network_address},static,slaac,off-link,64,{LEASE}"]
+        lines += ["dhcp-option=option6:dns-server,[::]", f"local=/{_reverse(net6)}/"]
+        lines += [f"ra-param={service.bridge},60,{1800 if service.outside else 0}"]
+    return "\n".join(lines) + "\n"
+
+
+def _reverse(net: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+    labels = net.network_address.reverse_pointer.split(".")
+    unit = 8 if net.version == 4 else 4
+    return ".".join(labels[(net.max_prefixlen - net.prefixlen) // unit :])
+
+
+def hosts(reservations: Sequence[Reservation]) -> str:
+    """The list of who gets which address. Pure."""
+    lines = []
+    for host in reservations:
+        six = [f"[{host.ipv6}]"] if host.ipv6 else []
+        lines.append(",".join([host.mac, *([host.ipv4] if host.ipv4 else []), *six, host.name]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def names(service: Service, gateways: Sequence[str], reservations: Sequence[Reservation]) -> str:
+    """The names of servers that run, and the host's own, as a hosts file. Pure."""
+    lines = [f"{address} host.{service.domain}" for address in gateways]
+    for host in reservations:
+        lines += [f"{address} {host.name}.{service.domain} {host.name}" for address in (host.ipv4, host.ipv6) if address]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def write(folder: Path, service: Service, gateways: Sequence[str], reservations: Sequence[Reservation]) -> tuple[bool, bool]:
+    """Write its files where they differ; says whether the configuration did, and whether the lists did."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder, folder.parent):
+        place.chmod(0o711)  # dnsmasq is nobody when it reads its lists again
+    (folder / "leases").touch(mode=0o644, exist_ok=True)
+    configured = _write(folder / "dnsmasq.conf", config(service, folder))
+    listed = [_write(folder / "hosts", hosts(reservations)), _write(folder / "names", names(service, gateways, reservations))]
+    return configured, any(listed)
+
+
+def _write(place: Path, text: str) -> bool:
+    with contextlib.suppress(OSError):
+        if place.read_text(encoding="utf-8") == text:
+            return False
+    beside = place.with_name(f".{place.name}.new")
+    beside.write_text(text, encoding="utf-8")  # made again at every start of the host: it need not outlive a power cut
+    beside.chmod(0o644)
+    beside.replace(place)
+    return True
+
+
+async def start(folder: Path, settle: float = 0.05) -> Identity:
+    """Start dnsmasq with the files of `folder`; raises Failed with its own words when it ends at once."""
+    handle = _open_words()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            find_program("dnsmasq"), f"--conf-file={folder / 'dnsmasq.conf'}",
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=handle,
+            env=ENVIRONMENT, start_new_session=True, cwd="/",
+        )  # fmt: skip
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settle):
+                await process.wait()
+        if identity := identify(process.pid):
+            return identity
+        raise Failed(f"dnsmasq ended at once: {last_line(_read(handle)) or 'it said nothing'}")
+    finally:
+        os.close(handle)
+
+
+def _open_words() -> int:
+    """A descriptor for what dnsmasq says: of a pipe that is its own reader, so that it takes a page and no more, whoever listens.
+
+    What guests send makes it complain, as often as they like. It drops what does not fit (EAGAIN), and goes on. Among /proc/PID/fd
+    that pipe can be read.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, WORDS)
+        return os.open(f"/proc/self/fd/{writer}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _read(handle: int) -> bytes:
+    with contextlib.suppress(BlockingIOError):
+        return os.read(handle, 1 << 20)
+    return b""
+
+
+def mark_of(folder: Path) -> str:
+    """What stands on the command line of this network's dnsmasq."""
+    return f"--conf-file={folder / 'dnsmasq.conf'}"
+
+
+def read_again(pid: int) -> None:
+    """Have dnsmasq read its lists again."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGHUP)
+
+
+def leases(folder: Path) -> list[Taken]:
+    """The addresses that were asked for, as dnsmasq keeps them; what is no lease is passed over."""
+    found = []
+    try:
+        lines = (folder / "leases").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        words = line.split(" ")
+        if len(words) >= 4 and ":" in words[1] and len(words[1]) == 17:
+            with contextlib.suppress(ValueError):
+                found.append(Taken(words[1], str(ipaddress.ip_address(words[2])), words[3]))
+    return found

@@ -1,0 +1,281 @@
+"""Addresses and names: what dnsmasq is told, and what a real one answers to good and to hostile guests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+import pytest
+
+from netlab import OUTSIDE, Lab, lab_of, mac, v4, v6
+from virtuary.base.errors import Failed
+from virtuary.base.proc import find_marked
+from virtuary.network import dhcp
+from virtuary.network.dhcp import Reservation, Service
+
+SERVICE = Service("vbr1", "virtuary", "10.1.0.0/24", "fd01::/64", outside=True)
+GATEWAYS = ("10.1.0.1", "fd01::1")
+RESERVED = [Reservation("web1", mac("a"), v4("a"), v6("a")), Reservation("db1", mac("b"), v4("b"), v6("b"))]
+DISCOVER, OFFER, REQUEST, ACK = 1, 2, 3, 5
+
+
+def test_the_configuration_is_the_one_that_was_reviewed(golden: Callable[[str, str], None], tmp_path: Path) -> None:
+    parts = [
+        dhcp.config(SERVICE, Path("/run/net")),
+        dhcp.config(Service("vbr3", "lab.example", "10.3.0.0/20", None, outside=False), Path("/run/net")),
+        dhcp.hosts(RESERVED),
+        dhcp.names(SERVICE, GATEWAYS, RESERVED),
+    ]
+    golden("dnsmasq.txt", "\n".join(parts))
+
+
+# ---- a real one
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    yield from lab_of(False)
+
+
+@contextlib.contextmanager
+def served(lab: Lab, folder: Path, *more: str) -> Iterator[Path]:
+    """A dnsmasq for network 1, told so much more."""
+    for place in (folder, *folder.parents[:2]):
+        place.chmod(0o755)
+    place = folder / "net"
+    dhcp.write(place, SERVICE, GATEWAYS, RESERVED)
+    with open(place / "dnsmasq.conf", "a", encoding="utf-8") as conf:
+        conf.writelines(f"{line}\n" for line in more)
+    identity = lab.on_host(dhcp.start, place, 0.3)
+    try:
+        for _ in range(100):  # until it listens
+            with contextlib.suppress(ConnectionError):
+                assert look_up(lab, "host.virtuary") == [GATEWAYS[0]]
+                break
+            time.sleep(0.1)
+        yield place
+    finally:
+        os.kill(identity.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(identity.pid, 0)
+
+
+@pytest.fixture
+def serving(lab: Lab, tmp_path: Path) -> Iterator[Path]:
+    """The folder of a dnsmasq that serves network 1."""
+    with served(lab, tmp_path) as folder:
+        yield folder
+
+
+def ask_address(lab: Lab, place: str, own: bytes, *options: bytes, tries: int = 20) -> tuple[str, int] | None:
+    """The address that a guest is given, and the kind of the last answer; None when nobody answers so many tries of a second."""
+    sock = lab.socket(place, socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, 25, b"eth0\0")  # SO_BINDTODEVICE
+    sock.bind(("", 68))
+    sock.settimeout(1)
+    try:
+        offered = _exchange(sock, tries, own, DISCOVER, *options)
+        if offered is None or offered[1] != OFFER:
+            return offered
+        wanted = bytes([50, 4]) + IPv4Address(offered[0]).packed
+        return _exchange(sock, tries, own, REQUEST, wanted, bytes([54, 4]) + IPv4Address(GATEWAYS[0]).packed, *options)
+    finally:
+        sock.close()
+
+
+def _exchange(sock: socket.socket, tries: int, own: bytes, kind: int, *options: bytes) -> tuple[str, int] | None:
+    number = random.randrange(2**32)
+    for _ in range(tries):
+        sock.sendto(message(own, number, kind, *options), ("255.255.255.255", 67))
+        with contextlib.suppress(TimeoutError):
+            while True:
+                answer = sock.recv(2000)
+                if struct.unpack(">I", answer[4:8])[0] == number:
+                    place = answer.index(bytes([53, 1]), 240)
+                    return str(IPv4Address(answer[16:20])), answer[place + 2]
+    return None
+
+
+def message(own: bytes, number: int, kind: int, *options: bytes) -> bytes:
+    head = struct.pack(">BBBBIHH16x16s64x128xI", 1, 1, 6, 0, number, 0, 0x8000, own.ljust(16, b"\0"), 0x63825363)
+    return head + bytes([53, 1, kind]) + b"".join(options) + b"\xff"
+
+
+def look_up(lab: Lab, name: str, kind: int = 1) -> list[str]:
+    """The addresses of a name (kind 1), or the names of an address (kind 12)."""
+    sock = lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(20)
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
+    sock.sendto(struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", kind, 1), (GATEWAYS[0], 53))
+    answer = sock.recv(2000)
+    sock.close()
+    count, place = struct.unpack(">H", answer[6:8])[0], 12 + len(labels) + 5
+    found = []
+    for _ in range(count):
+        _, what, _, _, length = struct.unpack(">HHHIH", answer[place : place + 12])
+        data = answer[place + 12 : place + 12 + length]
+        found.append(str(ip_address(data)) if what in (1, 28) else ".".join(_labels(data)))
+        place += 12 + length
+    return found
+
+
+def _labels(data: bytes) -> Iterator[str]:
+    while data and 0 < data[0] < 64:
+        yield data[1 : data[0] + 1].decode()
+        data = data[data[0] + 1 :]
+
+
+def own(server: str) -> bytes:
+    return bytes.fromhex(mac(server).replace(":", ""))
+
+
+@pytest.mark.host
+@pytest.mark.slow
+def test_each_is_given_what_is_kept_for_it_and_a_stranger_nothing(lab: Lab, serving: Path) -> None:
+    assert ask_address(lab, "a", own("a")) == (v4("a"), ACK)
+    assert ask_address(lab, "b", own("b")) == (v4("b"), ACK)
+    assert ask_address(lab, "a", bytes.fromhex("525400999999"), tries=2) is None
+    assert {(item.mac, item.address) for item in dhcp.leases(serving)} == {(mac("a"), v4("a")), (mac("b"), v4("b"))}
+    assert look_up(lab, "web1.virtuary") == [v4("a")] and look_up(lab, "web1.virtuary", 28) == [v6("a")]
+    assert look_up(lab, "host.virtuary") == [GATEWAYS[0]]
+    assert look_up(lab, "3.0.1.10.in-addr.arpa", 12) == ["db1.virtuary"] and look_up(lab, "nobody.virtuary") == []
+
+
+@pytest.mark.host
+@pytest.mark.slow
+def test_names_of_a_company_with_private_addresses_are_told(lab: Lab, tmp_path: Path) -> None:
+    resolver = lab.socket("o", socket.AF_INET, socket.SOCK_DGRAM)
+    resolver.bind((OUTSIDE, 53))
+    resolver.settimeout(3)
+
+    def answer() -> None:
+        asked, peer = b"", None
+        while b"wiki" not in asked:  # it looks for loops as well
+            asked, peer = resolver.recvfrom(999)
+        end = asked.index(b"\0", 12) + 5
+        head = asked[:2] + struct.pack(">HHHHH", 0x8180, 1, 1, 0, 0)
+        record = struct.pack(">HHHIH4s", 0xC00C, 1, 1, 60, 4, IPv4Address("10.200.3.4").packed)
+        resolver.sendto(head + asked[12:end] + record, peer)
+
+    with served(lab, tmp_path, "no-resolv", f"server={OUTSIDE}"), ThreadPoolExecutor(1) as pool:
+        done = pool.submit(answer)
+        assert look_up(lab, "wiki.corp.example") == ["10.200.3.4"]
+        done.result(5)
+    resolver.close()
+
+
+def option(number: int, text: bytes) -> bytes:
+    return bytes([number, len(text)]) + text
+
+
+HOSTILE = {
+    "its host's": b"host", "a neighbour's": b"db1", "a neighbour's in full": b"db1.virtuary", "everybody's": b"*", "nothing": b"",
+    "a path": b"../../../etc/passwd", "a line of its own": b"x\n0 52:54:00:00:01:03 10.1.0.3 evil *\n", "a zero": b"a\0b",
+    "a shell's words": b"$(touch /tmp/x);`id`", "an option": b"--conf-script=/bin/sh", "as long as can be": b"a" * 255, "bytes": bytes(range(128, 255)),
+    "wpad": b"wpad", "dots": b"....", "a domain": b"www.example.com",
+}  # fmt: skip
+
+
+@pytest.mark.host
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_a_guest_calls_itself_changes_nothing(lab: Lab, serving: Path, case: str) -> None:
+    name = HOSTILE[case]
+    full = option(81, b"\x05\0\0" + name[:250])  # flags: let the server write it into its names
+    for words in (
+        [option(12, name)],
+        [full],
+        [option(12, name), full, option(15, name), option(60, name), option(61, b"\0" + name[:250])],
+    ):
+        answer = ask_address(lab, "a", own("a"), *words, tries=1)
+        assert answer is None or answer[0] == v4("a"), "its own address, or none to one that sends rubbish"
+    assert ask_address(lab, "b", own("b")) == (v4("b"), ACK), "the others are served as before"
+    assert look_up(lab, "host.virtuary") == [GATEWAYS[0]] and look_up(lab, "db1.virtuary") == [v4("b")]
+    assert look_up(lab, "web1.virtuary") == [v4("a")]
+    for strange in ("wpad.virtuary", "evil.virtuary", "x.virtuary", "passwd.virtuary"):
+        assert look_up(lab, strange) == []
+    known = {(mac("a"), v4("a"), "web1"), (mac("b"), v4("b"), "db1")}
+    assert {(item.mac, item.address, item.hostname) for item in dhcp.leases(serving)} <= known
+
+
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def words_of(pid: int) -> bytes:
+    """What it said and nobody read, from the pipes it has open."""
+    found = b""
+    for place in Path(f"/proc/{pid}/fd").iterdir():
+        if os.readlink(place).startswith("pipe:"):
+            with open(os.open(place, os.O_RDONLY | os.O_NONBLOCK), "rb", 0) as pipe:
+                found += pipe.read(1 << 20) or b""
+    return found
+
+
+def ask_as_strangers(lab: Lab, times: int) -> None:
+    """Requests for an address, each of another card that nobody knows: dnsmasq complains of every one."""
+    sock = lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    sock.setsockopt(socket.SOL_SOCKET, 25, b"eth0\0")
+    sock.bind(("", 68))
+    for number in range(times):
+        sock.sendto(message(bytes.fromhex(f"5254ff{number:06x}"), number, DISCOVER), ("255.255.255.255", 67))
+    sock.close()
+
+
+@pytest.mark.host
+@pytest.mark.slow
+def test_who_calls_itself_as_a_neighbour_does_not_get_or_release_what_that_has(lab: Lab, serving: Path) -> None:
+    """The client identifier is the guest's own words; the card's MAC is looked at on the way."""
+    words = option(61, b"\1" + own("b"))
+    assert ask_address(lab, "b", own("b"), words) == (v4("b"), ACK)
+    assert ask_address(lab, "a", own("a"), words) == (v4("a"), ACK)
+    sock = lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, 25, b"eth0\0")
+    sock.bind(("", 68))
+    release = bytearray(message(own("a"), 1, 7, words, option(54, IPv4Address(GATEWAYS[0]).packed)))
+    release[12:16] = IPv4Address(v4("b")).packed
+    sock.sendto(bytes(release), (GATEWAYS[0], 67))
+    sock.close()
+    assert ask_address(lab, "a", own("a"), words) == (v4("a"), ACK), "what was sent before is worked off"
+    assert {(item.mac, item.address) for item in dhcp.leases(serving)} == {(mac("a"), v4("a")), (mac("b"), v4("b"))}
+
+
+@pytest.mark.host
+@pytest.mark.slow
+def test_a_dnsmasq_that_can_not_start_says_why(lab: Lab, tmp_path: Path) -> None:
+    dhcp.write(tmp_path, SERVICE, GATEWAYS, RESERVED)
+    (tmp_path / "dnsmasq.conf").write_text("no-such-option\n")
+    with pytest.raises(Failed, match=r"dnsmasq ended at once: .*bad option"):
+        lab.on_host(dhcp.start, tmp_path, 3)
+
+
+@pytest.mark.host
+@pytest.mark.slow
+def test_a_flood_does_not_end_it_and_fills_nothing(lab: Lab, serving: Path) -> None:
+    assert ask_address(lab, "a", own("a")) == (v4("a"), ACK)
+    before = {place.name: place.stat().st_size for place in serving.iterdir()}
+    (pid,) = (item.pid for item in find_marked(dhcp.mark_of(serving)))
+    memory = resident(pid)
+    ask_as_strangers(lab, 20_000)
+    chance = random.Random(5)
+    for port in (53, 67):
+        sock = lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM)
+        for _ in range(2000):
+            sock.sendto(chance.randbytes(chance.randrange(600)), (GATEWAYS[0], port))
+        sock.close()
+    assert ask_address(lab, "a", own("a")) == (v4("a"), ACK) and look_up(lab, "db1.virtuary") == [v4("b")], "it serves on"
+    assert {place.name: place.stat().st_size for place in serving.iterdir()} == before, "not a byte on the host's disk"
+    assert resident(pid) < memory + (2 << 20)
+    assert 0 < len(said := words_of(pid)) <= os.sysconf("SC_PAGESIZE") and b"no address available" in said, "the first are kept"

@@ -1,0 +1,53 @@
+"""What the kernel says of this host's own addresses and of its ways out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from virtuary.network.routes import find_gateways6, find_own
+
+TRIE = """\
+Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     |-- 192.0.2.0
+        /24 link UNICAST
+Local:
+  +-- 0.0.0.0/0 3 0 5
+     +-- 192.0.2.0/24 2 0 2
+        |-- 192.0.2.1
+           /32 host LOCAL
+        |-- 192.0.2.40
+           /32 host LOCAL
+        |-- 192.0.2.255
+           /32 link BROADCAST
+"""
+SIX = "20010db8000100000000000000000001 02 40 00 80     eth0\n"
+
+
+def test_an_address_is_the_hosts_own_on_whatever_interface(tmp_path: Path) -> None:
+    (tmp_path / "fib_trie").write_text(TRIE)
+    (tmp_path / "if_inet6").write_text(SIX)
+    found = find_own(tmp_path)
+    assert {"192.0.2.1", "192.0.2.40", "2001:db8:1::1"} <= found
+    assert not {"192.0.2.0", "192.0.2.255", "0.0.0.0"} & found
+
+
+def test_this_host_has_its_loopback() -> None:
+    assert "127.0.0.1" in find_own()
+
+
+NOTHING = "0" * 32
+ROUTES = f"""\
+{NOTHING} 00 {NOTHING} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00450003 eth0
+{NOTHING} 00 {NOTHING} 00 20010db8000100000000000000000002 00000400 00000001 00000000 00000003 eth1
+20010db8000100000000000000000000 40 {NOTHING} 00 {NOTHING} 00000100 00000001 00000000 00000001 eth1
+{NOTHING} 00 {NOTHING} 00 {NOTHING} ffffffff 00000001 00000000 00200200 lo
+"""
+
+
+def test_an_ipv6_router_is_named_where_its_address_says_something_elsewhere(tmp_path: Path) -> None:
+    assert find_gateways6(tmp_path) == []
+    (tmp_path / "ipv6_route").write_text(ROUTES)
+    assert find_gateways6(tmp_path) == ["2001:db8:1::2"]
