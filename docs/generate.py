@@ -19,6 +19,7 @@ from virtuary import __version__
 from virtuary.base.errors import KINDS
 from virtuary.base.paths import Paths, VmPaths
 from virtuary.cli.main import COMMANDS, group
+from virtuary.model.firewall import Firewall
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.settings import Settings
@@ -98,7 +99,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
 
 def documents_page() -> str:
     lines = ["# Documents", "", "What the API shows and the store keeps. `spec` is wished, `status` is seen. Made by `docs/generate.py`.", ""]
-    for model in (Vm, Image, Operation):
+    for model in (Vm, Image, Firewall, Operation):
         lines += [f"## {model.__name__}", "", (model.__doc__ or "").strip(), "", "| field | type |", "|---|---|"]
         lines += [f"| `{name}` | {text} |" for name, text in fields(model)] + [""]
     return "\n".join(lines)
@@ -125,6 +126,7 @@ VARIABLES = {
     "VIRTUARY_LOG": "how much the daemon logs: debug, info, warning, error",
     "VIRTUARY_CRASH": "for tests: end the daemon at a named crash point",
     "VIRTUARY_CRASH_TRACE": "for tests: write every crash point passed to this file",
+    "VIRTUARY_TEST_PROC": "for tests: a folder with `meminfo` and `pressure/memory`, by which the daemon judges whether memory is short",
 }
 
 
@@ -149,6 +151,8 @@ KEYS = {
     "vm-name/NAME": "the id of the server of this name; gone while it lies in the trash",
     "image/ID": "an image's document",
     "image-name/NAME": "the id of the image of this name",
+    "firewall/ID": "a firewall group's document",
+    "firewall-name/NAME": "the id of the firewall group of this name",
     "operation/ID": "an operation; the last 500 that ended are kept",
     "secret/VM-ID": "a server's user data, never shown",
     "host/ID": "the host as it described itself when the daemon started",
@@ -159,11 +163,11 @@ KEYS = {
 def api_page() -> str:
     from fastapi.routing import APIRoute
 
-    from virtuary.api import images, operations, vms
+    from virtuary.api import firewalls, images, metrics, networks, operations, plans, vms
 
     lines = ["# API", "", "HTTP on the daemon's Unix socket; the schema is at `/openapi.json`. Errors are RFC 9457 problem documents."]
     lines += ["What takes time answers 202 with an operation. Made by `docs/generate.py`.", "", "| request | what it does |", "|---|---|"]
-    for router in (vms.router, images.router, operations.router):
+    for router in (vms.router, images.router, networks.router, firewalls.router, operations.router, plans.router, metrics.router):
         for route in router.routes:
             if isinstance(route, APIRoute):
                 text = (route.description or route.name.replace("_", " ").capitalize() + ".").splitlines()[0]

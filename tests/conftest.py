@@ -1,4 +1,4 @@
-"""What the whole suite shares: folders, golden files, and who may run what.
+"""What the whole suite shares: folders, golden files, prepared images, and who may run what.
 
 `host` tests need root and `qemu` tests need QEMU; where that is missing they are skipped with the reason. Doubles live in
 `fakes.py` and are real implementations. Property tests are derandomised: two runs do the same.
@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from virtuary.base.paths import Paths, find_paths
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # test folders are no packages; they share fakes.py
+sys.path[:0] = [str(HERE), str(HERE / "live")]  # test folders are no packages; they share fakes.py and instances.py
 
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
@@ -71,3 +71,21 @@ def paths(short: Path) -> Paths:
     found = find_paths({"VIRTUARY_ROOT": str(short)})
     found.ensure()
     return found
+
+
+@pytest.fixture(scope="session")
+def template() -> Iterator[Path]:
+    """The folder of an instance that has made the tiny image."""
+    from instances import prepared
+
+    with prepared("tiny") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def warm_tiny(template: Path) -> Iterator[Path]:
+    """The folder of an instance whose tiny image is warm."""
+    from instances import prepared
+
+    with prepared("warm-tiny", template, warm=True) as folder:
+        yield folder

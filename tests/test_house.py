@@ -32,16 +32,17 @@ ROOMS = {
     "network": "base model",
     "guest": "base model",
     "host": "base model",
+    "planning": "base model",  # pure arithmetic, in a process of its own
     "actions": "base model store",
     "node": "base model store qemu storage images network guest host",
-    "api": "base model store actions",
+    "api": "base model store actions planning",
     "client": "base model",
     "cli": "base model client",  # the command line proves that the API suffices
 }
 ABOVE = ("daemon.py", "settings.py", "__main__.py", "__init__.py")  # they stand above the rooms and wire them
 ALLOWED = {
     ("api/app.py", "virtuary.node.doctor"): "a touch: what a launch depends on",
-    ("api/app.py", "virtuary.node.site"): "a touch: the host's figures",
+    ("api/capacity.py", "virtuary.node.site"): "a touch: the host's figures",
     ("api/deps.py", "virtuary.node.node"): "the type of what the daemon lends",
     ("api/vms.py", "virtuary.node"): "touches",
     ("api/images.py", "virtuary.node"): "touches",

@@ -1,7 +1,8 @@
 """Two servers that used to be two machines, on one: a mail server (postfix) and a database (PostgreSQL).
 
     python examples/consolidation/consolidate.py up      build the images, launch both, wait until both serve
-    python examples/consolidation/consolidate.py down    remove both servers and their images
+    python examples/consolidation/consolidate.py noise   let a third server spin beside them, and tell what the database notices
+    python examples/consolidation/consolidate.py down    remove the servers and the images of the first two
 
 Afterwards mail for ada@example.test is taken on port 2525 of this machine, and the database answers on port 5433.
 Uses the client library only; needs no root.
@@ -9,6 +10,8 @@ Uses the client library only; needs no root.
 
 from __future__ import annotations
 
+import socket
+import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +59,35 @@ def up() -> None:
             done.result()
 
 
+def latency(count: int = 40) -> float:
+    """Milliseconds, at the median, from calling the database to its first word."""
+    found = []
+    for _ in range(count):
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", 5433), 30) as sock:
+            sock.sendall(b"\x00\x00\x00\x08\x04\xd2\x16\x2f")  # does the server speak TLS? It answers S or N
+            sock.recv(1)
+        found.append(1000 * (time.monotonic() - began))
+        time.sleep(0.05)
+    return statistics.median(found)
+
+
+def noise() -> tuple[float, float]:
+    """The database's latency without and with a neighbour that wants every processor, but has a small share."""
+    quiet = latency()
+    with Client() as virtuary:
+        virtuary.launch("tiny", "noisy", cpus=2, cpu={"weight": 10})
+        try:
+            spin = "for n in 1 2; do setsid sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null & done"
+            virtuary.execute("noisy", ["/bin/sh", "-c", spin])
+            time.sleep(2)
+            loud = latency()
+        finally:
+            virtuary.delete("noisy", now=True, force=True)
+    print(f"the database answers in {quiet:.1f} ms, and in {loud:.1f} ms beside a neighbour that spins")
+    return quiet, loud
+
+
 def down() -> None:
     with Client() as virtuary:
         for name in SERVERS:
@@ -67,11 +99,12 @@ def down() -> None:
 
 
 def main() -> int:
-    if sys.argv[1:] not in (["up"], ["down"]):
+    deeds = {"up": up, "noise": noise, "down": down}
+    if len(sys.argv) != 2 or sys.argv[1] not in deeds:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        up() if sys.argv[1] == "up" else down()
+        deeds[sys.argv[1]]()
     except VirtuaryError as error:
         print(f"error: {error.sentence}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
         return error.exit_code

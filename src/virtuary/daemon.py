@@ -14,7 +14,6 @@ import signal
 import socket as sockets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import uvicorn
 
@@ -26,11 +25,12 @@ from virtuary.base.errors import Conflict, HostLacks
 from virtuary.base.files import write_whole
 from virtuary.base.log import say, set_up
 from virtuary.base.paths import Paths, find_paths
-from virtuary.model.host import Host
-from virtuary.model.meta import Meta, new_id
+from virtuary.host import cgroups
+from virtuary.model.meta import new_id
 from virtuary.node.node import Node
-from virtuary.node.site import host_status, open_site
+from virtuary.node.site import describe_host, open_site
 from virtuary.settings import read
+from virtuary.store.ballast import Ballast
 from virtuary.store.sqlite import SqliteStore
 
 logger = logging.getLogger("virtuary.daemon")
@@ -62,11 +62,13 @@ async def serve(paths: Paths) -> None:
     paths.ensure()
     settings = read(paths.config)
     with _only_one(paths):
-        store = SqliteStore(paths.store)
+        if why := cgroups.prepare():
+            say(logger, "no limits", logging.WARNING, why=why)
+        store = SqliteStore(paths.store, Ballast(paths.ballast))
         try:
             host_id = _host_id(paths)
             site = await open_site(paths, store, host_id, settings)
-            await _describe_host(store, host_id, await host_status(site))
+            await describe_host(site)
             node = Node(site)
             await node.start()
             await _serve(paths, node, store)
@@ -124,11 +126,6 @@ def _host_id(paths: Paths) -> str:
     if not place.exists():
         write_whole(place, new_id().encode())
     return place.read_text(encoding="ascii").strip()
-
-
-async def _describe_host(store: SqliteStore, host_id: str, status: Any) -> None:
-    host = Host(meta=Meta(id=host_id, name=sockets.gethostname().split(".")[0].lower()[:63] or "host"), status=status)
-    await store.txn({}, {host.key: host.dump()})
 
 
 def _notify(text: str) -> None:

@@ -216,6 +216,7 @@ async def test_creating_is_one_transaction(api: Service) -> None:
     assert api.parts.store.revision == before + 1
 
 
+@pytest.mark.slow
 async def test_an_image_that_is_missing_but_can_be_built_is_asked_for_as_well(api: Service) -> None:
     vm = await create(api, image="debian")
     image = (await api.call("GET", "/v1/images/debian")).json
@@ -564,8 +565,18 @@ async def test_the_host_describes_itself(api: Service) -> None:
     host = (await api.call("GET", "/v1/host")).json
     assert host["cpus"] == os.cpu_count() and host["accel"] == "tcg" and host["qemu"].count(".") == 2
     doctor = (await api.call("GET", "/v1/doctor")).json
-    assert {check["state"] for check in doctor["checks"]} <= {"ok", "note", "missing"} and len(doctor["checks"]) == 10
+    assert {check["state"] for check in doctor["checks"]} <= {"ok", "note", "missing"} and len(doctor["checks"]) == 11
     assert all(check["remedy"] for check in doctor["checks"] if check["state"] == "missing")
+
+
+async def test_capacity_counts_floors_of_bandwidth(api: Service) -> None:
+    await api.call("POST", "/v1/networks", {"name": "lan", "speed": 10**8})
+    found = (await api.call("GET", "/v1/capacity?memory=67108864&disk=1048576&bandwidth=10000000&network=lan&count=20")).json
+    assert found["by"]["bandwidth"] == 9 and found["each"]["bandwidth"] == 10_000_000 and found["fits"] is False
+    assert "105 Mbit/s are missing" in found["missing"]
+    assert (await api.call("GET", "/v1/host")).json["bandwidth"]["lan"]["inbound"]["usable"] == 95_000_000
+    assert (await api.call("GET", "/v1/capacity?bandwidth=10000000&network=nowhere")).status == 404
+    assert "bandwidth" not in (await api.call("GET", "/v1/capacity")).json["by"]
 
 
 # ---- events
@@ -595,6 +606,7 @@ async def test_events_tell_what_changes_from_now_on(api: Service) -> None:
     assert events[0]["data"] == vm and {event["id"] for event in events} == {vm["meta"]["revision"]}
 
 
+@pytest.mark.slow
 async def test_events_go_on_where_they_were_left(api: Service) -> None:
     first = await create(api)
     await create(api, name="web2")

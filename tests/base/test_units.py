@@ -12,11 +12,14 @@ from virtuary.base.errors import Invalid
 from virtuary.base.units import (
     GIB,
     KIB,
+    MAX_BANDWIDTH,
     MAX_SIZE,
     MIB,
     TIB,
+    format_bandwidth,
     format_duration,
     format_size,
+    parse_bandwidth,
     parse_duration,
     parse_size,
 )
@@ -68,6 +71,40 @@ def test_any_size_shown_is_right_within_six_percent(size: int) -> None:
 def test_any_text_is_a_size_or_refused(text: str) -> None:
     with contextlib.suppress(Invalid):
         assert 0 <= parse_size(text) <= MAX_SIZE
+
+
+BANDWIDTHS = {
+    "100Mbit": 10**8, "100 Mbit/s": 10**8, "1.5Gbit": 1_500_000_000, "64kbit": 64_000, "64Kbit": 64_000, "10MB/s": 80_000_000, "10MB": 80_000_000,
+    "1MiB/s": 8 * MIB, "1GiB": 8 * GIB, "2Gbps": 2 * 10**9, "5000000": 5_000_000, "8B/s": 64, "9bit": 9, " 1Tbit ": 10**12,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "bits"), BANDWIDTHS.items())
+def test_a_bandwidth_means_exactly_its_bits_a_second(text: str, bits: int) -> None:
+    assert parse_bandwidth(text) == bits
+
+
+@pytest.mark.parametrize("text", ["", "Mbit", "10Mb", "10M", "10mbit", "-1Mbit", "1e3", "10Kibit", "11Tbit", "10MiB/h"])
+def test_what_is_no_bandwidth_or_has_two_meanings_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_bandwidth(text)
+    assert caught.value.hint
+
+
+@given(st.integers(0, MAX_BANDWIDTH))
+def test_any_bandwidth_shown_is_right_within_a_thousandth(bits: int) -> None:
+    assert parse_bandwidth(format_bandwidth(bits)) == pytest.approx(bits, rel=0.001)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_bandwidth_or_refused(text: str) -> None:
+    with contextlib.suppress(Invalid):
+        assert 0 <= parse_bandwidth(text) <= MAX_BANDWIDTH
+
+
+def test_bandwidths_are_shown_in_decimal_units() -> None:
+    shown = [format_bandwidth(bits) for bits in (0, 999, 64_000, 10**8, 1_500_000_000, 10**12)]
+    assert shown == ["0 bit/s", "999 bit/s", "64 kbit/s", "100 Mbit/s", "1.5 Gbit/s", "1 Tbit/s"]
 
 
 SHOWN = {

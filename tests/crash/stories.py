@@ -155,6 +155,17 @@ def boot(teller: Teller) -> None:
     teller.delete("boot")
 
 
+def sized(teller: Teller) -> None:
+    """Give a server that runs limits, CPUs, memory and a larger disk."""
+    teller.create("sized", image="tiny", power="running", memory=128 << 20)
+    for wish in ({"cpu": {"limit": 80, "weight": 200}}, {"cpus": 2, "memory": 256 << 20}, {"disk": 300 << 20}):
+        answer = teller.ask("vm sized", "PATCH", "/v1/vms/sized", wish)
+        if "operation" in answer:
+            teller.end(answer)
+    until(lambda: teller.ask("vm sized", "GET", "/v1/vms/sized")["status"]["cpus"] == 2, 20, "it has what was wished", 0.05)
+    teller.delete("sized")
+
+
 def shared(teller: Teller) -> None:
     """Copy a server on whose disk something was written, then remove it, and the copy after it."""
     vm = teller.create("first", image="tiny")
@@ -175,7 +186,7 @@ def renewed(teller: Teller) -> None:
 
 def living(teller: Teller) -> None:
     """Copy a server as it runs; both are there."""
-    teller.create("source", image="tiny", power="running")
+    teller.create("source", image="tiny", power="running", memory=128 << 20)
     teller.copy("source", "alive", mode="live", start=True)
     teller.delete("alive")
 
@@ -224,18 +235,61 @@ def fetched(teller: Teller) -> None:
     teller.delete_image("fetched")
 
 
-def warmed(teller: Teller) -> None:
-    """Make an image warm, start a copy of it, remove both."""
+def made(teller: Teller) -> None:
+    """Make an image warm, and cold again."""
     teller.end(teller.ask("image tiny", "POST", "/v1/images/tiny/actions/warm", {}))
+    cool(teller)
+
+
+def warmed(teller: Teller) -> None:
+    """Start a copy of a warm image, remove both."""
     teller.create("copied", image="tiny", power="running", memory=128 << 20)
     teller.ask("image tiny", "POST", "/v1/images/tiny/actions/cool", {})
     teller.delete("copied")
-    until(lambda: not teller.ask("image tiny", "GET", "/v1/templates")["items"], 20, "the template goes with its last copy", 0.05)
+    cool(teller)
+
+
+def cool(teller: Teller) -> None:
+    """Have the templates of the image go, and wait until they have: not before their last copy."""
+    teller.ask("image tiny", "POST", "/v1/images/tiny/actions/cool", {})
+    until(lambda: not teller.ask("image tiny", "GET", "/v1/templates")["items"], 20, "the template goes", 0.05)
+
+
+OUTSIDE = "192.0.2.50"
+"""On a link of the host that a networked story is told on."""
+
+
+def joined(teller: Teller) -> None:
+    """Join a network that is made for it, get a second NIC and lose it; server and networks are removed."""
+    teller.ask("network lan", "POST", "/v1/networks", {"name": "lan", "ipv4": "10.98.0.0/24"})
+    teller.ask("network back", "POST", "/v1/networks", {"name": "back", "kind": "isolated", "ipv4": "10.98.1.0/24"})
+    teller.create("joined", image="tiny", power="running", memory=128 << 20, nics=[{"network": "lan", "external": [OUTSIDE]}])
+    for networks in (("lan", "back"), ("lan",)):
+        teller.ask(
+            "vm joined",
+            "PATCH",
+            "/v1/vms/joined",
+            {"nics": [{"network": name, "external": [OUTSIDE] if name == "lan" else []} for name in networks]},
+        )
+        until(lambda: has_nics(teller, len(networks)), 30, f"it has {len(networks)} NICs", 0.05)  # noqa: B023
+    teller.delete("joined")
+    teller.ask("network back", "DELETE", "/v1/networks/back")
+    until(lambda: len(teller.ask("network lan", "GET", "/v1/networks")["items"]) == 1, 20, "the network is gone", 0.05)
+    teller.ask("network lan", "DELETE", "/v1/networks/lan")
+    until(lambda: not teller.ask("network lan", "GET", "/v1/networks")["items"], 20, "the other one is gone too", 0.05)
+
+
+def has_nics(teller: Teller, count: int) -> bool:
+    return len(teller.ask("vm joined", "GET", "/v1/vms/joined")["status"]["runtime"]["nics"]) == count
 
 
 STORIES: dict[str, Callable[[Teller], None]] = {
-    story.__name__: story for story in (life, boot, shared, renewed, living, whole, picture, fetched, warmed)
+    story.__name__: story for story in (life, boot, sized, shared, renewed, living, whole, picture, fetched, made, warmed, joined)
 }
+WARM = ("living", "warmed", "sized", "joined")
+"""Stories that begin where the image is warm already: what they tell does not need a boot."""
+NETWORKED = ("joined",)
+"""Stories told in a network namespace of their own."""
 TOLD_BY = {
     "life": (
         "disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename", "disk.after_grow",
@@ -244,6 +298,7 @@ TOLD_BY = {
         "forget.before_files", "forget.after_files", "store.before_commit", "store.after_commit",
     ),
     "boot": ("identity.before", "identity.after"),
+    "sized": ("tune.after", "resize.before", "resize.after_offer", "resize.after", "grow.after_resize", "grow.after_record"),
     "shared": (
         "copy.before_link", "copy.after_link", "copy.after_overlay", "copy.before_record", "copy.after_record", "copy.after_unlink",
         "copy.after_stand",
@@ -259,9 +314,15 @@ TOLD_BY = {
         "image.after_record", "image.after_remove", "seed.after_write",
     ),
     "fetched": ("image-fetched",),
-    "warmed": (
+    "made": (
         "template.before_make", "template.after_boot", "template.before_save", "template.after_save", "template.before_rename",
-        "template.after_rename", "template.after_record", "template.after_remove", "warm.after_load", "renew.before", "renew.after",
+        "template.after_rename", "template.after_record", "template.after_remove",
+    ),
+    "warmed": ("warm.after_load", "renew.before", "renew.after"),
+    "joined": (
+        "network.after_bridge", "network.after_dhcp", "network.after_record", "tap.after_open", "nic.after_plug", "nic.after_record",
+        "nic.after_unplug", "network.after_remove", "network.after_external", "rules.after_apply", "rules.after_pass",
+        "rules.after_remove", "rules.after_restore",
     ),
 }  # fmt: skip
 """Which story passes which point. A new point is added here, or to a new story; a test holds both to the code."""

@@ -155,6 +155,7 @@ async def test_a_huge_answer_is_capped(short: Path) -> None:
             await agent.run("guest-ping", deadline=5)
 
 
+@pytest.mark.slow
 async def test_a_flood_keeps_neither_its_caller_nor_anybody_else_waiting(short: Path) -> None:
     """The daemon serves every machine on one loop: a guest that shouts must not hold it."""
 
@@ -268,6 +269,7 @@ values = st.recursive(
     derandomize=True,
 )
 @given(first=values, second=values, lines=st.booleans(), noise=st.binary(max_size=20))
+@pytest.mark.slow
 def test_whatever_a_guest_answers_only_our_kinds_of_errors_come_out(
     short: Path, first: Any, second: Any, lines: bool, noise: bytes
 ) -> None:

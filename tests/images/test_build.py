@@ -170,6 +170,7 @@ def test_partitions_do_not_overlap_and_the_root_is_last() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("sfdisk", path="/usr/sbin:/sbin:/usr/bin"), reason="sfdisk is missing")
+@pytest.mark.slow
 async def test_grub_is_placed_around_the_partition_table(tmp_path: Path) -> None:
     disk, layout = tmp_path / "disk", bootdisk.plan_layout(256 * MIB)
     await bootdisk.make_table(disk, layout)

@@ -237,6 +237,7 @@ async def test_a_compressed_answer_nobody_asked_for_is_refused(server: Server, t
         await get(server.url + "/gz", tmp_path / "image")
 
 
+@pytest.mark.slow
 async def test_silence_and_dripping_are_ended(server: Server, tmp_path: Path) -> None:
     def drip(handler: Any) -> None:
         handler.send_response(200)
@@ -278,6 +279,7 @@ async def test_each_status_is_an_error_that_does_not_echo_the_server(
     assert "remote-secret" not in json.dumps(caught.value.problem())
 
 
+@pytest.mark.slow
 async def test_redirects_are_followed_five_times_and_carry_nothing_along(server: Server, tmp_path: Path) -> None:
     for number in range(6):
         server.acts[f"/{number}"] = redirect(f"/{number - 1}" if number else "/disk")
@@ -466,6 +468,7 @@ def signers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Signer, 
         signer.close()
 
 
+@pytest.mark.slow
 async def test_detached_signatures_are_checked(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
     ours, other = signers
     data = b"some sums\n"
@@ -558,6 +561,7 @@ async def test_a_release_that_moved_to_the_archive_is_found_there(server: Server
         await pull(entry, tmp_path / "image", report=silent, mirrors=mirrors, keyrings=[], allow_private=True)
 
 
+@pytest.mark.slow
 async def test_where_a_keyring_is_found_the_signature_must_be_there_and_right(
     server: Server, tmp_path: Path, signers: tuple[Signer, Signer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

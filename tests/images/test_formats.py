@@ -437,6 +437,7 @@ def _only_invalid(image: bytes, stated: str | None = None) -> None:
 
 @_quick
 @given(st.sampled_from(sorted(SMALL)), st.lists(_change, max_size=6), st.one_of(st.none(), st.integers(0, 140_000)))
+@pytest.mark.slow
 def test_fuzz_changed_headers_are_taken_or_refused(base: str, changes: list[tuple[int, bytes]], cut: int | None) -> None:
     _only_invalid(_mutated(SMALL[base], changes, cut))
 
@@ -450,6 +451,7 @@ def test_fuzz_random_bytes_are_taken_or_refused(content: bytes, start: bytes) ->
 
 @settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from([65536, 131072, 196608, 2 * MIB]), st.integers(0, 300), st.binary(min_size=1, max_size=8))
+@pytest.mark.slow
 def test_fuzz_changed_vhdx_tables_are_taken_or_refused(table: int, offset: int, piece: bytes) -> None:
     image = put(crafted.vhdx(), table + offset, piece)
     length = {65536: 4096, 131072: 4096, 196608: 65536}.get(table)

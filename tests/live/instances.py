@@ -8,6 +8,7 @@ the test, not litter: `leaks` names it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,14 @@ def until(what: Callable[[], Any], limit: float, wanted: str, pause: float = 0.1
 
 
 class Instance:
-    def __init__(self, root: Path | None = None, template: Path | None = None, env: dict[str, str] | None = None) -> None:
-        """A folder of its own, perhaps with a copy of a prepared state in it; the daemon is not started yet."""
+    def __init__(
+        self, root: Path | None = None, template: Path | None = None, env: dict[str, str] | None = None, resources: str = "",
+        namespace: str = "",
+    ) -> None:  # fmt: skip
+        """A folder of its own, perhaps with a copy of a prepared state in it; the daemon is not started yet. `resources`: lines of its settings.
+
+        `namespace`: network namespace in which the daemon and its commands run; only there has it networks of its own.
+        """
         self.root = root or Path(tempfile.mkdtemp(prefix="vi-", dir="/tmp"))
         self.root.mkdir(exist_ok=True)
         self.root.chmod(0o711)
@@ -69,6 +76,8 @@ class Instance:
         }  # fmt: skip
         self.paths = find_paths({"VIRTUARY_ROOT": str(self.root)})
         self.log = self.root / "daemon.out"
+        self.resources = resources
+        self.inside = ("ip", "netns", "exec", namespace) if namespace else ()
         self.configure(auto=False)
         self.process: subprocess.Popen[bytes] | None = None
         if template:
@@ -78,7 +87,9 @@ class Instance:
         """Write the settings of warm templates; by default none is made unasked, for it would cost the tests a processor."""
         self.paths.config.mkdir(exist_ok=True)
         lines = [f"{name} = {json.dumps(value)}" for name, value in templates.items()]
-        (self.paths.config / "virtuary.toml").write_text("\n".join(["[templates]", *lines, ""]))
+        network = ["[network]", f'default = "{"auto" if self.inside else "user"}"']
+        text = "\n".join(["[templates]", *lines, "[resources]", self.resources, *network, ""])
+        (self.paths.config / "virtuary.toml").write_text(text)
 
     # ---- the daemon
 
@@ -86,7 +97,7 @@ class Instance:
         """Start the daemon, by a command that becomes it if `prefix` is given; with `wait` until it listens. `extra` is added to its environment."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "virtuary", "daemon"], env=self.env | extra, stdin=subprocess.DEVNULL, stdout=log,
+                [*self.inside, *prefix, sys.executable, "-m", "virtuary", "daemon"], env=self.env | extra, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, cwd="/", start_new_session=True,
             )  # fmt: skip
         if wait:
@@ -126,12 +137,15 @@ class Instance:
     def start_cli(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command without waiting for it."""
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen([sys.executable, "-m", "virtuary", *words], env=self.env, text=True, cwd="/", **options)
+        return subprocess.Popen(
+            [*self.inside, sys.executable, "-m", "virtuary", *words], env=self.env, text=True, cwd="/", **options
+        )
 
     def run(self, *words: str, stdin: bytes = b"", limit: float = 90) -> Said:
         """Run a command to its end, whatever that is."""
         done = subprocess.run(
-            [sys.executable, "-m", "virtuary", *words], env=self.env, input=stdin, capture_output=True, timeout=limit, check=False, cwd="/"
+            [*self.inside, sys.executable, "-m", "virtuary", *words], env=self.env, input=stdin, capture_output=True, timeout=limit,
+            check=False, cwd="/",
         )  # fmt: skip
         return Said(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
@@ -242,6 +256,13 @@ class Instance:
             ]
         for folder in (self.paths.run / "vms", self.paths.vms):
             found += [f"folder {path}" for path in folder.glob("*")]
+        found += [f"network {path}" for path in (self.paths.run / "networks").glob("*")]
+        if self.inside:
+            looks = (("ip", "-br", "link"), ("nft", "list", "tables"))
+            told = "".join(
+                subprocess.run([*self.inside, *look], capture_output=True, text=True, check=True).stdout for look in looks
+            )
+            found += [f"in the host's network: {line}" for line in told.splitlines() if line.startswith(("vb", "vt8", "table"))]
         found += [f"partial {path}" for path in self.paths.images.glob(".*")]
         found += [f"layer {path}" for path in self.paths.layers.glob("*")]
         found += [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if str(self.root) in line]
@@ -264,6 +285,9 @@ class Instance:
                 self.call("PATCH", f"/v1/vms/{vm['meta']['id']}", {"protect": False})
         if items:
             self.ok("delete", "--now", "--force", "--yes", *(vm["meta"]["id"] for vm in items))
+        for network in self.call("GET", "/v1/networks")["items"]:
+            if not network["meta"]["purge"]:
+                self.ok("network", "delete", network["meta"]["name"])
 
     def audit(self, descriptors: int | None = None) -> None:
         """Fail when anything is left, or when the daemon holds more than five descriptors more than `descriptors`."""
@@ -284,8 +308,9 @@ class Instance:
         time.sleep(0.1)
         for vm_id in self.ids():
             for path in (*CGROUPS.glob(f"*/virtuary/{vm_id}"), *CGROUPS.glob(f"virtuary/{vm_id}")):
-                with contextlib.suppress(OSError):
-                    path.rmdir()
+                for place in (path / "vcpus", path):
+                    with contextlib.suppress(OSError):
+                        place.rmdir()
         shutil.rmtree(self.root, ignore_errors=True)
 
 
@@ -316,7 +341,8 @@ def zombies(parent: int) -> list[int]:
 def make_template(instance: Instance, image: str = "tiny", warm: bool = False) -> Path:
     """Let an instance build an image, perhaps make it warm, and learn about its host, then end; its folder can be copied from then on."""
     instance.start()
-    instance.ok("image", "build", image, limit=400)
+    if not any(item["meta"]["name"] == image for item in instance.call("GET", "/v1/images")["items"]):
+        instance.ok("image", "build", image, limit=400)
     if warm:
         instance.ok("image", "warm", image, limit=600)
     instance.stop()
@@ -324,14 +350,60 @@ def make_template(instance: Instance, image: str = "tiny", warm: bool = False) -
     return instance.root
 
 
+@contextlib.contextmanager
+def prepared(key: str, begin: Path | None = None, image: str = "tiny", **wish: bool) -> Iterator[Path]:
+    """The folder of an instance that was made ready once: for this process, or for all that share VIRTUARY_TEST_PREPARED."""
+    shared = os.environ.get("VIRTUARY_TEST_PREPARED")
+    if shared is None:
+        instance = Instance(template=begin)
+        try:
+            yield make_template(instance, image, **wish)
+        finally:
+            instance.remove()
+        return
+    place, done = Path(shared) / key, Path(shared) / f"{key}.ready"
+    with open(Path(shared) / f"{key}.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be making it
+        if not done.exists():
+            shutil.rmtree(place, ignore_errors=True)
+            make_template(Instance(place, begin), image, **wish)
+            done.touch()
+    yield place
+
+
+def serve(template: Path, resources: str = "", namespace: str = "") -> Iterator[Instance]:
+    """A daemon with a copy of a prepared state; at its end it is emptied and audited."""
+    instance = Instance(template=template, resources=resources, namespace=namespace)
+    try:
+        instance.start()
+        before = instance.descriptors()
+        yield instance
+        if instance.process and instance.process.poll() is not None:
+            instance.start()
+        instance.wipe()
+        instance.audit(before)
+        instance.stop()
+        instance.audit()
+    finally:
+        keep = os.environ.get("VIRTUARY_TEST_KEEP")
+        if keep:
+            shutil.copy(instance.log, keep)
+        instance.remove()
+
+
 def copy_template(template: Path, root: Path) -> None:
     """The state of a prepared instance; the image's files are shared by hard links, they are read-only."""
-    shutil.copytree(template / "state", root / "state", copy_function=_link_image, ignore=shutil.ignore_patterns("daemon.lock"))
+    shutil.copytree(
+        template / "state", root / "state", copy_function=_link_image, ignore=shutil.ignore_patterns("daemon.lock", "ballast")
+    )
     shutil.copytree(template / "cache", root / "cache")
 
 
-def _link_image(source: str, target: str) -> None:
+def _link_image(source: str, target: str) -> object:
     if "/state/images/" in source or "/state/templates/" in source:
-        os.link(source, target)
-    else:
-        shutil.copy2(source, target)
+        with contextlib.suppress(OSError):  # on another filesystem
+            return os.link(source, target)
+    shutil.copy2(source, target)
+    if os.getuid() == 0:  # the group of a template's memory
+        facts = os.stat(source)
+        os.chown(target, facts.st_uid, facts.st_gid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import smtplib
 import socket
 import subprocess
@@ -15,15 +16,20 @@ import pytest
 
 from virtuary.client import Client
 
-pytestmark = [pytest.mark.live, pytest.mark.slow]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.alone]
+ROOT = Path(f"/tmp/vc-{os.getpid()}")
 SCRIPT = Path(__file__).parents[2] / "examples/consolidation/consolidate.py"
 
 
 @pytest.fixture(scope="module")
 def virtuary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    root = Path(f"/tmp/vc-{os.getpid()}")
+    root = ROOT
     environment = {**os.environ, "VIRTUARY_ROOT": str(root)}
     environment.pop("VIRTUARY_HOST", None)
+    (root / "config").mkdir(parents=True)
+    (root / "config/virtuary.toml").write_text(
+        "[templates]\nauto = false\n[network]\ndefault = 'user'\n"
+    )  # nothing is launched a second time here
     subprocess.run([sys.executable, str(SCRIPT), "up"], env=environment, check=True, timeout=900)
     yield Client(str(root / "run/virtuary.sock"))
     subprocess.run([sys.executable, str(SCRIPT), "down"], env=environment, check=True, timeout=120)
@@ -65,6 +71,17 @@ def test_sql_run_on_the_other_is_answered(virtuary: Client) -> None:
     with socket.create_connection(("127.0.0.1", 5433), 30) as sock:
         sock.sendall(b"\x00\x00\x00\x08\x04\xd2\x16\x2f")  # does the server speak TLS? It answers S or N
         assert sock.recv(1) in (b"S", b"N")
+
+
+def test_a_noisy_neighbour_is_hardly_noticed(virtuary: Client) -> None:
+    """It wants every processor; by its weight it gets what the others leave."""
+    environment = {**os.environ, "VIRTUARY_ROOT": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "noise"], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    quiet, loud = (float(text) for text in re.findall(r"([0-9.]+) ms", done.stdout))
+    assert loud <= 2 * max(quiet, 5), done.stdout
+    assert "noisy" not in {vm.name for vm in virtuary.vms()}
 
 
 def test_neither_sees_the_others_files_or_processes(virtuary: Client) -> None:

@@ -31,6 +31,7 @@ def uptime(instance: Instance, name: str) -> float:
     return float(instance.in_guest(name, "cut -d' ' -f1 /proc/uptime"))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_servers_run_on_without_their_daemon_and_are_adopted_within_two_seconds(own_instance: Instance, count: int) -> None:
     instance, names = own_instance, [f"survivor-{number}" for number in range(count)]
@@ -184,7 +185,7 @@ def test_a_daemon_killed_at_any_moment_loses_and_doubles_nothing(own_instance: I
 def test_the_disk_of_a_running_server_is_locked_and_free_after_its_stop(own_instance: Instance) -> None:
     instance = own_instance
     vm_id = instance.json("launch", "tiny", "locked", "--detach")["vm"]["meta"]["id"]
-    until(lambda: (instance.vm("locked")["status"]["runtime"] or {}).get("network_pid"), 20, "its monitor answered")
+    until(lambda: instance.vm("locked")["status"]["stages"], 60, "its kernel speaks, so QEMU has opened its disk")
     disk = str(instance.paths.vm(vm_id).disk)
     tools = (("qemu-io", "-f", "qcow2", "-c", "write 0 512", disk), ("qemu-img", "resize", "-f", "qcow2", disk, "+1M"))
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from instances import Instance, Json, until
+from instances import Instance, Json, serve, until
 
-from conftest import serve
 from virtuary.storage import sparse
 
 pytestmark = pytest.mark.live

@@ -15,6 +15,7 @@ from virtuary.base.units import MIB
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus, ImageWish
 from virtuary.model.meta import Document, Meta
+from virtuary.model.network import Nic
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
 from virtuary.model.vm import Crash, Publish, Runtime, Vm, VmChange, VmSpec, VmStatus, VmWish
 
@@ -60,6 +61,7 @@ documents: st.SearchStrategy[Document] = st.one_of(
 
 
 @given(documents, st.integers(1, 2**53))
+@pytest.mark.slow
 def test_a_document_survives_the_store(document: Document, revision: int) -> None:
     again = type(document).load(document.dump(), revision)
     assert again == document.but(meta=document.meta.but(revision=revision))
@@ -67,6 +69,7 @@ def test_a_document_survives_the_store(document: Document, revision: int) -> Non
 
 
 @given(documents)
+@pytest.mark.slow
 def test_the_stored_bytes_are_compact_json_without_the_revision(document: Document) -> None:
     body = json.loads(document.dump())
     assert "revision" not in body["meta"]
@@ -102,3 +105,20 @@ def test_what_a_user_may_wish_holds_nothing_that_is_decided_by_us() -> None:
     ours = {"image_id", "owner", "machine", "restarts"}
     assert ours <= set(VmSpec.model_fields)
     assert not ours & set(VmWish.model_fields) and not ours & set(VmChange.model_fields)
+
+
+def test_a_document_that_holds_the_numbers_of_plugged_nics_is_still_read() -> None:
+    nics = (Nic(network="lan", network_id="net", ipv4="10.1.0.2"), Nic(number=1, network="back", network_id="net2"))
+    began = Runtime(
+        generation=1, restarts=0, boot_id="b", pid=7, start=7, uid=7, accel="tcg", level="L1", nics=nics, started=datetime.now(UTC)
+    )  # fmt: skip
+    vm = Vm(meta=Meta(name="a"), spec=VmSpec(image="tiny", nics=nics), status=VmStatus(runtime=began))
+    body = json.loads(vm.dump())
+    assert Vm.load(json.dumps(body).encode(), 0) == vm
+    body["status"]["runtime"]["nics"] = [0, 1]
+    assert Vm.load(json.dumps(body).encode(), 0) == vm, "as the spec has them"
+    body["status"]["runtime"]["nics"] = [0, 3]
+    found = Vm.load(json.dumps(body).encode(), 0).status.runtime
+    assert found and found.nics == (nics[0], Nic(number=3, network="none")), "one that was to be taken out"
+    del body["status"]["runtime"]["nics"], body["spec"]["nics"]
+    assert Vm.load(json.dumps(body).encode(), 0).nics == (Nic(),)

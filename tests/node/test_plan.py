@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virtuary.model.vm import VmSpec
+from virtuary.model.resources import Cpu, DiskIo
+from virtuary.model.vm import Shape, VmSpec
 from virtuary.node import plan as module
 from virtuary.node.plan import (
     ASK_AGAIN,
@@ -27,20 +28,45 @@ from virtuary.node.plan import (
     state_of,
     why_unborn,
 )  # fmt: skip
+from virtuary.node.tuning import Tuning, _wish_before, shortfall, untuned
 from virtuary.node.worker import STEPS
 from virtuary.node.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; this one shares a file
 import worlds
-from worlds import ME, Host, alive, at_rest, copy_of_it, crashes, image, operation, origin, runtime, source, vm, world
+from worlds import HOLD, ME, WALL, Host, alive, at_rest, copy_of_it, crashes, image, operation, origin, runtime, source, vm, world
 
 STOPPED: dict[str, Any] = {"power": "stopped"}
+LAN = [{"number": 0, "network": "lan", "network_id": "net"}, {"number": 1, "network": "back", "network_id": "net2"}]
+BOTH = {"runtime": runtime(network="tap", nics=LAN)}
+ON_LAN, ON_TWO = {"nics": LAN[:1]}, {"nics": LAN}
 PAUSED: dict[str, Any] = {"power": "paused"}
 
 COPY: dict[str, Any] = {"status": {"runtime": runtime(template="t"), "template": "t", "identity": None, "state": "starting"}}
 
 LIVE: dict[str, Any] = {"status": {"runtime": runtime(live=True), "copied": True, "identity": None, "state": "starting"}}
 LEFT, WITH_STATE = frozenset({"disk", "leftover"}), frozenset({"disk", "state"})
+
+SHAPE = Shape(memory=2**30, cpus=1, max_cpus=8, max_memory=2**33)
+BORROWED = Shape(memory=2**30, cpus=1, max_cpus=8, max_memory=2**33, borrowed=True)
+
+
+def sized(spec: dict[str, Any], shape: Shape = SHAPE, cpus: int = 1, memory: int = 2**30, **facts: Any) -> World:
+    """A guest that runs and has so much, with limits and shares as a process has that was just started."""
+    seen = {"runtime": runtime(shape=shape), "cpus": cpus, "memory": memory}
+    return alive(spec, status=seen, **{"tuned": untuned(cpus), "cpus": cpus, "memory": memory, **facts})
+
+
+LIMITED = Tuning(Cpu(limit=50), DiskIo(), 1)
+NO_LAN = ("failed", "the network lan is not there")
+WAITING = "the network lan is not there; it is started as soon as that is"
+
+
+def asked(kind: str, ago: float, failing: float) -> World:
+    """A server whose network has been failing for so long, and of which something was asked so long ago."""
+    meanwhile = WALL + timedelta(seconds=ago)
+    return at_rest(network=NO_LAN, network_failing=failing, wall=meanwhile, operation=operation(kind))
+
 
 SCENARIOS: dict[str, tuple[World, str | None]] = {
     # ---- from nothing to a shell
@@ -61,6 +87,39 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "started: its monitor is not connected yet": (alive(qemu=None, connected=False, status={"state": "starting"}), None),
     "started: nobody serves its network yet": (alive(qemu="prelaunch", network_alive=False), "start_network"),
     "started: all is ready for release": (alive(qemu="prelaunch"), "resume"),
+    "its network is being made": (at_rest(network=("creating", "waiting for the network lan")), None),
+    "its network is gone": (at_rest(network=("gone", "the network lan is gone")), "fail"),
+    "nobody asked, and its network fails: it waits, and says why": (at_rest(network=NO_LAN, network_failing=9999), "report"),
+    "nobody asked, and it says why it waits": (at_rest(status={"state": "starting", "reason": WAITING}, network=NO_LAN), None),
+    "a start waits for a network that fails": (asked("start", 29, 29), "report"),
+    "a start was just asked for where its network fails for long": (asked("start", 1, 9999), "report"),
+    "a start has waited long for a network that failed just now": (asked("start", 9999, 1), "report"),
+    "a start has waited for its network": (asked("start", 30, 30), "fail"),
+    "a change is no start, and fails with no network": (asked("set", 9999, 9999), "report"),
+    "its network came while it waited": (at_rest(status={"state": "starting", "reason": WAITING}), "start"),
+    "it is not wished any more while it waits": (
+        at_rest(STOPPED, status={"state": "starting", "reason": WAITING}, network=NO_LAN), "report"
+    ),
+    "its network is gone, and it is wished stopped": (at_rest(STOPPED, network=("gone", "it is gone")), None),
+    "on a network of the host's nobody has to serve it": (
+        alive(ON_LAN, status={"runtime": runtime(network="tap")}, network_alive=False), None,
+    ),
+    "started: its second NIC is plugged before it runs": (alive(ON_TWO, status={"runtime": runtime(network="tap")}, qemu="prelaunch"), "plug_nic"),
+    "a copy has its state first, then its second NIC": (
+        alive(ON_TWO, status={"runtime": runtime(network="tap", template="t")}, qemu="inmigrate"), "load_state",
+    ),
+    "a NIC was added while it runs": (alive(ON_TWO, status={"runtime": runtime(network="tap")}), "plug_nic"),
+    "a NIC was taken away while it runs": (alive(ON_LAN, status={"runtime": runtime(network="tap", nics=LAN)}), "unplug_nic"),
+    "a NIC is to lead elsewhere": (alive({"nics": [LAN[0], {**LAN[1], "network": "lan", "network_id": "net"}]}, status=BOTH), "unplug_nic"),
+    "a NIC is to have another address": (alive({"nics": [LAN[0], {**LAN[1], "ipv4": "10.1.0.9"}]}, status=BOTH), "unplug_nic"),
+    "a NIC is to have another MAC": (alive({"nics": [LAN[0], {**LAN[1], "mac": "52:54:00:00:00:09"}]}, status=BOTH), "unplug_nic"),
+    "a NIC is to be in other groups": (alive({"nics": [LAN[0], {**LAN[1], "groups": ["web"]}]}, status=BOTH), None),
+    "the first NIC is to lead elsewhere": (alive({"nics": [{**LAN[0], "network_id": "net3"}, LAN[1]]}, status=BOTH), None),
+    "what leaves makes room for what comes": (
+        alive({"nics": [LAN[0], {**LAN[1], "number": 2}]}, status=BOTH), "unplug_nic",
+    ),
+    "it has the NICs it is to have": (alive(ON_TWO, status={"runtime": runtime(network="tap", nics=LAN)}), None),
+    "what is stopped gets no NIC": (alive({**ON_TWO, **STOPPED}, status={"runtime": runtime(network="tap")}), "ask_shutdown"),
     "the guest's agent is there, its identity not given": (alive(status={"identity": None}), "give_identity"),
     "renamed: the guest learns its new name": (alive(status={"identity": "old"}), "give_identity"),
     "something new was seen": (alive(status={"state": "starting"}), "report"),
@@ -133,7 +192,18 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "started, then wished paused before it was released": (
         alive(PAUSED, qemu="prelaunch", status={"state": "paused"}, operation=operation("start")), "finish",
     ),
+    # ---- the host's memory ran out
+    "it is to be paused for lack of memory": (alive(status={"held_for_memory": HOLD}), "pause"),
+    "it is, and that is written down": (alive(qemu="paused", status={"held_for_memory": HOLD, "state": "paused", "reason": HOLD.why}), None),
+    "there is memory again": (alive(qemu="paused", status={"state": "paused", "reason": HOLD.why}), "resume"),
+    "its owner has it go on": (alive(qemu="paused", status={"held_for_memory": HOLD, "state": "paused"}, operation=operation("resume")), "let_go"),
+    "its owner pauses it": (alive(PAUSED, qemu="paused", status={"held_for_memory": HOLD}, operation=operation("pause")), "let_go"),
+    "its owner stops it": (alive(STOPPED, qemu="paused", status={"held_for_memory": HOLD}, operation=operation("stop")), "ask_shutdown"),
+    "some of its memory was taken": (alive(status={"reclaimed": True}), "report"),
+    "what was taken is given back": (alive(status={"reason": module.LESS_MEMORY}), "report"),
     # ---- stop
+    "its start failed while it booted": (alive(STOPPED, status={"state": "starting"}), "kill"),
+    "it boots and is to stop": (alive(STOPPED, status={"state": "starting"}, operation=operation("stop")), "ask_shutdown"),
     "wished stopped": (alive(STOPPED, operation=operation("stop")), "ask_shutdown"),
     "asked a moment ago": (alive(STOPPED, asked_to_stop=995.0, asked_last=995.0, status={"state": "stopping"}, operation=operation("stop")), None),
     "asked a while ago": (alive(STOPPED, asked_to_stop=970.0, asked_last=1000.0 - ASK_AGAIN, operation=operation("stop")), "ask_shutdown"),
@@ -153,11 +223,40 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "restarted": (alive({"restarts": 1}, status={"runtime": runtime(restarts=1)}, operation=operation("restart")), "finish"),
     "restart of one that hangs": (alive({"restarts": 1}, asked_to_stop=1.0, operation=operation("restart")), "kill"),
     "not yet restarted is not done": (alive({"restarts": 1}, asked_to_stop=999.0, asked_last=999.0, status={"state": "stopping"}, operation=operation("restart")), "note"),
+    # ---- what it is given while it runs
+    "it has what is wished": (sized({}), None),
+    "its limits are not the wished ones": (sized({"cpu": {"limit": 50}}), "tune"),
+    "what its process was given is not known": (sized({}, tuned=None), "tune"),
+    "limits hold before it runs": (sized({"cpu": {"limit": 50}}, qemu="prelaunch", signals={}), "tune"),
+    "wished more CPUs": (sized({"cpus": 2}, operation=operation("set", cpus=1)), "resize_cpus"),
+    "wished fewer CPUs": (sized({"cpus": 1}, cpus=2, operation=operation("set", cpus=2)), "resize_cpus"),
+    "wished fewer CPUs than it began with": (sized({"cpus": 1}, SHAPE.but(cpus=2), cpus=2), None),
+    "wished more CPUs than it can have": (sized({"cpus": 9}), None),
+    "wished more memory": (sized({"memory": 2**31}, operation=operation("set", memory=2**30)), "resize_memory"),
+    "wished more memory than it can have": (sized({"memory": 2**34}), None),
+    "wished less memory": (sized({"memory": 2**29}), "resize_memory"),
+    "its guest would not have more memory": (sized({"memory": 2**31}, refused={"memory": 2**31}), "report"),
+    "its guest refused less than is wished now": (sized({"memory": 2**31}, refused={"memory": 2**30}), "resize_memory"),
+    "its guest would not have more CPUs, but a disk": (sized({"cpus": 2, "disk": 2**31}, refused={"cpus": 2}), "resize_disk"),
+    "its limits hold, somebody waits": (sized({"cpu": {"limit": 50}}, tuned=LIMITED, memory=None, operation=operation("set")), "finish"),
+    "wished less memory than a template's": (sized({"memory": 2**29}, BORROWED), None),
+    "a guest keeps a little": (sized({}, memory=2**30 + 2**21), None),
+    "the host took memory from it": (sized({}, memory=2**29, reclaimed=True), None),
+    "wished a larger disk": (sized({"disk": 2**31}), "resize_disk"),
+    "it is paused: it follows when it goes on": (sized({"cpus": 2, **PAUSED}, qemu="paused", operation=operation("set", cpus=1)), "report"),
+    "it has what was asked for": (sized({"cpus": 2}, cpus=2, operation=operation("set", cpus=1)), "finish"),
+    "it stopped before it could follow": (at_rest({"cpus": 2, **STOPPED}, operation=operation("set", cpus=1)), "finish"),
     # ---- what goes wrong
     "the process died": (at_rest(status={"runtime": runtime()}), "collect"),
     "the guest's kernel panicked": (alive(qemu="guest-panicked"), "kill"),
     "QEMU met an internal error": (alive(qemu="internal-error"), "kill"),
     "a QEMU runs that nobody recorded": (at_rest(process="stray"), "end_stray"),
+    "a live copy that takes itself for its source is served by nobody": (
+        alive(origin("live"), **LIVE, network_alive=False), "renew_live",
+    ),
+    "a live copy is a machine of its own": (
+        alive(origin("live"), status=LIVE["status"] | {"identity": "web1"}, network_alive=False), "start_network",
+    ),
     "nobody serves its network any more": (alive(network_alive=False), "start_network"),
     "paused, because the disk is full": (alive(qemu="io-error", space=False), "report"),
     "paused, and there is room again": (alive(qemu="io-error", space=True), "resume"),
@@ -278,6 +377,7 @@ STATES: dict[str, tuple[World, str]] = {
     "running": (alive(), "running"),
     "paused": (alive(PAUSED, qemu="paused"), "paused"),
     "no space": (alive(qemu="io-error"), "paused"),
+    "the host's memory ran out": (alive(qemu="paused", status={"held_for_memory": HOLD}), "paused"),
     "stopping": (alive(STOPPED), "stopping"),
     "restarting": (alive({"restarts": 1}), "stopping"),
     "silent": (alive(silent=True), "unresponsive"),
@@ -321,6 +421,17 @@ def test_a_warm_launch_differs_by_few_steps() -> None:
     road = [name for name in host.steps if name not in ("note", "report")]
     assert road == ["make_disk", "start_warm", "start_network", "load_state", "resume", "renew_identity", "finish"]
     assert host.vm and host.vm.status.state == "running" and host.vm.status.cold is None
+
+
+@pytest.mark.parametrize("said", [0, 4096, 2**29, 2**30 + 1, 2**40])
+def test_what_a_guest_says_about_its_memory_never_becomes_its_server_s_wish(said: int) -> None:
+    """A guest writes the size of its balloon itself, and nobody asked for a change: the wish stays, and people are told."""
+    before = sized({"memory": 2**31}, memory=said)
+    assert _wish_before(before, "memory") == (2**31, False)
+    assert _wish_before(replace(before, operation=operation("start")), "memory") == (2**31, False)
+    assert _wish_before(replace(before, operation=operation("set", memory=2**30)), "memory") == (2**30, True)
+    words = shortfall(replace(before, refused={"memory": 2**31}))
+    assert (words is None) == (said == 2**40) and (words is None or "of its 2 GiB of memory" in words)
 
 
 @pytest.mark.parametrize("fault", ["breaks", "refuses"])
@@ -393,6 +504,7 @@ def test_a_cancelled_launch_leaves_nothing_at_any_moment() -> None:
 EVENTS = [
     "start", "stop", "stop by force", "restart", "pause", "resume", "rename", "delete", "die", "guest shuts down", "guest panics", "network dies",
     "disk full", "copied", "copied live", "left standing", "left a disk", "stray", "deaf", "warm", "warm breaks", "warm refuses", "one step", "daemon restarts", "time passes",
+    "memory runs out",
 ]  # fmt: skip
 
 
@@ -441,6 +553,8 @@ def happen(host: Host, event: str) -> None:
             host.process = "stray"
         case "deaf":
             host.deaf = True
+        case "memory runs out" if host.qemu == "running":
+            host._status(held_for_memory=HOLD)
         case "one step":
             seen = host.look()
             step = plan(ME, seen) if seen else None
@@ -460,6 +574,7 @@ def happen(host: Host, event: str) -> None:
     st.booleans(),
     st.booleans(),
 )
+@pytest.mark.slow
 def test_whatever_happens_the_wish_comes_true_and_then_it_is_quiet(
     events: list[str], policy: str, power: str, agent: bool, seed: bool
 ) -> None:
@@ -471,6 +586,8 @@ def test_whatever_happens_the_wish_comes_true_and_then_it_is_quiet(
         if host.vm is None:
             return
         happen(host, event)
+    if host.vm and host.vm.status.held_for_memory:
+        host.vm = host.vm.but(status=host.vm.status.but(held_for_memory=None))  # there is memory again
     host.settle(400)
     if host.vm is None:
         assert not host.files and host.process == "absent"
@@ -508,6 +625,7 @@ COPY_EVENTS = [
     st.sampled_from(["running", "stopped"]),
     st.sampled_from(["", "breaks", "refuses"]),
 )
+@pytest.mark.slow
 def test_a_copy_becomes_a_machine_of_its_own_or_nothing(events: list[str], mode: str, power: str, fault: str) -> None:
     wish = {**origin(mode), "power": "running" if mode == "live" else power}
     host = Host(vm(wish), source=source(), operation=operation("copy"), live=fault)
@@ -535,7 +653,7 @@ def test_a_live_copy_takes_the_road_that_was_designed() -> None:
     host = Host(vm(origin("live")), source=source(), operation=operation("copy"))
     host.settle()
     road = [name for name in host.steps if name not in ("note", "report")]
-    assert road == ["start_live", "start_network", "load_live", "resume", "renew_live", "finish"]
+    assert road == ["start_live", "load_live", "resume", "renew_live", "start_network", "finish"]
     assert host.vm and host.vm.status.state == "running"
 
 
@@ -574,3 +692,33 @@ def test_the_table_of_ends_covers_every_reason_the_planner_gives() -> None:
 def test_time_limits_are_what_the_manual_says() -> None:
     assert (STOP_TIMEOUT, ASK_AGAIN, CRASH_LIMIT, timedelta(minutes=10)) == (90.0, 15.0, 5, module.CRASH_WINDOW)
     assert VmSpec(image="a").restart_policy == "no" and Step("a").value is None
+
+
+# ---- what it is given while it runs
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+@pytest.mark.parametrize("wish", [{"cpus": 3}, {"memory": 2**31}, {"disk": 2**31}, {"cpus": 2, "memory": 3 * 2**30}])
+def test_a_server_that_runs_is_given_what_is_wished_or_is_as_it_was(wish: dict[str, Any], stubborn: bool) -> None:
+    host = Host(vm(), operation=operation("launch"), stubborn=stubborn)
+    host.settle()
+    assert host.vm
+    before = host.vm.spec
+    host._spec(**wish)
+    host.operation = operation("set")
+    host.settle()
+    assert host.operation is None and host.qemu == "running" and host.vm.status.state == "running"
+    for field, value in wish.items():
+        has = host.vm.status.disk_size if field == "disk" else getattr(host, field)
+        follows = value if field == "disk" or not stubborn else getattr(before, field)
+        assert has == follows == getattr(host.vm.spec, field)
+    assert "kill" not in host.steps and host.steps.count("start") == 1
+
+
+def test_what_was_changed_below_it_is_begun_with_at_the_next_start() -> None:
+    host = Host(vm(), operation=operation("launch"))
+    host.settle()
+    host._spec(cpus=2, memory=2**31, restarts=1)
+    host.operation = operation("restart")
+    host.settle()
+    assert (host.cpus, host.memory, host.operation) == (2, 2**31, None)

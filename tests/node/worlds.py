@@ -9,8 +9,9 @@ from typing import Any
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
-from virtuary.model.vm import Crash, Origin, Runtime, Vm, VmSpec, VmStatus
+from virtuary.model.vm import Crash, MemoryHold, Origin, Runtime, Shape, Vm, VmSpec, VmStatus
 from virtuary.node.plan import CRASH_WINDOW, Step, never_handed_out, plan
+from virtuary.node.tuning import Tuning, untuned
 from virtuary.node.world import World
 
 ME = "this-host"
@@ -20,6 +21,9 @@ BOOT = "boot"
 
 
 SOURCE_ID = "6f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
+
+
+HOLD = MemoryHold(room=2**30, why="the host's memory ran out", since=WALL)
 
 
 def image(**status: Any) -> Image:
@@ -132,6 +136,12 @@ class Host:
     """What happens to a live copy on its way: "", "breaks", "refuses"."""
     deaf: bool = False
     """A guest that ignores every wish to shut down."""
+    tuned: Tuning | None = None
+    cpus: int | None = None
+    memory: int | None = None
+    """What the machine has."""
+    stubborn: bool = False
+    """A guest that neither takes nor gives CPUs and memory."""
     steps: list[str] = field(default_factory=list)
 
     def look(self) -> World | None:
@@ -142,6 +152,7 @@ class Host:
             process=self.process,  # type: ignore[arg-type]
             connected=self.connected, qemu=self.qemu, network_alive=self.network, signals=dict(self.signals), files=frozenset(self.files),
             asked_to_stop=self.asked, asked_last=self.asked_last, copies=tuple(self.copies), source=self.source,
+            tuned=self.tuned, cpus=self.cpus, memory=self.memory, reclaimed=self.vm.status.reclaimed,
         )  # fmt: skip
 
     def settle(self, limit: int = 200) -> int:
@@ -195,6 +206,7 @@ class Host:
         self.used = True
 
     def die(self) -> None:
+        self.tuned = self.cpus = self.memory = None
         self.process, self.qemu, self.connected, self.network = "absent", None, False, False
 
     def _status(self, **changes: Any) -> None:
@@ -222,7 +234,11 @@ class Host:
     def start(self, seen: World, _: Any) -> None:
         assert self.process == "absent", "a machine is never started twice"
         self.process, self.qemu, self.connected, self.network, self.signals = "alive", "prelaunch", True, False, {}
-        self._status(runtime=runtime(restarts=seen.vm.spec.restarts, started=seen.wall), state="starting", stages={}, reason=None)
+        spec = seen.vm.spec
+        self.tuned, self.cpus, self.memory = untuned(spec.cpus), spec.cpus, spec.memory
+        shape = Shape(memory=spec.memory, cpus=spec.cpus, max_cpus=8, max_memory=spec.memory + 2**33)
+        begun = runtime(restarts=spec.restarts, started=seen.wall, shape=shape)
+        self._status(runtime=begun, state="starting", stages={}, reason=None)
 
     def start_warm(self, seen: World, _: Any) -> None:
         assert seen.vm.status.identity is None and not self.used, "a copy is only ever resumed on a disk that nobody used"
@@ -247,6 +263,30 @@ class Host:
     def _go_cold(self, seen: World) -> None:
         self._status(cold="it failed")
         self.kill(seen, "cold")
+
+    # ---- what it is given while it runs
+
+    def tune(self, _: World, wanted: Tuning) -> None:
+        assert self.process == "alive"
+        self.tuned = wanted
+
+    def resize_cpus(self, seen: World, wanted: int) -> None:
+        self._resize(seen, "cpus", wanted)
+
+    def resize_memory(self, seen: World, wanted: int) -> None:
+        self._resize(seen, "memory", wanted)
+
+    def resize_disk(self, seen: World, wanted: int) -> None:
+        assert seen.qemu == "running"
+        self._status(disk_size=wanted)
+
+    def _resize(self, seen: World, what: str, wanted: int) -> None:
+        assert seen.qemu == "running" and seen.vm.status.identity is not None, "a guest is asked only when it is up and itself"
+        if self.stubborn:
+            self._spec(**{what: getattr(self, what)})
+            self.operation = None
+        else:
+            setattr(self, what, wanted)
 
     # ---- copies
 
@@ -317,6 +357,15 @@ class Host:
         assert self.process == "alive"
         self.network = True
 
+    def plug_nic(self, seen: World, nic: Any) -> None:
+        assert self.process == "alive" and seen.vm.status.runtime
+        self._status(runtime=seen.vm.status.runtime.but(nics=(*seen.vm.status.runtime.nics, nic)))
+
+    def unplug_nic(self, seen: World, number: int) -> None:
+        assert seen.vm.status.runtime
+        left = tuple(other for other in seen.vm.status.runtime.nics if other.number != number)
+        self._status(runtime=seen.vm.status.runtime.but(nics=left))
+
     def resume(self, seen: World, _: Any) -> None:
         assert seen.vm.spec.owner == ME and seen.vm.status.runtime, "only with a durable record"
         self.qemu = "running"
@@ -324,6 +373,9 @@ class Host:
 
     def pause(self, *_: Any) -> None:
         self.qemu = "paused"
+
+    def let_go(self, *_: Any) -> None:
+        self._status(held_for_memory=None)
 
     def give_identity(self, seen: World, _: Any) -> None:
         self._status(identity=seen.vm.name)
@@ -352,7 +404,9 @@ class Host:
             self._status(disk_ready=False, disk_size=None, template=None, cold=self.vm.status.cold or "it ended")
             self.files.discard("disk")
             self.used = False
-        self._status(runtime=None, state=end.state, reason=end.reason, crashes=recent, addresses=())
+        self._status(
+            runtime=None, state=end.state, reason=end.reason, crashes=recent, addresses=(), held_for_memory=None, reclaimed=False
+        )
         self._spec(power=self.vm.spec.power if end.again else "stopped")
         if (
             not end.again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ class Place:
         return self.folder / "copy.qcow2"
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody waits behind this socket: it is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 @contextlib.contextmanager
 def qemu(folder: Path, disk: Path, *words: str) -> Iterator[Path]:
     """QEMU with this disk on the base; the path of its monitor."""
@@ -47,15 +54,15 @@ def qemu(folder: Path, disk: Path, *words: str) -> Iterator[Path]:
         f'{{"node-name":"disk0","driver":"qcow2","backing":"disk0-base","file":{{"driver":"file","filename":"{disk}"}}}}',
     )
     line = [word for node in nodes for word in ("-blockdev", node)]
-    socket = folder / f"qmp-{disk.name}"
+    place = folder / f"qmp-{disk.name}"
     process = subprocess.Popen(
-        ["qemu-system-x86_64", *MACHINE, *MEMORY, *line, "-device", "virtio-blk-pci,drive=disk0", "-qmp", f"unix:{socket},server=on,wait=off", *words],
+        ["qemu-system-x86_64", *MACHINE, *MEMORY, *line, "-device", "virtio-blk-pci,drive=disk0", "-qmp", f"unix:{place},server=on,wait=off", *words],
         stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        while not socket.exists():
+        while not listens(place):
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        yield socket
+        yield place
     finally:
         process.kill()
         process.wait(10)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from virtuary.base.errors import Invalid, NoRoom
+from virtuary.base.space import reserve
 from virtuary.base.units import GIB, MIB, TIB
-from virtuary.storage.directory import allocated, check_space, ensure_overlay, free_space, grow, reserve
+from virtuary.storage.directory import allocated, check_space, ensure_overlay, free_space, grow
 
 pytestmark = pytest.mark.qemu
 
@@ -75,6 +76,7 @@ async def test_a_disk_grows(base: Path, tmp_path: Path) -> None:
 )
 def test_a_share_of_the_pool_stays_free(total: int, kept: int) -> None:
     assert reserve(total) == kept
+    assert reserve(total, 7) == 7 and reserve(total, total + 1) == total
 
 
 def test_what_does_not_fit_is_refused_with_the_missing_number(tmp_path: Path) -> None:

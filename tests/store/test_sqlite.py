@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ import pytest
 
 from virtuary.base.errors import HostLacks, StoreAway
 from virtuary.store.api import Change, Compacted, Record
+from virtuary.store.ballast import PIECE, SIZE, Ballast
 from virtuary.store.sqlite import LOG_LENGTH, VERSION, SqliteStore
 
 
@@ -134,6 +136,33 @@ async def test_a_full_disk_is_told_and_nothing_is_changed(tmp_path: Path) -> Non
         await again.close()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+@pytest.mark.host
+async def test_on_a_disk_that_others_filled_the_store_is_written_all_the_same(tmp_path: Path) -> None:
+    """Whoever fills the disk goes on doing so: each piece that is given up may be taken by them."""
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "none", str(small)], check=True)
+    try:
+        ballast = Ballast(small / "ballast")
+        store = SqliteStore(small / "db", ballast)
+        with (small / "others").open("wb", buffering=0) as others:
+            for number in range(10):
+                with contextlib.suppress(OSError):
+                    while others.write(bytes(64 * 1024)):
+                        pass
+                await store.txn({}, {f"key/{number % 4}": os.urandom(50_000)})
+        assert 0 < (small / "ballast").stat().st_size < SIZE
+        os.unlink(small / "others")
+        assert Ballast(small / "ballast").give() and (small / "ballast").stat().st_size == SIZE - PIECE, "it was filled again"
+        await store.close()
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_disk_without_room_has_no_ballast(tmp_path: Path) -> None:
+    assert not Ballast(tmp_path / "no" / "such" / "folder").give()
 
 
 async def test_the_log_is_cut_and_what_is_cut_is_refused(tmp_path: Path) -> None:

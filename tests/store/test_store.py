@@ -316,6 +316,7 @@ class Model(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_the_store_agrees_with_its_model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 

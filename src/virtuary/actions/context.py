@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from virtuary.base.errors import Busy, NotFound, VirtuaryError
+from virtuary.base.errors import Busy, Changed, Conflict, NotFound, VirtuaryError
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.meta import Meta, utcnow
@@ -31,6 +32,13 @@ class Context:
     catalogue: Catalogue
     mark: tuple[str, str] | None = None
     """Key and body digest of an idempotent request; written in the same transaction as its effect."""
+    disk_free: int | None = None
+    """Bytes free now in the pool of this host, where the caller can look."""
+
+    routed: Callable[[], Sequence[str]] = tuple
+    """Every prefix that this host routes, as CIDR, where the caller can look."""
+    own_addresses: Callable[[], Collection[str]] = tuple
+    """Every address this host has, where the caller can look."""
 
     async def commit(
         self,
@@ -48,6 +56,34 @@ class Context:
             wanted[key] = 0
             written[key] = f"{utcnow().isoformat()} {digest} {operation.id if operation else '-'}".encode()
         return await self.store.txn(wanted, written, deletes)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+TRIES = 100
+
+
+def decides(action: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """An action that looks, decides and writes: done again when what it looked at changed before it wrote."""
+
+    @functools.wraps(action)
+    async def again(*args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(TRIES):
+            try:
+                return await action(*args, **kwargs)
+            except Changed as error:
+                if str(error.details.get("key")).startswith("idempotency/"):
+                    raise  # the same request, made twice at once
+        raise Conflict("too much changes at once", "repeat in a moment")
+
+    return again
+
+
+def turn(context: Context) -> tuple[dict[str, int], dict[str, bytes]]:
+    """What the transaction of a promise expects and writes, so that of two that counted the same room one counts again."""
+    key = f"turn/{context.host_id}"
+    record = context.store.get(key)
+    return {key: record.revision if record else 0}, {key: b"taken"}
 
 
 def new_operation(context: Context, kind: str, target: Vm | Image | Template, **params: object) -> Operation:
@@ -81,6 +117,11 @@ def find_operation(store: Store, identity: str) -> Operation:
     if len(page) != 1:
         raise NotFound(f"there is no operation {identity[:80]!r}", "virtuary operation list shows them")
     return Operation.load(page[0].value, page[0].revision)
+
+
+def all_vms(store: Store) -> list[Vm]:
+    """Every server, those in the trash too."""
+    return [Vm.load(record.value, record.revision) for record in store.list("vm/").records]
 
 
 def find_host(store: Store, host_id: str) -> Host:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from virtuary.actions.context import Context, check_free, find_host, find_vm, new_operation, raise_all
-from virtuary.actions.vms import new_name, ports, room
-from virtuary.base.errors import Busy, Conflict, Exists, Invalid, VirtuaryError
+from virtuary.actions import nics
+from virtuary.actions.context import Context, check_free, decides, find_vm, new_operation, raise_all, turn
+from virtuary.actions.vms import checked, new_name, ports, room
+from virtuary.base.errors import Busy, Conflict, Invalid, VirtuaryError
 from virtuary.base.units import format_size
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta, new_id
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template
-from virtuary.model.vm import Origin, Vm, VmCopy, VmSpec
+from virtuary.model.vm import Origin, Vm, VmCopy, VmSpec, VmStatus
 
 OVERRIDES = ("cpus", "memory", "disk", "accel", "restart_policy")
 FIXED = ("cpus", "memory", "disk", "accel")
@@ -26,6 +27,7 @@ class Draft:
     source: Vm
     vm: Vm
     operation: Operation
+    joined: nics.Joined
     blockers: list[VirtuaryError]
 
 
@@ -35,19 +37,22 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     source = find_vm(store, name)
     blockers = unfit(context, source, wish)
     given = {field: value for field in OVERRIDES if (value := getattr(wish, field)) is not None}
-    spec = VmSpec.model_validate(
-        {
-            **source.spec.model_dump(), **given, "publish": wish.publish, "protect": wish.protect, "autostart": wish.autostart,
-            "restarts": 0, "owner": context.host_id, "power": "running" if wish.start or wish.mode == "live" else "stopped",
-            "origin": Origin(id=source.id, name=source.name, mode=wish.mode),
-        }
-    )  # fmt: skip
-    host = find_host(store, context.host_id).status
-    blockers += [*(room(spec, host) if host else ()), *ports(store, spec.publish, None)]
-    labels = source.meta.labels if wish.labels is None else wish.labels
-    vm = Vm(meta=Meta(name=new_name(store, wish.name, blockers), labels=labels), spec=spec)
+    naming: list[VirtuaryError] = []
+    meta = Meta(name=new_name(store, wish.name, naming), labels=source.meta.labels if wish.labels is None else wish.labels)
+    joined = nics.join(context, meta.id, nics.like(source.spec.nics) if wish.nics is None else wish.nics)
+    blockers += [*joined.blockers, *nics.unpublishable(joined.nics, wish.publish)]
+    fields = {
+        **source.spec.model_dump(), **given, "publish": wish.publish, "protect": wish.protect, "autostart": wish.autostart,
+        "restarts": 0, "owner": context.host_id, "power": "running" if wish.start or wish.mode == "live" else "stopped",
+        "origin": Origin(id=source.id, name=source.name, mode=wish.mode), "nics": joined.nics,
+    }  # fmt: skip
+    spec = checked(lambda: VmSpec.model_validate(fields))
+    disk = VmStatus(disk_size=spec.disk or source.status.disk_size)
+    blockers += [*room(context, Vm(meta=source.meta, spec=spec, status=disk)), *ports(store, spec.publish, None)]
+    blockers += naming
+    vm = Vm(meta=meta, spec=spec)
     params = {"source": source.id, "mode": wish.mode, "layer": new_id()}
-    return Draft(source, vm, new_operation(context, "copy", vm, **params), blockers)
+    return Draft(source, vm, new_operation(context, "copy", vm, **params), joined, blockers)
 
 
 def unfit(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
@@ -107,19 +112,18 @@ def _grown(context: Context, source: Vm) -> bool:
     return record is not None and source.spec.memory > Template.load(record.value, record.revision).spec.memory
 
 
+@decides
 async def copy(context: Context, name: str, wish: VmCopy) -> tuple[Vm, Operation]:
     """Have a copy of a server made, of one that is stopped or, live, of one that runs. The source is not changed by this."""
+    waits, takes = turn(context)
     plan = draft(context, name, wish)
     raise_all(plan.blockers)
     vm, source = plan.vm, plan.source
-    puts = {vm.key: vm.dump(), f"vm-name/{vm.name}": vm.id.encode()}
+    puts = {vm.key: vm.dump(), f"vm-name/{vm.name}": vm.id.encode(), **takes}
     if secret := context.store.get(f"secret/{source.id}"):
         puts[f"secret/{vm.id}"] = secret.value
-    try:
-        expect = {source.key: source.meta.revision, f"vm-name/{vm.name}": 0}
-        revision = await context.commit(expect, puts, operation=plan.operation)
-    except Conflict:
-        if context.store.get(f"vm-name/{vm.name}") and wish.name:
-            raise Exists(f"a server named {vm.name} is there already", "choose another name") from None
-        raise
+    joins, makes = nics.made(plan.joined)
+    puts |= makes
+    expect = {source.key: source.meta.revision, f"vm-name/{vm.name}": 0, **waits, **joins}
+    revision = await context.commit(expect, puts, operation=plan.operation)
     return vm.but(meta=vm.meta.but(revision=revision)), plan.operation

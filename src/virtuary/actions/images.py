@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtuary.actions.context import Context, active, find_host, find_image, new_operation
+from virtuary.actions.context import Context, active, decides, find_host, find_image, new_operation
 from virtuary.base.errors import Busy, Conflict, Exists
 from virtuary.base.units import format_size
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageWish
@@ -13,6 +13,7 @@ from virtuary.model.vm import Vm, default_memory
 from virtuary.store.api import Store
 
 
+@decides
 async def create(context: Context, wish: ImageWish) -> tuple[Image, Operation]:
     """Ask for an image to be made. Raises Exists."""
     name = check_new(context, wish)
@@ -47,6 +48,7 @@ def resolve(context: Context, name: str) -> Image | ImageSource:
     return context.catalogue.find_source(wanted)
 
 
+@decides
 async def delete(context: Context, name: str) -> Operation:
     """Remove an image that no server uses. Raises Conflict naming the users, Busy while it is being made."""
     image = find_image(context.store, context.catalogue.canonical(name))
@@ -63,6 +65,7 @@ async def delete(context: Context, name: str) -> Operation:
     return operation
 
 
+@decides
 async def warm(context: Context, name: str, memory: int | None = None) -> tuple[Template, Operation]:
     """Have a warm template made of an image, of `memory` bytes or the image's default. Raises Conflict when it is there, or can't be."""
     image = find_image(context.store, context.catalogue.canonical(name))
@@ -94,6 +97,7 @@ async def warm(context: Context, name: str, memory: int | None = None) -> tuple[
     return template, operation
 
 
+@decides
 async def cool(context: Context, name: str) -> list[Template]:
     """Remove the warm templates of an image; servers that run from them run on. Those that were there."""
     image = find_image(context.store, context.catalogue.canonical(name))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from virtuary.actions.context import Context, find_operation
+from virtuary.actions.context import Context, decides, find_operation
 from virtuary.base.errors import Conflict
 from virtuary.model.operation import Operation
 
 
+@decides
 async def cancel(context: Context, identity: str) -> Operation:
     """Wish that an operation ends; whoever carries it out undoes what it began. Raises Conflict when it has ended."""
     operation = find_operation(context.store, identity)

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from virtuary.actions import images
+from pydantic import ValidationError
+
+from virtuary.actions import account, images, nics
 from virtuary.actions.context import (
     Context,
     active,
+    all_vms,
     check_free,
     check_not_read,
+    decides,
     find_host,
     find_vm,
     new_operation,
     raise_all,
+    turn,
 )
 from virtuary.actions.names import made_up
-from virtuary.base.errors import Busy, Conflict, Exists, Invalid, NoRoom, NotFound, Stale, VirtuaryError
-from virtuary.base.units import MIB, format_size
-from virtuary.model.host import HostStatus
+from virtuary.base.errors import Busy, Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
+from virtuary.base.units import format_size
 from virtuary.model.image import Image
-from virtuary.model.meta import Meta, check_name, utcnow
+from virtuary.model.meta import Meta, check_name, invalid, utcnow
+from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Publish, Vm, VmChange, VmSpec, VmWish, default_memory
 from virtuary.store.api import Store
 
-HOST_RESERVE = 512 * MIB
+SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")
+"""Fields that a wish and a spec have alike."""
 START_KINDS = ("launch", "start", "restart")
 
 
@@ -40,6 +47,7 @@ class Draft:
     image: Image
     operation: Operation
     image_operation: Operation | None
+    joined: nics.Joined
     blockers: list[VirtuaryError]
 
 
@@ -48,10 +56,12 @@ def draft(context: Context, wish: VmWish) -> Draft:
     store, blockers = context.store, list[VirtuaryError]()
     name = new_name(store, wish.name, blockers)
     image, image_operation = _image(context, wish.image, blockers)
-    host = find_host(store, context.host_id).status
-    spec = _spec(wish, image, context.host_id)
-    if host:
-        blockers += room(spec, host)
+    meta = Meta(name=name, labels=wish.labels)
+    joined = nics.join(context, meta.id, wish.nics)
+    blockers += [*joined.blockers, *nics.unpublishable(joined.nics, wish.publish)]
+    spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics))
+    vm = Vm(meta=meta, spec=spec)
+    blockers += room(context, vm.but(status=vm.status.but(disk_size=spec.disk or image.status.virtual_size)))
     blockers += ports(store, spec.publish, None)
     if image.status.state == "ready" and spec.disk is not None and spec.disk < image.status.virtual_size:
         needed = format_size(image.status.virtual_size)
@@ -60,9 +70,8 @@ def draft(context: Context, wish: VmWish) -> Draft:
                 f"the image {image.name} needs a disk of {needed} and {format_size(spec.disk)} were asked for", f"--disk {needed}"
             )
         )
-    vm = Vm(meta=Meta(name=name, labels=wish.labels), spec=spec)
     kind = "launch" if wish.power != "stopped" else "create"
-    return Draft(vm, image, new_operation(context, kind, vm), image_operation, blockers)
+    return Draft(vm, image, new_operation(context, kind, vm), image_operation, joined, blockers)
 
 
 def new_name(store: Store, wanted: str | None, blockers: list[VirtuaryError]) -> str:
@@ -95,15 +104,24 @@ def _image(context: Context, name: str, blockers: list[VirtuaryError]) -> tuple[
     return images.prepare(context, context.catalogue.canonical(name), found)
 
 
-def _spec(wish: VmWish, image: Image, host_id: str) -> VmSpec:
+def checked(make: Callable[[], VmSpec]) -> VmSpec:
+    """A spec whose parts are right each but may not fit together; raises Invalid."""
+    try:
+        return make()
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _spec(wish: VmWish, image: Image, host_id: str, joined: tuple[Nic, ...]) -> VmSpec:
     return VmSpec(
         image=image.name,
         image_id=image.id,
         owner=host_id,
         power=wish.power,
-        cpus=wish.cpus or 1,
+        cpus=wish.cpus or wish.cpu.sockets * wish.cpu.threads,
         memory=wish.memory or default_memory(image.name),
         disk=wish.disk,
+        nics=joined,
         publish=wish.publish,
         ssh_keys=wish.ssh_keys,
         user_data=wish.user_data is not None,
@@ -114,16 +132,21 @@ def _spec(wish: VmWish, image: Image, host_id: str) -> VmSpec:
         restart_policy=wish.restart_policy,
         protect=wish.protect,
         cold=wish.cold,
+        **{field: getattr(wish, field) for field in SHARED},
     )
 
 
+@decides
 async def create(context: Context, wish: VmWish) -> tuple[Vm, Operation]:
     """Create a server, and start it unless it is wished stopped; its image is made first where it is missing."""
+    waits, takes = turn(context)
     plan = draft(context, wish)
     raise_all(plan.blockers)
     vm = plan.vm
-    expect = {f"vm-name/{vm.name}": 0}
-    puts = {vm.key: vm.dump(), f"vm-name/{vm.name}": vm.id.encode()}
+    expect = {f"vm-name/{vm.name}": 0, **waits}
+    puts = {vm.key: vm.dump(), f"vm-name/{vm.name}": vm.id.encode(), **takes}
+    joins, makes = nics.made(plan.joined)
+    expect, puts = expect | joins, puts | makes
     if wish.user_data is not None:
         puts[f"secret/{vm.id}"] = wish.user_data.encode()
     expect[plan.image.key] = plan.image.meta.revision
@@ -132,65 +155,48 @@ async def create(context: Context, wish: VmWish) -> tuple[Vm, Operation]:
             expect[f"image-name/{plan.image.name}"] = 0
         puts |= images.keys_of(plan.image)
         puts[plan.image_operation.key] = plan.image_operation.dump()
-    try:
-        revision = await context.commit(expect, puts, operation=plan.operation)
-    except Conflict:
-        if context.store.get(f"vm-name/{vm.name}") and wish.name:
-            raise Exists(f"a server named {vm.name} is there already", "choose another name") from None
-        raise
+    revision = await context.commit(expect, puts, operation=plan.operation)
     return vm.but(meta=vm.meta.but(revision=revision)), plan.operation
 
 
-def room(spec: VmSpec, host: HostStatus) -> list[VirtuaryError]:
-    """What of this host's capacity a server asks too much of, with the number that is missing. Pure."""
-    blockers: list[VirtuaryError] = []
-    usable = host.memory - HOST_RESERVE
-    if spec.memory > usable:
-        blockers.append(
-            NoRoom(
-                f"{format_size(spec.memory)} of memory were asked for and this host can give {format_size(usable)}: "
-                f"{format_size(spec.memory - usable)} are missing",
-                f"ask for at most --memory {usable // MIB}MiB",
-                asked=spec.memory,
-                free=usable,
-                missing=spec.memory - usable,
-            )
-        )
-    if spec.cpus > 4 * host.cpus:
-        blockers.append(
-            NoRoom(
-                f"{spec.cpus} virtual CPUs were asked for and this host has {host.cpus} CPUs, which allow {4 * host.cpus}",
-                f"ask for at most --cpus {4 * host.cpus}",
-                asked=spec.cpus,
-                free=4 * host.cpus,
-                missing=spec.cpus - 4 * host.cpus,
-            )
-        )
-    if spec.disk is not None and spec.disk > host.disk:
-        blockers.append(
-            NoRoom(
-                f"a disk of {format_size(spec.disk)} was asked for and the pool has {format_size(host.disk)} in all: "
-                f"{format_size(spec.disk - host.disk)} are missing",
-                asked=spec.disk,
-                free=host.disk,
-                missing=spec.disk - host.disk,
-            )
-        )
+def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]:
+    """What the host has not enough of for this server, with the number that is missing; `own`: the same one as it is now."""
+    host = find_host(context.store, context.host_id).status
+    if host is None:
+        return []
+    blockers = account.alone(vm.spec, host)
+    never = {error.details.get("resource") for error in blockers}
+    held = account.claim_of(own, host) if own else account.Claim()
+    wanted = account.claim_of(vm, host)
+    short = account.shortage(wanted, account.balances(host, all_vms(context.store)), held)
+    blockers += [error for error in short if error.details["resource"] not in never]
+    if wanted.disk > held.disk and context.disk_free is not None and context.disk_free < host.reserve_disk:
+        blockers.append(account.full(host, wanted.disk - held.disk, context.disk_free))
     return blockers
 
 
-def ports(store: Store, publish: tuple[Publish, ...], own: Vm | None) -> list[VirtuaryError]:
-    """Published ports that another server or another program holds; what `own` publishes already is its own."""
+def ports(store: Store, publish: tuple[Publish, ...], own: Vm | None, *, starting: bool = False) -> list[VirtuaryError]:
+    """Published ports that another server or another program holds; what `own` publishes already is its own.
+
+    `starting`: of those that run or shall run alone. One that comes back from the trash may find that another has its ports
+    meanwhile, and whichever of them is started first has them.
+    """
     blockers: list[VirtuaryError] = []
-    held: dict[tuple[int, str], str] = {}
+    held: dict[tuple[int, str, int], str] = {}
     for record in store.list("vm/").records:
         vm = Vm.load(record.value, record.revision)
-        if not (own and vm.id == own.id) and not vm.meta.deleted:
-            held |= {(port.host, port.protocol): vm.name for port in vm.spec.publish}
+        holds = vm.spec.power != "stopped" or vm.status.runtime is not None or not starting
+        if holds and not (own and vm.id == own.id) and not vm.meta.deleted:
+            held |= {port.place: vm.name for port in vm.spec.publish}
     for port in publish:
         name = f"port {port.host}/{port.protocol}"
-        if holder := held.get((port.host, port.protocol)):
-            blockers.append(Conflict(f"{name} is published by {holder} already", "choose another port"))
+        if holder := held.get(port.place):
+            another = (
+                f"virtuary set {own.name} publishes another, virtuary stop {holder} frees it"
+                if own and starting
+                else "choose another port"
+            )
+            blockers.append(Conflict(f"{name} is published by {holder} already", another))
         elif not (own and port in own.spec.publish) and _in_use(port):
             blockers.append(Conflict(f"{name} is in use on this host by another program", "choose another port"))
     return blockers
@@ -211,8 +217,10 @@ def _in_use(port: Publish) -> bool:
 # ---- power
 
 
+@decides
 async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[Vm, Operation]:
     """start, stop, restart, pause or resume: a wish about power, and the operation that tells when it is true."""
+    waits, takes = turn(context) if deed == "start" else ({}, {})
     vm = find_vm(context.store, name)
     _check_deed(vm, deed)
     if deed == "start":
@@ -222,9 +230,11 @@ async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[
     restarts = vm.spec.restarts + 1 if deed == "restart" else vm.spec.restarts
     status = vm.status.but(crashes=()) if deed == "start" else vm.status
     changed = vm.but(spec=vm.spec.but(power=wanted, restarts=restarts), status=status)
+    if deed == "start":
+        raise_all([*room(context, changed, vm), *ports(context.store, vm.spec.publish, vm, starting=True)])
     operation = new_operation(context, deed, vm, **params)
-    expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}}
-    puts = {vm.key: changed.dump(), **{item.key: _cancelled(item, deed).dump() for item in ended}}
+    expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
+    puts = {vm.key: changed.dump(), **{item.key: _cancelled(item, deed).dump() for item in ended}, **takes}
     await context.commit(expect, puts, operation=operation)
     return changed, operation
 
@@ -268,15 +278,31 @@ def _cancelled(operation: Operation, by: str) -> Operation:
 # ---- change, rename, delete
 
 
-def draft_change(context: Context, vm: Vm, wish: VmChange) -> tuple[Vm, list[VirtuaryError]]:
+CLEARED = ("memory_max", "memory_min")
+"""Fields of a change whose explicit null takes something away."""
+NESTED = ("cpu", "disk_io")
+
+
+class Change(NamedTuple):
+    vm: Vm
+    blockers: list[VirtuaryError]
+    joined: nics.Joined
+
+
+def draft_change(context: Context, vm: Vm, wish: VmChange) -> Change:
     """A server as it would be after a change, and everything that stands against it; nothing is written."""
-    given = wish.model_dump(exclude_unset=True, exclude_none=True)
+    given = {
+        field: value for field, value in wish.model_dump(exclude_unset=True).items() if value is not None or field in CLEARED
+    }
     labels = given.pop("labels", None)
-    spec = VmSpec.model_validate({**vm.spec.model_dump(), **given})
-    blockers: list[VirtuaryError] = []
-    host = find_host(context.store, context.host_id).status
-    if host:
-        blockers += room(spec, host)
+    before = vm.spec.model_dump()
+    for field in NESTED:
+        if field in given:
+            given[field] = {**before[field], **given[field]}
+    joined = nics.join(context, vm.id, wish.nics, vm.spec.nics) if wish.nics is not None else nics.Joined(vm.spec.nics)
+    given["nics"] = joined.nics
+    spec = checked(lambda: VmSpec.model_validate({**before, **given}))
+    blockers = joined.blockers + nics.unpublishable(spec.nics, spec.publish)
     size = vm.status.disk_size
     if wish.disk is not None and size and wish.disk < size:
         blockers.append(
@@ -284,29 +310,77 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> tuple[Vm, list[Vir
         )
     blockers += ports(context.store, spec.publish, vm)
     meta = vm.meta.but(labels=vm.meta.labels if labels is None else labels)
-    if _needs_restart(vm.spec, spec):
+    if waits_for_start(vm, spec):
         meta = meta.but(generation=vm.meta.generation + 1)
-    return vm.but(spec=spec, meta=meta), blockers
+    changed = vm.but(spec=spec, meta=meta)
+    return Change(changed, [*room(context, changed, vm), *blockers], joined)
 
 
-async def change(context: Context, name: str, wish: VmChange, revision: int | None = None) -> Vm:
-    """Change fields of a server; what needs it takes effect at its next start. Raises Stale when `revision` is not current."""
+@decides
+async def change(context: Context, name: str, wish: VmChange, revision: int | None = None) -> tuple[Vm, Operation | None]:
+    """Change fields of a server. What a running one can be given at once is an operation to follow, unless another one is under way; what it
+    can't takes effect at its next start. Raises Stale when `revision` is not current."""
+    waits, takes = turn(context)
     vm = find_vm(context.store, name)
     if revision is not None and revision != vm.meta.revision:
         raise Stale(f"{vm.name} changed meanwhile", "look again and repeat")
-    changed, blockers = draft_change(context, vm, wish)
+    changed, blockers, joined = draft_change(context, vm, wish)
     raise_all(blockers)
     if changed == vm:
-        return vm
-    written = await context.commit({vm.key: vm.meta.revision}, {vm.key: changed.dump()})
-    return changed.but(meta=changed.meta.but(revision=written))
+        return vm, None
+    operation = None
+    if resized := [field for field in RESIZED if lives(vm, changed.spec, field)]:
+        check_free(context.store, vm)
+    if resized or (tunes(vm, changed.spec) and not active(context.store, vm.key)):
+        operation = new_operation(context, "set", vm, **{field: getattr(vm.spec, field) for field in resized})
+    joins, makes = nics.made(joined)
+    expect, puts = {vm.key: vm.meta.revision, **waits, **joins}, {vm.key: changed.dump(), **takes, **makes}
+    written = await context.commit(expect, puts, operation=operation)
+    return changed.but(meta=changed.meta.but(revision=written)), operation
 
 
-def _needs_restart(old: VmSpec, new: VmSpec) -> bool:
-    fields = ("cpus", "memory", "disk", "publish", "accel")
-    return any(getattr(old, field) != getattr(new, field) for field in fields)
+RESIZED = ("cpus", "memory", "disk")
+"""What a guest has to take or give: an operation tells when it has."""
+AT_START = ("accel", "memory_pages", "memory_merge")
+"""Fields that a process which runs can't follow."""
 
 
+def waits_for_start(vm: Vm, spec: VmSpec) -> list[str]:
+    """The fields whose change takes effect at the next start only. Pure."""
+    old = vm.spec
+    waiting = [field for field in AT_START if getattr(old, field) != getattr(spec, field)]
+    waiting += [f"cpu.{field}" for field in ("sockets", "threads", "node") if getattr(old.cpu, field) != getattr(spec.cpu, field)]
+    if old.publish != spec.publish and vm.nics[0].network == USER:
+        waiting.append("publish")  # whoever serves such a network listens from its start on
+    if old.nics[0].wiring != spec.nics[0].wiring:
+        waiting.append("nics")  # the first can't be plugged
+    return waiting + [field for field in RESIZED if getattr(old, field) != getattr(spec, field) and not lives(vm, spec, field)]
+
+
+def lives(vm: Vm, spec: VmSpec, field: str) -> bool:
+    """Whether a server that runs can follow the change of one of `RESIZED` at once. Pure."""
+    runtime = vm.status.runtime
+    shape = runtime.shape if runtime else None
+    wanted = getattr(spec, field)
+    if shape is None or wanted == getattr(vm.spec, field) or vm.status.identity is None or vm.spec.power != "running":
+        return False
+    match field:
+        case "cpus":
+            return shape.allows(cpus=wanted)
+        case "memory":
+            return shape.allows(memory=wanted)
+    return vm.status.disk_size is not None
+
+
+def tunes(vm: Vm, spec: VmSpec) -> bool:
+    """Whether the host is to give a server that runs other limits or shares. Pure."""
+    runtime = vm.status.runtime
+    if runtime is None or runtime.shape is None or vm.spec.power == "stopped":
+        return False
+    return any(getattr(vm.spec, field) != getattr(spec, field) for field in NESTED)
+
+
+@decides
 async def rename(context: Context, name: str, new_name: str) -> Vm:
     """Give a server another name; its id, disks and addresses stay. The guest takes its new hostname at the next start."""
     vm = find_vm(context.store, name)
@@ -325,6 +399,7 @@ async def rename(context: Context, name: str, new_name: str) -> Vm:
     return changed.but(meta=changed.meta.but(revision=revision))
 
 
+@decides
 async def delete(context: Context, name: str, *, now: bool = False, force: bool = False) -> Operation:
     """Move a server to the trash, or with `now` remove it for good. One that runs needs `force`."""
     vm = find_vm(context.store, name)
@@ -354,19 +429,24 @@ def find_trashed(store: Store, name: str) -> Vm:
     return max(found, key=lambda vm: vm.meta.deleted or utcnow())
 
 
+@decides
 async def undelete(context: Context, name: str, new_name: str | None = None) -> Vm:
-    """Take a server back from the trash, stopped; under another name if its own is taken meanwhile."""
+    """Take a server back from the trash, stopped; under another name if its own is taken meanwhile. Raises NoRoom where the bandwidth
+    that it was promised is others' now."""
+    waits, takes = turn(context)
     vm = find_trashed(context.store, name)
     wanted = check_name(new_name) if new_name else vm.name
     if context.store.get(f"vm-name/{wanted}"):
         raise Exists(f"a server named {wanted} is there already", f"virtuary undelete {vm.name} --as ANOTHER-NAME")
     check_free(context.store, vm)
+    raise_all(nics.unpromised(context, vm))
     changed = vm.but(meta=vm.meta.but(deleted=None, name=wanted))
-    expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0}
-    revision = await context.commit(expect, {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode()})
+    expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0, **waits}
+    revision = await context.commit(expect, {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes})
     return changed.but(meta=changed.meta.but(revision=revision))
 
 
+@decides
 async def purge(context: Context, name: str) -> Operation:
     """Remove a server in the trash for good."""
     vm = find_trashed(context.store, name)

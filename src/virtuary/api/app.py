@@ -12,23 +12,23 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from virtuary import __version__
-from virtuary.api import images, operations, problems, vms
+from virtuary.api import capacity, firewalls, images, metrics, networks, operations, plans, problems, vms
 from virtuary.api.deps import P, Parts, actor_of
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.log import say
 from virtuary.node.doctor import examine
-from virtuary.node.site import host_status
 
 logger = logging.getLogger("virtuary.api")
 BODY_CAP = 1024 * 1024
-EXTENSIONS = ["dry-run", "events", "idempotency", "operations", "serial-console"]
+EXTENSIONS = ["dry-run", "events", "firewall", "idempotency", "networks", "operations", "serial-console", "usage"]
 
 
 def make_app(parts: Parts) -> FastAPI:
     app = FastAPI(title="Virtuary", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False)
     app.state.parts = parts
     problems.install(app)
-    for router in (vms.router, images.router, images.templates, operations.router):
+    every = (vms, images, networks, firewalls, operations, metrics, plans, capacity)
+    for router in (*(room.router for room in every), images.templates):
         app.include_router(router)
     _add_host_routes(app)
 
@@ -75,8 +75,9 @@ def _check_size(request: Request) -> None:
     if request.url.path.endswith("/content"):
         return
     length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > BODY_CAP or "transfer-encoding" in request.headers:
-        raise Invalid(f"a request body may hold at most {BODY_CAP} bytes, and its length must be given")
+    cap = plans.body_cap(request.url.path, BODY_CAP)
+    if not length.isdecimal() or int(length) > cap or "transfer-encoding" in request.headers:
+        raise Invalid(f"a request body may hold at most {cap} bytes, and its length must be given")
 
 
 def _add_host_routes(app: FastAPI) -> None:
@@ -92,12 +93,6 @@ def _add_host_routes(app: FastAPI) -> None:
     @app.get("/readyz", tags=["host"])
     async def readyz(parts: P) -> dict[str, Any]:
         return {"status": "ok", "revision": parts.store.revision}
-
-    @app.get("/v1/host", tags=["host"])
-    async def host(parts: P) -> dict[str, Any]:
-        """What this host has and uses."""
-        status = await host_status(parts.node.site)
-        return {"id": parts.node.site.host_id, **status.model_dump(mode="json")}
 
     @app.get("/v1/doctor", tags=["host"])
     async def doctor(parts: P) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -44,7 +45,10 @@ async def context(request: Request, idempotency_key: Annotated[str | None, Heade
         digest = hashlib.sha256(await request.body() + str(request.url.query).encode()).hexdigest()
         scope = f"{request.state.actor} {request.method} {request.url.path} {idempotency_key}"
         mark = (f"idempotency/{hashlib.sha256(scope.encode()).hexdigest()}", digest)
-    return Context(found.store, request.state.actor, found.node.site.host_id, touch, mark)
+    free = shutil.disk_usage(found.node.site.paths.vms).free
+    return Context(
+        found.store, request.state.actor, found.node.site.host_id, touch, mark, free, touch.routed, touch.own_addresses
+    )
 
 
 def replay(context: Context) -> Operation | bool | None:

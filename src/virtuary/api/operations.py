@@ -17,7 +17,7 @@ from virtuary.base.errors import Invalid
 from virtuary.store.api import Change, Record
 
 router = APIRouter(prefix="/v1", tags=["operations"])
-KINDS = ("vm", "image", "operation")
+KINDS = ("vm", "image", "operation", "firewall")
 HEARTBEAT = 15.0
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
-from virtuary.actions import copies, vms
+from virtuary.actions import copies, firewalls, vms
 from virtuary.actions.context import find_vm
 from virtuary.api import auth
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, DryRun, P, Parts, accepted, answer, body_of, page, replay, wanted_revision
@@ -22,7 +22,7 @@ from virtuary.model.image import Image
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
-from virtuary.node import touch
+from virtuary.node import inside, touch
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 
@@ -107,14 +107,21 @@ async def show_vm(parts: P, name: str, if_none_match: Annotated[str | None, Head
 async def change_vm(
     ctx: Ctx, name: str, wish: VmChange, if_match: Annotated[str | None, Header()] = None, dry_run: DryRun = False
 ) -> Response:
-    """Change fields (merge-patch). What needs it takes effect at the next start: compare meta.generation with status.applied."""
+    """Change fields (merge-patch). What a running server can be given at once takes effect now: limits and shares silently, CPUs, memory and
+    disk by an operation (202). The rest takes effect at the next start: compare meta.generation with status.applied."""
     if dry_run:
-        changed, blockers = vms.draft_change(ctx, find_vm(ctx.store, name), wish)
-        body = {"vm": body_of(changed), "blockers": [blocker.problem() for blocker in blockers]}
+        draft = vms.draft_change(ctx, find_vm(ctx.store, name), wish)
+        waiting = vms.waits_for_start(find_vm(ctx.store, name), draft.vm.spec)
+        body = {
+            "vm": body_of(draft.vm),
+            "waits_for_start": waiting,
+            "blockers": [blocker.problem() for blocker in draft.blockers],
+        }
         return Response(json.dumps(body), 200, media_type="application/json")
-    if replay(ctx):
-        return answer(find_vm(ctx.store, name))
-    return answer(await vms.change(ctx, name, wish, wanted_revision(if_match)))
+    if done := replay(ctx):
+        return accepted(done, replayed=True) if isinstance(done, Operation) else answer(find_vm(ctx.store, name))
+    vm, operation = await vms.change(ctx, name, wish, wanted_revision(if_match))
+    return accepted(operation, {"vm": body_of(vm)}) if operation else answer(vm)
 
 
 @router.delete("/{name}", status_code=202)
@@ -197,6 +204,14 @@ async def purge_vm(ctx: Ctx, name: str) -> Response:
 # ---- touches
 
 
+@router.get("/{name}/doctor")
+async def examine_network(parts: P, name: str) -> dict[str, Any]:
+    """Try the network of a running server from inside its guest, and name whoever is in the way. Changes nothing."""
+    vm, scene = find_vm(parts.store, name), firewalls.look(parts.store)
+    checks = await inside.examine(parts.node, vm, lambda address, protocol, port: scene.judge(vm, address, protocol, port))
+    return {"healthy": all(check.state != "missing" for check in checks), "checks": [check.model_dump() for check in checks]}
+
+
 @router.get("/{name}/ssh")
 async def way_in(parts: P, name: str) -> dict[str, Any]:
     """How to log in by SSH."""
@@ -223,6 +238,13 @@ async def execute(parts: P, name: str, params: ExecParams) -> dict[str, Any]:
     outcome = await touch.execute(parts.node, vm, params.command, stdin, params.timeout)
     out, err = (base64.b64encode(data).decode() for data in (outcome.stdout, outcome.stderr))
     return {"status": outcome.status, "stdout": out, "stderr": err, "truncated": outcome.truncated}
+
+
+@router.post("/{name}/actions/trim")
+async def trim_vm(parts: P, name: str) -> dict[str, int | None]:
+    """Give the space back that the guest's filesystems do not use: `trimmed` is what it told of, `freed` what the pool got."""
+    trimmed, freed = await touch.trim(parts.node, find_vm(parts.store, name), parts.node.site)
+    return {"trimmed": trimmed, "freed": freed}
 
 
 @router.websocket("/{name}/console/serial")

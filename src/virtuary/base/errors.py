@@ -66,6 +66,12 @@ class Conflict(VirtuaryError):
     code, status, exit_code = "conflict", 409, 4
 
 
+class Changed(Conflict):
+    """Something that was looked at changed before what was decided could be written: look again, decide again."""
+
+    code = "changed"
+
+
 class Stale(Conflict):
     """The revision named in If-Match is not the current one."""
 
@@ -133,6 +139,7 @@ KINDS: dict[str, type[VirtuaryError]] = {
         NotFound,
         Exists,
         Conflict,
+        Changed,
         Stale,
         Busy,
         NoRoom,

@@ -61,6 +61,11 @@ class VmPaths:
         """The guest's SSH host keys as first seen."""
         return self.home / "known_hosts"
 
+    @property
+    def history(self) -> Path:
+        """What the server used, by the second, minute and hour; `history.old` is one of another layout."""
+        return self.home / "history"
+
     def socket(self, role: str) -> Path:
         """Listening sockets of QEMU: qmp, rescue, serial, agent, network."""
         return self.runtime / role
@@ -78,6 +83,11 @@ class Paths:
     def store(self) -> Path:
         """The document store."""
         return self.state / "virtuary.db"
+
+    @property
+    def ballast(self) -> Path:
+        """Space kept for the store: given up piece by piece when the disk is full, so that servers can still be stopped and removed."""
+        return self.state / "ballast"
 
     @property
     def images(self) -> Path:
@@ -117,6 +127,11 @@ class Paths:
     def log(self) -> Path:
         """The daemon's log when it runs in the background without a service manager."""
         return self.state / "daemon.log"
+
+    @property
+    def history(self) -> Path:
+        """What the host used, by the second, minute and hour; `history.old` is one of another layout."""
+        return self.state / "history"
 
     @property
     def templates(self) -> Path:

@@ -12,6 +12,7 @@ from virtuary.base.units import format_duration, format_size
 from virtuary.cli.follow import follow
 from virtuary.cli.options import BIRTH, DETACH, NAME, NAMES, SHAPE, Duration, birth_wish, idempotency, shape_wish
 from virtuary.cli.output import emit, output_option, print_fields, say
+from virtuary.cli.resources import RESOURCES, resource_wish
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -20,6 +21,7 @@ from virtuary.client.wire import Wire, path_part
 @click.argument("image")
 @click.argument("name", required=False)
 @SHAPE
+@RESOURCES
 @BIRTH
 @DETACH
 @click.option("--timeout", type=Duration(), help="Stop waiting after so long; the server goes on.")
@@ -35,10 +37,11 @@ def launch_command(image: str, name: str | None, count: int, **given: Any) -> No
       virtuary launch debian web1
       virtuary launch debian worker --count 10
       virtuary launch debian --cpus 2 --memory 4GiB --disk 20GiB --publish 8080:80
+      virtuary launch debian batch --cpus 4 --cpu-limit 150% --cpu-weight 50 --bandwidth 50MiB
       virtuary launch tiny --dry-run
     """
     wire = connect()
-    wish = birth_wish(image, name, given)
+    wish = birth_wish(image, name, given) | resource_wish(given)
     if given["dry_run"]:
         return _show_plan(wire, wish, given["output"])
     if count > 1:
@@ -95,6 +98,13 @@ def _ready(vm: dict[str, Any]) -> None:
     took = vm["status"]["stages"].get("ssh")
     name = vm["meta"]["name"]
     print(f"{name} is ready" + (f", {format_duration(took)} after its start" if took else "") + f": virtuary shell {name}")
+    _show_gaps(vm)
+
+
+def _show_gaps(vm: dict[str, Any]) -> None:
+    """What of its limits and shares this host can't give it."""
+    for gap in vm["status"]["gaps"]:
+        say(f"not on this host: {gap}")
 
 
 def _show_console_tail(wire: Wire, name: str) -> None:
@@ -153,6 +163,7 @@ def _in_pairs(words: list[str]) -> list[str]:
 @click.argument("image")
 @click.argument("name", required=False)
 @SHAPE
+@RESOURCES
 @BIRTH
 @DETACH
 def create_command(image: str, name: str | None, **given: Any) -> None:
@@ -163,7 +174,7 @@ def create_command(image: str, name: str | None, **given: Any) -> None:
       virtuary create debian db1 --memory 4GiB --disk 40GiB
     """
     wire = connect()
-    wish = {**birth_wish(image, name, given), "power": "stopped"}
+    wish = {**birth_wish(image, name, given), **resource_wish(given), "power": "stopped"}
     if given["dry_run"]:
         return _show_plan(wire, wish, given["output"])
     answer = wire.call("POST", "/v1/vms", wish, headers=idempotency())
@@ -302,27 +313,82 @@ def rename_command(name: str, new_name: str) -> None:
 @click.command()
 @NAME
 @SHAPE
+@RESOURCES
+@click.option("--dry-run", is_flag=True, help="Show what would change, and what stands against it; change nothing.")
 @output_option
-def set_command(name: str, **given: Any) -> None:
-    """Change a server. What can't change while it runs takes effect at its next start, and this says so.
+def set_command(name: str, dry_run: bool, **given: Any) -> None:
+    """Change a server, while it runs where it can follow: limits and shares at once, CPUs, memory and disk when its guest has taken or
+    given them. What can't change while it runs takes effect at its next start, and this says so.
 
-    --publish and --label replace what was set before.
+    --publish and --label replace what was set before; none takes a limit away.
 
     \b
-    Example:
+    Examples:
       virtuary set web1 --memory 4GiB --cpus 2
+      virtuary set web1 --cpu-limit 50% --cpu-weight 200
+      virtuary set web1 --cpu-limit none --disk 40GiB
     """
-    wish = shape_wish(given)
+    wish = shape_wish(given) | resource_wish(given)
     if not wish:
         raise Invalid("nothing to change was given", "virtuary set NAME --memory 4GiB, for example")
-    vm = connect().call("PATCH", f"/v1/vms/{path_part(name)}", wish)
+    wire, target = connect(), f"/v1/vms/{path_part(name)}"
+    if dry_run:
+        return _show_change(wire, target, wish, given["output"])
+    answer = wire.call("PATCH", target, wish, headers=idempotency())
+    if "operation" in answer:
+        follow(wire, answer["operation"], quiet=given["output"] != "table")
+    vm = wire.call("GET", target)
 
     def table() -> None:
         waits = vm["status"]["runtime"] and vm["meta"]["generation"] != vm["status"]["applied"]
         later = f"; takes effect at its next start (virtuary restart {name})" if waits else ""
         print(f"{vm['meta']['name']} changed: {', '.join(sorted(wish))}{later}")
+        _show_gaps(vm)
 
     emit(vm, given["output"], table)
+
+
+def _show_change(wire: Wire, target: str, wish: dict[str, Any], form: str) -> None:
+    answer = wire.call("PATCH", target, wish, query={"dry_run": "true"})
+
+    def table() -> None:
+        now = [field for field in sorted(wish) if field not in answer["waits_for_start"]]
+        if now:
+            print(f"at once: {', '.join(now)}")
+        if answer["waits_for_start"]:
+            print(f"at its next start: {', '.join(answer['waits_for_start'])}")
+        for blocker in answer["blockers"]:
+            say(f"blocker: {blocker['detail']}" + (f" ({blocker['hint']})" if blocker.get("hint") else ""))
+
+    emit(answer, form, table)
+    if answer["blockers"]:
+        sys.exit(4)
+
+
+@click.command()
+@NAMES
+@output_option
+def trim_command(names: tuple[str, ...], output: str) -> None:
+    """Have guests tell which blocks they do not use, so that the pool gets their space back. What they delete with `discard` comes back at once.
+
+    \b
+    Example:
+      virtuary trim web1 db1
+    """
+    wire, found, failure = connect(), {}, None
+    for name in names:
+        try:
+            found[name] = wire.call("POST", f"/v1/vms/{path_part(name)}/actions/trim", {})
+        except VirtuaryError as error:
+            failure = _keep(failure, error, len(names))
+
+    def table() -> None:
+        for name, answer in found.items():
+            print(f"{name}: {format_size(answer['freed'])} came back")
+
+    emit(found, output, table)
+    if failure:
+        raise failure
 
 
 @click.command()

@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
-from virtuary.base.units import format_size
+from virtuary.base.units import format_bandwidth, format_size
 from virtuary.cli.options import NAME, NAMES
 from virtuary.cli.output import ago, bold, emit, output_option, print_fields, print_table, say
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
+ORDINARY, MIDDLE = 100, 50
+"""The weight and the priority of a server for which nobody chose others."""
 COPIED = {"overlay": "on a disk below both", "full": "in full", "live": "as it ran"}
 
 
@@ -89,9 +91,16 @@ def show_command(names: tuple[str, ...], output: str) -> None:
         for number, vm in enumerate(found):
             if number:
                 print()
-            print_fields(_facts(vm))
+            print_fields([*_facts(vm), *_used(wire, vm)])
 
     emit(found if len(found) > 1 else found[0], output, table)
+
+
+def _used(wire: Wire, vm: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a server that runs uses."""
+    from virtuary.cli.figures import facts
+
+    return facts(wire.call("GET", f"/v1/vms/{vm['meta']['id']}/usage")) if vm["status"]["runtime"] else []
 
 
 def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
@@ -107,6 +116,12 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
         ("addresses", ", ".join(status["addresses"]) or "none known"),
         ("machine", spec["machine"] or "-"),
     ]
+    if given := _given(spec):
+        facts.append(("given", given))
+    if status["gaps"]:
+        facts.append(("not given", "; ".join(status["gaps"])))
+    if groups := [f"{nic['network']}: {', '.join(nic['groups'])}" for nic in spec["nics"] if nic.get("groups")]:
+        facts.append(("firewall", "; ".join(groups)))
     if origin := spec["origin"]:
         facts.append(("copy of", f"{origin['name']}, {COPIED[origin['mode']]}"))
     if runtime:
@@ -123,7 +138,7 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
                 if runtime["live"]
                 else f"by a boot{': ' + status['cold'] if status['cold'] else ''}",
             ),
-            ("network", runtime["network"]),
+            ("network", "; ".join(_nic(nic, runtime) for nic in spec["nics"])),
             ("process", f"{runtime['pid']}, user {runtime['uid']}"),
             ("stages", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in status["stages"].items()) or "-"),
         ]
@@ -135,6 +150,43 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
         ("labels", ", ".join(f"{key}={value}" for key, value in meta["labels"].items()) or "-"),
     ]
     return [(name, value) for name, value in facts]
+
+
+def _given(spec: dict[str, Any]) -> str:
+    """Limits, shares and floors of a server, as far as they are not the ordinary ones."""
+    cpu, disk = spec["cpu"], spec["disk_io"]
+    words = [f"CPU limit {cpu['limit']} %"] if cpu["limit"] is not None else []
+    words += [f"CPU floor {cpu['reserve']} %"] if cpu["reserve"] else []
+    words += [f"CPU weight {cpu['weight']}"] if cpu["weight"] != ORDINARY else []
+    words += [f"on CPUs {', '.join(map(str, cpu['pin']))}"] if cpu["pin"] else []
+    words += [f"in NUMA node {cpu['node']}"] if cpu["node"] is not None else []
+    for name in ("memory_min", "memory_max"):
+        words += (
+            [f"memory {'floor' if name == 'memory_min' else 'at most'} {format_size(spec[name])}"]
+            if spec[name] is not None
+            else []
+        )
+    for name in ("iops", "read_iops", "write_iops"):
+        words += [f"{name.replace('_', ' ')} {disk[name]}"] if disk[name] is not None else []
+    for name in ("bandwidth", "read_bandwidth", "write_bandwidth"):
+        words += [f"disk {name.replace('_', ' ')} {format_size(disk[name])}/s"] if disk[name] is not None else []
+    words += [f"disk weight {disk['weight']}"] if disk["weight"] != ORDINARY else []
+    words += [f"priority {spec['priority']}"] if spec["priority"] != MIDDLE else []
+    return ", ".join(words)
+
+
+def _nic(nic: dict[str, Any], runtime: dict[str, Any]) -> str:
+    """A NIC in words: where it leads, what it has there."""
+    words = [nic["network"]]
+    if nic["network"] == "user":
+        words.append(f"({runtime['network']})")
+    words += [nic[field] for field in ("ipv4", "ipv6") if nic[field]]
+    words += [f"firewall {', '.join(nic['groups'])}"] if nic["groups"] else []
+    for way, rate in nic["bandwidth"].items():
+        words += [f"{way} {field} {format_bandwidth(rate[field])}" for field in ("limit", "floor") if rate[field]]
+    words += [f"external {', '.join(nic['external'])}"] if nic["external"] else []
+    words += [f"unguarded: {', '.join(nic['unguarded'])}"] if nic["unguarded"] else []
+    return " ".join(words)
 
 
 @click.command()
@@ -206,6 +258,9 @@ def _event_line(event: dict[str, Any], states: dict[str, str]) -> str | None:
             f"{data['spec']['kind']} {data['spec']['target_name']}",
             f"{status['phase']}" + (f": {status['stage']}" if status["stage"] else ""),
         )
+    elif kind == "firewall":
+        states[key + " name"] = name
+        return f"{event['id']:>8}  {kind:9}  {name}  {len(data['spec']['rules'])} rules"
     else:
         state = data["status"]["state"] + (f": {data['status']['reason']}" if data["status"].get("reason") else "")
     states[key + " name"] = name
@@ -216,49 +271,19 @@ def _event_line(event: dict[str, Any], states: dict[str, str]) -> str | None:
 
 
 @click.command()
+@click.argument("server", required=False)
 @output_option
-def host_command(output: str) -> None:
-    """Show this virtualization host: what it has and how it runs servers.
+def doctor_command(server: str | None, output: str) -> None:
+    """Check everything a launch depends on; or try the network of a server from inside its guest, and name what is in its way.
+
+    Ends with 0 when all that is needed is there, with 4 when something is missing.
 
     \b
-    Example:
-      virtuary host
-    """
-    wire = connect()
-    host = wire.call("GET", "/v1/host")
-
-    def table() -> None:
-        print_fields(
-            [
-                ("system", f"{host['system']}, Linux {host['kernel']}"),
-                ("mode", {"system": "system mode (root)", "user": "user mode (no root needed)"}[host["mode"]]),
-                ("cpus", str(host["cpus"])),
-                ("memory", f"{format_size(host['memory_available'])} available of {format_size(host['memory'])}"),
-                (
-                    "servers",
-                    f"{host['vms']}, {host['vms_running']} running with {format_size(host['memory_promised'])} of memory",
-                ),
-                ("disk", f"{format_size(host['disk_free'])} free of {format_size(host['disk'])}"),
-                ("accelerator", host["accel_reason"]),
-                ("isolation", f"level {host['level']}"),
-                ("qemu", host["qemu"]),
-                ("virtuary", host["version"]),
-            ]
-        )
-
-    emit(host, output, table, lambda item: str(item["id"]))
-
-
-@click.command()
-@output_option
-def doctor_command(output: str) -> None:
-    """Check everything a launch depends on. Ends with 0 when a launch can work, with 4 when something needed is missing.
-
-    \b
-    Example:
+    Examples:
       virtuary doctor
+      virtuary doctor web1
     """
-    answer = connect().call("GET", "/v1/doctor")
+    answer = connect().call("GET", f"/v1/vms/{path_part(server)}/doctor" if server else "/v1/doctor")
 
     def table() -> None:
         signs = {"ok": "ok  ", "note": "note", "missing": "MISS"}
@@ -267,7 +292,12 @@ def doctor_command(output: str) -> None:
             print(f"{signs[check['state']]}  {check['name'].ljust(width)}  {check['found']}")
             if check["remedy"] and check["state"] != "ok":
                 print(f"{'':{width + 8}}→ {check['remedy']}")
-        print("a launch can work" if answer["healthy"] else "something a launch needs is missing")
+        good, bad = (
+            ("its network works", "its network does not work")
+            if server
+            else ("a launch can work", "something a launch needs is missing")
+        )
+        print(good if answer["healthy"] else bad)
 
     emit(answer, output, table, lambda item: "healthy" if item["healthy"] else "unhealthy")
     if not answer["healthy"]:

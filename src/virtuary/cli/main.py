@@ -22,14 +22,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "copy": ("copies", "Copy a server."),
     "rename": ("lifecycle", "Give a server another name."),
     "set": ("lifecycle", "Change a server."),
+    "trim": ("lifecycle", "Have guests give back the space they do not use."),
     "delete": ("lifecycle", "Move servers to the trash, or remove them for good."),
     "undelete": ("lifecycle", "Take a server back from the trash."),
     "purge": ("lifecycle", "Remove a server in the trash for good."),
     "list": ("look", "List servers."),
     "show": ("look", "Show everything about servers."),
+    "top": ("top", "Watch what servers and this host use."),
+    "advise": ("advise", "Tell which servers are too big or too small, and the change that mends it."),
     "logs": ("look", "Show what a server's console printed."),
     "events": ("look", "Follow what happens."),
-    "host": ("look", "Show this virtualization host."),
+    "host": ("capacity", "Show this virtualization host."),
+    "capacity": ("capacity", "Show how many more servers fit, and what runs out first."),
     "doctor": ("look", "Check everything a launch depends on."),
     "version": ("look", "Show the versions of the program and the daemon."),
     "shell": ("access", "Open a shell inside a server."),
@@ -38,11 +42,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cp": ("access", "Copy files into or out of a server."),
     "ssh-config": ("access", "Print an OpenSSH configuration for servers."),
     "image": ("images", "Build, pull, import, list and delete images."),
+    "network": ("networks", "Create, list, change and delete networks."),
+    "firewall": ("firewalls", "Create, list, change, test and delete firewall groups."),
+    "plan": ("plan", "Plan which servers go onto which hosts."),
     "operation": ("operations", "List, show, wait for and cancel operations."),
     "daemon": ("service", "Run the daemon in the foreground."),
     "completion": ("service", "Print shell completion."),
 }
-ALIASES = {"ls": "list", "info": "show", "rm": "delete", "images": "image", "operations": "operation"}
+ALIASES = {
+    "ls": "list",
+    "info": "show",
+    "rm": "delete",
+    "images": "image",
+    "networks": "network",
+    "firewalls": "firewall",
+    "operations": "operation",
+}
 
 
 class Lazy(click.Group):

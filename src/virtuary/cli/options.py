@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from virtuary.base.errors import Invalid
-from virtuary.base.units import MIB, parse_duration, parse_size
+from virtuary.base.units import MIB, parse_bandwidth, parse_duration, parse_size
 from virtuary.cli.output import output_option
 
 
@@ -34,6 +34,16 @@ class Size(click.ParamType[int]):
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         try:
             return parse_size(value) if isinstance(value, str) else int(value)
+        except Invalid as error:
+            self.fail(f"{error.sentence} ({error.hint})", param, ctx)
+
+
+class BitRate(click.ParamType[int]):
+    name = "rate"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            return parse_bandwidth(value) if isinstance(value, str) else int(value)
         except Invalid as error:
             self.fail(f"{error.sentence} ({error.hint})", param, ctx)
 
@@ -68,6 +78,13 @@ SHAPE = options(
         metavar="[ADDRESS:]HOST:GUEST[/udp]",
         help="A port of this host that leads to the guest.",
     ),
+    click.option(
+        "--network",
+        "networks",
+        multiple=True,
+        metavar="NAME[,KEY=VALUE...]",
+        help="A network to join; again for another NIC. Keys: ip, mac, external, firewall, unguarded; in, out (limits); floor-, burst-, weight-in and -out.",
+    ),
     click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label."),
     click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Insist on an accelerator."),
     click.option("--autostart/--no-autostart", default=None, help="Start with the host."),
@@ -100,6 +117,48 @@ def parse_publish(text: str) -> dict[str, Any]:
     return wish
 
 
+_RATES = {
+    f"{field}-{way}" if field != "limit" else way: (direction, field)
+    for way, direction in (("in", "inbound"), ("out", "outbound"))
+    for field in ("limit", "floor", "burst", "weight")
+}
+"""What `--network` takes about bandwidth: in, out, floor-in and so on."""
+
+
+_LISTS = {"unguarded": "unguarded", "firewall": "groups", "external": "external"}
+"""What it takes several times."""
+
+
+def _rate(field: str, text: str) -> int:
+    if field == "weight":
+        if not text.isdecimal():
+            raise Invalid(f"{text!r} is no weight", "100 is an ordinary one, 200 gets twice as much")
+        return int(text)
+    return parse_size(text) if field == "burst" else parse_bandwidth(text)
+
+
+def parse_nic(text: str) -> dict[str, Any]:
+    """`NAME[,ip=ADDRESS][,mac=MAC][,firewall=GROUP][,external=ADDRESS][,unguarded=CHECK]` and what `_RATES` names, as the API wants it; raises Invalid."""
+    name, *words = text.split(",")
+    wish: dict[str, Any] = {"network": name}
+    for word in words:
+        key, equal, value = word.partition("=")
+        if rate := _RATES.get(key):
+            direction, field = rate
+            given = wish.setdefault("bandwidth", {}).setdefault(direction, {})
+            given[field] = _rate(field, value)
+            continue
+        if not equal or key not in ("ip", "mac", *_LISTS):
+            raise Invalid(
+                f"{word!r} says nothing about a NIC", "for example --network lan,ip=10.5.0.9 or --network lan,unguarded=mac"
+            )
+        if key in _LISTS:
+            wish.setdefault(_LISTS[key], []).append(value)
+        else:
+            wish["ipv4" if key == "ip" else key] = value
+    return wish
+
+
 def parse_labels(words: tuple[str, ...]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for word in words:
@@ -118,6 +177,8 @@ def shape_wish(given: dict[str, Any]) -> dict[str, Any]:
             wish[key] = _whole_mib(given[key])
     if given.get("publish"):
         wish["publish"] = [parse_publish(text) for text in given["publish"]]
+    if given.get("networks"):
+        wish["nics"] = [parse_nic(text) for text in given["networks"]]
     if given.get("label"):
         wish["labels"] = parse_labels(given["label"])
     return wish

@@ -43,11 +43,16 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], empty: str) 
     if not rows:
         print(empty, file=sys.stderr)
         return
+    for line in columns(head, rows):
+        print(line)
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, the first one its head."""
     cells = [list(head), *([_plain(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    for number, row in enumerate(cells):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        print(bold(line) if number == 0 else line)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return [bold(lines[0]), *lines[1:]]
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import secrets
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from virtuary.base.errors import Failed, from_problem
+from virtuary.client.wire import path_part
+from virtuary.model.consolidation import ConsolidationWish, HostShape, ServerLoad
 from virtuary.model.operation import Operation
+from virtuary.model.usage import Point
 from virtuary.model.vm import VmChange, VmCopy, VmWish
 
 
@@ -42,8 +46,20 @@ def vm_copy(name: str | None, fields: dict[str, Any]) -> dict[str, Any]:
     return VmCopy(name=name, **fields).model_dump(mode="json", exclude_unset=True)
 
 
+def consolidation_wish(servers: Iterable[ServerLoad], host: HostShape, fields: dict[str, Any]) -> dict[str, Any]:
+    return ConsolidationWish(servers=tuple(servers), host=host, **fields).model_dump(mode="json", exclude_none=True)
+
+
 def exec_body(command: list[str], stdin: bytes, timeout: float) -> dict[str, Any]:
     return {"command": command, "stdin": base64.b64encode(stdin).decode(), "timeout": timeout}
+
+
+def history_path(name: str | None) -> str:
+    return "/v1/host/history" if name is None else f"/v1/vms/{path_part(name)}/history"
+
+
+def points(answer: dict[str, Any]) -> list[Point]:
+    return [Point(**point) for point in answer["points"]]
 
 
 def judged(operation: Operation) -> Operation:

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 from virtuary.base.errors import GuestSilent
-from virtuary.client.results import Outcome, exec_body, idempotency, judged, outcome, vm_change, vm_copy, vm_wish
+from virtuary.client.results import (
+    Outcome,
+    consolidation_wish,
+    exec_body,
+    history_path,
+    idempotency,
+    judged,
+    outcome,
+    points,
+    vm_change,
+    vm_copy,
+    vm_wish,
+)
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
+from virtuary.model.advice import Advice
+from virtuary.model.consolidation import ConsolidationPlan, HostShape, ServerLoad
+from virtuary.model.firewall import Firewall, Rule
 from virtuary.model.image import Image, ImageSource
+from virtuary.model.network import Network, NetworkWish
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template
+from virtuary.model.usage import Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
 
 
@@ -50,9 +67,14 @@ class Client:
             yield Vm.model_validate(item)
 
     def change(self, name: str, *, revision: int | None = None, **fields: Any) -> Vm:
-        """Change fields (those of `model.vm.VmChange`); only if the server is still at `revision`, when given."""
+        """Change fields (those of `model.vm.VmChange`); only if the server is still at `revision`, when given. Waits until the guest of one that
+        runs has followed."""
         headers = {"If-Match": f'"{revision}"'} if revision is not None else None
-        return Vm.model_validate(self._wire.call("PATCH", f"/v1/vms/{path_part(name)}", vm_change(fields), headers=headers))
+        answer = self._wire.call("PATCH", f"/v1/vms/{path_part(name)}", vm_change(fields), headers=headers)
+        if "operation" not in answer:
+            return Vm.model_validate(answer)
+        self.wait(answer["operation"]["meta"]["id"])
+        return self.vm(answer["vm"]["meta"]["id"])
 
     def start(self, name: str, *, wait: str = "ready", timeout: float | None = None) -> Vm:
         return self._deed(name, "start", {"wait": wait}, timeout)
@@ -77,6 +99,10 @@ class Client:
         self.wait(answer["operation"]["meta"]["id"], timeout)
         return self.vm(answer["vm"]["meta"]["name"])
 
+    def trim(self, name: str) -> int:
+        """Have the guest tell which blocks it does not use; bytes the pool got back."""
+        return int((self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/trim", {}))["freed"])
+
     def delete(self, name: str, *, now: bool = False, force: bool = False) -> None:
         """Move to the trash, or with `now` remove for good."""
         query = {"now": str(now).lower(), "force": str(force).lower()}
@@ -94,6 +120,38 @@ class Client:
     def execute(self, name: str, command: list[str], *, stdin: bytes = b"", timeout: float = 60) -> Outcome:
         """Run a command in the guest through its agent."""
         return outcome(self._wire.call("POST", f"/v1/vms/{path_part(name)}/exec", exec_body(command, stdin, timeout)))
+
+    # ---- networks
+
+    def networks(self) -> Iterator[Network]:
+        for item in self._pages("/v1/networks"):
+            yield Network.model_validate(item)
+
+    def create_network(self, name: str, **wish: Any) -> Network:
+        """Have a network made, `wish` being the other fields of NetworkWish; its status tells when it is ready, a moment later."""
+        body = NetworkWish(name=name, **wish).model_dump(mode="json", exclude_defaults=True)
+        return Network.model_validate(self._wire.call("POST", "/v1/networks", body, headers=idempotency()))
+
+    def delete_network(self, name: str) -> None:
+        """Have a network removed that no server is on; it is gone a moment later."""
+        self._wire.call("DELETE", f"/v1/networks/{path_part(name)}", headers=idempotency())
+
+    def firewalls(self) -> Iterator[Firewall]:
+        for item in self._pages("/v1/firewalls"):
+            yield Firewall.model_validate(item)
+
+    def create_firewall(self, name: str, rules: Iterable[Rule]) -> Firewall:
+        """Make a firewall group; NICs are attached to it by their `groups`."""
+        body = {"name": name, "rules": [rule.model_dump(mode="json") for rule in rules]}
+        return Firewall.model_validate(self._wire.call("POST", "/v1/firewalls", body, headers=idempotency()))
+
+    def change_firewall(self, name: str, rules: Iterable[Rule]) -> Firewall:
+        """Give a firewall group other rules, which hold for new connections at once."""
+        body = {"rules": [rule.model_dump(mode="json") for rule in rules]}
+        return Firewall.model_validate(self._wire.call("PATCH", f"/v1/firewalls/{path_part(name)}", body, headers=idempotency()))
+
+    def delete_firewall(self, name: str) -> None:
+        self._wire.call("DELETE", f"/v1/firewalls/{path_part(name)}", headers=idempotency())
 
     # ---- images and operations
 
@@ -152,9 +210,32 @@ class Client:
             if event is not None:
                 yield event
 
+    # ---- what is used
+
+    def usage(self, name: str) -> Usage:
+        """What a server uses, as last seen."""
+        return Usage.model_validate(self._wire.call("GET", f"/v1/vms/{path_part(name)}/usage"))
+
+    def overview(self) -> Overview:
+        """What the host and each of its servers use."""
+        return Overview.model_validate(self._wire.call("GET", "/v1/usage"))
+
+    def history(self, name: str | None, resolution: Resolution = "minute", since: int = 0) -> list[Point]:
+        """What a server used, or the host (None), oldest first, from the second `since` (after 1970) on."""
+        return points(self._wire.call("GET", history_path(name), query={"resolution": resolution, "since": since}))
+
+    def advice(self, name: str, *, enough: float = 86400) -> Advice:
+        """Whether a server is too big or too small; `enough`: seconds it must have been watched to be called too big."""
+        return Advice.model_validate(self._wire.call("GET", f"/v1/vms/{path_part(name)}/advice", query={"enough": enough}))
+
     def host(self) -> dict[str, Any]:
         found: dict[str, Any] = self._wire.call("GET", "/v1/host")
         return found
+
+    def plan_consolidation(self, servers: Iterable[ServerLoad], host: HostShape, **fields: Any) -> ConsolidationPlan:
+        """Which servers go onto how many hosts of this shape. `fields` are those of `model.consolidation.ConsolidationWish`."""
+        body = consolidation_wish(servers, host, fields)
+        return ConsolidationPlan.model_validate(self._wire.call("POST", "/v1/plans/consolidation", body))
 
     def _deed(self, name: str, deed: str, body: dict[str, Any], timeout: float | None) -> Vm:
         answer = self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/{deed}", body, headers=idempotency())

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from virtuary.base.errors import Failed, GuestSilent, Invalid
 
 REPLY_CAP = 64 * 1024 * 1024
+STATISTICS_CAP = 256 * 1024
 DEADLINE = 10.0
 _ids = itertools.count(1)
 
@@ -42,8 +43,8 @@ class Agent:
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
-    async def run(self, command: str, deadline: float = DEADLINE, **arguments: Any) -> Any:
-        """Run an agent command. Raises GuestSilent at the deadline (seconds), Failed when the agent refuses."""
+    async def run(self, command: str, deadline: float = DEADLINE, cap: int = REPLY_CAP, **arguments: Any) -> Any:
+        """Run an agent command. Raises GuestSilent at the deadline (seconds), Failed when the agent refuses, Invalid beyond `cap` bytes."""
         async with self._turn:
             try:
                 async with asyncio.timeout(deadline):
@@ -51,7 +52,7 @@ class Agent:
                         await self._synchronise()
                     self._in_step = False
                     self._send({"execute": command, "arguments": arguments})
-                    answer = _parse(await self._line())
+                    answer = _parse(await self._line(), cap)
                     self._in_step = True
             except (TimeoutError, asyncio.IncompleteReadError, OSError, asyncio.LimitOverrunError) as error:
                 raise GuestSilent("the guest agent did not answer", "it may not be running in the guest") from error
@@ -113,8 +114,22 @@ class Agent:
                     found.append(text)
         return tuple(sorted(found[:32], key=lambda text: ":" in text))
 
+    async def traffic(self, mac: str, deadline: float = DEADLINE) -> tuple[int, int] | None:
+        """Bytes that the guest's card of this address received and sent, or where none has it all its cards; None when it counts none."""
+        links = _items(await self.run("guest-network-get-interfaces", deadline, cap=STATISTICS_CAP))[:1000]
+        outward = [link for link in links if link.get("name") != "lo"]
+        chosen = [link for link in outward if str(link.get("hardware-address")).lower() == mac] or outward
+        counted = [facts for link in chosen if isinstance(facts := link.get("statistics"), dict)]
+        if not counted:
+            return None
+        return sum(_counter(facts.get("rx-bytes")) for facts in counted), sum(
+            _counter(facts.get("tx-bytes")) for facts in counted
+        )
 
-def _parse(line: bytes) -> dict[str, Any]:
+
+def _parse(line: bytes, cap: int = REPLY_CAP) -> dict[str, Any]:
+    if len(line) > cap:  # parsing it would hold up everybody
+        raise Invalid(f"the guest agent answered more than {cap} bytes")
     try:
         answer = json.loads(line.lstrip(b"\xff"))
     except (ValueError, RecursionError):
@@ -127,6 +142,11 @@ def _parse(line: bytes) -> dict[str, Any]:
 def _items(answer: Any) -> list[dict[str, Any]]:
     """The objects in a list, and nothing else."""
     return [item for item in answer if isinstance(item, dict)] if isinstance(answer, list) else []
+
+
+def _counter(value: Any) -> int:
+    """A guest's counter: a number of at most 64 bits, or nothing."""
+    return value if isinstance(value, int) and 0 <= value < 2**64 else 0
 
 
 def _field(answer: Any, name: str) -> Any:

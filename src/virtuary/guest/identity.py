@@ -11,12 +11,14 @@ Three scripts of plain POSIX shell, the same for Debian and for tiny, with the v
 from __future__ import annotations
 
 import base64
+import ipaddress
 import struct
 from dataclasses import dataclass
 from importlib import resources
 from shlex import quote
 
 from virtuary.base.errors import Invalid
+from virtuary.guest import room
 
 FOLDER = "/var/lib/virtuary"
 """Where a template keeps what its copies need to wake up."""
@@ -57,9 +59,7 @@ if command -v systemctl >/dev/null; then
         sleep 3
     fi
 fi
-modprobe virtio_mem 2>/dev/null || true
-[ ! -e /sys/devices/system/memory/auto_online_blocks ] || echo online > /sys/devices/system/memory/auto_online_blocks
-mkdir -p {folder} /run/virtuary
+{room}mkdir -p {folder} /run/virtuary
 base64 -d > {folder}/awaken <<'END'
 {awaken}
 END
@@ -110,8 +110,8 @@ s {entropy}
 t {seconds} {nanos}
 h $hostname
 {address} $nic {mac}
-END
-printf '%s\\n' "$hostname" > /etc/hostname
+{ipv4}END
+{dns}printf '%s\\n' "$hostname" > /etc/hostname
 hosts="127.0.1.1 $hostname"
 while read -r line; do
     case $line in 127.0.1.1[!0-9.]*) ;; *) hosts="$hosts
@@ -139,20 +139,7 @@ elif [ -d /etc/ssh ]; then
 fi
 {seed}{disk}while read -r pid; do kill -KILL "$pid" || true; done < /run/virtuary/renew
 [ ! -e /usr/lib/openssh/sshd-session ] || systemctl start ssh
-number=1
-while [ $number -lt {cpus} ]; do
-    place=/sys/devices/system/cpu/cpu$number/online
-    tries=0
-    until [ -e $place ]; do
-        tries=$((tries + 1))
-        [ $tries -lt 200 ]
-        sleep 0.05
-    done
-    read -r online < $place
-    [ "$online" = 1 ] || echo 1 > $place
-    number=$((number + 1))
-done
-start=:
+{online}start=:
 if [ -e /run/systemd/system ]; then
     read -r old < /run/virtuary/machine-id
     for place in /var/log/journal /run/log/journal; do
@@ -186,6 +173,17 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a NIC is: what DHCP would tell it, told at once. Nothing but the network where that gives no addresses."""
+
+    address: str | None = None
+    """IPv4, with the length of its prefix."""
+    gateway: str | None = None
+    nameserver: str | None = None
+    domain: str = ""
+
+
+@dataclass(frozen=True)
 class Renewal:
     """What a copy gets besides its name and keys, and what it must find to know that it is one."""
 
@@ -201,8 +199,8 @@ class Renewal:
     """Hexadecimal digits, at most 512."""
     now: float
     """Seconds since 1970, when the script is sent."""
-    own_network: bool = True
-    """Whether nobody else is on its network: then the template's address is its own too, and asking for it can wait."""
+    place: Place | None = None
+    """Its place on a network of the host's; None: nobody else is on its network, so the template's address is its own too."""
     dmi: bytes = b""
     """The SMBIOS tables it is to show."""
     cpus: int = 1
@@ -221,7 +219,7 @@ def script(identity: Identity) -> bytes:
 def settle_script() -> bytes:
     """Wait until the guest has started everything, and make it ready to be copied; it fails with a reason."""
     program = (resources.files("virtuary.guest") / "awaken.bin").read_bytes()
-    return _SETTLE.format(folder=FOLDER, awaken=base64.encodebytes(program).decode()).encode()
+    return _SETTLE.format(folder=FOLDER, room=room.READY_FOR_MEMORY, awaken=base64.encodebytes(program).decode()).encode()
 
 
 def strip_script() -> bytes:
@@ -249,15 +247,34 @@ def copy_script(identity: Identity, renewal: Renewal) -> bytes:
         seconds=seconds,
         nanos=int((renewal.now - seconds) * 1e9),
         mac=renewal.mac.replace(":", ""),
-        cpus=renewal.cpus,
+        online=room.use_cpus(renewal.cpus),
         seed="".join(_seed_file(name, content) for name, content in renewal.seed),
-        disk=_GROW if renewal.grown else "",
+        disk=room.GROW if renewal.grown else "",
         listens=LISTENS,
-        address="M" if renewal.own_network else "m",
-        pause="sleep 5; " if renewal.own_network else "",
-        wait="" if renewal.own_network else "sleep 5; ",
+        address="m" if renewal.place else "M",
+        ipv4=_ipv4(renewal.place),
+        dns=_dns(renewal.place),
+        pause="" if renewal.place else "sleep 5; ",
+        wait="sleep 5; " if renewal.place else "",
         later="systemctl start cloud-init.target; " if renewal.seed else "",
     ).encode()
+
+
+def _ipv4(place: Place | None) -> str:
+    if place is None or place.address is None:
+        return ""
+    own = ipaddress.IPv4Interface(place.address)
+    gateway = ipaddress.IPv4Address(place.gateway).packed.hex() if place.gateway else "0"
+    return f"a $nic {own.ip.packed.hex()} {own.netmask.packed.hex()} {gateway}\n"
+
+
+def _dns(place: Place | None) -> str:
+    """What /etc/resolv.conf leads to, until the guest's own service has asked for it and writes it anew."""
+    if place is None or place.nameserver is None:
+        return ""
+    text = f"search {place.domain}\\nnameserver {ipaddress.ip_address(place.nameserver)}\\n"
+    files = "/run/resolv.conf /run/systemd/resolve/stub-resolv.conf"
+    return f"for file in {files}; do [ ! -e $file ] || printf '{text}' > $file; done\n"
 
 
 def renewed_dmi(tables: bytes, old: str, new: str) -> bytes:
@@ -295,17 +312,6 @@ def _mixed(text: str) -> bytes:
 
 
 _SEED_FOLDER = "/var/lib/cloud/seed/nocloud"
-_GROW = """while read -r _ _ device _ place _; do
-    [ "$place" != / ] || root=/sys/dev/block/$device
-done < /proc/self/mountinfo
-whole=$(readlink -f "$root")
-if [ -e "$root/partition" ]; then
-    read -r part < "$root/partition"
-    disk=${whole%/*}
-    TMPDIR=/run growpart "/dev/${disk##*/}" "$part"
-fi
-resize2fs "/dev/${whole##*/}" 2>/dev/null
-"""
 
 
 def _seed_file(name: str, content: bytes) -> str:

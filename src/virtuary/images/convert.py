@@ -97,6 +97,7 @@ def _node(header: Header, descriptor: int) -> str:
 
 
 async def _convert(reader: File, header: Header, output: int, report: Report) -> None:
+    report("converting the image", 0.0)  # a small one is finished before anything else is heard of it
     limits = limits_for(header)
     files = {reader.descriptor: READ_FILE, output: READ_FILE | WRITE_FILE | TRUNCATE}
     with cage(limits, files) as enter:
@@ -143,7 +144,7 @@ async def _follow(descriptor: int, report: Report) -> None:
     stream = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(descriptor, "rb"))
-    last = -1.0
+    last = 0.0
     try:
         while piece := await stream.read(4096):
             found = _PROGRESS.findall(piece)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from datetime import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from virtuary.base.units import GIB, MIB
+from virtuary.base.units import GIB, MIB, format_size
 from virtuary.model.meta import Document, ImageName, Model
+from virtuary.model.network import MAX_NICS, NONE, USER, Nic, NicWish
+from virtuary.model.resources import Cpu, CpuChange, DiskIo, DiskIoChange, Pages
 
 Power = Literal["running", "paused", "stopped"]
 State = Literal[
@@ -62,6 +64,11 @@ class Publish(Model):
             raise ValueError("an address to listen on has no scope")
         return self
 
+    @property
+    def place(self) -> tuple[int, str, int]:
+        """What only one server can have: the port, by one protocol of each kind."""
+        return self.host, self.protocol, ipaddress.ip_address(self.address).version
+
     def __str__(self) -> str:
         return f"{self.address}:{self.host}->{self.guest}/{self.protocol}"
 
@@ -83,9 +90,22 @@ class VmSpec(Model):
     """Id of the host that runs the server; only that host lets its virtual CPUs run."""
     power: Power = "running"
     cpus: int = Field(default=1, ge=1, le=255)
+    cpu: Cpu = Cpu()
     memory: int = Field(default=1 * GIB, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    memory_max: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    """What its memory may be grown to while it runs; None: what the host can give."""
+    memory_min: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    """Memory that is never taken from it, however short the host is; None: what the host's overcommit leaves it."""
+    memory_pages: Pages = "normal"
+    memory_merge: bool = False
+    """Whether pages that equal another server's may be kept once (KSM); slower, and one may learn what the other holds."""
+    priority: int = Field(default=50, ge=0, le=100)
+    """When the host runs out of memory, what has the lowest is taken from and paused first."""
     disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
     """Size of the root disk; the image's own size when not given."""
+    disk_io: DiskIo = DiskIo()
+    nics: tuple[Nic, ...] = Field(default=(Nic(),), min_length=1, max_length=MAX_NICS)
+    """Its network interfaces; the first is there while it lives, the others can be plugged in and out."""
     publish: tuple[Publish, ...] = Field(default=(), max_length=64)
     ssh_keys: tuple[SshKey, ...] = Field(default=(), max_length=64)
     user_data: bool = False
@@ -107,12 +127,36 @@ class VmSpec(Model):
     """For a copy: of which server, and how."""
 
     @model_validator(mode="after")
+    def _sizes_fit(self) -> VmSpec:
+        if self.memory_max is not None and self.memory > self.memory_max:
+            raise ValueError(
+                f"{format_size(self.memory)} of memory are more than the most it may have, {format_size(self.memory_max)}"
+            )
+        if self.memory_min is not None and self.memory_min > self.memory:
+            raise ValueError(f"a floor of {format_size(self.memory_min)} lies above the memory, {format_size(self.memory)}")
+        each = self.cpu.sockets * self.cpu.threads
+        if self.cpus % each:
+            raise ValueError(
+                f"{self.cpus} CPUs can't be {self.cpu.sockets} sockets of cores with {self.cpu.threads} threads: use a multiple of {each}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nics_are_distinct(self) -> VmSpec:
+        numbers = [nic.number for nic in self.nics]
+        if len(set(numbers)) < len(numbers) or numbers[0] != 0:
+            raise ValueError("each NIC has a number of its own, the first of them 0")
+        if sum(nic.network == USER for nic in self.nics[1:]):
+            raise ValueError("only the first NIC can be on the network `user`")
+        return self
+
+    @model_validator(mode="after")
     def _ports_are_distinct(self) -> VmSpec:
-        seen: set[tuple[int, str]] = set()
+        seen: set[tuple[int, str, int]] = set()
         for port in self.publish:
-            if (port.host, port.protocol) in seen:
+            if port.place in seen:
                 raise ValueError(f"port {port.host}/{port.protocol} of the host is published twice")
-            seen.add((port.host, port.protocol))
+            seen.add(port.place)
         return self
 
 
@@ -124,8 +168,17 @@ class VmWish(Model):
     labels: dict[str, str] = Field(default_factory=dict)
     power: Power = "running"
     cpus: int | None = Field(default=None, ge=1, le=255)
+    cpu: Cpu = Cpu()
     memory: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    memory_max: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    memory_min: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    memory_pages: Pages = "normal"
+    memory_merge: bool = False
+    priority: int = Field(default=50, ge=0, le=100)
     disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
+    disk_io: DiskIo = DiskIo()
+    nics: tuple[NicWish, ...] | None = Field(default=None, min_length=1, max_length=MAX_NICS)
+    """Networks to join; the host's default one when not given."""
     publish: tuple[Publish, ...] = ()
     ssh_keys: tuple[SshKey, ...] = ()
     user_data: str | None = Field(default=None, max_length=256 * 1024)
@@ -139,12 +192,20 @@ class VmWish(Model):
 
 
 class VmChange(Model):
-    """What a user may change later; fields left out stay as they are."""
+    """What a user may change later; fields left out stay as they are, an explicit null takes a limit or floor away."""
 
     labels: dict[str, str] | None = None
     cpus: int | None = Field(default=None, ge=1, le=255)
+    cpu: CpuChange = CpuChange()
     memory: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    memory_max: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    memory_min: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    memory_pages: Pages | None = None
+    memory_merge: bool | None = None
+    priority: int | None = Field(default=None, ge=0, le=100)
     disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
+    disk_io: DiskIoChange = DiskIoChange()
+    nics: tuple[NicWish, ...] | None = Field(default=None, min_length=1, max_length=MAX_NICS)
     publish: tuple[Publish, ...] | None = None
     accel: Literal["auto", "kvm", "tcg"] | None = None
     autostart: bool | None = None
@@ -163,6 +224,8 @@ class VmCopy(Model):
     cpus: int | None = Field(default=None, ge=1, le=255)
     memory: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
     disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
+    nics: tuple[NicWish, ...] | None = Field(default=None, min_length=1, max_length=MAX_NICS)
+    """Networks to join; its source's when not given, with addresses of its own."""
     publish: tuple[Publish, ...] = ()
     accel: Literal["auto", "kvm", "tcg"] | None = None
     autostart: bool = False
@@ -171,11 +234,23 @@ class VmCopy(Model):
 
 
 class Shape(Model):
-    """The memory a process began with, and how far it can grow: what one that takes over its memory has to match."""
+    """What a process began with, and how far it can grow: what one that takes over its memory has to match."""
 
     memory: int
     max_cpus: int
     max_memory: int
+    cpus: int = 1
+    """CPUs it began with, which can't be taken from it again while it runs."""
+    reporting: bool = False
+    """Whether its guest reports free pages."""
+    borrowed: bool = False
+    """Whether the memory it began with is a template's or another server's, of which nothing can be given back."""
+
+    def allows(self, cpus: int | None = None, memory: int | None = None) -> bool:
+        """Whether the process can get so much while it runs."""
+        least = self.memory if self.borrowed else MIN_MEMORY
+        fits = cpus is None or self.cpus <= cpus <= max(self.max_cpus, self.cpus)
+        return fits and (memory is None or least <= memory <= max(self.max_memory, self.memory))
 
 
 class Runtime(Model):
@@ -195,15 +270,19 @@ class Runtime(Model):
     level: Literal["L0", "L1", "L2", "L3"]
     gaps: tuple[str, ...] = ()
     """What the isolation level lacks here, in words."""
-    network: Literal["passt", "qemu-user", "none"] = "none"
+    network: Literal["passt", "qemu-user", "tap", "none"] = "none"
+    """Who serves its first NIC."""
+    nics: tuple[Nic, ...] = ()
+    """The NICs it has, as they were plugged."""
     ssh_port: int | None = None
-    """Port on 127.0.0.1 of the host that leads to the guest's SSH."""
+    """Port of `ssh_host` that leads to the guest's SSH."""
+    ssh_host: str = "127.0.0.1"
     template: str | None = None
     """Id of the warm template whose memory this process resumed; None when it booted."""
     live: bool = False
     """Whether it resumed the memory of another server, of which it is a live copy."""
     shape: Shape | None = None
-    """Of a live copy: the room to grow it has from the process it was copied from; None when that had none."""
+    """What it began with and how far it can grow; None for one that an older version started."""
     end: str | None = None
     """Why it is being ended, noted before it is: shutdown (by the guest), stop, restart, panic, cancel. None: unexpected."""
     started: datetime
@@ -212,6 +291,15 @@ class Runtime(Model):
 class Crash(Model):
     at: datetime
     why: str
+
+
+class MemoryHold(Model):
+    """A server that runs is paused because its host ran out of memory."""
+
+    room: int
+    """Bytes of memory that have to be available before it goes on."""
+    why: str
+    since: datetime
 
 
 class VmStatus(Model):
@@ -224,6 +312,16 @@ class VmStatus(Model):
     """Seconds from the start to each stage reached, of the current or last run."""
     applied: int = 0
     runtime: Runtime | None = None
+    cpus: int | None = None
+    """CPUs it has now, while it runs."""
+    memory: int | None = None
+    """Bytes of memory its guest has now, while it runs."""
+    reclaimed: bool = False
+    """Whether its host, being short, has taken some of its memory for a while."""
+    held_for_memory: MemoryHold | None = None
+    """Why its host has paused it, when it ran out of memory; it goes on by itself."""
+    gaps: tuple[str, ...] = ()
+    """What of its limits and shares this host can't give, in words."""
     disk_ready: bool = False
     disk_size: int | None = None
     disk_file: str = "disk.qcow2"
@@ -253,3 +351,25 @@ class Vm(Document):
     prefix: ClassVar[str] = "vm"
     spec: VmSpec
     status: VmStatus = Field(default_factory=VmStatus)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nics_have_numbers_only(cls, body: Any) -> Any:
+        """Documents once held just the numbers of NICs that are plugged: those are as the spec has them."""
+        status = body.get("status") if isinstance(body, dict) else None
+        runtime = status.get("runtime") if isinstance(status, dict) else None
+        if not isinstance(status, dict) or not isinstance(runtime, dict):
+            return body
+        if not all(isinstance(nic, int) for nic in runtime.get("nics", (0,))):
+            return body
+        wished = {nic.get("number", 0): nic for nic in body.get("spec", {}).get("nics", ({},))}
+        nics = [wished.get(number, {"number": number, "network": NONE}) for number in runtime.get("nics", (0,))]
+        return {**body, "status": {**status, "runtime": {**runtime, "nics": nics}}}
+
+    @property
+    def nics(self) -> tuple[Nic, ...]:
+        """Its NICs as they are, the first one first: while it runs each leads where it led when it was plugged, and is known there by
+        the same addresses. The rest is as wished. One that is to be taken out is among them until its guest lets go of it."""
+        there = {nic.number: nic for nic in self.status.runtime.nics} if self.status.runtime else {}
+        wished = tuple(nic.wired_as(there.pop(nic.number, nic)) for nic in self.spec.nics)
+        return (*wished, *(nic.but(external=()) for nic in there.values()))

@@ -187,7 +187,7 @@ async def _share(worker: Worker, world: World, copy: Vm) -> None:
         os.link(old, place)
         sync_dir(place.parent)
         crashpoint("copy.after_link")
-        await directory.ensure_overlay(worker.paths.home / name, place, vm.status.disk_size or 0, None)
+        await directory.ensure_overlay(worker.paths.home / name, place, vm.status.disk_size or 0, None, worker.site.kept)
         crashpoint("copy.after_overlay")
         source = vm.but(status=vm.status.but(disk_file=name, layers=(*vm.status.layers, layer)))
     given = copy.but(status=copy.status.but(**gift_of(source, world.image, f"it is a copy of {vm.name}")))
@@ -277,7 +277,7 @@ async def stand_on_layer(worker: Worker, world: World, _: None) -> None:
     disk = worker.paths.home / vm.status.disk_file
     worker.paths.home.mkdir(mode=0o700, exist_ok=True)
     remove(disk)
-    size = await directory.ensure_overlay(disk, layers_of(site, vm)[-1], vm.status.disk_size or 0, None)
+    size = await directory.ensure_overlay(disk, layers_of(site, vm)[-1], vm.status.disk_size or 0, None, site.kept)
     crashpoint("copy.after_stand")
     await worker.write(vm, disk_ready=True, disk_size=size)
 
@@ -306,7 +306,7 @@ async def _convert(worker: Worker, world: World, copy: Vm) -> None:
     site, vm, paths = worker.site, world.vm, worker.site.paths.vm(copy.id)
     operation = operation_of(site, copy).key
     files, size = (*layers_of(site, vm), worker.paths.home / vm.status.disk_file), vm.status.disk_size or 0
-    directory.check_space(site.paths.vms, full.needed(files, size), "a full copy")
+    directory.check_space(site.paths.vms, full.needed(files, size), "a full copy", site.kept)
     give_variables(worker, copy)
     remove(paths.disk)
     await operations.note(site.store, operation, "copying the disk", stage="disk")

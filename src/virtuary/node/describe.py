@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from virtuary.base.errors import HostLacks, NoRoom
+from virtuary.base.units import GIB
+from virtuary.guest.identity import Place
 from virtuary.model.image import Image
-from virtuary.model.vm import Vm
+from virtuary.model.network import NONE, USER, Network, own_mac, tap_of
+from virtuary.model.vm import Shape, Vm, VmSpec
 from virtuary.network.passt import Forward
-from virtuary.node.site import UIDS, Site
+from virtuary.node.site import UIDS, Site, memory_facts
 from virtuary.qemu.describe import Machine
 from virtuary.qemu.firmware import BIOS, Firmware, find_uefi
 from virtuary.qemu.platform import PLATFORMS
-
-
-def mac_of(vm_id: str) -> str:
-    """The server's MAC address, from its id: locally administered, in QEMU's customary range."""
-    digest = hashlib.sha256(vm_id.encode()).digest()
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
+from virtuary.store.api import Store
 
 
 def firmware_of(vm: Vm, image: Image) -> Firmware:
@@ -45,8 +45,64 @@ def ssh_forward(port: int) -> Forward:
     return Forward("tcp", "127.0.0.1", port, 22)
 
 
+def on_bridge(vm: Vm) -> bool:
+    """Whether its first NIC is on a network of the host's, and not served by a process of its own."""
+    return vm.spec.nics[0].network not in (USER, NONE)
+
+
+def place_of(store: Store, vm: Vm) -> Place | None:
+    """Where its first NIC is, when that is on a network of the host's."""
+    nic = vm.spec.nics[0]
+    record = store.get(f"network/{nic.network_id}") if nic.network_id else None
+    if record is None:
+        return None
+    network = Network.load(record.value, record.revision)
+    if nic.ipv4 is None or network.spec.ipv4 is None:
+        return Place()
+    gateway = network.gateways[0]
+    length = network.spec.ipv4.partition("/")[2]
+    outside = gateway if network.spec.kind == "nat" else None
+    return Place(f"{nic.ipv4}/{length}", outside, gateway, network.spec.domain)
+
+
+MAX_CPUS, MAX_GROWTH = 32, 256 * GIB
+
+
+class Growth(NamedTuple):
+    cpus: int
+    memory: int
+    """Bytes that can be plugged besides the base."""
+
+
+def growth(site: Site) -> Growth:
+    """How far a machine can grow here while it runs."""
+    total, _ = memory_facts()
+    return Growth(min(4 * (os.cpu_count() or 1), MAX_CPUS), min(max(total // GIB, 1) * GIB, MAX_GROWTH))
+
+
+def shape_of(machine: Machine) -> Shape:
+    """What this machine begins with, and how it can grow. Pure."""
+    return Shape(
+        memory=machine.memory, cpus=machine.cpus, max_cpus=machine.max_cpus, max_memory=machine.max_memory,
+        reporting=machine.reporting, borrowed=bool(machine.warm or machine.state),
+    )  # fmt: skip
+
+
+def shaped(machine: Machine, shape: Shape) -> Machine:
+    """The machine with the shape that its process, or the one whose memory it takes over, began with. Pure."""
+    return replace(
+        machine,
+        memory=shape.memory,
+        cpus=shape.cpus,
+        max_cpus=shape.max_cpus,
+        max_memory=shape.max_memory,
+        reporting=shape.reporting,
+    )
+
+
 async def machine_of(site: Site, vm: Vm, image: Image, accel: str) -> Machine:
     """Everything resolved; a dry run gives the same as the start."""
+    most = growth(site)
     platform = PLATFORMS[vm.spec.arch]
     paths = site.paths.vm(vm.id)
     folder = site.paths.image(image.id)
@@ -64,13 +120,26 @@ async def machine_of(site: Site, vm: Vm, image: Image, accel: str) -> Machine:
         layers=layers_of(site, vm),
         firmware=firmware,
         runtime=paths.runtime,
-        mac=mac_of(vm.id),
+        mac=own_mac(vm.id, vm.spec.nics[0]),
+        tap=tap_of(vm.id, 0) if on_bridge(vm) else None,
         vars_file=paths.firmware_vars if firmware.kind == "uefi" else None,
         seed=paths.seed if seeded else None,
         kernel=folder / "kernel" if direct else None,
         initrd=folder / "initrd" if direct else None,
         kernel_args=image.status.kernel_args,
+        max_cpus=max(most.cpus, vm.spec.cpus),
+        max_memory=_most_memory(vm.spec, most),
+        sockets=vm.spec.cpu.sockets,
+        threads=vm.spec.cpu.threads,
+        node=vm.spec.cpu.node,
+        huge_pages=vm.spec.memory_pages == "huge",
+        merge=vm.spec.memory_merge,
     )
+
+
+def _most_memory(spec: VmSpec, most: Growth) -> int:
+    """How far its memory can be grown while it runs. In huge pages it can't: those are taken at the start, and never more. Pure."""
+    return spec.memory if spec.memory_pages == "huge" else spec.memory_max or spec.memory + most.memory
 
 
 def free_uid(site: Site, vm_id: str) -> int:

@@ -10,7 +10,7 @@ from virtuary.base.units import GIB, format_size
 from virtuary.host.cgroups import version as cgroup_version
 from virtuary.images import build
 from virtuary.model.host import Check
-from virtuary.node.site import Site, memory_facts
+from virtuary.node.site import Site, default_network, memory_facts
 from virtuary.qemu.firmware import find_uefi
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.storage.directory import free_space
@@ -22,7 +22,7 @@ async def examine(site: Site) -> list[Check]:
     """All checks; none raises."""
     found: list[Check] = []
     looks: list[Callable[[Site], Awaitable[Check]]] = [
-        qemu, accelerator, firmware, network, isolation, cgroups, tools, sources, memory, disk
+        qemu, accelerator, firmware, network, networks, isolation, cgroups, tools, sources, memory, disk
     ]  # fmt: skip
     for look in looks:
         try:
@@ -71,6 +71,20 @@ async def isolation(site: Site) -> Check:
     found = f"level {level}: {what}" + (f"; {'; '.join(gaps)}" if gaps else "")
     remedy = None if level == best else "use a kernel with Landlock and user namespaces"
     return Check(name="isolation", state="ok" if level == best and not gaps else "note", found=found, remedy=remedy)
+
+
+async def networks(site: Site) -> Check:
+    """Whether servers can join networks of the host's."""
+    if site.nat_fault:
+        remedy = (
+            None
+            if not site.capabilities.root
+            else "apt install nftables dnsmasq-base iproute2; servers have networks of their own meanwhile"
+        )
+        return Check(name="networks", state="note", found=f"none of the host's: {site.nat_fault}", remedy=remedy)
+    return Check(
+        name="networks", state="ok", found=f"bridges, dnsmasq and nftables work; a new server joins {default_network(site)}"
+    )
 
 
 async def cgroups(site: Site) -> Check:

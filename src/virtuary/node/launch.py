@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed
 from virtuary.base.proc import Identity, adopt, find_marked, identify, reap, wait_end
 from virtuary.base.proc import end as end_process
+from virtuary.host import oom
 from virtuary.host.cgroups import ensure_group, remove_group
 from virtuary.network import passt
 from virtuary.node.site import Site
 from virtuary.qemu import process, usernet
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import Machine, describe
+from virtuary.qemu.parts import Grant
 
 QMP_READY = 10.0
 """Seconds QEMU is given to offer its sockets and to answer its monitor after the start."""
@@ -46,11 +49,27 @@ class Wiring:
 
 
 @dataclass(frozen=True)
+class Served:
+    """A network of the machine's own, served by a process beside it."""
+
+    forwards: tuple[passt.Forward, ...]
+
+
+@dataclass(frozen=True)
+class Plugged:
+    """A tap on a network of the host's."""
+
+    open: Callable[[], Awaitable[int]]
+    """Gives a descriptor of it, to be closed."""
+
+
+@dataclass(frozen=True)
 class Launched:
     """A machine that is there, paused; no virtual CPU has run."""
 
     started: process.Started
-    network: Identity
+    network: Identity | None
+    """The process that serves its network, where there is one."""
     jail: process.Jail
     gaps: tuple[str, ...]
 
@@ -59,43 +78,61 @@ async def launch(
     site: Site,
     machine: Machine,
     uid: int,
-    forwards: tuple[passt.Forward, ...],
+    network: Served | Plugged | None,
     *,
     writable: tuple[Path, ...] = (),
     groups: tuple[int, ...] = (),
+    mute: bool = False,
 ) -> Launched:
     """Start a machine and its network, side by side; when one of the two fails neither stays.
 
-    `writable`: files it opens by path for writing. `groups`: of the host, besides its own user's.
+    `network`: what its first NIC leads to; None: nowhere. `mute`: nobody serves it yet, see `serve_network`. `writable`: files it opens by path for writing. `groups`: of the host, besides its own user's.
     """
     binary = await site.binary(machine.platform)
     jail = process.choose_jail(site.capabilities, uid)
     machine.runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
     parts = describe(machine)
     cgroups, gap = ensure_group(machine.uuid)
-    order = process.Launch(
-        command(binary.program, parts), parts.grants, parts.readable, jail, machine.runtime, cgroups,
-        writable=list(writable), groups=groups,
-    )  # fmt: skip
-    wiring = Wiring(site.network, binary.program, machine.uuid, uid, machine.runtime, forwards)
     async with site.starts:
         crashpoint("start.before_spawn")
-        serving = asyncio.create_task(serve_network(site, wiring))
+        links = await _plug(network, parts.grants)
+        order = process.Launch(
+            command(binary.program, parts), parts.grants, parts.readable, jail, machine.runtime, cgroups,
+            links=links, writable=list(writable), groups=groups,
+        )  # fmt: skip
+        wiring = None
+        if isinstance(network, Served):
+            wiring = Wiring(site.network, binary.program, machine.uuid, uid, machine.runtime, network.forwards)
+        serving = asyncio.create_task(_serve(site, None if mute else wiring))
         try:
             started = await process.start(order)
+            oom.set_score(started.identity.pid, oom.EXPENDABLE)
         except BaseException:
             await _stop_serving(machine.uuid, serving)
             raise
+        finally:
+            for here, _ in links:
+                os.close(here)
     try:
         crashpoint("start.after_spawn")
-        network = await serving
+        helper = await serving
         crashpoint("network.after_start")
     except Exception:
         os.close(started.errors)
         await end_marked(machine.uuid)
         raise
     gaps = (*jail.gaps, *dict.fromkeys((*started.gaps, *((gap,) if gap else ()))))
-    return Launched(started, network, jail, (*gaps, LOOPBACK_GAP) if site.network == "qemu-user" else gaps)
+    return Launched(started, helper, jail, (*gaps, LOOPBACK_GAP) if wiring and wiring.kind == "qemu-user" else gaps)
+
+
+async def _plug(network: Served | Plugged | None, grants: list[Grant]) -> tuple[tuple[int, int], ...]:
+    """The taps of a machine, opened: (here, there)."""
+    given = [grant for grant in grants if grant.mode == "given"]
+    return tuple([(await network.open(), grant.number) for grant in given]) if isinstance(network, Plugged) else ()
+
+
+async def _serve(site: Site, wiring: Wiring | None) -> Identity | None:
+    return await serve_network(site, wiring) if wiring else None
 
 
 async def serve_network(site: Site, wiring: Wiring) -> Identity:
@@ -104,8 +141,11 @@ async def serve_network(site: Site, wiring: Wiring) -> Identity:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
         await _connect(link, wiring.runtime / "network")
         if wiring.kind == "passt":
-            return await passt.start(link, wiring.forwards)
-        return await _start_usernet(site, wiring, link)
+            identity = await passt.start(link, wiring.forwards)
+        else:
+            identity = await _start_usernet(site, wiring, link)
+        oom.set_score(identity.pid, oom.ORDINARY)
+        return identity
 
 
 def mark_of(kind: str, uuid: str) -> str:
@@ -125,7 +165,7 @@ async def _connect(link: socket.socket, path: Path) -> None:
             await asyncio.sleep(0.002)
 
 
-async def _stop_serving(uuid: str, serving: asyncio.Task[Identity]) -> None:
+async def _stop_serving(uuid: str, serving: asyncio.Task[Identity | None]) -> None:
     """Undo a network that was begun for a machine that did not start; what listens on the socket's end goes by itself."""
     await asyncio.wait({serving}, timeout=2)  # a launch cut off half way would leave a child that nobody knows
     serving.cancel()
@@ -170,7 +210,10 @@ async def clean_up(uuid: str, runtime: Path) -> None:
     await end_marked(uuid)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(runtime)
-    remove_group(uuid)
+    for _ in range(200):
+        if remove_group(uuid):
+            break
+        await asyncio.sleep(0.01)
 
 
 async def end_marked(uuid: str, *marks: str) -> None:

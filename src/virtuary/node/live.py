@@ -26,17 +26,18 @@ from virtuary.base.proc import command_line
 from virtuary.base.units import MIB
 from virtuary.guest import identity, seed
 from virtuary.model.image import Image
+from virtuary.model.network import own_mac
 from virtuary.model.template import Template
 from virtuary.model.vm import Shape, Vm
 from virtuary.node import copies, operations, steps, templates
-from virtuary.node.describe import layers_of, mac_of, machine_of
+from virtuary.node.describe import layers_of, machine_of, place_of, shape_of, shaped
 from virtuary.node.site import Site
 from virtuary.node.warm import copy_of, generation_of, make_host_key
 from virtuary.node.world import World
 from virtuary.qemu import live as engine
 from virtuary.qemu import warm
 from virtuary.qemu.argv import command
-from virtuary.qemu.describe import Machine, Warm, describe, layer_parts
+from virtuary.qemu.describe import Machine, describe, layer_parts
 from virtuary.qemu.parts import Grants
 from virtuary.storage import directory, full
 
@@ -61,6 +62,8 @@ async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
     """The machine that the server's process is, as it was started; raises Failed when it can't be told any more."""
     runtime = vm.status.runtime
     assert runtime
+    if runtime.shape is None:
+        raise Failed(f"{vm.name} was started by another Virtuary", f"virtuary restart {vm.name}")
     if runtime.live:
         machine = await live_machine(site, vm, image, runtime.accel, runtime.shape)
     elif runtime.template:
@@ -69,7 +72,7 @@ async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
             raise Failed("its warm template is gone")
         machine = await copy_of(site, vm, image, Template.load(record.value, record.revision))
     else:
-        machine = await machine_of(site, vm, image, runtime.accel)
+        machine = shaped(await machine_of(site, vm, image, runtime.accel), runtime.shape)
     words = command((await site.binary(machine.platform)).program, describe(machine))
     if command_line(runtime.pid) != b"".join(word.encode() + b"\0" for word in words):
         why = "it was changed since, or started by another Virtuary or QEMU"
@@ -77,23 +80,10 @@ async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
     return machine
 
 
-def shape_of(machine: Machine) -> Shape | None:
-    """How this machine can grow. Pure."""
-    if machine.warm is None:
-        return None
-    return Shape(memory=machine.memory, max_cpus=machine.warm.max_cpus, max_memory=machine.warm.max_memory)
-
-
-async def live_machine(site: Site, vm: Vm, image: Image, accel: str, shape: Shape | None) -> Machine:
+async def live_machine(site: Site, vm: Vm, image: Image, accel: str, shape: Shape) -> Machine:
     """The machine that goes on with the memory of another one of this shape."""
-    state = site.paths.vm(vm.id).state
-    own = replace(await machine_of(site, vm, image, accel), state=state)
-    if shape is None:
-        return own
-    room = Warm(
-        ram=state, copy=True, state=state, generation=generation_of(vm), max_cpus=shape.max_cpus, max_memory=shape.max_memory
-    )
-    return replace(own, cpus=1, memory=shape.memory, seed=None, warm=room)
+    own = await machine_of(site, vm, image, accel)
+    return replace(shaped(own, shape), seed=None, generation=generation_of(vm), state=site.paths.vm(vm.id).state)
 
 
 # ---- the source
@@ -110,11 +100,11 @@ async def _save(worker: Worker, world: World, copy: Vm) -> None:
     if run is None or run.monitor is None or run.agent is None or image is None:
         raise Failed(f"{vm.name} can't be asked just now", "repeat in a moment")
     machine = await process_machine(site, vm, image)
-    if machine.warm and vm.spec.memory > machine.memory:  # an emulating QEMU dies of it: it mistakes where the grown part lies
+    if vm.spec.memory > machine.memory:  # an emulating QEMU dies of it: it mistakes where the grown part lies
         raise Failed(f"{vm.name} was given memory while it ran, which can't be saved", f"virtuary restart {vm.name}")
     paths = site.paths.vm(copy.id)
     own = (worker.paths.home / vm.status.disk_file).stat().st_blocks * 512
-    directory.check_space(site.paths.vms, vm.spec.memory + own + 64 * MIB, "a live copy")
+    directory.check_space(site.paths.vms, vm.spec.memory + own + 64 * MIB, "a live copy", site.kept)
     await operations.note(site.store, operation, f"saving {vm.name} while it runs", stage="memory")
     dmi = await run.agent.execute(["cat", "/sys/firmware/dmi/tables/DMI"], deadline=30)
     await _prepare(worker, vm, image, copy, paths)
@@ -123,8 +113,8 @@ async def _save(worker: Worker, world: World, copy: Vm) -> None:
     still = await _save_into(worker, machine, paths, copy, operation)
     crashpoint("live.after_save")
     facts = {
-        "uuid": vm.id, "mac": mac_of(vm.id), "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode(),
-        "boot": site.boot, "accel": machine.accel, "mapped": still.mapped, "shape": shape.model_dump() if (shape := shape_of(machine)) else None,
+        "uuid": vm.id, "mac": own_mac(vm.id, vm.nics[0]), "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode(),
+        "boot": site.boot, "accel": machine.accel, "mapped": still.mapped, "shape": shape_of(machine).model_dump(),
         "host_key": key.private, "host_key_public": key.public,
     }  # fmt: skip
     await asyncio.to_thread(sync_file, paths.disk)  # the memory need not outlive a power cut: nothing of the copy does
@@ -152,7 +142,7 @@ async def _prepare(worker: Worker, vm: Vm, image: Image, copy: Vm, paths: VmPath
         remove(path)
     layers = layers_of(site, vm)
     if layers:
-        await directory.ensure_overlay(paths.disk, layers[-1], vm.status.disk_size or 0, None)
+        await directory.ensure_overlay(paths.disk, layers[-1], vm.status.disk_size or 0, None, site.kept)
     else:
         await full.make_empty(paths.disk, vm.status.disk_size or 0)
     if vm.spec.user_data and image.status.cloud_init:  # cloud-init is to take it for the server it knows, and not to begin again
@@ -210,11 +200,11 @@ async def start_live(worker: Worker, world: World, _: None) -> None:
             raise Failed("the host was restarted before it was a machine of its own")
         if world.image is None:
             raise Failed("its image is gone")
-        shape = Shape.model_validate(facts["shape"]) if facts["shape"] else None
+        shape = Shape.model_validate(facts["shape"])
         machine = await live_machine(worker.site, world.vm, world.image, facts["accel"], shape)
         if world.operation:
             await operations.note(worker.site.store, world.operation.key, "resuming the copy", stage="firmware", progress=None)
-        await steps.start_machine(worker, world.vm, machine, live=True, shape=shape)
+        await steps.start_machine(worker, world.vm, machine, live=True)
     except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
 
@@ -225,11 +215,11 @@ async def load_live(worker: Worker, world: World, _: None) -> None:
     assert run and vm.status.runtime
     try:
         facts = _facts(worker.paths)
-        if run.monitor is None or world.image is None:
+        shape = vm.status.runtime.shape
+        if run.monitor is None or world.image is None or shape is None:
             raise GuestSilent("QEMU's monitor is not connected")
-        if vm.status.runtime.shape:
-            await warm.plug(run.monitor, vm.spec.cpus, 0)  # memory that was plugged is told by the state itself
-        machine = await live_machine(worker.site, vm, world.image, facts["accel"], vm.status.runtime.shape)
+        await warm.plug(run.monitor, vm.spec.cpus, 0)  # memory that was plugged is told by the state itself
+        machine = await live_machine(worker.site, vm, world.image, facts["accel"], shape)
         limit = 60 + vm.spec.memory / SLOWEST
         await engine.load(run.monitor, warm.state_address(describe(machine)), facts["mapped"], limit)
         crashpoint("live.after_load")
@@ -268,7 +258,8 @@ def _renewal(site: Site, vm: Vm, facts: dict[str, Any]) -> identity.Renewal:
     return identity.Renewal(
         uuid=vm.id,
         old_mac=facts["mac"],
-        mac=mac_of(vm.id),
+        mac=own_mac(vm.id, vm.spec.nics[0]),
+        place=place_of(site.store, vm),
         machine_id=uuid.uuid4().hex,
         boot_id=str(uuid.uuid4()),
         host_key=facts["host_key"],

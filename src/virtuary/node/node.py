@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Protocol
 
@@ -17,7 +17,11 @@ from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.node import copies, operations, templates
 from virtuary.node.images import ImageWorker
-from virtuary.node.site import Site
+from virtuary.node.keeper import Keeper
+from virtuary.node.metrics import Metrics
+from virtuary.node.networks import MANAGED, NetworkWorker, keep_leases
+from virtuary.node.run import Run
+from virtuary.node.site import Site, describe_host
 from virtuary.node.templates import TemplateWorker
 from virtuary.node.worker import Worker
 from virtuary.qemu.process import become_subreaper
@@ -33,7 +37,12 @@ class _Work(Protocol):
     async def work(self) -> None: ...
 
 
-WORKERS: dict[str, Callable[[Site, str], _Work]] = {"vm": Worker, "image": ImageWorker, "template": TemplateWorker}
+WORKERS: dict[str, Callable[[Site, str], _Work]] = {
+    "vm": Worker,
+    "image": ImageWorker,
+    "template": TemplateWorker,
+    "network": NetworkWorker,
+}
 KINDS = tuple(f"{kind}/" for kind in WORKERS)
 
 
@@ -42,10 +51,15 @@ class Node:
         self.site = site
         self.workers: dict[str, _Work] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.metrics = Metrics(site, self._runs)
+        self.keeper = Keeper(
+            site, lambda: (worker for worker in self.workers.values() if isinstance(worker, Worker)), self.metrics
+        )
 
     async def start(self) -> None:
         """Make what the host needs, then a worker for every document there is."""
         become_subreaper()
+        self.site.networks.on_missing = self._wake
         await ensure_key(self.site)
         for folder in (self.site.paths.images, self.site.paths.templates):
             for leftover in folder.glob(".making-*"):
@@ -67,6 +81,10 @@ class Node:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow())
                 group.create_task(self._keep_house())
+                group.create_task(self.metrics.run())
+                group.create_task(self.keeper.run())
+                group.create_task(self.site.networks.rules.keep())
+                group.create_task(keep_leases(self.site.networks, self._wake))
         finally:
             for task in self._tasks.values():
                 task.cancel()
@@ -78,6 +96,10 @@ class Node:
         if not isinstance(worker, Worker):
             raise NotFound("this host does not run that server")
         return worker
+
+    def _runs(self) -> Iterator[tuple[str, Run]]:
+        """The machines there are, by their servers' ids."""
+        return ((worker.vm_id, worker.run) for worker in self.workers.values() if isinstance(worker, Worker) and worker.run)
 
     async def _follow(self) -> None:
         store = self.site.store
@@ -98,9 +120,17 @@ class Node:
             self._wake(key)
             if key.startswith("image/"):
                 self._wake_all("vm/")
-            elif key.startswith("vm/") and value is None:
+            elif key.startswith("network/"):
+                self.site.networks.rules.wake()
+                self._wake_all("vm/")
+            elif key.startswith("vm/") and (value is None or MANAGED.search(value)):
+                self.site.networks.rules.wake()
+                self._wake_all("network/")
+            if key.startswith("vm/") and value is None:
                 self._wake_all("template/")  # one that waited for its last copy to go
                 copies.drop_layers(self.site)
+        elif key.startswith("firewall/"):
+            self.site.networks.rules.wake()
         elif key.startswith("operation/") and value:
             about = Operation.load(value, 0).spec
             self._wake(about.target)
@@ -113,6 +143,7 @@ class Node:
     def _wake(self, key: str) -> None:
         if not key.startswith(KINDS):
             return
+        self.keeper.wake(key)
         if key not in self.workers:
             if self.site.store.get(key) is None:
                 return
@@ -140,7 +171,14 @@ class Node:
             if runtime is None or runtime.boot_id == self.site.boot:
                 continue
             wanted = "running" if vm.spec.autostart or vm.spec.restart_policy == "always" else "stopped"
-            status = vm.status.but(runtime=None, state="stopped", reason="the host was restarted", addresses=())
+            status = vm.status.but(
+                runtime=None,
+                state="stopped",
+                reason="the host was restarted",
+                addresses=(),
+                reclaimed=False,
+                held_for_memory=None,
+            )
             changed = vm.but(status=status, spec=vm.spec.but(power=wanted))
             over = operations.open_operations(store, vm.key) if wanted == "stopped" else []
             lost = Failed("the host was restarted", f"virtuary start {vm.name}")
@@ -152,6 +190,7 @@ class Node:
         """Empty the trash after seven days; forget old operations and idempotency keys; keep templates current and few; remove layers nobody needs."""
         while True:
             with contextlib.suppress(VirtuaryError):
+                await describe_host(self.site)
                 await templates.renew(self.site)
                 await templates.keep_budget(self.site)
                 copies.drop_layers(self.site)

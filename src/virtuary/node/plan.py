@@ -11,7 +11,9 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from virtuary.model.vm import State, Vm
-from virtuary.node.world import World
+from virtuary.node.nics import plugging
+from virtuary.node.tuning import follows, shortfall, tuned, tuning
+from virtuary.node.world import Step, World
 
 CRASH_WINDOW = timedelta(minutes=10)
 CRASH_LIMIT = 5
@@ -19,22 +21,31 @@ STOP_TIMEOUT = 90.0
 """Seconds a guest is given to shut down when nobody said otherwise."""
 ASK_AGAIN = 15.0
 """A guest that is still booting ignores the power button: it is pressed again."""
+LESS_MEMORY = "with less memory for a while, because its host is short of it"
+NETWORK_LIMIT = 30.0
+"""Seconds for which a start that was asked for waits for a network that fails."""
 UNBORN_LIMIT = timedelta(seconds=120)
 """How long the guest of a live copy may keep silent before the copy is given up."""
-
-
-class Step(NamedTuple):
-    """The name of an effect in `steps.py`, and what it needs to know."""
-
-    name: str
-    value: Any = None
 
 
 def plan(me: str, world: World) -> Step | None:
     """The next step of host `me` about one server; None means wait."""
     if world.vm.spec.owner != me or world.held:
         return None
-    for planner in (cancelling, removal, ended, tidying, copying, stopping, preparing, running, reporting, finishing):
+    for planner in (
+        cancelling,
+        removal,
+        ended,
+        tidying,
+        copying,
+        stopping,
+        preparing,
+        tuning,
+        plugging,
+        running,
+        reporting,
+        finishing,
+    ):
         if step := planner(world):
             return step
     return None
@@ -195,9 +206,8 @@ def stopping(world: World) -> Step | None:
         return None
     why = "restart" if world.restart_due and vm.spec.power != "stopped" else "stop"
     params = world.operation.spec.params if world.operation and world.operation.spec.kind in ("stop", "restart", "delete") else {}
-    if (
-        params.get("force") or world.qemu in ("prelaunch", "inmigrate") or never_handed_out(vm)
-    ):  # a guest that never ran can't be asked
+    unheard = world.qemu in ("prelaunch", "inmigrate") or never_handed_out(vm)  # a guest that never ran can't be asked
+    if params.get("force") or unheard or (world.operation is None and vm.status.state == "starting"):  # what a start that failed left
         return Step("kill", why)
     timeout = float(params.get("timeout", STOP_TIMEOUT))
     if world.asked_to_stop is None:
@@ -226,6 +236,9 @@ def preparing(world: World) -> Step | None:
         return Step("make_disk")
     if "disk" not in world.files:  # never made anew: an empty disk in the place of a lost one would hide the loss
         return Step("fail", f"the disk of {vm.name} is gone") if vm.spec.power != "stopped" else None
+    if vm.spec.power != "stopped" and world.network[0] != "ready":
+        lost = world.network[0] == "gone" or waited_too_long(world)
+        return Step("fail", world.network[1]) if lost else None
     if unborn(vm):
         if vm.spec.power == "stopped" or "state" not in world.files:
             return Step(
@@ -240,6 +253,15 @@ def preparing(world: World) -> Step | None:
     if (vm.spec.user_data or not image.status.agent) and image.status.cloud_init and "seed" not in world.files:
         return Step("make_seed")
     return Step("start_warm" if warm else "start")
+
+
+def waited_too_long(world: World) -> bool:
+    """Whether somebody who asked for a start is to be told that its network does not come; a server that starts by itself waits on. Pure."""
+    operation = world.operation
+    if world.network[0] != "failed" or operation is None or operation.spec.kind not in ("launch", "copy", "start", "restart"):
+        return False
+    asked = (world.wall - operation.meta.created).total_seconds()
+    return min(asked, world.network_failing) >= NETWORK_LIMIT
 
 
 def undecided(vm: Vm) -> bool:
@@ -264,11 +286,14 @@ def running(world: World) -> Step | None:
     vm, runtime = world.vm, world.vm.status.runtime
     if world.process != "alive" or runtime is None or not world.connected or vm.spec.power == "stopped" or world.restart_due:
         return None
-    if runtime.network != "none" and not world.network_alive:
-        return Step("start_network")
+    if runtime.network in ("passt", "qemu-user") and not world.network_alive and not unborn(vm):
+        return Step("start_network")  # a live copy is heard by nobody as long as it takes itself for its source
     if world.qemu == "inmigrate":
         return Step("load_live" if runtime.live else "load_state")
-    wanted = "paused" if vm.spec.power == "paused" else "running"
+    hold = vm.status.held_for_memory
+    if hold and (vm.spec.power == "paused" or (world.operation and world.operation.spec.kind == "resume")):
+        return Step("let_go")  # its owner has the last word
+    wanted = "paused" if vm.spec.power == "paused" or hold else "running"
     if world.qemu in ("prelaunch", "paused") and wanted == "running":
         return Step("resume")
     if world.qemu == "io-error" and wanted == "running" and world.space:
@@ -300,9 +325,9 @@ def reporting(world: World) -> Step | None:
     stages = {stage: round(seconds, 2) for stage, seconds in world.signals.items()}
     seen = {**status.stages, **{stage: at for stage, at in stages.items() if stage not in status.stages}}
     addresses = world.addresses or status.addresses
-    if (state, reason, seen, addresses) == (status.state, status.reason, status.stages, status.addresses):
-        return None
-    return Step("report", {"state": state, "reason": reason, "stages": seen, "addresses": addresses})
+    cpus, memory = (world.cpus or status.cpus, world.memory or status.memory) if world.process == "alive" else (None, None)
+    found = {"state": state, "reason": reason, "stages": seen, "addresses": addresses, "cpus": cpus, "memory": memory}
+    return Step("report", found) if any(getattr(status, field) != value for field, value in found.items()) else None
 
 
 def state_of(world: World) -> tuple[State, str | None]:
@@ -313,6 +338,10 @@ def state_of(world: World) -> tuple[State, str | None]:
             return "trashed", None
         if not status.disk_ready:
             return "creating", status.reason
+        if vm.spec.power != "stopped" and world.network[0] == "failed":
+            return "starting", f"{world.network[1]}; it is started as soon as that is"
+        if status.state == "starting":  # what it waited for is here, or it is not wished any more
+            return "stopped", None
         if status.state in ("crashed", "stopped"):
             return status.state, status.reason
         return "stopped", status.reason
@@ -325,14 +354,15 @@ def state_of(world: World) -> tuple[State, str | None]:
     if world.qemu == "io-error":
         return "paused", "no space: the pool that holds the disk is full; it resumes by itself"
     if world.qemu == "paused" or _held(world):
-        return "paused", None
+        hold = status.held_for_memory
+        return "paused", hold.why if hold and vm.spec.power == "running" else None
     if world.qemu != "running":
         return "starting", None
     if never_handed_out(vm) or (vm.status.renew and world.identity_wanted):
         return "starting", None
     if world.image and world.image.status.agent and "agent" not in {**status.stages, **world.signals}:
         return "starting", None
-    return "running", None
+    return "running", LESS_MEMORY if status.reclaimed else shortfall(world)
 
 
 def finishing(world: World) -> Step | None:
@@ -364,6 +394,8 @@ def _fulfilled(world: World, kind: str, params: dict[str, Any]) -> bool:
             return vm.status.disk_ready
         case "copy" if vm.spec.power == "stopped":
             return vm.status.disk_ready
+        case "set":
+            return follows(world) if params else tuned(world)
         case "launch" | "copy":
             return world.ready or _held(world)
         case "start" | "restart":

@@ -26,6 +26,7 @@ from virtuary.node.launch import mark_of
 from virtuary.node.site import Site
 from virtuary.qemu.process import open_errors, read_errors
 from virtuary.qemu.qmp import DEADLINE, Monitor, open_monitor
+from virtuary.qemu.tune import Size, find_size
 
 logger = logging.getLogger("virtuary.run")
 KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial|systemd\[1\]|: clean, |init: |login:")
@@ -45,6 +46,10 @@ class Run:
         self.monitor: Monitor | None = None
         self.agent: Agent | None = None
         self.qemu_status: str | None = None
+        self.base = runtime.shape.memory if runtime.shape else 0
+        """Bytes of memory the machine began with."""
+        self.size: Size | None = None
+        """What it has, once it was asked."""
         self.misses = 0
         self.signals: dict[str, float] = {}
         """Stage -> seconds from the start to its signal, heard in this daemon's life."""
@@ -170,6 +175,8 @@ class Run:
         elif name == "NIC_RX_FILTER_CHANGED":
             self.note("kernel")
             self._spawn(self._probe_ssh())
+        elif name in ("MEMORY_DEVICE_SIZE_CHANGE", "BALLOON_CHANGE", "DEVICE_DELETED"):
+            await self.measure()
         elif name in ("STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR"):
             await self.refresh()
             self._wake()
@@ -180,6 +187,10 @@ class Run:
             await asyncio.sleep(0.5 if self.misses else HEARTBEAT)
             before = (self.silent, self.qemu_status)
             await self.refresh(HEARTBEAT_DEADLINE)
+            if (
+                self.size is None and self.qemu_status == "running" and not self.misses
+            ):  # a guest without an agent, or one that was adopted
+                await self.measure()
             if before != (self.silent, self.qemu_status):
                 self._wake()
 
@@ -192,6 +203,15 @@ class Run:
             self.misses = 0
         except GuestSilent:
             self.misses += 1
+
+    async def measure(self) -> None:
+        """Ask QEMU what the machine has; wakes the worker when that is something else than before."""
+        if self.monitor is None or not self.base:
+            return
+        with contextlib.suppress(VirtuaryError):
+            before, self.size = self.size, await find_size(self.monitor, self.base)
+            if before != self.size:
+                self._wake()
 
     @property
     def silent(self) -> bool:
@@ -220,6 +240,7 @@ class Run:
                 if self.agent is None:
                     self.agent = await open_agent(self.paths.socket("agent"))
                 await self.agent.run("guest-ping", deadline=5)
+                await self.measure()  # first, so that one report tells both
                 self.note("agent")
                 if not self.quiet:
                     await self._learn_addresses()
@@ -258,7 +279,7 @@ class Run:
         while not self.ended and "ssh" not in self.signals:
             if self.qemu_status != "running":
                 await asyncio.sleep(1)  # a paused guest answers nobody
-            elif await _banner(port, patience):
+            elif await _banner(self.runtime.ssh_host, port, patience):
                 self.note("network")
                 self.note("ssh")
             else:
@@ -276,10 +297,10 @@ class Run:
             self.note("kernel")
 
 
-async def _banner(port: int, patience: float) -> bool:
+async def _banner(host: str, port: int, patience: float) -> bool:
     try:
         async with asyncio.timeout(patience):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection(host, port)
             try:
                 writer.write(b"SSH-2.0-virtuary\r\n")
                 return (await reader.read(4)) == b"SSH-"

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform as host_platform
 import shutil
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,10 +18,14 @@ from virtuary.base.errors import HostLacks, VirtuaryError
 from virtuary.base.files import write_whole
 from virtuary.base.paths import Paths
 from virtuary.base.proc import boot_id, find_program
-from virtuary.model.host import HostStatus
+from virtuary.host import capacity, shares
+from virtuary.model.host import Host, HostStatus
+from virtuary.model.meta import Meta
+from virtuary.model.network import DEFAULT, USER
 from virtuary.model.settings import Settings
 from virtuary.model.vm import Vm
-from virtuary.network import passt
+from virtuary.network import bridge, passt
+from virtuary.node.networks import Networks
 from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platform import PLATFORMS, Platform
 from virtuary.qemu.probe import Binary, find_binary
@@ -43,17 +48,26 @@ class Site:
     network: Literal["passt", "qemu-user"] = "qemu-user"
     network_fault: str | None = None
     """Why passt is not used, in words."""
+    nat_fault: str | None = "not asked yet"
+    """Why this host makes no networks of its own, in words."""
+    networks: Networks = field(init=False)
     uids: dict[str, int] = field(default_factory=dict)
     """Users given to servers in this daemon's life; they own no file, so nothing is left when one is given again."""
     held: set[str] = field(default_factory=set)
     """Servers to which their source is giving what they are made of just now."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     """How many machines may be starting QEMU at once."""
-
+    renewals: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2 * (os.cpu_count() or 1)))
+    """How many copies may be becoming machines of their own at once: more only make each other wait until all of them are too late."""
     makings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """One warm template is made at a time: it costs a processor for a boot."""
+    claims: dict[str, shares.Claim] = field(default_factory=dict)
+    """What the servers that run are to have of the processors, by their ids."""
     verified: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     """Templates whose files were read through in this daemon's life, and what they looked like then."""
+
+    def __post_init__(self) -> None:
+        self.networks = Networks(self.store, self.paths.run / "networks")
 
     async def binary(self, platform: Platform) -> Binary:
         return await find_binary(platform, self.paths.probes)
@@ -65,6 +79,21 @@ class Site:
 
     async def accel(self, platform: Platform, wanted: str) -> Choice:
         return choose(wanted, await self.verdict(platform))
+
+    @property
+    def kept(self) -> int | None:
+        """Bytes of the pool that stay free; None: by rule."""
+        return self.settings.resources.reserve_disk
+
+    def weight_of(self, vm: Vm) -> float:
+        """Its share of the processors beside the others that run, in hundredths of an ordinary one."""
+        claim = shares.Claim(vm.spec.cpu.weight, vm.spec.cpu.reserve)
+        return shares.fair_weights({**self.claims, vm.id: claim}, self.capacity)[vm.id]
+
+    @property
+    def capacity(self) -> int:
+        """Percent of one CPU that the host has."""
+        return 100 * (os.cpu_count() or 1)
 
     def level(self) -> tuple[str, tuple[str, ...]]:
         """The isolation a machine started now would get, and what it lacks."""
@@ -78,6 +107,7 @@ async def open_site(paths: Paths, store: Store, host_id: str, settings: Settings
     site.capabilities = await find_capabilities()
     site.network_fault = await prove_passt(paths.probes)
     site.network = "qemu-user" if site.network_fault else "passt"
+    site.nat_fault = await bridge.prove() if site.capabilities.root else "networks of the host's own need root"
     return site
 
 
@@ -105,11 +135,15 @@ def memory_facts() -> tuple[int, int]:
     return facts["MemTotal"], facts["MemAvailable"]
 
 
+FLEETING = ("memory_available", "disk_free", "pressure", "vms", "vms_running", "memory_promised")
+"""What of a host's status changes all the time, and decides nothing that is kept."""
+
+
 async def host_status(site: Site) -> HostStatus:
     """The host as `virtuary host` shows it."""
     platform = PLATFORMS["x86_64"]
     total, available = memory_facts()
-    usage = shutil.disk_usage(site.paths.state)
+    usage = shutil.disk_usage(site.paths.vms)
     accel = reason = qemu = ""
     try:
         binary = await site.binary(platform)
@@ -136,7 +170,40 @@ async def host_status(site: Site) -> HostStatus:
         level=site.level()[0],
         kernel=os.uname().release,
         system=_system_name(),
+        cores=capacity.find_cores(),
+        numa=capacity.find_numa(),
+        huge_pages=capacity.find_huge_pages(),
+        links=capacity.find_links(),
+        pressure=capacity.find_pressure(),
+        policy=site.settings.resources,
+        default_network=default_network(site),
     )
+
+
+async def describe_host(site: Site) -> None:
+    """Write down what this host has, by which servers are admitted, unless it is written already. To be repeated: it may change."""
+    status = await host_status(site)
+    key = f"{Host.prefix}/{site.host_id}"
+    record = site.store.get(key)
+    before = Host.load(record.value, record.revision).status if record else None
+    if before is None or before.but(**{name: getattr(status, name) for name in FLEETING}) != status:
+        host = Host(meta=Meta(id=site.host_id, name=socket.gethostname().split(".")[0].lower()[:63] or "host"), status=status)
+        await site.store.txn({}, {host.key: host.dump()})
+
+
+def default_network(site: Site) -> str:
+    """The network that a server joins when nobody says which."""
+    wanted = site.settings.network.default
+    return (USER if site.nat_fault else DEFAULT) if wanted == "auto" else wanted
+
+
+def allocated(site: Site, vms: list[Vm]) -> int:
+    """Bytes of the pool that the servers' own disks take now."""
+    total = 0
+    for vm in vms:
+        with contextlib.suppress(OSError):
+            total += (site.paths.vm(vm.id).home / vm.status.disk_file).stat().st_blocks * 512
+    return total
 
 
 def _system_name() -> str:

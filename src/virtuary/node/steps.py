@@ -19,18 +19,19 @@ from virtuary.base.errors import Bug, Failed, GuestSilent, PeerAway, VirtuaryErr
 from virtuary.base.files import remove, write_whole
 from virtuary.base.log import say
 from virtuary.guest import identity, seed
+from virtuary.host import oom
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template
-from virtuary.model.vm import Crash, Runtime, Shape, Vm
-from virtuary.network import passt
-from virtuary.node import operations, templates
-from virtuary.node.describe import forwards_of, free_uid, machine_of, ssh_forward
+from virtuary.model.vm import Crash, Runtime, Vm
+from virtuary.node import nics, operations, templates
+from virtuary.node.describe import forwards_of, free_uid, machine_of, shape_of, ssh_forward
 from virtuary.node.launch import QMP_READY, Wiring, clean_up, end_marked, launch, mark_of, serve_network
 from virtuary.node.plan import CRASH_WINDOW, End, never_handed_out
 from virtuary.node.run import open_run
 from virtuary.node.site import Site
+from virtuary.node.tuning import untuned
 from virtuary.node.warm import GROUP, HostKey, choose_template, copy_of, make_host_key, more_memory, renewal_of
-from virtuary.node.world import World
+from virtuary.node.world import Step, World
 from virtuary.qemu import process
 from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import Machine, describe
@@ -86,18 +87,18 @@ async def make_disk(worker: Worker, world: World, _: None) -> None:
     remove(disk)
     if template is None:
         base = site.paths.image(image.id) / "disk.qcow2"
-        size = await directory.ensure_overlay(disk, base, image.status.virtual_size, world.vm.spec.disk)
+        size = await directory.ensure_overlay(disk, base, image.status.virtual_size, world.vm.spec.disk, site.kept)
         await worker.write(world.vm, disk_ready=True, disk_size=size, layers=(), template=None, cold=why)
         return
     base = site.paths.state / template.layer
-    size = await directory.ensure_overlay(disk, base, template.status.disk_size, None)
+    size = await directory.ensure_overlay(disk, base, template.status.disk_size, None, site.kept)
     changes = {"disk_ready": True, "disk_size": size, "layers": (template.layer,), "template": template.id, "cold": None}
     await worker.write(world.vm, {template.key: template.meta.revision}, **changes)
 
 
 async def grow_disk(worker: Worker, world: World, size: int) -> None:
     await _note(worker, world, "growing the disk", stage="disk")
-    await directory.grow(worker.paths.home / world.vm.status.disk_file, size)
+    await directory.grow(worker.paths.home / world.vm.status.disk_file, size, worker.site.kept)
     await worker.write(world.vm, disk_size=size)
 
 
@@ -144,22 +145,25 @@ async def start_warm(worker: Worker, world: World, _: None) -> None:
 
 
 async def start_machine(
-    worker: Worker, vm: Vm, machine: Machine, template: Template | None = None, *, live: bool = False, shape: Shape | None = None
+    worker: Worker, vm: Vm, machine: Machine, template: Template | None = None, *, live: bool = False
 ) -> None:
     """Start QEMU for this server. `template` or `live`: it waits for a state, and is nobody until it was given an identity."""
     site = worker.site
     uid = free_uid(site, vm.id)
-    ssh = passt.free_port()
+    way = nics.way_in(vm)
     worker.last_words = ""
+    worker.tuned = untuned(machine.cpus)
+    worker.refused.clear()
     groups = (GROUP,) if template else ()
-    launched = await launch(site, machine, uid, (*forwards_of(vm), ssh_forward(ssh)), groups=groups)
-    started, network = launched.started, launched.network
+    launched = await launch(site, machine, uid, nics.behind(site, vm, way), groups=groups, mute=live)
+    started, helper = launched.started, launched.network
     try:
         runtime = Runtime(
             generation=vm.meta.generation, restarts=vm.spec.restarts, boot_id=site.boot, pid=started.identity.pid,
             start=started.identity.start, uid=uid, accel=machine.accel, level=launched.jail.level, gaps=launched.gaps,
-            network=site.network, network_pid=network.pid, network_start=network.start, ssh_port=ssh, started=site.clock.wall(),
-            template=template.id if template else None, live=live, shape=shape,
+            network=nics.kind_of(site, vm), network_pid=helper.pid if helper else None, network_start=helper.start if helper else None,
+            ssh_host=way[0], ssh_port=way[1], started=site.clock.wall(),
+            template=template.id if template else None, live=live, shape=shape_of(machine), nics=vm.spec.nics[:1],
         )  # fmt: skip
         worker.run = open_run(worker.paths, runtime, vm.id, site, worker.wake, started.errors, quiet=template is not None or live)
         if worker.run is None:
@@ -184,6 +188,7 @@ async def start_machine(
         await end_marked(vm.id)  # it could not be recorded, so it must not stay: it has not executed the guest
         raise
     crashpoint("start.after_record")
+    oom.set_score(started.identity.pid, oom.score_of(vm.spec.priority))
     await _answer(worker)
 
 
@@ -209,7 +214,7 @@ async def _answer(worker: Worker) -> None:
 
 
 async def start_network(worker: Worker, world: World, _: None) -> None:
-    """Connect somebody new to the machine's NIC: whoever served its network has died. A guest that runs is not stopped for this."""
+    """Connect somebody new to the machine's NIC: whoever served its network has died, or nobody has yet. A guest that runs is not stopped for this."""
     runtime, run = world.vm.status.runtime, worker.run
     assert runtime and run and runtime.ssh_port
     binary = await worker.site.binary(PLATFORMS[world.vm.spec.arch])
@@ -254,6 +259,11 @@ async def pause(worker: Worker, world: World, _: None) -> None:
     await worker.run.refresh()
 
 
+async def let_go(worker: Worker, world: World, _: None) -> None:
+    """Its owner decides about a server that was paused because the host ran out of memory: it is so no more."""
+    await worker.write(world.vm, held_for_memory=None)
+
+
 async def give_identity(worker: Worker, world: World, _: None) -> None:
     """Make the guest a machine of its own: hostname, hosts, keys; one round trip through the agent."""
     run = worker.run
@@ -272,6 +282,11 @@ async def give_identity(worker: Worker, world: World, _: None) -> None:
 
 async def renew_identity(worker: Worker, world: World, _: None) -> None:
     """Make a resumed copy a machine of its own, before anybody may use it; one that can't be made so is ended and booted cold."""
+    async with worker.site.renewals:
+        await _renew(worker, world)
+
+
+async def _renew(worker: Worker, world: World) -> None:
     run, vm = worker.run, world.vm
     assert run and run.monitor
     try:
@@ -419,6 +434,11 @@ async def collect(worker: Worker, world: World, end: End) -> None:
         runtime=None,
         state=end.state,
         reason=end.reason,
+        cpus=None,
+        memory=None,
+        gaps=(),
+        reclaimed=False,
+        held_for_memory=None,
         crashes=crashes,
         since=world.wall,
         addresses=(),
@@ -468,10 +488,11 @@ async def finish(worker: Worker, world: World, operation: Operation) -> None:
 
 
 async def fail(worker: Worker, world: World, sentence: str) -> None:
-    await give_up(worker, world, Failed(sentence, "virtuary image list shows the images"))
+    kind = "network" if sentence.startswith("the network") else "image"
+    await give_up(worker, world, Step("fail"), Failed(sentence, f"virtuary {kind} list shows the {kind}s"))
 
 
-async def give_up(worker: Worker, world: World, error: VirtuaryError) -> None:
+async def give_up(worker: Worker, world: World, _: Step, error: VirtuaryError) -> None:
     """A step failed for good: the operation ends with the reason. What never had a disk is removed, nothing half-made stays."""
     current = worker.load()
     if current is None:
@@ -481,9 +502,10 @@ async def give_up(worker: Worker, world: World, error: VirtuaryError) -> None:
     if isinstance(error, Bug) and world.process == "alive":
         return
     never_was = not current.status.disk_ready and world.process == "absent"
+    state = "stopped" if current.status.state == "starting" and current.status.runtime is None else current.status.state
     changed = current.but(
         spec=current.spec.but(power="stopped"),
-        status=current.status.but(reason=error.sentence, since=world.wall),
+        status=current.status.but(state=state, reason=error.sentence, since=world.wall),
         meta=current.meta.but(purge=current.meta.purge or never_was),
     )
     await worker.site.store.txn({worker.key: current.meta.revision}, {worker.key: changed.dump()})
@@ -542,7 +564,7 @@ Effect = Callable[["Worker", World, Any], Awaitable[None]]
 STEPS: dict[str, Effect] = {
     effect.__name__: effect
     for effect in (
-        follow_image, make_disk, grow_disk, make_seed, start, start_warm, start_network, load_state, resume, pause, give_identity,
+        follow_image, make_disk, grow_disk, make_seed, start, start_warm, start_network, load_state, resume, pause, let_go, give_identity,
         renew_identity, ask_shutdown, kill, end_stray, collect, report, note, finish, fail, cancel_operation, forget,
     )
 }  # fmt: skip

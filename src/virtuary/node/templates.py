@@ -31,9 +31,9 @@ from virtuary.model.vm import Runtime, Vm
 from virtuary.network import passt
 from virtuary.node import operations, warm
 from virtuary.node.describe import firmware_of, free_uid, ssh_forward
-from virtuary.node.launch import QMP_READY, clean_up, launch
+from virtuary.node.launch import QMP_READY, Served, clean_up, launch
 from virtuary.node.run import Run, open_run
-from virtuary.node.site import Site
+from virtuary.node.site import Site, memory_facts
 from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.platform import PLATFORMS
@@ -223,15 +223,15 @@ class Making:
     async def run(self) -> dict[str, Any]:
         """The facts of the finished template: what its manifest holds."""
         site, template = self.site, self.template
-        directory.check_space(self.folder, template.spec.memory // 2, "a warm template")
+        directory.check_space(self.folder, template.spec.memory // 2, "a warm template", self.site.kept)
         key = await warm.key_of(site, template, self.image)
         machine = await warm.template_machine(site, template, self.image, self.folder)
         uid = free_uid(site, template.id)
         base = site.paths.image(self.image.id) / "disk.qcow2"
-        size = await directory.ensure_overlay(machine.disk, base, self.image.status.virtual_size, None)
+        size = await directory.ensure_overlay(machine.disk, base, self.image.status.virtual_size, None, self.site.kept)
         self._make_files(machine, uid)
         port = passt.free_port()
-        launched = await launch(site, machine, uid, (ssh_forward(port),), writable=(self.folder / "ram",))
+        launched = await launch(site, machine, uid, Served((ssh_forward(port),)), writable=(self.folder / "ram",))
         runtime = Runtime(
             generation=1, restarts=0, boot_id=site.boot, pid=launched.started.identity.pid, start=launched.started.identity.start,
             uid=uid, accel=template.spec.accel, level=launched.jail.level, ssh_port=port, started=site.clock.wall(),
@@ -413,6 +413,10 @@ async def consider(site: Site, vm: Vm, image: Image) -> None:
     for other in warm.templates_of(site, image.id):
         if other.spec == spec and (other.status.state in ("absent", "making") or other.status.key in ("", key)):
             return
+    total, available = memory_facts()
+    if available < memory + site.settings.resources.memory_kept(total):  # nobody asked for it: it is made after a later launch
+        say(logger, "no template now", image=image.name, why="the host's memory is short")
+        return
     await site.store.txn({}, {template.key: template.dump()})
     say(logger, "template wished", image=image.name)
 

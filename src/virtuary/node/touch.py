@@ -15,6 +15,7 @@ from virtuary.guest.seed import check_user_data
 from virtuary.images.sources import canonical, find_source
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
+from virtuary.network.routes import find_own, find_routed
 from virtuary.node.console import Console, tail
 from virtuary.node.describe import machine_of
 from virtuary.node.node import Node
@@ -45,6 +46,18 @@ async def execute(node: Node, vm: Vm, words: list[str], stdin: bytes, deadline: 
     return await run.agent.execute(words, stdin, deadline)
 
 
+async def trim(node: Node, vm: Vm, site: Site) -> tuple[int | None, int]:
+    """Have the guest tell which blocks of its filesystems it does not use: bytes it told of, and bytes the pool got back."""
+    run = _run(node, vm)
+    if run.agent is None:
+        raise GuestSilent(f"{vm.name} has no guest agent that answers", "run fstrim in it by virtuary shell")
+    disk = site.paths.vm(vm.id).home / vm.status.disk_file
+    before = disk.stat().st_blocks
+    found = await run.agent.run("guest-fstrim", deadline=300)
+    told = [item["trimmed"] for item in found.get("paths", []) if isinstance(item.get("trimmed"), int)]
+    return (sum(told) if told else None), max(before - disk.stat().st_blocks, 0) * 512
+
+
 def console_of(node: Node, vm: Vm) -> Console:
     """The serial console of a running server."""
     return _run(node, vm).console
@@ -69,7 +82,7 @@ def way_in(site: Site, vm: Vm, image: Image | None) -> dict[str, Any]:
     if runtime is None or runtime.ssh_port is None:
         raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
     return {
-        "host": "127.0.0.1",
+        "host": runtime.ssh_host,
         "port": runtime.ssh_port,
         "user": image.status.user if image else "root",
         "key": str(site.paths.key),
@@ -81,9 +94,19 @@ def way_in(site: Site, vm: Vm, image: Image | None) -> dict[str, Any]:
     }
 
 
+def routed() -> list[str]:
+    """Every prefix that this host routes, as CIDR."""
+    return find_routed()
+
+
+def own_addresses() -> set[str]:
+    """Every address this host has."""
+    return find_own()
+
+
 async def receive(site: Site, chunks: AsyncIterator[bytes], length: int) -> str:
     """Keep an uploaded file of `length` bytes beside the downloads; its name there. Nothing is kept of a broken upload."""
-    check_space(site.paths.downloads, length, "the upload")
+    check_space(site.paths.downloads, length, "the upload", site.kept)
     name = f"upload-{uuid.uuid4()}"
     place = site.paths.downloads / name
     handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -139,5 +162,5 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
 
 
 __all__ = [
-    "canonical", "check_user_data", "console_log", "console_of", "execute", "find_source", "preview", "qemu_log", "receive", "way_in",
+    "canonical", "check_user_data", "console_log", "console_of", "execute", "find_source", "preview", "qemu_log", "receive", "trim", "way_in",
 ]  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import secrets
 import uuid
 from dataclasses import replace
@@ -19,24 +18,23 @@ from typing import Any, NamedTuple
 
 from virtuary.base.errors import Failed, HostLacks, VirtuaryError
 from virtuary.base.proc import run
-from virtuary.base.units import GIB, MIB, format_size
+from virtuary.base.units import format_size
 from virtuary.guest import identity
 from virtuary.guest.seed import seed_files
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta
+from virtuary.model.network import own_mac
 from virtuary.model.template import Template, TemplateSpec
 from virtuary.model.vm import Vm, VmSpec, default_memory
-from virtuary.node.describe import firmware_of, mac_of, machine_of
-from virtuary.node.site import UIDS, Site, memory_facts
+from virtuary.node.describe import firmware_of, growth, machine_of, place_of
+from virtuary.node.site import UIDS, Site
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import Machine, Warm, describe
 from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.warm import STEP
 
 GROUP = UIDS.stop
 """In system mode the group that may read the memory of templates; nobody is in it but QEMUs that run copies."""
-MAX_CPUS, MAX_GROWTH = 32, 256 * GIB
-STEP = 2 * MIB
-"""Memory is plugged in blocks of this size."""
 
 
 class Match(NamedTuple):
@@ -84,6 +82,12 @@ async def choose_template(site: Site, vm: Vm, image: Image) -> Match:
 def out_of_reach(site: Site, spec: VmSpec, template: Template) -> str | None:
     """Why this server can't be reached from the template by growth, None when it can."""
     most = growth(site)
+    if spec.memory_pages == "huge" or spec.memory_merge:
+        return "its memory is to lie in huge pages, or to be merged, and a copy's is the template's"
+    if spec.cpu.node is not None:
+        return "its memory is to lie in one NUMA node, and a copy's is the template's"
+    if spec.cpu.sockets * spec.cpu.threads > 1:
+        return "its CPUs are to be arranged otherwise than the warm template's"
     if spec.cpus > most.cpus:
         return f"{spec.cpus} CPUs are more than the {most.cpus} a copy can be grown to"
     if spec.memory < template.spec.memory:
@@ -93,18 +97,6 @@ def out_of_reach(site: Site, spec: VmSpec, template: Template) -> str | None:
     if spec.disk is not None and template.status.disk_size and spec.disk < template.status.disk_size:
         return "its disk would be smaller than the warm template's"
     return None
-
-
-class Growth(NamedTuple):
-    cpus: int
-    memory: int
-    """Bytes that can be plugged besides the base."""
-
-
-def growth(site: Site) -> Growth:
-    """How far a copy can grow here."""
-    total, _ = memory_facts()
-    return Growth(min(4 * (os.cpu_count() or 1), MAX_CPUS), min(max(total // GIB, 1) * GIB, MAX_GROWTH))
 
 
 def base_memory(spec: VmSpec) -> int:
@@ -120,21 +112,25 @@ async def template_machine(site: Site, template: Template, image: Image, folder:
     )  # fmt: skip
     own = await machine_of(site, Vm(meta=Meta(id=template.id, name="template"), spec=spec), image, template.spec.accel)
     variables = folder / "firmware-vars.fd" if own.vars_file else None
-    warm = _warm(site, template, folder, copy=False)
-    return replace(own, disk=folder / "disk.qcow2", vars_file=variables, seed=None, warm=warm)
+    grown = _grows(site, own, template.spec.memory)
+    return replace(grown, disk=folder / "disk.qcow2", vars_file=variables, seed=None, warm=_warm(folder, copy=False))
 
 
 def copy_machine(site: Site, own: Machine, template: Template, generation: str) -> Machine:
     """The machine that resumes a copy of `template`, from the one this server would boot as."""
-    warm = replace(_warm(site, template, site.paths.template(template.id), copy=True), generation=generation)
-    return replace(own, cpus=1, memory=template.spec.memory, seed=None, warm=warm)
+    grown = _grows(site, own, template.spec.memory)
+    return replace(grown, seed=None, generation=generation, warm=_warm(site.paths.template(template.id), copy=True))
 
 
-def _warm(site: Site, template: Template, folder: Path, *, copy: bool) -> Warm:
+def _grows(site: Site, machine: Machine, memory: int) -> Machine:
+    """A template or a copy begins small and grows to what is wished; all of them to the same limits. The guest reports no free pages: they
+    are the template's."""
     most = growth(site)
-    return Warm(
-        ram=folder / "ram", copy=copy, state=folder / "state", max_cpus=most.cpus, max_memory=template.spec.memory + most.memory
-    )
+    return replace(machine, cpus=1, memory=memory, max_cpus=most.cpus, max_memory=memory + most.memory, reporting=False)
+
+
+def _warm(folder: Path, *, copy: bool) -> Warm:
+    return Warm(ram=folder / "ram", copy=copy, state=folder / "state")
 
 
 async def key_of(site: Site, template: Template, image: Image, machine: str = "") -> str:
@@ -142,7 +138,9 @@ async def key_of(site: Site, template: Template, image: Image, machine: str = ""
     own = await template_machine(site, template, image, Path("/template"), machine)
     assert own.warm
     kernel, initrd = (own.kernel and Path("/kernel")), (own.initrd and Path("/initrd"))
-    neutral = replace(own, uuid="0", mac="0", runtime=Path("/run"), layers=(Path("/image"),), kernel=kernel, initrd=initrd)
+    neutral = replace(
+        own, uuid="0", mac="0", tap=None, runtime=Path("/run"), layers=(Path("/image"),), kernel=kernel, initrd=initrd
+    )
     binary = await site.binary(own.platform)
     build = Path(binary.program).stat()
     facts: dict[str, Any] = {
@@ -202,7 +200,8 @@ async def renewal_of(
     renewal = identity.Renewal(
         uuid=vm.id,
         old_mac=facts["mac"],
-        mac=mac_of(vm.id),
+        mac=own_mac(vm.id, vm.spec.nics[0]),
+        place=place_of(site.store, vm),
         machine_id=uuid.uuid4().hex,
         boot_id=str(uuid.uuid4()),
         host_key=key.private,

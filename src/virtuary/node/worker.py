@@ -16,18 +16,18 @@ from virtuary.base.errors import Bug, Conflict, VirtuaryError, of_system
 from virtuary.base.log import say
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
-from virtuary.node import copies, live, operations, steps
-from virtuary.node.plan import Step, never_handed_out, plan
+from virtuary.node import copies, live, nics, operations, steps, tuning
+from virtuary.node.plan import never_handed_out, plan
 from virtuary.node.run import Run, open_run
 from virtuary.node.site import Site
 from virtuary.node.warm import HostKey
-from virtuary.node.world import Process, World
+from virtuary.node.world import Process, Step, World
 
 logger = logging.getLogger("virtuary.worker")
 IDLE_LOOK, BUSY_LOOK = 30.0, 1.0
 """Seconds after which the worker looks again unasked."""
 MAX_BACKOFF = 30.0
-STEPS: dict[str, steps.Effect] = {**steps.STEPS, **copies.STEPS, **live.STEPS}
+STEPS: dict[str, steps.Effect] = {**steps.STEPS, **copies.STEPS, **live.STEPS, **tuning.STEPS, **nics.STEPS}
 
 
 class Worker:
@@ -39,14 +39,24 @@ class Worker:
         self.run: Run | None = None
         self.asked_to_stop: float | None = None
         self.asked_last = 0.0
+        self.network_failed: float | None = None
+        """Monotonic time since which a network that it needs is seen failed."""
         self.last_words = ""
         self.host_key: asyncio.Task[HostKey] | None = None
         """The host key of a copy, made while the copy comes up."""
+        self.tuned: tuning.Tuning | None = None
+        """Limits and shares its process was given; None when another daemon gave them."""
+        self.refused: dict[str, tuple[object, float]] = {}
+        """What its guest would not take of cpus, memory and disk, and until when it is not asked again."""
         self._wake = asyncio.Event()
         self._looked = False
 
     def wake(self) -> None:
         self._wake.set()
+
+    def refuse(self, field: str, wish: object) -> None:
+        """Its guest would not have so much of cpus, memory or disk: it is not asked again for a while."""
+        self.refused[field] = (wish, self.site.clock.now() + tuning.AGAIN)
 
     async def work(self) -> None:
         """Until the document is gone, or for ever."""
@@ -71,12 +81,7 @@ class Worker:
 
     def _busy(self, world: World) -> bool:
         settled = world.vm.status.state in ("running", "paused", "stopped", "crashed", "trashed")
-        return (
-            world.operation is not None
-            or bool(world.copies)
-            or not settled
-            or (world.vm.status.reason is not None and world.process == "alive")
-        )
+        return world.operation is not None or bool(world.copies) or not settled or world.qemu == "io-error"
 
     async def sleep(self, seconds: float) -> None:
         """Until something happens, at most so long."""
@@ -98,17 +103,17 @@ class Worker:
             say(logger, "step failed", logging.WARNING, vm=world.vm.name, step=step.name, error=error.sentence)
             if error.retry:
                 return False
-            return await self._give_up(world, error)
+            return await self._give_up(world, step, error)
         except OSError as error:
             say(logger, "step failed", logging.WARNING, vm=world.vm.name, step=step.name, error=error)
-            return await self._give_up(world, of_system(error))
+            return await self._give_up(world, step, of_system(error))
         except Exception as error:
             logger.exception("step=%s vm=%s: a defect", step.name, world.vm.name)
-            return await self._give_up(world, Bug(f"{step.name} met a defect: {error!r}"))
+            return await self._give_up(world, step, Bug(f"{step.name} met a defect: {error!r}"))
 
-    async def _give_up(self, world: World, error: VirtuaryError) -> bool:
+    async def _give_up(self, world: World, step: Step, error: VirtuaryError) -> bool:
         try:
-            await steps.give_up(self, world, error)
+            await (tuning if step.name in tuning.STEPS else steps).give_up(self, world, step, error)
         except VirtuaryError as second:
             say(logger, "giving up failed", logging.WARNING, vm=world.vm.name, error=second.sentence)
         return False
@@ -130,12 +135,15 @@ class Worker:
         run = self.run
         active, copying = operations.open_about(store, self.key)
         making = operations.open_operations(store, f"image/{vm.spec.image_id}") if active else []
+        network = self.site.networks.readiness(vm, self.site.boot)
+        now = self.site.clock.now()
+        self.network_failed = (self.network_failed or now) if network[0] == "failed" else None
         if run and run.ended:
             self.last_words = (self.last_words + run.words())[-4000:]
         return World(
             vm=vm,
             wall=self.site.clock.wall(),
-            now=self.site.clock.now(),
+            now=now,
             image=Image.load(record.value, record.revision) if record else None,
             operation=active[0] if active else None,
             image_operation=making[0] if making else None,
@@ -146,8 +154,10 @@ class Worker:
             exit_status=run.exit_status if run else None,
             last_words=self.last_words,
             network_alive=bool(run and run.network_alive),
+            network=network,
+            network_failing=now - self.network_failed if self.network_failed is not None else 0.0,
             signals=dict(run.signals) if run else {},
-            addresses=run.addresses if run else (),
+            addresses=tuple(dict.fromkeys((*self.site.networks.addresses(vm), *run.addresses))) if run else (),
             files=self._find_files(vm),
             copies=copies.waiting(self.site, vm, copying),
             source=copies.source_of(self.site, vm),
@@ -155,6 +165,11 @@ class Worker:
             asked_to_stop=self.asked_to_stop,
             asked_last=self.asked_last,
             space=steps.has_space(self.site),
+            tuned=self.tuned,
+            cpus=run.size.cpus if run and run.size else None,
+            memory=run.size.memory if run and run.size else None,
+            refused={field: wish for field, (wish, until) in self.refused.items() if self.site.clock.now() < until},
+            reclaimed=vm.status.reclaimed,
         )
 
     def _find_files(self, vm: Vm) -> frozenset[str]:

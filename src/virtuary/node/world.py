@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 
+if TYPE_CHECKING:
+    from virtuary.node.tuning import Tuning
+
 Process = Literal["absent", "alive", "stray"]
+
+
+class Step(NamedTuple):
+    """The name of an effect, and what it needs to know: what `plan` answers."""
+
+    name: str
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,10 @@ class World:
     last_words: str = ""
     """What QEMU wrote to stderr last."""
     network_alive: bool = True
+    network: tuple[Literal["ready", "creating", "failed", "gone"], str] = ("ready", "")
+    """The worst of the networks that its NICs are on, and why that is so."""
+    network_failing: float = 0.0
+    """Seconds for which that network has been seen failed."""
     signals: dict[str, float] = field(default_factory=dict)
     """Stage -> seconds since the start at which it was heard, in this run."""
     addresses: tuple[str, ...] = ()
@@ -50,6 +64,16 @@ class World:
     asked_last: float = 0.0
     space: bool = True
     """Whether the pool has room again for a machine that was paused because it had none."""
+
+    tuned: Tuning | None = None
+    """Limits and shares its process was given last; None when that is not known."""
+    cpus: int | None = None
+    memory: int | None = None
+    """What the machine has now, by QEMU; None while that is not known."""
+    refused: dict[str, object] = field(default_factory=dict)
+    """What of cpus, memory and disk its guest would not take lately, and how much of it."""
+    reclaimed: bool = False
+    """Whether the host, being short, has taken memory from it for a while."""
 
     @property
     def restart_due(self) -> bool:

@@ -15,7 +15,7 @@ def command(program: str, machine: Parts, *, sandbox: bool = True) -> list[str]:
     if sandbox:
         line += ["-sandbox", SANDBOX]
     for grant in machine.grants:
-        if grant.mode != "socket":
+        if grant.mode not in ("socket", "given"):
             line += ["-add-fd", f"fd={grant.number},set={grant.number}"]
     for name, value in machine.settings:
         if name != "mon":

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from virtuary.base.units import MIB
+from virtuary.model.resources import translation_buffer
 from virtuary.qemu.bus import PORTS, port, slot
 from virtuary.qemu.firmware import Firmware
 from virtuary.qemu.parts import Grant, Grants, Part, Parts
 from virtuary.qemu.platform import Platform
-
-TRANSLATION_BUFFER = 256
-"""MiB QEMU may use for translated code when it emulates; only what is used counts."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,29 @@ class Machine:
     runtime: Path
     """Folder of the listening sockets."""
     mac: str
+    tap: str | None = None
+    """Name of the host's interface that its first NIC is; None: it is served through a socket."""
     vars_file: Path | None = None
     seed: Path | None = None
     kernel: Path | None = None
     initrd: Path | None = None
     kernel_args: str = ""
+    max_cpus: int = 0
+    """CPUs it can be given while it runs; no more than it begins with when 0."""
+    max_memory: int = 0
+    """Bytes of memory it can be grown to in all; no more than it begins with when 0."""
+    sockets: int = 1
+    threads: int = 1
+    """Of a core, as the guest sees it."""
+    node: int | None = None
+    """NUMA node of the host in which its memory lies."""
+    huge_pages: bool = False
+    merge: bool = False
+    """Whether the kernel may keep pages that are equal in several machines once."""
+    reporting: bool = True
+    """Whether the guest tells which of its pages are free, so that the host gets them back at once."""
+    generation: str = "auto"
+    """The generation id the guest is shown."""
     warm: Warm | None = None
     """For a template or a copy of one; None boots into memory of its own."""
     state: Path | None = None
@@ -50,18 +66,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Warm:
-    """What a template and its copies have besides the ordinary: memory in a file, and room to grow. The same for both."""
+    """What a template and its copies have besides the ordinary: memory in a file. The same for both."""
 
     ram: Path
     copy: bool
     """Whether this is a copy: it waits for the template's state and keeps what it writes to itself."""
     state: Path
     """The template's device state: written by the template, read by a copy."""
-    generation: str = "auto"
-    """The generation id the guest is shown."""
-    max_cpus: int = 8
-    max_memory: int = 0
-    """Bytes of memory it can be grown to in all."""
 
 
 def describe(machine: Machine) -> Parts:
@@ -93,6 +104,7 @@ def describe(machine: Machine) -> Parts:
 def settings_of(machine: Machine, grants: Grants) -> tuple[list[tuple[str, str]], list[Path]]:
     """What QEMU takes as plain options: numbers and words of our own only."""
     options = {"type": machine.machine_type, **dict(machine.platform.machine_options), "memory-backend": "ram0"}
+    options["mem-merge"] = "on" if machine.merge else "off"
     if machine.firmware.kind == "uefi":
         options |= {"pflash0": "firmware-code", "pflash1": "firmware-vars"}
     settings = [
@@ -117,43 +129,64 @@ def settings_of(machine: Machine, grants: Grants) -> tuple[list[tuple[str, str]]
 
 
 def cpus_option(machine: Machine) -> str:
-    """CPUs as cores of one socket; with room for more where the machine can grow."""
-    most = machine.warm.max_cpus if machine.warm else machine.cpus
-    growth = f",maxcpus={most}" if machine.warm else ""
-    return f"cpus={machine.cpus}{growth},sockets=1,cores={most},threads=1"
+    """CPUs as cores and threads of sockets; with room for more, in whole sockets, where the machine can grow."""
+    each = machine.sockets * machine.threads
+    most = max(machine.max_cpus // each * each, machine.cpus)
+    growth = f",maxcpus={most}" if most > machine.cpus else ""
+    return f"cpus={machine.cpus}{growth},sockets={machine.sockets},cores={most // each},threads={machine.threads}"
 
 
 def memory_option(machine: Machine) -> str:
-    growth = f",maxmem={machine.warm.max_memory // MIB}M" if machine.warm else ""
+    growth = f",maxmem={machine.max_memory // MIB}M" if machine.max_memory > machine.memory else ""
     return f"size={machine.memory // MIB}M{growth}"
 
 
 def accel_option(machine: Machine, grants: Grants) -> str:
     if machine.accel == "kvm":
         return f"kvm,device={grants.add('kvm', Path('/dev/kvm'), 'rw').fdset}"
-    return f"tcg,thread=multi,tb-size={TRANSLATION_BUFFER}"
+    return f"tcg,thread=multi,tb-size={translation_buffer(machine.memory)}"
+
+
+def _node_of(machine: Machine) -> dict[str, Any]:
+    """Where on the host its memory is to lie."""
+    return {} if machine.node is None else {"host-nodes": [machine.node], "policy": "bind"}
 
 
 def memory_parts(machine: Machine) -> list[Part]:
     """Memory of its own; a template's lies in a file, of which each copy has a private view it can't write through."""
+    place = _node_of(machine)
+    if machine.huge_pages:
+        pages = {**place, "qom-type": "memory-backend-memfd", "hugetlb": True, "share": False, "merge": False}
+        return [Part("object", {**pages, "id": "ram0", "size": machine.memory})]
     if machine.state or not machine.warm:
-        return [Part("object", {"qom-type": "memory-backend-ram", "id": "ram0", "size": machine.memory})]
+        return [
+            Part(
+                "object",
+                {"qom-type": "memory-backend-ram", "id": "ram0", "size": machine.memory, "merge": machine.merge, **place},
+            )
+        ]
     view = {"share": False, "readonly": True, "rom": "off"} if machine.warm.copy else {"share": True}
     file = {"qom-type": "memory-backend-file", "id": "ram0", "size": machine.memory, "mem-path": str(machine.warm.ram), **view}
-    return [Part("object", file)]
+    return [Part("object", {**file, "merge": False})]
 
 
 def growth_parts(machine: Machine) -> list[Part]:
-    """Memory that can be plugged while it runs, none of it yet, and the door through which a copy's state comes or goes."""
-    if not machine.warm:
-        return []
-    size = machine.warm.max_memory - machine.memory
+    """Memory that can be plugged while it runs, none of it yet; and doors for devices plugged later."""
+    parts: list[Part] = []
+    if machine.max_memory > machine.memory:
+        size = machine.max_memory - machine.memory
+        parts += [
+            Part(
+                "object",
+                {"qom-type": "memory-backend-ram", "id": "growth0", "size": size, "merge": machine.merge, **_node_of(machine)},
+            ),
+            Part(
+                "device",
+                {"driver": "virtio-mem-pci", "id": "growth0-device", "memdev": "growth0", "requested-size": 0, **slot("growth0")},
+            ),
+        ]
     return [
-        Part("object", {"qom-type": "memory-backend-ram", "id": "growth0", "size": size}),
-        Part(
-            "device",
-            {"driver": "virtio-mem-pci", "id": "growth0-device", "memdev": "growth0", "requested-size": 0, **slot("growth0")},
-        ),
+        *parts,
         *(
             Part("device", {"driver": "pcie-root-port", "id": f"port{n}", "chassis": n + 1, "slot": n + 1, **port(n)})
             for n in range(PORTS)
@@ -264,24 +297,31 @@ def agent_parts(machine: Machine, grants: Grants) -> list[Part]:
 
 
 def network_parts(machine: Machine, grants: Grants) -> list[Part]:
-    """One NIC; behind it a listening socket to which whoever serves the network is connected, and may be replaced."""
-    grant = grants.add("network", machine.runtime / "network", "socket")
-    backend = {"type": "stream", "server": True, "addr": {"type": "fd", "str": str(grant.number)}}
+    """The first NIC: a tap of the host's, or a listening socket to which whoever serves the network is connected, and may be replaced."""
+    if machine.tap:
+        grant = grants.add("network", Path(machine.tap), "given")
+        backend: dict[str, Any] = {"type": "tap", "fd": str(grant.number)}
+    else:
+        grant = grants.add("network", machine.runtime / "network", "socket")
+        backend = {"type": "stream", "server": True, "addr": {"type": "fd", "str": str(grant.number)}}
+    return nic_parts(0, backend, machine.mac, slot("net0"))
+
+
+def nic_parts(number: int, backend: dict[str, Any], mac: str, place: dict[str, str]) -> list[Part]:
+    """A NIC and what is behind it; the same at the start and when it is plugged in."""
     device = {
         "driver": "virtio-net-pci",
-        "id": "net0-device",
-        "netdev": "net0",
-        "mac": machine.mac,
+        "id": f"net{number}-device",
+        "netdev": f"net{number}",
+        "mac": mac,
         "romfile": "",
-        **slot("net0"),
+        **place,
     }
-    return [Part("netdev", {"id": "net0", **backend}), Part("device", device)]
+    return [Part("netdev", {"id": f"net{number}", **backend}), Part("device", device)]
 
 
 def extra_parts(machine: Machine) -> list[Part]:
-    """Random numbers, balloon, generation id, panic notice. Free pages are not reported where they are a template's."""
-    reporting = machine.warm is None
-    generation = machine.warm.generation if machine.warm else "auto"
+    """Random numbers, balloon, generation id, panic notice."""
     return [
         Part("object", {"qom-type": "rng-builtin", "id": "rng0"}),
         Part("device", {"driver": "virtio-rng-pci", "id": "rng0-device", "rng": "rng0", **slot("rng0")}),
@@ -290,12 +330,12 @@ def extra_parts(machine: Machine) -> list[Part]:
             {
                 "driver": "virtio-balloon-pci",
                 "id": "balloon0",
-                "free-page-reporting": reporting,
+                "free-page-reporting": machine.reporting,
                 "deflate-on-oom": True,
                 **slot("balloon0"),
             },
         ),
-        Part("device", {"driver": "vmgenid", "id": "generation0", "guid": generation}),
+        Part("device", {"driver": "vmgenid", "id": "generation0", "guid": machine.generation}),
         Part("device", {"driver": "pvpanic-pci", "id": "panic0", **slot("panic0")}),
     ]
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
 from virtuary.qemu.qmp import CommandFailed, Heard, Monitor
+from virtuary.qemu.warm import LOAD_LIMIT
 
 NAME = "copy0"
 """Of the job, of the node that is the copy's disk, and of what descriptors were handed over for."""
@@ -112,7 +113,7 @@ async def _until_still(monitor: Monitor, heard: Heard, state: int, report: Repor
     loop = asyncio.get_running_loop()
     began, allowed = loop.time(), STILL
     while True:
-        answer = await monitor.run("query-migrate")
+        answer = await monitor.run("query-migrate", LOAD_LIMIT)
         if answer["status"] == "pre-switchover":
             return allowed == MOST_STILL
         _check_migration(answer)
@@ -137,7 +138,7 @@ def choose_limit(seconds: float, too_much: bool) -> int:
 
 
 async def _until_migrated(monitor: Monitor, heard: Heard) -> None:
-    while (answer := await monitor.run("query-migrate"))["status"] != "completed":
+    while (answer := await monitor.run("query-migrate", LOAD_LIMIT))["status"] != "completed":
         _check_migration(answer)
         await heard.wait(0.05)
 
@@ -173,7 +174,7 @@ async def _set(monitor: Monitor, wanted: dict[str, bool]) -> None:
 
 async def end_save(monitor: Monitor) -> None:
     """Let the machine run and put away everything a saving has left, whether it ended well or not. Repeats harmlessly."""
-    status = (await monitor.run("query-migrate")).get("status")
+    status = (await monitor.run("query-migrate", LOAD_LIMIT)).get("status")
     if status in UNDER_WAY:
         await monitor.run("migrate_cancel")
         await _until_none(monitor, "query-migrate", lambda answer: answer.get("status") in UNDER_WAY)
@@ -227,7 +228,7 @@ async def load(monitor: Monitor, address: str, mapped: bool, limit: float) -> No
     await _set(monitor, {"mapped-ram": True} if mapped else {})
     await monitor.run("migrate-incoming", uri=address)
     until = asyncio.get_running_loop().time() + limit
-    while (answer := await monitor.run("query-migrate")).get("status") != "completed":
+    while (answer := await monitor.run("query-migrate", LOAD_LIMIT)).get("status") != "completed":
         if answer.get("status") in ("failed", "cancelled"):
             raise Failed(f"the memory can't be taken over: {answer.get('error-desc', 'QEMU gives no reason')}")
         if asyncio.get_running_loop().time() > until:

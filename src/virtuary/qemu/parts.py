@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["object", "blockdev", "netdev", "chardev", "device"]
-Mode = Literal["ro", "wo", "rw", "socket"]
+Mode = Literal["ro", "wo", "rw", "socket", "given"]
 
 
 class Part(NamedTuple):
@@ -21,7 +21,8 @@ class Part(NamedTuple):
 class Grant(NamedTuple):
     """A file or socket the daemon opens afresh for one launch and hands over as a descriptor.
 
-    `role` names it in parts; `number` is the descriptor inside QEMU. A `socket` is bound and listening.
+    `role` names it in parts; `number` is the descriptor inside QEMU. A `socket` is bound and listening. What is `given` is
+    no file: whoever starts the machine has the descriptor, and `path` is only its name.
     """
 
     role: str

@@ -147,7 +147,7 @@ async def _start(launch: Launch, fifo: Path, errors: int) -> Started:
     root.mkdir(mode=0o711, exist_ok=True)
     opened: list[tuple[int, int]] = []
     try:
-        for grant in launch.grants:
+        for grant in (grant for grant in launch.grants if grant.mode != "given"):
             opened.append((_open(grant, launch.jail), grant.number))
         order = {
             "argv": launch.argv,

@@ -21,7 +21,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 DEADLINE = 5.0
 HEARD = (
     "STOP", "RESUME", "SHUTDOWN", "RESET", "POWERDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE",
-    "NIC_RX_FILTER_CHANGED", "NETDEV_STREAM_CONNECTED", "NETDEV_STREAM_DISCONNECTED",
+    "MEMORY_DEVICE_SIZE_CHANGE", "BALLOON_CHANGE", "DEVICE_DELETED", "NIC_RX_FILTER_CHANGED", "NETDEV_STREAM_CONNECTED", "NETDEV_STREAM_DISCONNECTED",
 )  # fmt: skip
 QUEUE_CAP = 1000
 
@@ -97,6 +97,14 @@ class Monitor:
             raise GuestSilent(f"QEMU's monitor is gone: {error}") from error
         answer = await self.run("add-fd", opaque=purpose)
         return int(answer["fdset-id"])
+
+    async def lend(self, descriptor: int, name: str) -> None:
+        """Hand a copy of a descriptor over to QEMU, to be used by this name once."""
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, OSError) as error:
+            raise GuestSilent(f"QEMU's monitor is gone: {error}") from error
+        await self.run("getfd", fdname=name)
 
     @contextlib.contextmanager
     def hearing(self, *names: str) -> Iterator[Heard]:

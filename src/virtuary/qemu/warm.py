@@ -10,10 +10,13 @@ import asyncio
 from typing import Any
 
 from virtuary.base.errors import Failed, GuestSilent
+from virtuary.base.units import MIB
 from virtuary.qemu.parts import Parts
 from virtuary.qemu.qmp import Monitor
 
 GROWTH = "/machine/peripheral/growth0-device"
+STEP = 2 * MIB
+"""Memory is plugged in blocks of this size."""
 LOAD_LIMIT = 30.0
 """Seconds for a state of less than a megabyte."""
 
@@ -39,7 +42,7 @@ async def _move(monitor: Monitor, command: str, address: str) -> None:
     await monitor.run(command, uri=address)
     until = asyncio.get_running_loop().time() + LOAD_LIMIT
     while True:
-        answer = await monitor.run("query-migrate")
+        answer = await monitor.run("query-migrate", LOAD_LIMIT)
         match answer.get("status"):
             case "completed":
                 return

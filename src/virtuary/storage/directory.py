@@ -14,26 +14,22 @@ from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Invalid, NoRoom
 from virtuary.base.files import publish, remove
 from virtuary.base.proc import run
-from virtuary.base.units import GIB, MIB, format_size
+from virtuary.base.space import reserve
+from virtuary.base.units import MIB, format_size
 from virtuary.storage.overlay import write_overlay
 
 declare("disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename", "disk.after_grow")
 
 
-def reserve(total: int) -> int:
-    """Bytes of a pool that are kept free: a twentieth of it, at least 1 GiB, but never more than a tenth of a small one."""
-    return min(max(total // 20, 1 * GIB), max(total // 10, 64 * MIB))
-
-
-def free_space(folder: Path) -> int:
-    """Bytes that may still be promised below `folder`, after the reserve."""
+def free_space(folder: Path, kept: int | None = None) -> int:
+    """Bytes that may still be used below `folder`; `kept`: what is to stay free, by rule when not set."""
     usage = shutil.disk_usage(folder)
-    return usage.free - reserve(usage.total)
+    return usage.free - reserve(usage.total, kept)
 
 
-def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raise NoRoom, with the missing number, when `needed` bytes do not fit below `folder`."""
-    free = free_space(folder)
+def check_space(folder: Path, needed: int, what: str, kept: int | None = None) -> None:
+    """Raise NoRoom, with the missing number, when `needed` bytes do not fit below `folder`, on which `kept` bytes stay free."""
+    free = free_space(folder, kept)
     if free < needed:
         raise NoRoom(
             f"{what} needs {format_size(needed)} of disk space and {format_size(max(free, 0))} can be used: "
@@ -44,7 +40,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-async def ensure_overlay(disk: Path, base: Path, base_size: int, wanted: int | None) -> int:
+async def ensure_overlay(disk: Path, base: Path, base_size: int, wanted: int | None, kept: int | None = None) -> int:
     """Make `disk` an overlay on the qcow2 image `base`, `wanted` bytes large; its virtual size. Repeats harmlessly."""
     size = max(base_size, wanted or 0)
     if wanted is not None and wanted < base_size:
@@ -53,7 +49,7 @@ async def ensure_overlay(disk: Path, base: Path, base_size: int, wanted: int | N
             f"ask for at least {format_size(base_size)}",
         )
     if not disk.exists():
-        check_space(disk.parent, 16 * MIB, "a disk")
+        check_space(disk.parent, 16 * MIB, "a disk", kept)
         partial = disk.with_name(f".{disk.name}.partial")
         remove(partial)
         crashpoint("disk.before_overlay")
@@ -66,9 +62,9 @@ async def ensure_overlay(disk: Path, base: Path, base_size: int, wanted: int | N
     return size
 
 
-async def grow(disk: Path, size: int) -> None:
+async def grow(disk: Path, size: int, kept: int | None = None) -> None:
     """Make the disk of a stopped server `size` bytes large; never smaller."""
-    check_space(disk.parent, 1 * MIB, "growing a disk")
+    check_space(disk.parent, 1 * MIB, "growing a disk", kept)
     await run("qemu-img", "resize", "-q", "-f", "qcow2", str(disk), str(size))
     crashpoint("disk.after_grow")
 

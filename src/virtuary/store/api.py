@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from virtuary.base.errors import Bug, Conflict
+from virtuary.base.errors import Bug, Changed, Conflict
 
 ABSENT = 0
 """As an expected revision: the key must not be there."""
@@ -54,7 +54,7 @@ class Store(Protocol):
     async def txn(self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
         """Apply all of it or nothing, durably before returning; the new revision.
 
-        `expect` names for any keys the revision they must have now (`ABSENT`: not there); raises `Conflict` naming the
+        `expect` names for any keys the revision they must have now (`ABSENT`: not there); raises `Changed` naming the
         first that differs. A key may not be put and deleted at once: that is a `Bug`. Raises `StoreAway` when the outcome is
         not durable; nothing has changed then.
         """
@@ -66,13 +66,13 @@ class Store(Protocol):
         """Release everything; watches end."""
 
 
-def conflict(key: str, wanted: int, found: int) -> Conflict:
+def conflict(key: str, wanted: int, found: int) -> Changed:
     """The error for an expectation that does not hold."""
     if wanted == ABSENT:
-        return Conflict(f"{key} exists already", key=key)
+        return Changed(f"{key} exists already", key=key)
     if found == ABSENT:
-        return Conflict(f"{key} is gone", key=key)
-    return Conflict(f"{key} changed meanwhile", "look again and repeat", key=key)
+        return Changed(f"{key} is gone", key=key)
+    return Changed(f"{key} changed meanwhile", "look again and repeat", key=key)
 
 
 def check_distinct(puts: Mapping[str, bytes], deletes: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import HostLacks, StoreAway, VirtuaryError
 from virtuary.store.api import Change, Compacted, Page, Record, check_distinct, conflict
+from virtuary.store.ballast import Ballast
 from virtuary.store.feed import Feed
 
 VERSION = 1
@@ -32,9 +33,10 @@ insert into counter values(1, 0, 0);
 
 
 class SqliteStore:
-    def __init__(self, path: Path) -> None:
-        """Open or make the store at `path`. Raises HostLacks for a newer file, StoreAway for a damaged one."""
-        self._path = path
+    def __init__(self, path: Path, ballast: Ballast | None = None) -> None:
+        """Open or make the store at `path`; `ballast` is given up when the disk is full. Raises HostLacks for a newer file, StoreAway for a
+        damaged one."""
+        self._path, self._ballast = path, ballast
         try:
             self._writer = _connect(path)
             _migrate(self._writer, path)
@@ -87,20 +89,30 @@ class SqliteStore:
             return changes[-1].revision if changes else self.revision
 
     def _write(self, expect: dict[str, int], puts: dict[str, bytes], deletes: Sequence[str]) -> Sequence[Change]:
-        db = self._writer
-        try:
-            db.execute("begin immediate")
+        while True:
             try:
-                changes = _apply(db, expect, puts, deletes)
-                db.execute("commit")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("rollback")
-                raise
-        except sqlite3.Error as error:
-            if any(word in str(error) for word in ("I/O", "malformed", "corrupt", "not a database")):
-                self._broken = str(error)
-            raise StoreAway(f"the store can't be written: {error}", "free some disk space and repeat") from error
+                changes = self._commit(expect, puts, deletes)
+                break
+            except sqlite3.Error as error:
+                if "is full" in str(error) and self._ballast and self._ballast.give():
+                    continue
+                if any(word in str(error) for word in ("I/O", "malformed", "corrupt", "not a database")):
+                    self._broken = str(error)
+                raise StoreAway(f"the store can't be written: {error}", "free some disk space and repeat") from error
+        if self._ballast:
+            self._ballast.fill()
+        return changes
+
+    def _commit(self, expect: dict[str, int], puts: dict[str, bytes], deletes: Sequence[str]) -> Sequence[Change]:
+        db = self._writer
+        db.execute("begin immediate")
+        try:
+            changes = _apply(db, expect, puts, deletes)
+            db.execute("commit")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
         return changes
 
     def _remembered(self, since: int) -> Sequence[Change]:

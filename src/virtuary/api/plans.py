@@ -1,0 +1,108 @@
+"""Routes that compute and change nothing: consolidation plans.
+
+A long body is never parsed here: a niced process of its own reads it, checks it and computes, so that neither a long plan nor a
+long request holds up the daemon. One plan at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from virtuary.base.errors import Busy, Failed, Invalid, NoRoom, from_problem
+from virtuary.base.loads import HOURS
+from virtuary.base.log import say
+from virtuary.base.proc import Result, last_line, run
+from virtuary.model.consolidation import ConsolidationPlan, ConsolidationWish
+from virtuary.planning import PROBLEM
+
+logger = logging.getLogger("virtuary.api")
+router = APIRouter(prefix="/v1/plans", tags=["plans"])
+BODY_CAP = 96 * 1024 * 1024
+SMALL = 64 * 1024
+DEADLINE = 300.0
+_COMMAND = (sys.executable, "-I", "-m", "virtuary.planning")
+
+
+def body_cap(path: str, usual: int) -> int:
+    """How long the body of a request to `path` may be: loads of thousands of servers are long."""
+    return BODY_CAP if path.startswith(router.prefix + "/") else usual
+
+
+def _inlined(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a model without references, for a body that the daemon does not parse.
+
+    Lengths of long arrays are left to the descriptions: whoever makes up requests from the schema would make up megabytes.
+    """
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, dict):
+            if name := str(part.get("$ref", "")).removeprefix("#/$defs/"):
+                return resolve(definitions[name])
+            return {key: resolve(value) for key, value in part.items() if key not in ("minItems", "maxItems") or value < HOURS}
+        return [resolve(item) for item in part] if isinstance(part, list) else part
+
+    found: dict[str, Any] = resolve(schema)
+    return found
+
+
+class _Desk:
+    """Lets one plan be computed at a time."""
+
+    def __init__(self) -> None:
+        self.taken = False
+
+    def __enter__(self) -> None:
+        if self.taken:
+            raise Busy("another plan is being computed", "repeat in a moment")
+        self.taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self.taken = False
+
+
+desk = _Desk()
+
+
+@router.post(
+    "/consolidation",
+    responses={200: {"model": ConsolidationPlan}},
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(ConsolidationWish)}}}},
+)
+async def plan_consolidation(request: Request) -> Response:
+    """Which of many servers, by their loads in every hour of the week, go onto how many hosts."""
+    with desk:
+        body = await request.body()
+        if not body:
+            raise Invalid("the body must hold the servers' loads and the host's shape")
+        if len(body) <= SMALL:
+            ConsolidationWish.model_validate_json(body)  # what is wrong with a short one is told without a process
+        return Response(_judged(await _compute(body)), media_type="application/json")
+
+
+async def _compute(body: bytes) -> Result:
+    try:
+        return await run(*_COMMAND, stdin=body, deadline=DEADLINE, check=False)
+    except Failed as error:
+        raise Failed(f"the plan was not ready within {DEADLINE:.0f} s", "fewer servers at once") from error
+
+
+def _judged(result: Result) -> bytes:
+    """The plan; raises the problem the process told, NoRoom when it was ended for what it took, Failed for a defect."""
+    if result.status == 0:
+        return result.stdout
+    if result.status == PROBLEM:
+        raise from_problem(json.loads(result.stdout))
+    if result.status in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGABRT) or b"MemoryError" in result.stderr:
+        raise NoRoom("the plan needs more time or memory than it may take", "fewer servers at once")
+    say(logger, "planning failed", status=result.status, said=last_line(result.stderr))
+    raise Failed("the planning process ended without an answer", "the daemon's log may tell more", status=result.status)

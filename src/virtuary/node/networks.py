@@ -1,0 +1,391 @@
+"""The networks of this host, made true: bridges, addresses and names, the rules between them. Their only owner.
+
+`Networks` knows how things are to be, from the documents; a `NetworkWorker` a network makes its bridge and its dnsmasq, and makes
+them again when somebody took them away. The rules of all networks are one text, applied whole or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from virtuary.base.crash import crashpoint, declare
+from virtuary.base.errors import Conflict, Failed, PeerAway, VirtuaryError
+from virtuary.base.log import say
+from virtuary.base.proc import Identity, adopt, bury, end, find_marked, run, wait_end
+from virtuary.model.firewall import Firewall, Group
+from virtuary.model.network import Lease, Network, Nic, own_mac, tap_of
+from virtuary.model.vm import Vm
+from virtuary.network import bridge, dhcp, external, shaping
+from virtuary.node.bandwidth import Shaper
+from virtuary.node.rules import Rules
+from virtuary.store.api import Store
+
+if TYPE_CHECKING:
+    from virtuary.node.site import Site
+
+logger = logging.getLogger("virtuary.networks")
+MANAGED = re.compile(rb'"network_id":"[^"]')
+"""In the document of a server with a NIC on a network of the host's."""
+LOOK, LEASES = 10.0, 0.5
+"""Seconds between two looks at bridges and dnsmasq; and at what addresses were asked for, while somebody waits for one."""
+declare(
+    "network.after_bridge",
+    "network.after_external",
+    "network.after_dhcp",
+    "network.after_record",
+    "network.after_remove",
+    "tap.after_open",
+)
+
+
+class Member(NamedTuple):
+    """A server's NIC on a network of the host's."""
+
+    vm: Vm
+    nic: Nic
+
+    @property
+    def mac(self) -> str:
+        return own_mac(self.vm.id, self.nic)
+
+    @property
+    def tap(self) -> str:
+        return tap_of(self.vm.id, self.nic.number)
+
+
+class Networks:
+    def __init__(self, store: Store, folder: Path) -> None:
+        self._store, self._folder = store, folder
+        self._vms: dict[str, tuple[int, Vm]] = {}
+        self.rules = Rules(self)
+        self.leased: dict[str, tuple[str, ...]] = {}
+        """Addresses that were asked for, by MAC."""
+        self.on_missing: Callable[[str], None] = lambda key: None
+        """Called with the key of a network that should be there and is not."""
+
+    def folder(self, network_id: str) -> Path:
+        return self._folder / network_id
+
+    def all(self) -> list[Network]:
+        """Every network that is not being removed."""
+        found = [Network.load(record.value, record.revision) for record in self._store.list("network/").records]
+        return [network for network in found if not network.meta.purge]
+
+    def load(self, network_id: str) -> Network | None:
+        record = self._store.get(f"network/{network_id}")
+        return Network.load(record.value, record.revision) if record else None
+
+    def groups(self) -> dict[str, Group]:
+        """Every firewall group, by name."""
+        found = [Firewall.load(record.value, record.revision) for record in self._store.list("firewall/").records]
+        return {group.name: Group(group.name, group.spec.rules) for group in found}
+
+    def members(self, network_id: str | None = None) -> list[Member]:
+        """The NICs on one of this host's networks, or on all of them, of servers that are not in the trash: where they are now."""
+        found = (Member(vm, nic) for vm in self._servers() for nic in vm.nics if nic.network_id)
+        return [member for member in found if network_id in (None, member.nic.network_id)]
+
+    def _servers(self) -> Iterator[Vm]:
+        kept: dict[str, tuple[int, Vm]] = {}
+        for record in self._store.list("vm/").records:
+            if not MANAGED.search(record.value):
+                continue
+            known = self._vms.get(record.key)
+            vm = known[1] if known and known[0] == record.revision else Vm.load(record.value, record.revision)
+            kept[record.key] = record.revision, vm
+        self._vms = kept
+        return (vm for _, vm in kept.values() if not vm.meta.deleted and not vm.meta.purge)
+
+    def leases(self, network: Network) -> list[Lease]:
+        """Who has which address, and whether they asked for it."""
+        taken = {item.mac for item in dhcp.leases(self.folder(network.id))}
+        return [
+            Lease(vm=item.vm.name, mac=item.mac, ipv4=item.nic.ipv4, ipv6=item.nic.ipv6, taken=item.mac in taken)
+            for item in self.members(network.id)
+        ]
+
+    def addresses(self, vm: Vm) -> tuple[str, ...]:
+        """What the server's guest has asked for and was given."""
+        return tuple(dict.fromkeys(one for nic in vm.nics for one in self.leased.get(own_mac(vm.id, nic), ())))
+
+    def learn_leases(self) -> set[str]:
+        """Look at what was asked for since the last time; the ids of the servers that did."""
+        found: dict[str, tuple[str, ...]] = {}
+        for network in self.all():
+            for item in dhcp.leases(self.folder(network.id)):
+                found[item.mac] = (*found.get(item.mac, ()), item.address)
+        changed = {mac for mac in found.keys() | self.leased.keys() if found.get(mac) != self.leased.get(mac)}
+        self.leased = found
+        return {member.vm.id for member in self.members() if member.mac in changed} if changed else set()
+
+    def readiness(self, vm: Vm, boot: str) -> tuple[Literal["ready", "creating", "failed", "gone"], str]:
+        """Whether the networks of a server are there, as its NICs need them."""
+        for nic in vm.spec.nics:
+            if not nic.network_id:
+                continue
+            network = self.load(nic.network_id)
+            if network is None or network.meta.purge:
+                return "gone", f"the network {nic.network} is gone"
+            if network.status.state == "failed":
+                return "failed", f"the network {nic.network} is not there: {network.status.reason}"
+            if network.status.state != "ready" or network.status.boot_id != boot:
+                return "creating", f"waiting for the network {nic.network}"
+        return "ready", ""
+
+    async def open_tap(self, vm: Vm, nic: Nic) -> int:
+        """The descriptor of a new tap of this NIC, on its network's bridge and guarded; the caller's to hand over and close.
+
+        Raises PeerAway where the network is not there: somebody took it away, and its worker makes it again. Raises Failed where
+        the network or the NIC contradicts another one, and so has no rules.
+        """
+        network = self.load(nic.network_id)
+        if network is None or network.meta.purge:
+            raise Failed(f"the network {nic.network} is gone")
+        await self.rules.apply()  # before its first frame can come
+        if why := self.rules.left_out.get(network.id) or self.rules.left_out.get(tap_of(vm.id, nic.number)):
+            raise Failed(f"NIC {nic.number} can't join the network {nic.network}: {why}", f"virtuary set {vm.name} --network ...")
+        try:
+            handle = bridge.open_tap(tap_of(vm.id, nic.number), network.status.bridge, apart=network.spec.kind != "bridge")
+        except Failed as error:
+            self.on_missing(network.key)
+            raise PeerAway(error.sentence) from error
+        try:
+            crashpoint("tap.after_open")
+            await bridge.allow_tags(tap_of(vm.id, nic.number), network.status.bridge, network.spec.trunk)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
+
+
+def service_of(network: Network) -> dhcp.Service:
+    spec = network.spec
+    return dhcp.Service(network.bridge, spec.domain, spec.ipv4, spec.ipv6, outside=spec.kind == "nat")
+
+
+class NetworkWorker:
+    """Makes one network true, and writes what became of it: the only writer of its status."""
+
+    def __init__(self, site: Site, network_id: str) -> None:
+        self.site, self.network_id, self.key = site, network_id, f"network/{network_id}"
+        self.networks = site.networks
+        self.folder = site.networks.folder(network_id)
+        self._wake = asyncio.Event()
+        self._pidfd: int | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._shaper = Shaper()
+        self._looked = 0.0
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def work(self) -> None:
+        """Until the document is gone."""
+        pause, failures = LOOK, 0
+        try:
+            while (network := self.networks.load(self.network_id)) is not None:
+                self._wake.clear()
+                try:
+                    if network.meta.purge:
+                        await self._forget(network)
+                        continue
+                    await self._make(network)
+                    pause, failures = LOOK, 0
+                except Conflict:
+                    continue
+                except (VirtuaryError, OSError) as error:
+                    why = error.sentence if isinstance(error, VirtuaryError) else str(error)
+                    say(logger, "network failed", logging.WARNING, network=network.name, why=why)
+                    await self._record(state="failed", reason=why)
+                    pause, failures = min(0.5 * 2**failures, LOOK), min(failures + 1, 10)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._wake.wait()
+        finally:
+            self._let_go()
+
+    async def _make(self, network: Network) -> None:
+        """Everything as it shall be; repeats harmlessly, and costs little when it is."""
+        spec, name = network.spec, network.bridge
+        now = self.site.clock.now()
+        look = now - self._looked >= LOOK or network.status.state != "ready" or not self._looked
+        if spec.kind == "bridge":
+            name = await join_interface(network)
+        else:
+            lengths = (spec.ipv4, spec.ipv6)
+            own = zip(network.gateways, (net.partition("/")[2] for net in lengths if net), strict=True)
+            await bridge.ensure_bridge(name, [f"{address}/{length}" for address, length in own], look=look)
+        await self._keep_taps(network, name)
+        crashpoint("network.after_bridge")
+        await self._lead_in(network)
+        started = None if spec.kind == "bridge" else await self._serve(network)
+        if network.status.state != "ready" or network.status.bridge != name:
+            await self.networks.rules.apply()
+        speed = shaping.measure_link(name) if spec.kind == "bridge" else None
+        network = network.but(status=network.status.but(speed=speed))
+        gaps = await self._shaper.apply(network, name, self.networks.members(network.id), look=look)
+        self._looked = now if look else self._looked
+        await self._record(
+            state="ready", reason=None, bridge=name, boot_id=self.site.boot, speed=speed, gaps=gaps, **(started or {})
+        )
+        crashpoint("network.after_record")
+
+    async def _keep_taps(self, network: Network, name: str) -> None:
+        """Every tap that is there on the bridge, as it shall be; one whose machine ends meanwhile is no failure of the network."""
+        there, apart = bridge.ports_of(name), network.spec.kind != "bridge"
+        for tap in [member.tap for member in self.networks.members(network.id) if bridge.is_there(member.tap)]:
+            try:
+                if tap in there:
+                    bridge.keep_apart(tap, apart)
+                elif not bridge.is_port(tap):  # the bridge is a new one, its servers run on
+                    bridge.attach(tap, name, apart=apart)
+                    await bridge.allow_tags(tap, name, network.spec.trunk)
+            except (OSError, Failed):
+                if bridge.is_there(tap):
+                    raise
+
+    async def _lead_in(self, network: Network) -> None:
+        """The addresses outside that lead to its servers: written down before they are there, so that none is ever left."""
+        wanted = [address for member in self.networks.members(network.id) for address in member.nic.external]
+        known = network.status.external
+        if not wanted and not known:
+            return
+        placed = await external.plan(wanted, known)
+        gone = [item for item in known if item not in placed]
+        if set(placed) - set(known):
+            await self._record(external=tuple(sorted({*placed, *known})))
+            crashpoint("network.after_external")
+        await external.place(placed)
+        await external.take_away(gone)
+        await self._record(external=placed)
+
+    async def _serve(self, network: Network) -> dict[str, int] | None:
+        """Its dnsmasq, alive and with the newest lists; what is to be recorded of one that was started."""
+        members = self.networks.members(network.id)
+        hosts = [
+            dhcp.Reservation(item.vm.name if not item.nic.number else f"{item.vm.name}-{item.nic.number}", item.mac, item.nic.ipv4, item.nic.ipv6)
+            for item in members
+        ]  # fmt: skip
+        configured, listed = await asyncio.to_thread(dhcp.write, self.folder, service_of(network), network.gateways, hosts)
+        if self._pidfd is None and network.status.pid and network.status.boot_id == self.site.boot:
+            self._adopt(Identity(network.status.pid, network.status.start or 0))
+        if self._pidfd is not None and not configured:
+            if listed and network.status.pid:
+                dhcp.read_again(network.status.pid)
+            return None
+        self._let_go()
+        await end_all(dhcp.mark_of(self.folder))
+        identity = await dhcp.start(self.folder)
+        crashpoint("network.after_dhcp")
+        self._adopt(identity)
+        return {"pid": identity.pid, "start": identity.start}
+
+    def _adopt(self, identity: Identity) -> None:
+        self._pidfd = adopt(identity, dhcp.mark_of(self.folder))
+        if self._pidfd is not None:
+            self._watching = asyncio.create_task(self._watch(self._pidfd))
+
+    async def _watch(self, handle: int) -> None:
+        await wait_end(handle)
+        if self._pidfd == handle:
+            self._pidfd = None
+            bury(handle)
+        self.wake()
+
+    def _let_go(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        self._watching, self._pidfd = None, None
+
+    async def _record(self, **changes: Any) -> None:
+        current = self.networks.load(self.network_id)
+        if current is None or all(getattr(current.status, field) == value for field, value in changes.items()):
+            return
+        changed = current.but(status=current.status.but(**changes))
+        await self.site.store.txn({self.key: current.meta.revision}, {self.key: changed.dump()})
+        say(logger, "network", network=current.name, state=changed.status.state, bridge=changed.status.bridge)
+
+    async def _forget(self, network: Network) -> None:
+        """Remove every trace of it; its document last."""
+        self._let_go()
+        await end_all(dhcp.mark_of(self.folder))
+        await shaping.remove(network.status.bridge or network.bridge)
+        await leave_interface(network)
+        await external.take_away(network.status.external)
+        bridge.remove_bridge(network.bridge)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        await self.networks.rules.apply()
+        crashpoint("network.after_remove")
+        await self.site.store.txn({self.key: network.meta.revision}, {}, [self.key, f"network-name/{network.name}"])
+
+
+async def join_interface(network: Network) -> str:
+    """The bridge on which servers meet the physical network; raises Failed where the interface can't be joined."""
+    wanted = network.spec.interface
+    assert wanted
+    if not bridge.is_there(wanted):
+        raise Failed(f"this host has no network interface {wanted}", "ip link shows them")
+    if network.spec.vlan is None and bridge.is_bridge(wanted):
+        return wanted
+    if network.spec.vlan is None and await has_addresses(wanted):
+        raise Failed(
+            f"{wanted} has the host's own addresses, which it would lose on a bridge",
+            f"make a bridge of the host's with {wanted} on it and name that, or use --vlan",
+        )
+    await bridge.ensure_bridge(network.bridge, (), passing=False)
+    port = wanted
+    if network.spec.vlan is not None:
+        port = vlan_of(network)
+        if not bridge.is_there(port):
+            await run("ip", "link", "add", "link", wanted, "name", port, "type", "vlan", "id", str(network.spec.vlan))
+    await run("ip", "link", "set", "dev", port, "master", network.bridge, "up")
+    return network.bridge
+
+
+def vlan_of(network: Network) -> str:
+    return f"vl{network.id.replace('-', '')[:10]}"
+
+
+async def leave_interface(network: Network) -> None:
+    if network.spec.kind != "bridge" or not network.spec.interface:
+        return
+    if network.spec.vlan is not None and bridge.is_there(vlan_of(network)):
+        await run("ip", "link", "delete", "dev", vlan_of(network))
+    elif network.spec.interface in bridge.ports_of(network.bridge):
+        await run("ip", "link", "set", "dev", network.spec.interface, "nomaster")
+
+
+async def has_addresses(interface: str) -> bool:
+    result = await run("ip", "-o", "address", "show", "dev", interface, "scope", "global")
+    return bool(result.stdout.strip())
+
+
+async def end_all(mark: str) -> None:
+    """End every process with this mark, and wait until it is gone."""
+    for identity in find_marked(mark):
+        handle = adopt(identity, mark)
+        if handle is None:
+            continue
+        end(handle)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await wait_end(handle)
+        bury(handle)
+
+
+async def keep_leases(networks: Networks, wake: Callable[[str], None]) -> None:
+    """Notice what addresses guests ask for, within a second."""
+    while True:
+        await asyncio.sleep(LEASES)
+        for vm_id in networks.learn_leases():
+            wake(f"vm/{vm_id}")

@@ -1,0 +1,791 @@
+"""Servers on networks of the host's, with real guests: in network namespaces that stand for the host and for what is outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from instances import Instance, serve, until
+
+pytestmark = [pytest.mark.live, pytest.mark.host]
+HOST4, OUTSIDE4, HOST6, OUTSIDE6 = "192.0.2.1", "192.0.2.2", "2001:db8:1::1", "2001:db8:1::2"
+
+HOST_TOO4 = "192.0.2.40"
+"""Another address of the host, by which it calls nobody."""
+
+
+class Place:
+    """A host's network namespace, and one outside that it has its way out by."""
+
+    def __init__(self, tag: str = "") -> None:
+        self.host, self.outside = f"vt-h{tag}{os.getpid()}", f"vt-o{tag}{os.getpid()}"
+
+    def make(self) -> None:
+        for name in (self.host, self.outside):
+            run("ip", "netns", "add", name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        run("ip", "link", "add", "out0", "netns", self.host, "type", "veth", "peer", "name", "in0", "netns", self.outside)
+        for name, link, four, six in ((self.host, "out0", HOST4, HOST6), (self.outside, "in0", OUTSIDE4, OUTSIDE6)):
+            run("ip", "-n", name, "address", "add", f"{four}/24", "dev", link)
+            run("ip", "-n", name, "address", "add", f"{six}/64", "dev", link, "nodad")
+            run("ip", "-n", name, "link", "set", link, "up")
+        run("ip", "-n", self.host, "address", "add", f"{HOST_TOO4}/24", "dev", "out0")
+        run("ip", "-n", self.host, "route", "add", "default", "via", OUTSIDE4)
+        run("ip", "-n", self.host, "-6", "route", "add", "default", "via", OUTSIDE6)
+
+    def remove(self) -> None:
+        for name in (self.host, self.outside):
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+    def in_host(self, *command: str) -> str:
+        return run("ip", "netns", "exec", self.host, *command)
+
+    def ask(self, where: str, address: str, port: int) -> str:
+        """What a TCP service says, called from a namespace; empty when it can't be reached."""
+        code = (
+            "import socket,sys\n"
+            "s=socket.create_connection((sys.argv[1],int(sys.argv[2])),3)\n"
+            "s.settimeout(3)\nprint(s.recv(100).decode().strip())"
+        )
+        done = subprocess.run(
+            ["ip", "netns", "exec", where, "python3", "-c", code, address, str(port)], capture_output=True, text=True, timeout=20, check=False
+        )  # fmt: skip
+        return done.stdout.strip()
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    found = Place()
+    try:
+        found.make()
+        yield found
+    finally:
+        found.remove()
+
+
+@pytest.fixture(scope="module")
+def lan(warm_tiny: Path, place: Place) -> Iterator[Instance]:
+    """A daemon in the host's namespace."""
+    yield from serve(warm_tiny, namespace=place.host)
+
+
+@pytest.fixture(scope="module")
+def one(lan: Instance) -> Iterator[str]:
+    """A server on the default network that says its name on port 7, and publishes that."""
+    lan.ok("launch", "tiny", "one", "-p", "0.0.0.0:8007:7", "-p", "127.0.0.1:8008:7", "-p", "[::]:8007:7")
+    lan.in_guest("one", SPEAK.format(name="one"))
+    yield "one"
+    lan.ok("delete", "one", "--now", "--force", "--yes")
+
+
+@pytest.fixture(scope="module")
+def two(lan: Instance) -> Iterator[str]:
+    lan.ok("launch", "tiny", "two")
+    lan.in_guest("two", SPEAK.format(name="two"))
+    yield "two"
+    lan.ok("delete", "two", "--now", "--force", "--yes")
+
+
+SPEAK = "setsid nc -ll -p 7 -e echo {name} >/dev/null 2>&1 </dev/null &"
+
+
+def ipv4(instance: Instance, name: str) -> str:
+    return str(instance.vm(name)["spec"]["nics"][0]["ipv4"])
+
+
+def leases(instance: Instance, network: str = "default") -> dict[str, Any]:
+    return {item["vm"]: item for item in instance.call("GET", f"/v1/networks/{network}/leases")["items"]}
+
+
+# ---- joining
+
+
+def test_the_first_server_makes_the_network_and_is_on_it(lan: Instance, one: str) -> None:
+    vm = lan.vm(one)
+    network = lan.call("GET", "/v1/networks/default")
+    assert (network["spec"]["kind"], network["status"]["state"]) == ("nat", "ready")
+    assert vm["status"]["runtime"]["network"] == "tap" and vm["status"]["runtime"]["template"], "it was resumed from a template"
+    assert ipv4(lan, one) in vm["status"]["addresses"]
+    until(lambda: leases(lan)[one]["taken"], 30, "the guest asked for its address")
+    listed = next(item for item in lan.json("list") if item["meta"]["name"] == one)
+    assert ipv4(lan, one) in listed["status"]["addresses"]
+
+
+def test_a_shell_is_a_shell(lan: Instance, one: str) -> None:
+    assert lan.ok("shell", one, "hostname").out.strip() == one
+
+
+def test_a_server_that_was_just_launched_stays_reachable(lan: Instance, place: Place) -> None:
+    """Its guest asks for the address that it was told already: meanwhile it keeps that."""
+    lan.ok("launch", "tiny", "fresh")
+    try:
+        code = (
+            "import socket,sys,time\nend=time.monotonic()+8\n"
+            "while time.monotonic()<end:\n socket.create_connection((sys.argv[1],22),2).close()\n time.sleep(0.1)\n"
+        )
+        place.in_host("python3", "-c", code, ipv4(lan, "fresh"))
+        until(lambda: leases(lan)["fresh"]["taken"], 30, "it asked")
+    finally:
+        lan.ok("delete", "fresh", "--now", "--force", "--yes")
+
+
+def test_it_has_a_name_an_address_and_the_way_out_by_both_protocols(lan: Instance, place: Place, one: str) -> None:
+    six = lan.vm(one)["spec"]["nics"][0]["ipv6"]
+    until(
+        lambda: six in lan.in_guest(one, "ip -6 addr show dev eth0 scope global | grep -v tentative"),
+        20,
+        "it has its IPv6 address",
+    )
+    until(
+        lambda: "1 packets received" in lan.in_guest(one, f"ping -6 -c1 -W2 {OUTSIDE6} || true"),
+        20,
+        "it reaches the outside by IPv6",
+    )
+    until(
+        lambda: "1 packets received" in lan.in_guest(one, f"ping -c1 -W3 {OUTSIDE4} || true"),
+        20,
+        "it reaches the outside by IPv4",
+    )
+    ask = f"nslookup one.virtuary; nslookup {ipv4(lan, one)}; true"
+    until(
+        lambda: all(part in lan.in_guest(one, ask) for part in (ipv4(lan, one), six, "name = one.virtuary")),
+        20,
+        "names and addresses are told",
+    )
+
+
+def test_neighbours_reach_each_other_by_name(lan: Instance, one: str, two: str) -> None:
+    for here, there in ((two, one), (one, two)):  # by IPv6, once the guest has made sure that nobody else has its address
+        call = f"timeout 10 nc -w 3 {there}.virtuary 7 </dev/null || true"
+        assert until(lambda here=here, call=call: lan.in_guest(here, call).strip(), 30, f"{there} answers") == there
+        lan.in_guest(here, f"ping -c 2 -w 5 {ipv4(lan, there)}")
+    counted = "awk '$1 == \"Icmp6InRedirects\" { print $2 }' /proc/net/snmp6; awk '/^IcmpMsg/ && /InType5/' /proc/net/snmp"
+    for name in (one, two):
+        assert lan.in_guest(name, counted).strip() == "0", "nobody tells them to send to each other directly, which they can't"
+
+
+def test_nobody_comes_in_unasked(lan: Instance, place: Place, one: str, two: str) -> None:
+    run("ip", "-n", place.outside, "route", "replace", ipv4(lan, two), "via", HOST4)
+    assert place.ask(place.outside, ipv4(lan, two), 7) == ""
+    assert place.ask(place.host, ipv4(lan, two), 7) == "two", "the host reaches its servers"
+
+
+def test_published_ports_are_reached_from_everywhere(lan: Instance, place: Place, one: str, two: str) -> None:
+    assert place.ask(place.outside, HOST4, 8007) == "one"
+    assert place.ask(place.outside, HOST6, 8007) == "one"
+    assert place.ask(place.outside, HOST4, 8008) == "", "published on loopback only"
+    assert place.ask(place.host, "127.0.0.1", 8008) == "one" and place.ask(place.host, HOST4, 8007) == "one"
+    assert lan.in_guest(two, f"timeout 10 nc -w 3 {HOST4} 8007 </dev/null").strip() == "one"
+    assert lan.in_guest(one, f"timeout 10 nc -w 3 {HOST4} 8007 </dev/null").strip() == "one", "its own published port"
+
+
+def test_what_is_published_changes_at_once(lan: Instance, place: Place, two: str) -> None:
+    lan.ok("set", two, "--publish", "0.0.0.0:8020:7")
+    assert until(lambda: place.ask(place.outside, HOST4, 8020), 5, "the new port answers") == "two"
+    lan.call("PATCH", f"/v1/vms/{two}", {"publish": []})
+    until(lambda: place.ask(place.outside, HOST4, 8020) == "", 5, "it is published no more")
+
+
+def test_the_hosts_own_services_are_out_of_reach(lan: Instance, place: Place, one: str) -> None:
+    gateway = ".".join([*ipv4(lan, one).split(".")[:3], "1"])
+    code = "import socket,time\ns=socket.create_server(('0.0.0.0',8070))\nwhile 1:\n c,_=s.accept(); c.send(b'host'); c.close()"
+    process = subprocess.Popen(["ip", "netns", "exec", place.host, "python3", "-c", code])
+    try:
+        until(lambda: place.ask(place.outside, HOST4, 8070) == "host", 10, "the host serves")
+        for address in (gateway, HOST4):
+            assert "host" not in lan.in_guest(one, f"timeout 10 nc -w 2 {address} 8070 </dev/null || true")
+        lan.ok("network", "set", "default", "--host-access")
+        until(lambda: "host" in lan.in_guest(one, f"timeout 10 nc -w 2 {gateway} 8070 </dev/null || true"), 10, "now it may")
+        lan.ok("network", "set", "default", "--no-host-access")
+    finally:
+        process.kill()
+        process.wait(5)
+
+
+def test_traffic_is_counted_on_the_hosts_side(lan: Instance, place: Place, one: str) -> None:
+    def counted() -> Any:
+        usage = lan.call("GET", f"/v1/vms/{one}/usage")
+        return usage["totals"]["network_sent"]
+
+    before = until(counted, 15, "it is counted")
+    lan.in_guest(one, f"ping -c5 -s1400 {OUTSIDE4}")
+    until(lambda: counted() >= before + 5 * 1400, 15, "what it sent counts")
+
+
+OUTER4, OUTER6 = "192.0.2.50", "2001:db8:1::50"
+
+
+def test_an_address_outside_leads_to_a_server_and_is_its_own(lan: Instance, place: Place, two: str) -> None:
+    for address in (OUTER4, OUTER6):
+        assert lan.ok("network", "forward", address, two).out.strip() == f"{address} leads to {two}"
+    for address in (OUTER4, OUTER6):
+        assert until(lambda address=address: place.ask(place.outside, address, 7), 10, "it answers there") == two
+        assert place.ask(place.host, address, 7) == two, "and for the host"
+    assert foretold(lan, OUTSIDE4, OUTER4, "tcp/7")["action"] == "allow" == foretold(lan, OUTSIDE4, two, "tcp/7")["action"]
+    code = (
+        "import socket\ns=socket.create_server(('0.0.0.0',8099))\nfor _ in range(9):\n"
+        " c,peer=s.accept(); c.send(peer[0].encode()); c.close()"
+    )
+    process = subprocess.Popen(["ip", "netns", "exec", place.outside, "python3", "-c", code])
+    try:
+        call = f"timeout 10 nc -w 3 {OUTSIDE4} 8099 </dev/null || true"
+        assert until(lambda: lan.in_guest(two, call).strip(), 15, "it is told who calls") == OUTER4
+    finally:
+        process.kill()
+        process.wait(5)
+    lan.kill()
+    assert place.ask(place.outside, OUTER4, 7) == two
+    run("ip", "-n", place.host, "address", "delete", f"{OUTER4}/32", "dev", "out0")
+    lan.start()
+    until(lambda: place.ask(place.outside, OUTER4, 7) == two, 15, "an address that was taken away is given back")
+    for address in (OUTER4, OUTER6):
+        lan.ok("network", "forward", address, "--remove")
+    until(lambda: OUTER4 not in (there := place.in_host("ip", "address")) and OUTER6 not in there, 10, "nothing is left of it")
+    assert place.ask(place.outside, OUTER4, 7) == "" and lan.run("network", "forward", OUTER4, "--remove").status == 3
+
+
+# ---- more than one
+
+
+def test_a_second_nic_is_plugged_in_and_out_while_it_runs(lan: Instance, one: str, two: str) -> None:
+    lan.ok("network", "create", "back", "--kind", "isolated", "--ipv4", "10.99.0.0/24")
+    for name in (one, two):
+        lan.ok("set", name, "--network", "default", "--network", "back")
+        until(lambda name=name: "eth1" in lan.in_guest(name, "ls /sys/class/net"), 15, "the guest sees its second NIC")
+    kept = ipv4(lan, one)
+    second = {name: lan.vm(name)["spec"]["nics"][1]["ipv4"] for name in (one, two)}
+    for name in (one, two):
+        lan.in_guest(name, f"ip link set eth1 up; ip addr add {second[name]}/24 dev eth1")
+    assert lan.in_guest(two, f"timeout 10 nc -w 3 {second[one]} 7 </dev/null").strip() == "one"
+    assert lan.in_guest(two, f"ip route get {OUTSIDE4}; ping -I eth1 -c1 -W1 {OUTSIDE4} || true").count("1 packets received") == 0
+    said = lan.run("network", "delete", "back")
+    assert said.status == 4 and "is used by" in said.err
+    for name in (one, two):
+        lan.ok("set", name, "--network", "default")
+        until(lambda name=name: "eth1" not in lan.in_guest(name, "ls /sys/class/net"), 15, "its second NIC is gone")
+    assert ipv4(lan, one) == kept
+    lan.ok("network", "delete", "back")
+
+
+def test_a_nic_that_is_to_lead_elsewhere_is_plugged_anew_and_the_first_one_waits(lan: Instance, place: Place, two: str) -> None:
+    for name in ("left", "right"):
+        lan.ok("network", "create", name, "--ipv4", f"10.9{len(name)}.0.0/24")
+    lan.ok("launch", "tiny", "mover", "--network", "default", "--network", "left")
+
+    def reaches(network: str) -> bool:
+        nic = next(nic for nic in lan.vm("mover")["spec"]["nics"] if nic["network"] == network)
+        gateway = nic["ipv4"].rpartition(".")[0] + ".1"
+        lan.in_guest("mover", f"ip addr flush dev eth1; ip link set eth1 up; ip addr add {nic['ipv4']}/24 dev eth1")
+        return "1 packets received" in lan.in_guest("mover", f"ping -c1 -W1 -I eth1 {gateway} || true")
+
+    def plugged(number: int) -> Any:
+        found = lan.vm("mover")["status"]["runtime"]["nics"]
+        return next((nic for nic in found if nic["number"] == number), None)
+
+    try:
+        first = ipv4(lan, "mover")
+        until(lambda: plugged(1) and reaches("left"), 20, "it is on its second network")
+        lan.ok("set", "mover", "--network", "default", "--network", "right,ip=10.95.0.7,mac=52:54:00:00:77:01")
+        until(lambda: (nic := plugged(1)) and nic["network"] == "right", 20, "it is plugged anew")
+        until(lambda: "00:77:01" in lan.in_guest("mover", "cat /sys/class/net/eth1/address || true"), 15, "the guest sees it")
+        until(lambda: reaches("right"), 20, "it is on its new network")
+        lan.ok("network", "delete", "left")
+        lan.ok("set", "mover", "--network", "right", "--network", "right,ip=10.95.0.7,mac=52:54:00:00:77:01")
+        call = f"nc -w 3 {ipv4(lan, two)} 7 </dev/null"
+        for _ in range(3):
+            assert lan.in_guest("mover", call).strip() == "two", "its first NIC goes on as it was"
+        assert plugged(0)["ipv4"] == first and {item["status"]["state"] for item in lan.json("network", "list")} == {"ready"}
+        lan.ok("restart", "mover", "--force")
+        until(lambda: (nic := plugged(0)) and nic["network"] == "right", 60, "it is started with what is wished")
+    finally:
+        lan.ok("delete", "mover", "--now", "--force", "--yes")
+        for name in ("left", "right"):
+            lan.run("network", "delete", name)
+
+
+def test_a_live_copy_has_an_address_of_its_own(lan: Instance, place: Place, one: str) -> None:
+    lan.ok("copy", one, "twin", "--live")
+    try:
+        assert ipv4(lan, "twin") != ipv4(lan, one)
+        assert lan.vm("twin")["spec"]["nics"][0]["ipv6"] != lan.vm(one)["spec"]["nics"][0]["ipv6"]
+        assert place.ask(place.host, ipv4(lan, "twin"), 7) == "one", "it goes on with what its source did"
+        assert "1 packets received" in lan.in_guest("twin", f"ping -c1 -W3 {OUTSIDE4}")
+        assert lan.ok("shell", "twin", "hostname").out.strip() == "twin"
+    finally:
+        lan.ok("delete", "twin", "--now", "--force", "--yes")
+
+
+def test_a_restart_and_a_boot_keep_the_address(lan: Instance, place: Place) -> None:
+    lan.ok("launch", "tiny", "cold", "--cold")
+    try:
+        address = ipv4(lan, "cold")
+        assert address in lan.vm("cold")["status"]["addresses"]
+        lan.ok("stop", "cold", "--force")
+        lan.ok("start", "cold")
+        until(
+            lambda: "1 packets received" in lan.in_guest("cold", f"ping -c1 -W3 {OUTSIDE4} || true"), 30, "it reaches the outside"
+        )
+        assert ipv4(lan, "cold") == address
+    finally:
+        lan.ok("delete", "cold", "--now", "--force", "--yes")
+
+
+def test_many_at_once_have_addresses_of_their_own(lan: Instance) -> None:
+    lan.ok("launch", "tiny", "many", "--count", "6", limit=120)
+    names = [f"many-{number}" for number in range(1, 7)]
+    try:
+        found = {ipv4(lan, name) for name in names}
+        assert len(found) == 6
+        for name in names:
+            assert lan.vm(name)["status"]["addresses"], name
+    finally:
+        lan.ok("delete", *names, "--now", "--force", "--yes")
+
+
+def test_a_debian_knows_names_from_its_first_moment(warm_debian: Path) -> None:
+    """Its own services have asked for nothing yet then."""
+    place = Place("d")
+    try:
+        place.make()
+        with contextlib.contextmanager(serve)(warm_debian, namespace=place.host) as instance:
+            instance.ok("launch", "debian:12", "deb")
+            assert instance.vm("deb")["status"]["runtime"]["template"]
+            gateway = instance.call("GET", "/v1/networks/default")["spec"]["ipv4"].replace(".0/24", ".1")
+            look = "getent ahostsv4 host.virtuary"
+            assert gateway in instance.in_guest("deb", look)
+            assert instance.ok("shell", "deb", "hostname").out.strip() == "deb"
+            until(lambda: leases(instance)["deb"]["taken"], 60, "it has asked for its address")
+            until(lambda: "127.0.0.53" in instance.in_guest("deb", "cat /etc/resolv.conf"), 60, "its own service took over")
+            assert gateway in instance.in_guest("deb", look) and OUTSIDE4 not in instance.in_guest("deb", look)
+            instance.in_guest("deb", f"ping -c1 -W3 {OUTSIDE4}")
+    finally:
+        place.remove()
+
+
+# ---- what others do
+
+
+def test_flushed_rules_come_back(lan: Instance, place: Place, one: str) -> None:
+    place.in_host("nft", "flush", "ruleset")
+    until(lambda: "virtuary" in place.in_host("nft", "list", "tables"), 5, "the rules are there again")
+    assert place.ask(place.outside, HOST4, 8007) == "one"
+
+
+def test_a_dnsmasq_that_died_is_started_again(lan: Instance, one: str) -> None:
+    before = lan.call("GET", "/v1/networks/default")["status"]["pid"]
+    os.kill(before, 9)
+    after = until(lambda: lan.call("GET", "/v1/networks/default")["status"]["pid"] != before, 10, "another one")
+    assert after
+    until(lambda: ipv4(lan, one) in lan.in_guest(one, "nslookup one.virtuary || true"), 10, "names are known again")
+
+
+def test_a_bridge_that_was_removed_is_made_again_with_its_servers(lan: Instance, place: Place, one: str) -> None:
+    place.in_host("ip", "link", "delete", lan.call("GET", "/v1/networks/default")["status"]["bridge"])
+    until(
+        lambda: "1 packets received" in lan.in_guest(one, f"ping -c1 -W1 {OUTSIDE4} || true"), 30, "it reaches the outside again"
+    )
+
+
+def test_a_killed_daemon_finds_everything_as_it_was(lan: Instance, place: Place, one: str) -> None:
+    before = lan.call("GET", "/v1/networks/default")["status"]["pid"]
+    rules = place.in_host("nft", "list", "tables")
+    lan.kill()
+    assert place.ask(place.outside, HOST4, 8007) == "one", "networks outlive the daemon"
+    lan.start()
+    until(lambda: lan.state(one) == "running", 10, "the server is there")
+    assert lan.call("GET", "/v1/networks/default")["status"]["pid"] == before
+    assert place.in_host("nft", "list", "tables") == rules
+    assert place.ask(place.outside, HOST4, 8007) == "one"
+
+
+def test_after_a_boot_of_the_host_all_is_as_it_was(warm_tiny: Path) -> None:
+    """The boot is played: while no daemon runs all processes, rules and interfaces go, and the records are made to name another boot."""
+    place = Place("b")
+    try:
+        place.make()
+        with contextlib.contextmanager(serve)(warm_tiny, namespace=place.host) as instance:
+            instance.ok("launch", "tiny", "web", "--autostart", "-p", "0.0.0.0:8007:7")
+            instance.ok("network", "forward", OUTER4, "web")
+            instance.ok("network", "create", "empty", "--kind", "isolated")
+            before = ipv4(instance, "web")
+            gone = [instance.vm("web")["status"]["runtime"]["pid"]]
+            gone += [item["status"]["pid"] for item in instance.json("network", "list")]
+            bridges = [item["status"]["bridge"] for item in instance.json("network", "list")]
+            until(lambda: OUTER4 in place.in_host("ip", "address"), 10, "the address is there")
+            instance.stop()
+            for pid in gone:
+                os.kill(pid, signal.SIGKILL)
+            place.in_host("nft", "flush", "ruleset")
+            place.in_host("ip", "address", "delete", f"{OUTER4}/32", "dev", "out0")
+            for bridge in bridges:
+                place.in_host("ip", "link", "delete", bridge)
+            other_boot(instance)
+            instance.start()
+            until(lambda: runs_anew(instance, "web", gone), 60, "it runs again")
+            instance.in_guest("web", SPEAK.format(name="web"))
+            assert ipv4(instance, "web") == before and instance.vm("web")["status"]["runtime"]["pid"] not in gone
+            for address, port in ((HOST4, 8007), (OUTER4, 7)):
+                assert until(lambda at=(address, port): place.ask(place.outside, *at), 20, f"{address} answers") == "web"
+            assert {item["status"]["state"] for item in instance.json("network", "list")} == {"ready"}
+            instance.ok("delete", "web", "--now", "--force", "--yes")
+            instance.ok("network", "delete", "default", "empty")
+            left = place.in_host("ip", "-br", "link") + place.in_host("ip", "address") + place.in_host("nft", "list", "ruleset")
+            assert not re.search(r"\bv[btl][0-9a-f]{8}|virtuary", left) and OUTER4 not in left, left
+    finally:
+        place.remove()
+
+
+def test_a_server_that_starts_with_its_host_waits_for_an_uplink_that_comes_late(warm_tiny: Path) -> None:
+    place = Place("l")
+    try:
+        place.make()
+        with contextlib.contextmanager(serve)(warm_tiny, namespace=place.host) as instance:
+            place.in_host("ip", "link", "add", "br0", "type", "bridge")
+            instance.ok("network", "create", "office", "--kind", "bridge", "--interface", "br0")
+            instance.ok("launch", "tiny", "desk", "--network", "office", "--autostart", "--detach")
+            pid = until(lambda: (instance.vm("desk")["status"]["runtime"] or {}).get("pid"), 30, "it is started")
+            until(lambda: "agent" in instance.vm("desk")["status"]["stages"], 60, "it is up")
+            instance.stop()
+            os.kill(pid, signal.SIGKILL)
+            place.in_host("ip", "link", "delete", "br0")
+            other_boot(instance)
+            instance.start()
+            until(
+                lambda: "no network interface br0" in (instance.vm("desk")["status"]["reason"] or ""), 20, "it says why it waits"
+            )
+            vm = instance.vm("desk")
+            assert (vm["status"]["state"], vm["spec"]["power"]) == ("starting", "running")
+            place.in_host("ip", "link", "add", "br0", "type", "bridge")
+            until(lambda: runs_anew(instance, "desk", [pid]), 60, "it runs again")
+            assert instance.vm("desk")["status"]["reason"] is None
+            instance.ok("delete", "desk", "--now", "--force", "--yes")
+            instance.ok("network", "delete", "office")
+    finally:
+        place.remove()
+
+
+def runs_anew(instance: Instance, name: str, gone: list[int]) -> bool:
+    status = instance.vm(name)["status"]
+    return bool(status["runtime"]) and status["runtime"]["pid"] not in gone and "agent" in status["stages"]
+
+
+def other_boot(instance: Instance) -> None:
+    """Make the records of processes name another boot of the host."""
+    with contextlib.closing(sqlite3.connect(instance.paths.store)) as db:
+        for key, value in db.execute("select key, value from object where key like 'vm/%' or key like 'network/%'").fetchall():
+            document = json.loads(value)
+            for where in (document["status"], document["status"].get("runtime") or {}):
+                if "boot_id" in where:
+                    where["boot_id"] = "another boot"
+            db.execute("update object set value = ? where key = ?", (json.dumps(document, separators=(",", ":")).encode(), key))
+        db.commit()
+
+
+# ---- tried from inside
+
+
+def tried(instance: Instance, name: str) -> dict[str, tuple[str, str]]:
+    """What the doctor found from inside a guest: state and words of each check."""
+    answer = instance.call("GET", f"/v1/vms/{name}/doctor")
+    assert answer["healthy"] == all(check["state"] != "missing" for check in answer["checks"])
+    return {check["name"]: (check["state"], f"{check['found']} {check['remedy']}") for check in answer["checks"]}
+
+
+def test_the_doctor_finds_nothing_where_all_is_well(lan: Instance, one: str) -> None:
+    until(lambda: all(state == "ok" for state, _ in tried(lan, one).values()), 20, "all is well")
+    assert list(tried(lan, one)) == ["address", "host", "names", "outside", "IPv6", "port 7"]
+    assert OUTSIDE6 in tried(lan, one)["IPv6"][1]
+    said = lan.ok("doctor", one)
+    assert f"it reaches {OUTSIDE4}, as this host does" in said.out and "its network works" in said.out
+
+
+def test_the_doctor_names_who_is_in_the_way(lan: Instance, place: Place, two: str) -> None:
+    lan.ok("firewall", "create", "closed", "--rule", "out deny icmp")
+    lan.ok("set", two, "--network", "default,firewall=closed", "--publish", "0.0.0.0:8021:4444")
+    try:
+        _, said = until(lambda: (found := tried(lan, two)["outside"])[0] == "missing" and found, 10, "nothing goes out")
+        assert "closed" in said and "virtuary firewall test two" in said
+        assert tried(lan, two)["port 4444"] == ("missing", tried(lan, two)["port 4444"][1])
+        assert "nothing listens there" in tried(lan, two)["port 4444"][1]
+        said = lan.run("doctor", two)
+        assert said.status == 4 and "its network does not work" in said.out
+    finally:
+        lan.ok("set", two, "--network", "default")
+        lan.call("PATCH", f"/v1/vms/{two}", {"publish": []})
+        lan.ok("firewall", "delete", "closed")
+    run("ip", "netns", "exec", place.outside, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/icmp_echo_ignore_all")
+    try:
+        state, said = tried(lan, two)["outside"]
+        assert state == "note" and "answers its pings" in said, "a router that is silent is no fault"
+        place.in_host("ip", "route", "delete", "default")
+        state, said = tried(lan, two)["outside"]
+        assert state == "missing" and "this host itself has no way out" in said
+    finally:
+        place.in_host("ip", "route", "replace", "default", "via", OUTSIDE4)
+        run("ip", "netns", "exec", place.outside, "sh", "-c", "echo 0 >/proc/sys/net/ipv4/icmp_echo_ignore_all")
+    lan.in_guest(two, "ip -4 address flush dev eth0")
+    found = tried(lan, two)
+    assert found["address"][0] == "missing" and "has not taken its address" in found["address"][1] and found["host"][0] == "note"
+    gateway = lan.call("GET", "/v1/networks/default")["spec"]["ipv4"].replace(".0/24", ".1")
+    lan.in_guest(two, f"ip address add {ipv4(lan, two)}/24 dev eth0; ip route replace default via {gateway}")
+    assert tried(lan, two)["outside"][0] == "ok"
+
+
+def test_the_doctor_looks_into_no_server_it_can_not(lan: Instance) -> None:
+    lan.ok("create", "tiny", "asleep")
+    try:
+        assert "not running" in lan.run("doctor", "asleep").err and "no server" in lan.run("doctor", "nobody").err
+    finally:
+        lan.ok("delete", "asleep", "--now", "--yes")
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("network", "create", "bad", "--ipv4", "192.0.2.0/24"), "which this host routes already"),
+        (("network", "create", "user"), "always there"),
+        (("network", "create", "bad", "--kind", "bridge"), "needs the host's bridge or interface"),
+        (("network", "create", "bad", "--kind", "bridge", "--interface", "nowhere"), "no network interface nowhere"),
+        (("network", "create", "bad", "--kind", "bridge", "--interface", "out0"), "has the host's own addresses"),
+        (("network", "create", "bad", "--kind", "bridge", "--interface", "nowhere", "--host-access"), "is not ours to give"),
+        (("network", "create", "default"), "is there already"),
+        (("network", "forward", HOST4, "one"), "is an address of this host itself"),
+        (("network", "forward", HOST_TOO4, "one"), "is an address of this host itself"),
+        (("network", "forward", "10.77.5", "one"), "is no address"),
+        (("network", "forward", "127.0.0.1", "one"), "no address by which others reach a host"),
+        (("network", "forward", "192.0.2.60"), "say the server"),
+        (("network", "delete", "default"), "is used by"),
+        (("launch", "tiny", "bad", "--network", "nowhere"), "no network named"),
+        (("launch", "tiny", "bad", "--network", "default,ip=10.1.2.3"), "no address for a server"),
+        (("launch", "tiny", "bad", "--network", "none", "-p", "9999:1"), "nothing can be published"),
+    ],
+)
+def test_what_can_not_be_is_refused_with_a_reason_and_leaves_nothing(
+    lan: Instance, one: str, words: tuple[str, ...], why: str
+) -> None:  # fmt: skip
+    said = lan.run(*words)
+    assert said.status != 0 and why in said.err, said
+    lan.run("network", "delete", "bad")
+    assert [item["meta"]["name"] for item in lan.json("network", "list")] == ["default"]
+    assert "bad" not in [vm["meta"]["name"] for vm in lan.json("list")]
+
+
+def test_a_bridge_of_the_hosts_is_joined(lan: Instance, place: Place) -> None:
+    """Somebody else's bridge, with somebody else's addresses on it."""
+    place.in_host("ip", "link", "add", "br0", "type", "bridge")
+    place.in_host("ip", "address", "add", "198.51.100.1/24", "dev", "br0")
+    place.in_host("ip", "link", "set", "br0", "up")
+    try:
+        lan.ok("network", "create", "office", "--kind", "bridge", "--interface", "br0")
+        assert "reached as from anywhere" in lan.ok("network", "show", "office").out
+        refused = lan.run("network", "set", "office", "--host-access")
+        assert refused.status and "the host's own firewall decides" in refused.err
+        lan.ok("launch", "tiny", "desk", "--network", "office", "--detach")
+        until(lambda: lan.vm("desk")["status"]["state"] == "running", 30, "it runs")
+        lan.in_guest("desk", "ip addr flush dev eth0; ip addr add 198.51.100.9/24 dev eth0")
+        assert "1 packets received" in lan.in_guest("desk", "ping -c1 -W3 198.51.100.1")
+        lan.ok("delete", "desk", "--now", "--force", "--yes")
+        lan.ok("network", "delete", "office")
+        assert "br0" in place.in_host("ip", "-br", "link"), "it is not ours to remove"
+    finally:
+        place.in_host("ip", "link", "delete", "br0")
+
+
+# ---- bandwidth
+
+
+def received(place: Place, address: str, seconds: float) -> float:
+    """Mbit/s that a guest's port 9 pours out, seen by the host; after a second of warming up."""
+    code = (
+        "import socket,sys,time\n"
+        "s=socket.create_connection((sys.argv[1],9),3)\ns.settimeout(3)\n"
+        "end=time.monotonic()+1\n"
+        "while time.monotonic()<end: s.recv(1<<20)\n"
+        "begin=time.monotonic(); n=0\n"
+        "while time.monotonic()<begin+float(sys.argv[2]): n+=len(s.recv(1<<20))\n"
+        "print(n*8/1e6/(time.monotonic()-begin))"
+    )
+    return float(place.in_host("python3", "-c", code, address, str(seconds)))
+
+
+def test_bandwidth_is_limited_live_and_promised_only_where_it_is_there(lan: Instance, place: Place, one: str) -> None:
+    lan.in_guest(one, "setsid nc -ll -p 9 -e cat /dev/zero >/dev/null 2>&1 </dev/null &")
+    free = received(place, ipv4(lan, one), 1)
+    lan.ok("set", one, "--network", "default,out=4Mbit")
+    until(lambda: "htb" in place.in_host("tc", "qdisc"), 5, "the limit is there")
+    limited = received(place, ipv4(lan, one), 4)
+    assert 3.6 < limited < 4.1 < free, (free, limited)  # what is counted on the wire has headers, what arrives has none
+    said = lan.run("set", one, "--network", "default,floor-out=50Mbit")
+    assert said.status == 4 and "speed of the network's link is not known" in said.err
+    lan.ok("network", "set", "default", "--speed", "100Mbit")
+    said = lan.run("set", one, "--network", "default,floor-out=96Mbit")
+    assert said.status == 4 and "1 Mbit/s are missing" in said.err, said
+    lan.ok("set", one, "--network", "default,floor-out=50Mbit")
+    lan.ok("set", one, "--network", "default")
+    until(lambda: "htb" not in place.in_host("tc", "qdisc"), 5, "nothing of it is left")
+    assert received(place, ipv4(lan, one), 1) > 2 * limited
+
+
+# ---- firewall groups
+
+
+def hears(instance: Instance, caller: str, address: str, port: int = 7) -> bool:
+    """Whether a server is answered by another one's port."""
+    return bool(instance.in_guest(caller, f"timeout 10 nc -w 2 {address} {port} </dev/null || true").strip())
+
+
+def foretold(instance: Instance, source: str, destination: str, service: str = "tcp/7") -> Any:
+    protocol, _, port = service.partition("/")
+    query = {"source": source, "destination": destination, "protocol": protocol, **({"port": port} if port else {})}
+    return instance.call("GET", "/v1/firewall-test", **query)
+
+
+@pytest.fixture
+def web(lan: Instance, one: str, two: str) -> Iterator[str]:
+    """A group without rules that `one` and `two` are attached to."""
+    lan.ok("firewall", "create", "web")
+    for name in (one, two):
+        lan.ok("set", name, "--network", "default,firewall=web")
+    yield "web"
+    for name in (one, two):
+        lan.ok("set", name, "--network", "default")
+    lan.ok("firewall", "delete", "web")
+
+
+def test_a_group_closes_a_port_and_opens_it_to_one_server(lan: Instance, place: Place, one: str, two: str) -> None:
+    target = ipv4(lan, two)
+    lan.ok("firewall", "create", "shut", "--rule", "in reject tcp 7")
+    try:
+        assert hears(lan, one, target) and foretold(lan, one, two)["allowed"]
+        lan.ok("set", two, "--network", "default,firewall=shut")
+        until(lambda: not hears(lan, one, target), 5, "the port is closed")
+        said = foretold(lan, one, two)
+        assert (said["action"], said["server"], said["group"], said["number"]) == ("reject", two, "shut", 1)
+        assert hears(lan, two, ipv4(lan, one)), "only the one that is attached is closed"
+        assert place.ask(place.host, target, 7) == "two", "the host reaches its servers always"
+        lan.ok("firewall", "set", "shut", "--rule", "in allow tcp 7 from server:one", "--rule", "in reject any")
+        until(lambda: hears(lan, one, target), 5, "it is open to one server")
+        assert (
+            lan.json("firewall", "test", one, two, "tcp/7") == foretold(lan, one, two) and foretold(lan, one, two)["number"] == 1
+        )
+        assert "2 packets received" not in lan.in_guest(one, f"ping -c2 -W1 {target} || true"), "pings are closed"
+        assert foretold(lan, one, two, "icmp")["action"] == "reject"
+        said = lan.run("firewall", "delete", "shut")
+        assert said.status == 4 and "attached to two" in said.err
+        assert lan.vm(two)["meta"]["generation"] == lan.vm(two)["status"]["applied"], "nothing waits for a start"
+    finally:
+        lan.ok("set", two, "--network", "default")
+        lan.ok("firewall", "delete", "shut")
+    until(lambda: hears(lan, one, target), 5, "without a group the port is open")
+
+
+def test_an_open_connection_survives_a_change(lan: Instance, web: str, one: str, two: str) -> None:
+    target = ipv4(lan, two)
+    lan.in_guest(two, "setsid nc -l -p 99 -e cat >/dev/null 2>&1 </dev/null &")
+    lan.in_guest(one, "rm -f /tmp/in /tmp/out; mkfifo /tmp/in; setsid sh -c 'sleep 60 >/tmp/in' >/dev/null 2>&1 </dev/null &")
+    lan.in_guest(one, f"setsid sh -c 'nc {target} 99 </tmp/in >/tmp/out' >/dev/null 2>&1 </dev/null &")
+    until(lambda: "first" in lan.in_guest(one, "echo first >/tmp/in; sleep 0.2; cat /tmp/out"), 10, "the connection is open")
+    lan.ok("firewall", "set", web, "--rule", "in deny any", "--rule", "out deny any")
+    until(lambda: not hears(lan, one, target), 5, "no new connection is let through")
+    until(lambda: "second" in lan.in_guest(one, "echo second >/tmp/in; sleep 0.2; cat /tmp/out"), 5, "the open one goes on")
+
+
+def test_members_of_a_group_are_let_in_as_they_are_attached(lan: Instance, web: str, one: str, two: str) -> None:
+    target = ipv4(lan, two)
+    lan.ok("firewall", "set", web, "--rule", "in allow tcp 7 from group:web", "--rule", "in deny any")
+    assert until(lambda: hears(lan, one, target), 5, "a member is let in")
+    lan.ok("set", one, "--network", "default")
+    until(lambda: not hears(lan, one, target), 5, "who is no member any more is not")
+    assert foretold(lan, one, two)["number"] == 2
+    lan.ok("set", one, "--network", "default,firewall=web")
+    until(lambda: hears(lan, one, target), 5, "a member again")
+
+
+def test_what_goes_out_is_judged_too(lan: Instance, web: str, one: str, two: str) -> None:
+    lan.ok("firewall", "set", web, "--rule", f"out reject icmp to {OUTSIDE4},{OUTSIDE6}")
+    until(lambda: "1 packets received" not in lan.in_guest(one, f"ping -c1 -W1 {OUTSIDE4} || true"), 5, "no ping leaves")
+    assert foretold(lan, one, OUTSIDE4, "icmp")["direction"] == "out"
+    assert (
+        "1 packets received" in lan.in_guest(one, f"ping -c1 -W3 {ipv4(lan, two)}") and foretold(lan, one, two, "icmp")["allowed"]
+    )
+
+
+def test_a_network_denies_what_no_rule_allows(lan: Instance, place: Place, web: str, one: str, two: str) -> None:
+    lan.ok("firewall", "set", web, "--rule", "in allow icmp")
+    lan.ok("network", "set", "default", "--default-in", "deny")
+    try:
+        until(lambda: not hears(lan, one, ipv4(lan, two)), 5, "nothing is let in")
+        said = foretold(lan, one, two)
+        assert said["action"] == "deny" and said["group"] == "" and "inbound default of network default" in said["sentence"]
+        assert "1 packets received" in lan.in_guest(one, f"ping -c1 -W3 {ipv4(lan, two)}")
+        assert place.ask(place.outside, HOST4, 8007) == "", "a published port is judged too"
+        assert foretold(lan, OUTSIDE4, HOST4, "tcp/8007")["action"] == "deny"
+        lan.ok("firewall", "set", web, "--rule", "in allow tcp 7")
+        assert until(lambda: place.ask(place.outside, HOST4, 8007), 5, "it is opened by the server's own port") == "one"
+        assert foretold(lan, OUTSIDE4, HOST4, "tcp/8007")["group"] == web
+    finally:
+        lan.ok("network", "set", "default", "--default-in", "allow")
+
+
+def test_what_is_told_is_what_happens(lan: Instance, place: Place, one: str, two: str) -> None:
+    """Every pair of ends, by every kind of way, with rules and without."""
+    rules = (
+        "in allow tcp 7 from server:two",
+        f"in reject tcp 7 from {OUTSIDE4}",
+        "in deny udp",
+        "out deny tcp 7 to group:strict",
+    )
+    lan.ok("firewall", "create", "strict")
+    lan.ok("firewall", "set", "strict", *(word for rule in rules for word in ("--rule", rule)))
+    gateway = ".".join([*ipv4(lan, one).split(".")[:3], "1"])
+    code = "import socket\ns=socket.create_server(('0.0.0.0',8071))\nwhile 1:\n c,_=s.accept(); c.send(b'host'); c.close()"
+    service = subprocess.Popen(["ip", "netns", "exec", place.host, "python3", "-c", code])
+    ways = [(one, two, 7), (two, one, 7), (one, one, 7), (two, gateway, 8071), (two, HOST4, 8007), (one, HOST4, 8007)]
+    try:
+        until(lambda: place.ask(place.host, HOST4, 8071) == "host", 10, "the host serves")
+        for attached in ((), (one,), (one, two)):
+            for name in (one, two):
+                lan.ok("set", name, "--network", "default,firewall=strict" if name in attached else "default")
+            for source, destination, port in ways:
+                said = foretold(lan, source, destination, f"tcp/{port}")
+                address = destination if "." in destination else ipv4(lan, destination)
+                wanted = f"{source} to {destination} {port} with {attached} is {said['sentence']}"
+                until(lambda a=source, b=address, c=port, d=said: hears(lan, a, b, c) == d["allowed"], 5, wanted)
+            for destination in (HOST4, ipv4(lan, one), ipv4(lan, two)):
+                port = 8007 if destination == HOST4 else 7
+                said = foretold(lan, OUTSIDE4, destination, f"tcp/{port}")
+                wanted = f"{destination} from outside with {attached} is {said['sentence']}"
+                until(lambda a=destination, b=port, c=said: bool(place.ask(place.outside, a, b)) == c["allowed"], 5, wanted)
+    finally:
+        service.kill()
+        service.wait(5)
+        for name in (one, two):
+            lan.ok("set", name, "--network", "default")
+        lan.ok("firewall", "delete", "strict")
+
+
+def test_a_server_begins_within_its_groups(lan: Instance, place: Place, one: str) -> None:
+    """Also one that is resumed from a template is never seen without them."""
+    lan.ok("firewall", "create", "dark", "--rule", f"out reject tcp to {ipv4(lan, one)}")
+    try:
+        lan.ok("launch", "tiny", "born", "--network", "default,firewall=dark")
+        assert not hears(lan, "born", ipv4(lan, one)) and not foretold(lan, "born", one)["allowed"]
+    finally:
+        lan.run("delete", "born", "--now", "--force", "--yes")
+        until(lambda: lan.run("firewall", "delete", "dark").status == 0, 10, "nothing uses the group")
