@@ -1,7 +1,8 @@
 """The rows. `python benchmarks/rows.py P1 P7` runs some, without arguments all; results lie in benchmarks/results.
 
 P1 control-plane tax · P2 cold create to SSH banner · P5 memory of a machine beside its guest's · P7 define, start paused, stop,
-delete in bulk · P11 memory of the daemon · P12 its idle processor time · P14 adoption after a kill · P29 cost of the command line
+delete in bulk · P11 memory of the daemon · P12 its idle processor time · P14 adoption after a kill · P29 cost of the command line · U1 sampling
+P30 consolidation planner · P25n bandwidth limits · P25f floors
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import resources
+import sampling
 import warm
 from harness import Row, cpu_seconds, pss
 from subjects import Libvirt, Raw, kill, libvirt, ours
+
+import network
+import planning
 
 HERE = Path(__file__).parent
 
@@ -377,7 +383,19 @@ def adopt_libvirt(bench: Bench, row: Row, count: int) -> None:
         virsh.say(*[f"suspend vb-fleet{number}" for number in range(count)])
 
 
-ROWS: dict[str, Callable[[Any], None]] = {"P1": p1, "P2": p2, "P5": p5, "P7": p7, "P11": p11, "P12": p12_and_p14, **warm.ROWS}
+ROWS: dict[str, Callable[[Any], None]] = {
+    "P1": p1,
+    "P2": p2,
+    "P5": p5,
+    "P7": p7,
+    "P11": p11,
+    "P12": p12_and_p14,
+    **warm.ROWS,
+    **planning.ROWS,
+    **sampling.ROWS,
+    **resources.ROWS,
+    **network.ROWS,
+}
 
 
 def interrupted(*_: object) -> None:

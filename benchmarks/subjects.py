@@ -66,12 +66,14 @@ class Ours:
         self.root = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
         (self.root / "config").mkdir()
         (self.root / "config/virtuary.toml").write_text(
-            "[templates]\nauto = false\n"
+            "[templates]\nauto = false\n[network]\ndefault = 'user'\n"
         )  # none is made while something else is measured
         outside = {key: value for key, value in os.environ.items() if not key.startswith("VIRTUARY_")}
         outside.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled; so is what is measured
         self.environment = {**outside, "VIRTUARY_ROOT": str(self.root), "PYTHONPYCACHEPREFIX": str(self.root / "compiled")}
         self.reaper = Reaper(self.root / "log")
+        self.namespace: tuple[str, ...] = ()
+        """Words before a command that is to run where the daemon does."""
         self.pid = self.start_daemon()
         self.client = self.connect()
 
@@ -79,7 +81,7 @@ class Ours:
         return Client(str(self.root / "run/virtuary.sock"))
 
     def start_daemon(self) -> int:
-        pid = self.reaper.start(sys.executable, "-m", "virtuary", "daemon", environment=self.environment)
+        pid = self.reaper.start(*self.namespace, sys.executable, "-m", "virtuary", "daemon", environment=self.environment)
         path = str(self.root / "run/virtuary.sock")
         until = time.monotonic() + 30
         while time.monotonic() < until:
@@ -91,6 +93,23 @@ class Ours:
                     time.sleep(0.005)
         self.reaper.close()
         raise SystemExit(f"the daemon did not start: {(self.root / 'log').read_text()[-500:]}")
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """The daemon, started anew, in a network namespace of its own meanwhile; what it began there is its own to end."""
+        name = f"vb-{os.getpid()}"
+        kill(self.pid, signal.SIGTERM)
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        try:
+            subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+            self.namespace = ("ip", "netns", "exec", name)
+            self.pid = self.start_daemon()
+            yield
+            kill(self.pid, signal.SIGTERM)
+        finally:
+            self.namespace = ()
+            subprocess.run(["ip", "netns", "delete", name], check=True)
+            self.pid = self.start_daemon()
 
     def close(self) -> None:
         try:
@@ -266,14 +285,29 @@ class Libvirt:
                 self.shell.stdin.write(command + "\n")
             self.shell.stdin.write(f"echo {mark}\n")
             self.shell.stdin.flush()
+            fault = ""
             for line in self.shell.stdout:
                 if line.strip() == mark:
+                    if fault:
+                        raise RuntimeError(fault)
                     return time.monotonic() - began
                 if "error:" in line:
-                    raise RuntimeError(line.strip())
+                    fault = fault or line.strip()
             raise RuntimeError(f"virsh ended, or did not answer in a minute: {commands}")
         finally:
             patience.cancel()
+
+    def say_until(self, command: str, limit: float = 60) -> None:
+        """A command again and again until it succeeds: libvirt does not wait for a guest's agent."""
+        until = time.monotonic() + limit
+        while True:
+            try:
+                self.say(command)
+                return
+            except RuntimeError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def close(self) -> None:
         if self.shell:
