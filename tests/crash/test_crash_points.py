@@ -15,11 +15,13 @@ import pkgutil
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from instances import Instance, Json, until
+from forked import Daemon, Nursery
+from instances import LISTENS_WITHIN, Instance, Json, until
 from stories import ENDED, NETWORKED, OUTSIDE, STORIES, TOLD_BY, WARM, DaemonDied, DeedRefused, Teller
 
 import virtuary
@@ -45,13 +47,14 @@ for module in pkgutil.walk_packages(virtuary.__path__, "virtuary."):
 
 
 class CrashInstance(Instance):
-    """An instance that may keep web servers for a story, and may fetch from them."""
+    """An instance that may keep web servers for a story, and may fetch from them. Its daemons come from `nursery`, where that is given."""
 
-    def __init__(self, template: Path, story: str = "") -> None:
+    def __init__(self, template: Path, story: str = "", nursery: Nursery | None = None) -> None:
         namespace = f"vt-c{os.getpid()}-{next(NUMBERS)}" if story in NETWORKED else ""
         super().__init__(template=template, namespace=namespace)
         self.servers: list[object] = []
         self.namespace = namespace
+        self.nursery = nursery
         settings = '[images]\nallow_private = true\n\n[templates]\nauto = false\n\n[network]\ndefault = "user"\n'
         (self.paths.config / "virtuary.toml").write_text(settings)
         if namespace:
@@ -60,6 +63,14 @@ class CrashInstance(Instance):
                 subprocess.run(["ip", "-n", namespace, *words.split()], check=True, timeout=20)
             chain = "{ type filter hook forward priority 10; policy drop; }"
             self.nft("add table inet theirs", f"add chain inet theirs f {chain}")  # another firewall, in the way
+
+    def start(self, wait: bool = True, prefix: Sequence[str] = (), **extra: str) -> Instance:
+        if self.nursery is None or self.namespace or prefix:
+            return super().start(wait, prefix, **extra)
+        self.process = Daemon(self.nursery, self.env | extra, self.log)  # type: ignore[assignment]
+        if wait:
+            until(self.listens, LISTENS_WITHIN, "the daemon listens", 0.02)
+        return self
 
     def nft(self, *lines: str) -> str:
         words = ["ip", "netns", "exec", self.namespace, "nft", "; ".join(lines)]
@@ -102,14 +113,14 @@ Runs = dict[str, "Future[None]"]
 
 
 @pytest.fixture(scope="session")
-def runs(request: pytest.FixtureRequest, template: Path, warm_tiny: Path, pool: ThreadPoolExecutor) -> Runs:
+def runs(request: pytest.FixtureRequest, template: Path, warm_tiny: Path, pool: ThreadPoolExecutor, nursery: Nursery) -> Runs:
     """All chosen runs, begun together and told two at a time; each test waits for its own."""
     found: Runs = {}
     for item in request.session.items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if {"story", "point", "hit", "kind"} <= set(params):
             words = (params["story"], params["point"], params["hit"], params["kind"])
-            found[item.name] = pool.submit(tell, warm_tiny if words[0] in WARM else template, *words)
+            found[item.name] = pool.submit(tell, nursery, warm_tiny if words[0] in WARM else template, *words)
     return found
 
 
@@ -120,9 +131,9 @@ def test_a_fault_at_this_point_loses_doubles_and_leaves_nothing(
     runs[request.node.name].result(timeout=560)
 
 
-def tell(template: Path, story: str, point: str, hit: int, kind: str) -> None:
+def tell(nursery: Nursery, template: Path, story: str, point: str, hit: int, kind: str) -> None:
     """One run: the story with the fault, the daemon's return, convergence, the audit."""
-    instance = CrashInstance(template, story)
+    instance = CrashInstance(template, story, nursery)
     trace = instance.root / "trace"
     try:
         instance.start(wait=False, VIRTUARY_CRASH=f"{point}:{hit}:{kind}", VIRTUARY_CRASH_TRACE=str(trace))

@@ -221,6 +221,12 @@ class Instance:
         """Every server there ever was, from the store's log."""
         return {row[0].removeprefix("vm/") for row in self._query("select distinct key from log where key like 'vm/%'")}
 
+    def templates(self) -> set[str]:
+        """Every warm template there ever was: a machine while it is made."""
+        return {
+            row[0].removeprefix("template/") for row in self._query("select distinct key from log where key like 'template/%'")
+        }
+
     def recorded(self) -> set[tuple[int, int]]:
         """Every process (pid, start time) that was ever recorded as a machine or as its network."""
         found = set()
@@ -230,8 +236,8 @@ class Instance:
         return {(pid, start) for pid, start in found if pid}
 
     def processes(self) -> dict[int, str]:
-        """Living processes of this instance but for the daemon: by record, by a server's id or by our folder in their arguments."""
-        marks = [str(self.root), *self.ids()]
+        """Living processes of this instance but for the daemon: by record, by a server's or a template's id or by our folder in their arguments."""
+        marks = [str(self.root), *self.ids(), *self.templates()]
         found = {pid: "recorded" for pid, start in self.recorded() if start_time(pid) == start}
         for pid, line in command_lines():
             if any(mark in line for mark in marks) and pid not in (os.getpid(), self.process.pid if self.process else 0):

@@ -13,8 +13,6 @@ import os
 import signal
 
 POINTS: set[str] = set()
-_wanted = os.environ.get("VIRTUARY_CRASH", "")
-_trace = os.environ.get("VIRTUARY_CRASH_TRACE", "")
 _hits: dict[str, int] = {}
 
 
@@ -25,14 +23,15 @@ def declare(*names: str) -> None:
 
 def crashpoint(name: str) -> None:
     """Pass the point `name`; does nothing unless the environment asks for a fault here."""
-    if not _wanted and not _trace:
+    order, trace = os.environ.get("VIRTUARY_CRASH", ""), os.environ.get("VIRTUARY_CRASH_TRACE", "")
+    if not order and not trace:
         return
     if name not in POINTS:
         raise AssertionError(f"undeclared crash point {name}")
-    if _trace:
-        with open(_trace, "a", encoding="utf-8") as handle:
+    if trace:
+        with open(trace, "a", encoding="utf-8") as handle:
             handle.write(name + "\n")
-    wanted, _, rest = _wanted.partition(":")
+    wanted, _, rest = order.partition(":")
     if wanted != name:
         return
     _hits[name] = _hits.get(name, 0) + 1

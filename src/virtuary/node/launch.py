@@ -86,7 +86,8 @@ async def launch(
 ) -> Launched:
     """Start a machine and its network, side by side; when one of the two fails neither stays.
 
-    `network`: what its first NIC leads to; None: nowhere. `mute`: nobody serves it yet, see `serve_network`. `writable`: files it opens by path for writing. `groups`: of the host, besides its own user's.
+    `network`: what its first NIC leads to; None: nowhere. `mute`: nobody serves it yet, see `serve_network`.
+    `writable`: files it opens by path for writing. `groups`: of the host, besides its own user's.
     """
     binary = await site.binary(machine.platform)
     jail = process.choose_jail(site.capabilities, uid)

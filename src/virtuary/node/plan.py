@@ -207,7 +207,8 @@ def stopping(world: World) -> Step | None:
     why = "restart" if world.restart_due and vm.spec.power != "stopped" else "stop"
     params = world.operation.spec.params if world.operation and world.operation.spec.kind in ("stop", "restart", "delete") else {}
     unheard = world.qemu in ("prelaunch", "inmigrate") or never_handed_out(vm)  # a guest that never ran can't be asked
-    if params.get("force") or unheard or (world.operation is None and vm.status.state == "starting"):  # what a start that failed left
+    left = world.operation is None and vm.status.state == "starting"  # by a start that failed
+    if params.get("force") or unheard or left:
         return Step("kill", why)
     timeout = float(params.get("timeout", STOP_TIMEOUT))
     if world.asked_to_stop is None:
