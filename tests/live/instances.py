@@ -222,10 +222,9 @@ class Instance:
         return {row[0].removeprefix("vm/") for row in self._query("select distinct key from log where key like 'vm/%'")}
 
     def templates(self) -> set[str]:
-        """Every warm template there ever was: a machine while it is made."""
-        return {
-            row[0].removeprefix("template/") for row in self._query("select distinct key from log where key like 'template/%'")
-        }
+        """Every warm template there ever was, as it stands on the command line while it is made. Its copies name it too, other instances' as well."""
+        keys = self._query("select distinct key from log where key like 'template/%'")
+        return {f"-uuid {row[0].removeprefix('template/')}" for row in keys}
 
     def recorded(self) -> set[tuple[int, int]]:
         """Every process (pid, start time) that was ever recorded as a machine or as its network."""
