@@ -156,13 +156,18 @@ def boot(teller: Teller) -> None:
 
 
 def sized(teller: Teller) -> None:
-    """Give a server that runs limits, CPUs, memory and a larger disk."""
+    """Give a server that runs limits, CPUs, memory and a larger disk; then take back the CPUs and the memory."""
     teller.create("sized", image="tiny", power="running", memory=128 << 20)
-    for wish in ({"cpu": {"limit": 80, "weight": 200}}, {"cpus": 2, "memory": 256 << 20}, {"disk": 300 << 20}):
+    for wish in (
+        {"cpu": {"limit": 80, "weight": 200}},
+        {"cpus": 2, "memory": 256 << 20},
+        {"disk": 300 << 20},
+        {"cpus": 1, "memory": 128 << 20},
+    ):
         answer = teller.ask("vm sized", "PATCH", "/v1/vms/sized", wish)
         if "operation" in answer:
             teller.end(answer)
-    until(lambda: teller.ask("vm sized", "GET", "/v1/vms/sized")["status"]["cpus"] == 2, 20, "it has what was wished", 0.05)
+    until(lambda: teller.ask("vm sized", "GET", "/v1/vms/sized")["status"]["cpus"] == 1, 20, "it has what was wished", 0.05)
     teller.delete("sized")
 
 

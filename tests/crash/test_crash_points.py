@@ -33,6 +33,8 @@ CONVERGES_WITHIN = {"made": 90.0}
 NUMBERS = itertools.count()
 OFTEN = {"store.before_commit": (1, 2, 5, 9, 13, 18, 23), "store.after_commit": (1, 3, 6, 10, 14, 19, 24)}
 """Visits at which a point that is passed again and again is tried; the whole run tries every one."""
+FOUR = ("resize.before", "resize.after_offer", "resize.after")
+"""Points that are passed with CPUs and with memory, given and taken."""
 SECOND = ("start.before_spawn", "start.after_spawn", "start.after_record", "network.after_start", "stop.after_mark", "stop.after_kill",
           "collect.before_clean", "collect.after_clean", "start.after_release")  # fmt: skip
 """Points that the story passes again in its restart."""
@@ -98,7 +100,8 @@ def cases() -> list[object]:
     found = []
     for story, points in TOLD_BY.items():
         for point in points:
-            for hit in OFTEN.get(point, (1, 2) if point in SECOND else (1,)):
+            hits = (1, 2) if point in SECOND else (1, 2, 3, 4) if point in FOUR else (1,)
+            for hit in OFTEN.get(point, hits):
                 for kind in ("kill", "enospc"):
                     if kind == "enospc" and (point in NOTHING_CAN_FAIL or (hit == 1 and point in OFTEN)):
                         continue

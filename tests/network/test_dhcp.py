@@ -48,9 +48,7 @@ def lab() -> Iterator[Lab]:
 
 @contextlib.contextmanager
 def served(lab: Lab, folder: Path, *more: str) -> Iterator[Path]:
-    """A dnsmasq for network 1, told so much more."""
-    for place in (folder, *folder.parents[:2]):
-        place.chmod(0o755)
+    """A dnsmasq for network 1, told so much more. It has a user of its own, who has to come to `folder`."""
     place = folder / "net"
     dhcp.write(place, SERVICE, GATEWAYS, RESERVED)
     with open(place / "dnsmasq.conf", "a", encoding="utf-8") as conf:
@@ -70,9 +68,9 @@ def served(lab: Lab, folder: Path, *more: str) -> Iterator[Path]:
 
 
 @pytest.fixture
-def serving(lab: Lab, tmp_path: Path) -> Iterator[Path]:
+def serving(lab: Lab, short: Path) -> Iterator[Path]:
     """The folder of a dnsmasq that serves network 1."""
-    with served(lab, tmp_path) as folder:
+    with served(lab, short) as folder:
         yield folder
 
 
@@ -154,7 +152,7 @@ def test_each_is_given_what_is_kept_for_it_and_a_stranger_nothing(lab: Lab, serv
 
 @pytest.mark.host
 @pytest.mark.slow
-def test_names_of_a_company_with_private_addresses_are_told(lab: Lab, tmp_path: Path) -> None:
+def test_names_of_a_company_with_private_addresses_are_told(lab: Lab, short: Path) -> None:
     resolver = lab.socket("o", socket.AF_INET, socket.SOCK_DGRAM)
     resolver.bind((OUTSIDE, 53))
     resolver.settimeout(3)
@@ -168,7 +166,7 @@ def test_names_of_a_company_with_private_addresses_are_told(lab: Lab, tmp_path: 
         record = struct.pack(">HHHIH4s", 0xC00C, 1, 1, 60, 4, IPv4Address("10.200.3.4").packed)
         resolver.sendto(head + asked[12:end] + record, peer)
 
-    with served(lab, tmp_path, "no-resolv", f"server={OUTSIDE}"), ThreadPoolExecutor(1) as pool:
+    with served(lab, short, "no-resolv", f"server={OUTSIDE}"), ThreadPoolExecutor(1) as pool:
         done = pool.submit(answer)
         assert look_up(lab, "wiki.corp.example") == ["10.200.3.4"]
         done.result(5)
