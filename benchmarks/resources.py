@@ -31,7 +31,9 @@ def inside(bench: Any, name: str, script: str) -> None:
 def vcpu_seconds(pid: int) -> float:
     """Processor time of a QEMU's virtual CPUs, of which a limit speaks: libvirt has their threads named, ours are in a group of their own."""
     tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    found = [task for task in tasks if (task / "comm").read_text().startswith("CPU ") or "/vcpus" in (task / "cgroup").read_text()]
+    found = [
+        task for task in tasks if (task / "comm").read_text().startswith("CPU ") or "/vcpus" in (task / "cgroup").read_text()
+    ]
     assert found, "nothing tells which threads are virtual CPUs"
     return sum(int((task / "schedstat").read_text().split()[0]) for task in found) / 1e9
 
