@@ -1,5 +1,5 @@
 """The rows about resources: P25d disk limits, P26 processor shares and limits, P27 a noisy neighbour and the API, M1 memory that comes and
-goes, D5 many at once.
+goes, P13 a look beside many machines, D5 many at once.
 
 A limit's error is what was used, against what was allowed, over a minute (disks: twenty seconds) with a guest that wants more. What is
 used is read from the kernel's account of the process.
@@ -181,6 +181,39 @@ def lists(bench: Any, count: int) -> list[float]:
     return found
 
 
+def p13(bench: Any, many: int = 100) -> None:
+    """How long one look takes beside 10 machines that are there and paused, and beside as many as this host admits."""
+    row = Row(
+        "P13",
+        f"one server of {many} asked for, 1000 times, and all of them listed, 100 times; the machines are there, paused",
+        "ms",
+        targets=["99th % of one <= 1.5 of that beside 10"],
+    )
+    there = 0
+    for count in (10, many):
+        names = [f"still{number}" for number in range(there, count)]
+        there = count
+
+        def begin(name: str) -> None:
+            client = bench.ours.connect()
+            client.create("tiny", name, memory=64 << 20)
+            client.start(name, wait="running")
+            client.pause(name)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(begin, names))
+        time.sleep(10)
+        ones = row.samples[f"one, beside {count}"] = []
+        for _ in range(1000):
+            began = time.monotonic()
+            bench.client.vm("still3")
+            ones.append(1000 * (time.monotonic() - began))
+        row.samples[f"list of {count}"] = lists(bench, 100)
+    high = [sorted(row.samples[f"one, beside {count}"])[990] for count in (10, many)]
+    row.facts[f"99th % of one, beside {many} to beside 10"] = round(high[1] / high[0], 2)
+    row.finish()
+
+
 def m1(bench: Any) -> None:
     """A gibibyte given to a Debian and taken back, CPUs too; the end is the guest's own word."""
     row = Row("M1", "a Debian that runs is given 1 GiB and a CPU, and gives them back", targets=["1 GiB <= 3 s each way"])
@@ -243,4 +276,4 @@ def d5(bench: Any, count: int = 60) -> None:
     row.finish()
 
 
-ROWS: dict[str, Callable[[Any], None]] = {"P25d": p25d, "P26": p26, "P27": p27, "M1": m1, "D5": d5}
+ROWS: dict[str, Callable[[Any], None]] = {"P25d": p25d, "P26": p26, "P27": p27, "P13": p13, "M1": m1, "D5": d5}

@@ -34,6 +34,8 @@ from virtuary.store.ballast import Ballast
 from virtuary.store.sqlite import SqliteStore
 
 logger = logging.getLogger("virtuary.daemon")
+GOES_FIRST = -10
+"""Nice value of the daemon, which uses little and is waited for by people."""
 
 
 class _Server(uvicorn.Server):
@@ -64,6 +66,7 @@ async def serve(paths: Paths) -> None:
     with _only_one(paths):
         if why := cgroups.prepare():
             say(logger, "no limits", logging.WARNING, why=why)
+        _go_first()
         store = SqliteStore(paths.store, Ballast(paths.ballast))
         try:
             host_id = _host_id(paths)
@@ -74,6 +77,13 @@ async def serve(paths: Paths) -> None:
             await _serve(paths, node, store)
         finally:
             await store.close()
+
+
+def _go_first() -> None:
+    """Answer also while guests keep every processor busy: this thread goes before them, what it starts does not. Only root may."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, GOES_FIRST)
 
 
 async def _serve(paths: Paths, node: Node, store: SqliteStore) -> None:

@@ -50,6 +50,12 @@ def test_each_machine_has_a_user_of_its_own_and_no_power(pair: list[Json]) -> No
     assert len(users) == 2 and all(int(uid) >= 2_000_000_000 for uid in users)
 
 
+def test_the_daemon_goes_before_the_machines_and_nothing_that_it_starts_does(instance: Instance, pair: list[Json]) -> None:
+    assert instance.process and pair
+    assert os.getpriority(os.PRIO_PROCESS, instance.process.pid) < 0
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in instance.processes()} == {0}
+
+
 @pytest.mark.parametrize("space", ["net", "mnt", "pid_for_children", "ipc", "uts"])
 def test_each_machine_lives_in_namespaces_of_its_own(pair: list[Json], space: str) -> None:
     seen = {os.readlink(f"/proc/{pid}/ns/{space}") for pid in (os.getpid(), *map(pid_of, pair))}

@@ -100,7 +100,7 @@ def test_an_ordinary_user_launches_uses_and_deletes_a_server(user: User, templat
     assert prepared.leaks() == [line for line in prepared.leaks() if "virtuary daemon" in line]
     lines = dict(command_lines())
     (daemon,) = [pid for pid in user.processes() if "virtuary daemon" in lines[pid]]
+    until(lambda: not zombies(daemon), 5, "it asks about its ended children")
     os.kill(daemon, 15)
     until(lambda: not user.processes(), 10, "its launcher goes with it")
-    assert not zombies(daemon)
     assert sorted(path.name for path in user.home.iterdir() if not path.name.startswith(".")) == ["images", "src", "v"]
