@@ -181,7 +181,7 @@ def lists(bench: Any, count: int) -> list[float]:
     return found
 
 
-def p13(bench: Any, many: int = 100) -> None:
+def p13(bench: Any, many: int = 60) -> None:
     """How long one look takes beside 10 machines that are there and paused, and beside as many as this host admits."""
     row = Row(
         "P13",
