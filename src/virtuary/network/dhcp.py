@@ -174,6 +174,15 @@ def read_again(pid: int) -> None:
         os.kill(pid, signal.SIGHUP)
 
 
+def written(folder: Path) -> tuple[int, int] | None:
+    """When the leases were written last, in nanoseconds since 1970, and their size in bytes; None where there are none yet."""
+    try:
+        found = os.stat(folder / "leases")
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 def leases(folder: Path) -> list[Taken]:
     """The addresses that were asked for, as dnsmasq keeps them; what is no lease is passed over."""
     found = []

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -35,7 +36,9 @@ logger = logging.getLogger("virtuary.networks")
 MANAGED = re.compile(rb'"network_id":"[^"]')
 """In the document of a server with a NIC on a network of the host's."""
 LOOK, LEASES = 10.0, 0.5
-"""Seconds between two looks at bridges and dnsmasq; and at what addresses were asked for, while somebody waits for one."""
+"""Seconds between two looks at bridges and dnsmasq; and at whether addresses were asked for."""
+SETTLED = 1_000_000_000
+"""Nanoseconds after which a file's time tells a later write from an earlier one, whatever clock the kernel marks it with."""
 declare(
     "network.after_bridge",
     "network.after_external",
@@ -68,6 +71,8 @@ class Networks:
         self.rules = Rules(self)
         self.leased: dict[str, tuple[str, ...]] = {}
         """Addresses that were asked for, by MAC."""
+        self._written: dict[str, tuple[int, int] | None] = {}
+        """When they were written last, by network."""
         self.on_missing: Callable[[str], None] = lambda key: None
         """Called with the key of a network that should be there and is not."""
 
@@ -118,9 +123,15 @@ class Networks:
 
     def learn_leases(self) -> set[str]:
         """Look at what was asked for since the last time; the ids of the servers that did."""
+        folders = list(self._folder.iterdir()) if self._folder.is_dir() else []
+        written = {folder.name: dhcp.written(folder) for folder in folders}
+        newest = max((stamp[0] for stamp in written.values() if stamp), default=0)
+        if written == self._written and time.time_ns() - newest > SETTLED:
+            return set()
+        self._written = written
         found: dict[str, tuple[str, ...]] = {}
-        for network in self.all():
-            for item in dhcp.leases(self.folder(network.id)):
+        for folder in folders:
+            for item in dhcp.leases(folder):
                 found[item.mac] = (*found.get(item.mac, ()), item.address)
         changed = {mac for mac in found.keys() | self.leased.keys() if found.get(mac) != self.leased.get(mac)}
         self.leased = found
