@@ -11,7 +11,7 @@ import pytest
 
 from virtuary.actions import networks, vms
 from virtuary.actions.context import Context, find_host, find_vm
-from virtuary.base.errors import Conflict, NoRoom, NotFound, VirtuaryError
+from virtuary.base.errors import Conflict, NoRoom, NotFound, Refused, VirtuaryError
 from virtuary.base.units import GIB, MIB, parse_bandwidth
 from virtuary.model.host import Host, HostStatus, Link
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
@@ -112,6 +112,31 @@ REFUSED: dict[str, tuple[Callable[[Context], Awaitable[Any]], str]] = {
         lambda ctx: network(ctx, "desk", kind="bridge", interface=networks.find(ctx.store, "lan").bridge), "is one of Virtuary's own",
     ),
 }  # fmt: skip
+
+
+OF_A_USER: dict[str, tuple[Callable[[Context], Awaitable[Any]], str]] = {
+    "the physical network": (lambda ctx: network(ctx, "desk", kind="bridge", interface="eth1"), "only root can join servers"),
+    "an address outside": (lambda ctx: server(ctx, "two", {**LAN, "external": [OUTSIDE]}), "only root can have addresses"),
+    "a port by IPv6": (
+        lambda ctx: server(ctx, "two", LAN, publish=[{"address": "::", "host": 8080, "guest": 80}]), "publish on IPv4 alone",
+    ),
+    "where the way out is": (lambda ctx: network(ctx, "low", ipv4="10.0.2.0/25"), "10.0.2.0/25 meets 10.0.2.0/24"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_A_USER)
+async def test_what_an_ordinary_user_may_not_is_refused_and_root_may(ctx: Context, case: str) -> None:
+    deed, words = OF_A_USER[case]
+    here = find_host(ctx.store, ctx.host_id)
+    assert here.status
+    await ctx.store.txn({}, {here.key: here.but(status=here.status.but(mode="user")).dump()})
+    before = everything(ctx)
+    with pytest.raises((Refused, Conflict)) as raised:
+        await deed(ctx)
+    assert words in raised.value.sentence and raised.value.hint
+    assert everything(ctx) == before
+    await ctx.store.txn({}, {here.key: here.dump()})
+    await deed(ctx)
 
 
 @pytest.mark.parametrize("case", REFUSED)

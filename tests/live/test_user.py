@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import secrets
 import shutil
+import socket
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from instances import SOURCE, Instance, command_lines, until, zombies
+from instances import SOURCE, Instance, Json, command_lines, until, zombies
+
+from virtuary.network.passt import free_port
 
 pytestmark = [pytest.mark.live, pytest.mark.host]
 
@@ -25,24 +32,53 @@ class User:
         self.name, self.home = name, home
         self.uid = pwd.getpwnam(name).pw_uid
         self.root = home / "v"
+        self.inside: tuple[str, ...] = ()
+        """Words before every command of theirs, by which root brings them somewhere."""
 
-    def run(self, *words: str, limit: float = 120) -> subprocess.CompletedProcess[str]:
+    def open_tun(self) -> None:
+        """From now on /dev/net/tun is for everybody, as it is on other machines; only what this user starts sees it."""
+        tun = self.home / "tun"
+        os.mknod(tun, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
+        tun.chmod(0o666)
+        script = f'mount --bind {tun} /dev/net/tun && exec setpriv --reuid {self.uid} --regid {self.name} --clear-groups -- "$@"'
+        self.inside = ("unshare", "-m", "sh", "-c", script, "sh")
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
         env = {
             "HOME": str(self.home),
             "PATH": os.environ["PATH"],
             "VIRTUARY_ROOT": str(self.root),
             "PYTHONPATH": str(self.home / "src"),
         }
-        return subprocess.run(
-            [sys.executable, *words], env=env, cwd=self.home, user=self.name, group=self.name, extra_groups=[], capture_output=True,
-            text=True, timeout=limit, check=False, stdin=subprocess.DEVNULL,
+        nobody: dict[str, Any] = {} if self.inside else {"user": self.name, "group": self.name, "extra_groups": []}
+        return subprocess.Popen(
+            [*self.inside, sys.executable, *words], env=env, cwd=self.home, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **nobody,
         )  # fmt: skip
+
+    def run(self, *words: str, limit: float = 120) -> subprocess.CompletedProcess[str]:
+        with self.start(*words) as process:
+            try:
+                out, err = process.communicate(timeout=limit)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def virtuary(self, *words: str) -> str:
         done = self.run("-m", "virtuary", *words)
         log = self.root / "state/daemon.log"
         assert done.returncode == 0, f"{words}: {done.stderr}\n{log.read_text() if log.exists() else ''}"
         return done.stdout
+
+    def marked(self, mark: str) -> list[int]:
+        """Those of their processes that have this on their command line."""
+        return [pid for pid, line in command_lines() if mark in line and os.stat(f"/proc/{pid}").st_uid == self.uid]
+
+    def end(self, mark: str) -> None:
+        """Kill the one process that has this on its command line."""
+        (pid,) = self.marked(mark)
+        os.kill(pid, 9)
+        until(lambda: pid not in self.marked(mark), 5, "it is gone", 0.02)
 
     def processes(self) -> list[int]:
         return [pid for pid, _ in command_lines() if os.stat(f"/proc/{pid}").st_uid == self.uid]
@@ -104,3 +140,104 @@ def test_an_ordinary_user_launches_uses_and_deletes_a_server(user: User, templat
     os.kill(daemon, 15)
     until(lambda: not user.processes(), 10, "its launcher goes with it")
     assert sorted(path.name for path in user.home.iterdir() if not path.name.startswith(".")) == ["images", "src", "v"]
+
+
+# ---- networks of their own
+
+HOLDER, UPLINK, DAEMON = "tail -f", "-machine none", "virtuary daemon"
+
+
+@pytest.fixture
+def networker(user: User, template: Path) -> User:
+    Instance(root=user.root, template=template)
+    user.open_tun()
+    subprocess.run(["chown", "-R", f"{user.name}:", user.root], check=True)
+    return user
+
+
+def network(user: User, name: str) -> Json:
+    return json.loads(user.virtuary("network", "show", name, "-o", "json"))["status"]
+
+
+def answer(port: int) -> bytes:
+    """What is said on a port of the host's loopback."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 2) as sock:
+        sock.settimeout(3)
+        return sock.recv(100)
+    return b""
+
+
+def closed(user: User) -> None:
+    """Nothing of networks is left but who makes them: the daemon and its launcher."""
+    until(lambda: not user.marked(HOLDER) + user.marked(UPLINK) + user.marked("dnsmasq"), 10, "all of it goes")
+    assert not list((user.root / "run/networks").iterdir()) and not (user.root / "run/uplink").exists()
+
+
+def test_servers_of_an_ordinary_user_share_a_network_that_no_process_of_theirs_takes_away(networker: User) -> None:
+    user, port, secret = networker, free_port(), socket.create_server(("127.0.0.1", 0))
+    user.virtuary("network", "create", "team")
+    bridge = network(user, "team")["bridge"]
+    assert not (Path("/sys/class/net") / bridge).exists(), "it is not on the host"
+    user.virtuary("launch", "tiny", "web", "--network", "team", "--publish", f"{port}:80")
+    user.virtuary("launch", "tiny", "desk", "--network", "team")
+    listing = json.loads(user.virtuary("list", "-o", "json"))
+    assert all(vm["status"]["addresses"] for vm in listing) and {vm["status"]["state"] for vm in listing} == {"running"}
+    user.virtuary("exec", "web", "--", "sh", "-c", "(while :; do echo hello | nc -l -p 80; done) >/dev/null 2>&1 &")
+
+    def desk(script: str) -> str:
+        return user.run("-m", "virtuary", "exec", "desk", "--", "sh", "-c", script).stdout
+
+    assert until(lambda: "hello" in desk("nc -w 2 web.virtuary 80 </dev/null"), 20, "one reaches the other by name")
+    assert until(lambda: answer(port) == b"hello\n", 20, "what is published answers")
+    tried = f"nc -w 2 10.0.2.2 {secret.getsockname()[1]} </dev/null; echo status $?"
+    assert "status 1" in desk(tried), "the host's loopback is not the servers' to reach"
+    assert "ok" in user.virtuary("doctor", "desk")
+
+    inside = os.readlink(f"/proc/{user.marked(HOLDER)[0]}/ns/net")
+    user.end(UPLINK)
+    assert until(lambda: answer(port) == b"hello\n", 20, "the way in is made again")
+    user.end(DAEMON)
+    assert until(lambda: answer(port) == b"hello\n", 20, "servers and their networks outlive the daemon")
+    assert not user.marked(DAEMON)
+    assert until(lambda: "hello" in desk("nc -w 2 web.virtuary 80 </dev/null"), 20, "also for one another")
+    user.end(HOLDER)
+    holder = until(lambda: user.marked(HOLDER), 20, "somebody stays again")
+    assert os.readlink(f"/proc/{holder[0]}/ns/net") == inside, "in the same place"
+    assert until(lambda: answer(port) == b"hello\n", 20, "and all goes on")
+
+    user.end(DAEMON)
+    user.end(HOLDER)
+    user.end("dnsmasq")
+    gaps = until(lambda: network(user, "team")["gaps"], 20, "servers in a place that nobody can find again are named")
+    assert sorted(gap.partition(" ")[0] for gap in gaps) == ["desk", "web"]
+    user.virtuary("restart", "desk")
+    until(lambda: len(network(user, "team")["gaps"]) == 1, 20, "a restart brings one back")
+    until(lambda: "hi" in user.run("-m", "virtuary", "shell", "desk", "--", "echo hi").stdout, 30, "it can be reached")
+    for name in ("web", "desk"):
+        user.virtuary("delete", name, "--now", "--force", "--yes")
+    user.virtuary("network", "delete", "team")
+    closed(user)
+    assert "step failed" not in (user.root / "state/daemon.log").read_text()
+
+
+def test_networks_of_an_ordinary_user_are_whole_whenever_the_daemon_is_killed(networker: User) -> None:
+    user, names = networker, [f"n{number}" for number in range(6)]
+    user.virtuary("list")
+    for number, name in enumerate(names):
+        with user.start("-m", "virtuary", "network", "create", name) as creating:
+            time.sleep(0.15 + 0.1 * number)  # while it is made: namespace, bridge, dnsmasq, rules, way out
+            user.end(DAEMON)
+            creating.kill()
+        there = [item["meta"]["name"] for item in json.loads(user.virtuary("network", "list", "-o", "json"))]
+        if name not in there:
+            user.virtuary("network", "create", name)
+        until(lambda name=name: network(user, name)["state"] == "ready", 20, "it is there")  # type: ignore[misc]
+        until(lambda: len(user.marked(UPLINK)) == 1, 10, "there is one way out")
+        assert len(user.marked(HOLDER)) == 1 and len(user.marked("dnsmasq")) == number + 1
+    for number, name in enumerate(names):
+        with user.start("-m", "virtuary", "network", "delete", name) as deleting:
+            time.sleep(0.15 + 0.05 * number)
+            user.end(DAEMON)
+            deleting.kill()
+        user.run("-m", "virtuary", "network", "delete", name)
+    closed(user)

@@ -16,6 +16,8 @@ from virtuary.model.firewall import Firewall, FirewallSpec
 from virtuary.model.meta import Meta, utcnow
 from virtuary.model.network import Network, NetworkSpec, NetworkStatus, Nic, tap_of
 from virtuary.model.vm import Publish, Vm, VmSpec, VmStatus
+from virtuary.network.ground import Private
+from virtuary.network.uplink import ADDRESS, Held
 from virtuary.node.networks import Member, Networks
 from virtuary.node.rules import Wanted
 from virtuary.store.memory import MemoryStore
@@ -154,6 +156,36 @@ async def test_a_port_or_an_address_outside_that_two_have_leads_to_the_older_one
     assert list(found.left_out) == ["published port 127.0.0.1 tcp 8080", "external address 203.0.113.7"]
     assert "10.1.0.2 . 7" in elements(found.script, "exact4") and "10.1.0.3" not in elements(found.script, "exact4")
     assert "203.0.113.7 : 10.1.0.2" in elements(found.script, "outer4")
+
+
+# ---- a user's own networks
+
+
+async def own_wanted(folder: Path, *documents: Any) -> Wanted:
+    store = MemoryStore()
+    await store.txn({}, {item.key: item.dump() for item in (LAN, *documents)})
+    found = Networks(store, folder, Private(folder)).rules.wanted()
+    assert found
+    return found
+
+
+async def test_what_is_published_of_a_users_own_networks_is_led_in_by_the_way_out(tmp_path: Path) -> None:
+    vm = runs(server("a", 2), 8080)
+    vm = vm.but(status=VmStatus(runtime=runtime(network="tap", ssh_host="127.0.0.1", ssh_port=40022, nics=vm.spec.nics)))
+    found = await own_wanted(tmp_path, vm)
+    assert found.led_in == (Held("tcp", "127.0.0.1", 8080, 8080), Held("tcp", "127.0.0.1", 40022, 40022)), "with our own way in"
+    exact = elements(found.script, "exact4")
+    assert f"{ADDRESS} . tcp . 8080 : 10.1.0.2 . 7" in exact and f"{ADDRESS} . tcp . 40022 : 10.1.0.2 . 22" in exact
+    assert "127.0.0.1" not in exact
+    assert (await wanted(vm)).led_in == (), "of the host's, nothing is"
+    assert " . 22" not in elements((await wanted(vm)).script, "exact4")
+
+
+async def test_a_users_own_networks_publish_nothing_by_ipv6_and_say_so(tmp_path: Path) -> None:
+    vm = runs(server("a", 2), 8080)
+    vm = vm.but(spec=vm.spec.but(publish=(Publish(address="::", host=8081, guest=7),)))
+    found = await own_wanted(tmp_path, vm)
+    assert found.led_in == () and "IPv6" in found.left_out["what a publishes"]
 
 
 # ---- a server that runs is known as it was plugged

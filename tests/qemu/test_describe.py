@@ -282,6 +282,7 @@ def test_a_name_is_no_part_of_the_line() -> None:
 def test_the_helpers_command_line_is_the_one_that_was_reviewed(golden: Golden) -> None:
     forwards = (("tcp", "127.0.0.1", 2222, 22), ("udp", "0.0.0.0", 53, 5353))
     golden("usernet.txt", shown(usernet.command("/usr/bin/qemu-system-x86_64", ID, forwards)))
+    golden("uplink.txt", shown(usernet.uplink("/usr/bin/qemu-system-x86_64", ID)))
 
 
 def test_a_device_is_json_that_qemu_would_take_at_run_time_as_well() -> None:

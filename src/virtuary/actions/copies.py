@@ -40,7 +40,7 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     naming: list[VirtuaryError] = []
     meta = Meta(name=new_name(store, wish.name, naming), labels=source.meta.labels if wish.labels is None else wish.labels)
     joined = nics.join(context, meta.id, nics.like(source.spec.nics) if wish.nics is None else wish.nics)
-    blockers += [*joined.blockers, *nics.unpublishable(joined.nics, wish.publish)]
+    blockers += [*joined.blockers, *nics.unpublishable(context, joined.nics, wish.publish)]
     fields = {
         **source.spec.model_dump(), **given, "publish": wish.publish, "protect": wish.protect, "autostart": wish.autostart,
         "restarts": 0, "owner": context.host_id, "power": "running" if wish.start or wish.mode == "live" else "stopped",

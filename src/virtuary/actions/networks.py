@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from virtuary.actions import account
 from virtuary.actions.context import Context, all_vms, decides, find_host, raise_all, turn
-from virtuary.base.errors import Conflict, Exists, Invalid, NoRoom, NotFound, Stale, VirtuaryError
+from virtuary.base.errors import Conflict, Exists, Invalid, NoRoom, NotFound, Refused, Stale, VirtuaryError
 from virtuary.base.units import format_bandwidth
 from virtuary.model.bandwidth import RESERVE_PERCENT, usable
 from virtuary.model.host import Link
@@ -60,7 +60,7 @@ def draft(context: Context, wish: NetworkWish) -> Network:
     """A network as it would be made, with subnets that meet nothing; raises Invalid or Conflict with what stands against it."""
     store, blockers = context.store, list[VirtuaryError]()
     used = [net for other in all_networks(store) for net in (other.spec.ipv4, other.spec.ipv6) if net]
-    routed = [*used, *context.routed()]
+    routed = [*used, *context.routed(), *(UPLINK if is_users(context) else ())]
     for wanted in (wish.ipv4, wish.ipv6):
         blockers += _collisions(wanted, routed) if wanted else []
     fields = wish.model_dump(exclude={"name", "labels"})
@@ -72,6 +72,8 @@ def draft(context: Context, wish: NetworkWish) -> Network:
         fields |= {"ipv4": wish.ipv4 or ipv4, "ipv6": wish.ipv6 or ipv6}
     if wish.kind == "bridge" and wish.host_access:
         blockers.append(_nothing_to_open())
+    if wish.kind == "bridge" and is_users(context):
+        blockers.append(Refused("only root can join servers to a physical network", "make one of kind nat or isolated"))
     if wish.name in (USER, NONE):
         blockers.append(Invalid(f"{wish.name} is the name of a network that is always there", "choose another name"))
     blockers += _joined(wish, all_networks(store)) if wish.interface else []
@@ -120,6 +122,19 @@ async def create(context: Context, wish: NetworkWish) -> Network:
     puts = {network.key: network.dump(), f"network-name/{network.name}": network.id.encode(), **takes}
     revision = await context.commit(expect, puts)
     return network.but(meta=network.meta.but(revision=revision))
+
+
+UPLINK = ("10.0.2.0/24", "fec0::/10")
+"""What leads out of an ordinary user's networks."""
+
+
+def is_users(context: Context) -> bool:
+    """Whether these are the networks of an ordinary user, and not the host's."""
+    try:
+        status = find_host(context.store, context.host_id).status
+    except NotFound:
+        return False
+    return status is not None and status.mode == "user"
 
 
 def links_of(context: Context) -> Sequence[Link]:

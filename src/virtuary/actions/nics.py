@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 
 from virtuary.actions import firewalls, networks
 from virtuary.actions.context import Context, all_vms, find_host
-from virtuary.base.errors import Conflict, Invalid, NoRoom, NotFound, VirtuaryError
+from virtuary.base.errors import Conflict, Invalid, NoRoom, NotFound, Refused, VirtuaryError
 from virtuary.model.bandwidth import Bandwidth, admit, refusal
 from virtuary.model.firewall import Firewall
 from virtuary.model.network import NONE, USER, Network, Nic, NicWish, choose_ipv4, eui64, link_speed, own_mac
@@ -161,6 +161,8 @@ def _external(
         return [
             Invalid(f"no address outside leads to a server on {network.name}, which is of kind {network.spec.kind}", NAT_ONLY)
         ]
+    if networks.is_users(context):
+        return [Refused("only root can have addresses of the physical network lead to a server", "publish single ports instead")]
     there = networks.all_networks(context.store)
     subnets = [ip_network(net) for other in there for net in (other.spec.ipv4, other.spec.ipv6) if net]
     placed = {address for other in there for _, address in other.status.external}
@@ -216,8 +218,14 @@ def made(found: Joined) -> tuple[dict[str, int], dict[str, bytes]]:
     return expect, puts
 
 
-def unpublishable(nics: Sequence[Nic], publish: Sequence[Publish]) -> list[VirtuaryError]:
+def unpublishable(context: Context, nics: Sequence[Nic], publish: Sequence[Publish]) -> list[VirtuaryError]:
     """Why these ports can't lead to this server."""
+    six = [port for port in publish if ":" in port.address]
+    if six and nics[0].network_id and networks.is_users(context):
+        return [
+            Refused(f"{port} can't be published: networks of an ordinary user publish on IPv4 alone", "leave [::] out")
+            for port in six
+        ]
     if not publish or any(nic.network == USER or nic.ipv4 for nic in nics):
         return [
             Invalid(

@@ -58,7 +58,7 @@ def draft(context: Context, wish: VmWish) -> Draft:
     image, image_operation = _image(context, wish.image, blockers)
     meta = Meta(name=name, labels=wish.labels)
     joined = nics.join(context, meta.id, wish.nics)
-    blockers += [*joined.blockers, *nics.unpublishable(joined.nics, wish.publish)]
+    blockers += [*joined.blockers, *nics.unpublishable(context, joined.nics, wish.publish)]
     spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics))
     vm = Vm(meta=meta, spec=spec)
     blockers += room(context, vm.but(status=vm.status.but(disk_size=spec.disk or image.status.virtual_size)))
@@ -302,7 +302,7 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> Change:
     joined = nics.join(context, vm.id, wish.nics, vm.spec.nics) if wish.nics is not None else nics.Joined(vm.spec.nics)
     given["nics"] = joined.nics
     spec = checked(lambda: VmSpec.model_validate({**before, **given}))
-    blockers = joined.blockers + nics.unpublishable(spec.nics, spec.publish)
+    blockers = joined.blockers + nics.unpublishable(context, spec.nics, spec.publish)
     size = vm.status.disk_size
     if wish.disk is not None and size and wish.disk < size:
         blockers.append(

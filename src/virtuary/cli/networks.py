@@ -105,6 +105,7 @@ def show_network(name: str, output: str) -> None:
                 *([("trunk", ", ".join(spec["trunk"]))] if spec["trunk"] else []),
                 ("firewall", _firewall(spec)),
                 ("host", _host(spec)),
+                *(("not so", gap) for gap in status["gaps"]),
             ]
         )
         rows = [

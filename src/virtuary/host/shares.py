@@ -55,7 +55,7 @@ def apply_cpu(vm_id: str, threads: Sequence[int], cpu: Cpu, weight: float, root:
     ordinary one. Returns what could not be done, in words. Repeats harmlessly."""
     gaps = [gap] if (gap := set_weight(vm_id, weight, root)) and weight != ORDINARY else []
     group = _group(vm_id, root)
-    if cpu.limit is not None or (group / VCPUS).is_dir():
+    if cpu.limit is not None or os.path.isdir(group / VCPUS):  # not where the host's groups are closed to a user
         try:
             _move(_child(group, root), threads, root)
             _limit(group / VCPUS, cpu.limit, root)

@@ -21,6 +21,7 @@ TUNSETIFF, TAP, NO_HEADER, VIRTIO_HEADER = 0x400454CA, 0x0002, 0x1000, 0x4000
 ADD_BRIDGE, REMOVE_BRIDGE, ADD_PORT = 0x89A0, 0x89A1, 0x89A2
 GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 0x1
 SET_ADDRESS, ETHERNET = 0x8924, 1
+SET_LINK, REQUEST_ACK, PORT_INFO, PORT_HAIRPIN, PORT_ISOLATED = 19, 0x0005, 0x8000 | 12, 4, 33
 NET, IPV4, IPV6 = Path("/sys/class/net"), Path("/proc/sys/net/ipv4"), Path("/proc/sys/net/ipv6")
 FILTERED = tuple(Path("/proc/sys/net/bridge") / f"bridge-nf-call-{family}tables" for family in ("ip", "ip6"))
 SETTLED = {
@@ -65,8 +66,38 @@ def keep_apart(tap: str, apart: bool) -> None:
     sends to a published port of a neighbour, so the ports can't be isolated there: the rules drop what else goes between them.
     """
     filtered = apart and any(_reads(place) for place in FILTERED)
-    _set(NET / tap / "brport/isolated", "1" if apart and not filtered else "0")
-    _set(NET / tap / "brport/hairpin_mode", "1" if filtered else "0")
+    wanted = {"isolated": apart and not filtered, "hairpin_mode": filtered}
+    if any(_reads(NET / tap / "brport" / name) != on for name, on in wanted.items()):
+        _set_port(socket.if_nametoindex(tap), isolated=wanted["isolated"], hairpin=wanted["hairpin_mode"])
+
+
+def _set_port(index: int, *, isolated: bool, hairpin: bool) -> None:
+    """What a bridge does with one of its ports' frames. By netlink: the files of a user's own network namespace are root's to write."""
+    options = b"".join(struct.pack("HHB3x", 5, kind, on) for kind, on in ((PORT_HAIRPIN, hairpin), (PORT_ISOLATED, isolated)))
+    body = struct.pack("BxHiII", socket.AF_BRIDGE, 0, index, 0, 0) + struct.pack("HH", 4 + len(options), PORT_INFO) + options
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
+        link.send(struct.pack("IHHII", 16 + len(body), SET_LINK, REQUEST_ACK, 1, 0) + body)
+        failed = -struct.unpack_from("i", link.recv(4096), 16)[0]
+    if failed:
+        raise OSError(failed, os.strerror(failed))
+
+
+async def keep_taps(bridge: str, taps: Iterable[str], *, apart: bool, trunk: Iterable[tuple[int, int]]) -> None:
+    """Have these taps, as far as they are there, on the bridge and as they shall be. Raises OSError or Failed.
+
+    One whose machine ends meanwhile is no failure.
+    """
+    there = ports_of(bridge)
+    for tap in taps:
+        try:
+            if tap in there:
+                keep_apart(tap, apart)
+            elif not is_port(tap):  # the bridge is a new one, its servers run on
+                attach(tap, bridge, apart=apart)
+                await allow_tags(tap, bridge, trunk)
+        except (OSError, Failed):
+            if is_there(tap):
+                raise
 
 
 async def allow_tags(tap: str, bridge: str, trunk: Iterable[tuple[int, int]]) -> None:
@@ -91,23 +122,23 @@ def _raise_link(control: socket.socket, name: str) -> None:
         fcntl.ioctl(control, SET_FLAGS, struct.pack("16sH22x", name.encode(), flags | UP))
 
 
-def read_traffic(tap: str) -> tuple[int, int] | None:
+def read_traffic(tap: str, net: Path = NET) -> tuple[int, int] | None:
     """Bytes that a tap's guest received and sent since it is there; None when it is not."""
     try:
-        place = NET / tap / "statistics"
+        place = net / tap / "statistics"
         return int((place / "tx_bytes").read_text()), int((place / "rx_bytes").read_text())
     except OSError:
         return None
 
 
-def is_there(name: str) -> bool:
-    return (NET / name).exists()
+def is_there(name: str, net: Path = NET) -> bool:
+    return (net / name).exists()
 
 
-def ports_of(bridge: str) -> set[str]:
+def ports_of(bridge: str, net: Path = NET) -> set[str]:
     """The interfaces that are on a bridge; empty when there is none of that name."""
     try:
-        return set(os.listdir(NET / bridge / "brif"))
+        return set(os.listdir(net / bridge / "brif"))
     except OSError:
         return set()
 

@@ -45,7 +45,9 @@ class Service:
     """Subnet, of which the first address is the bridge's."""
     ipv6: str | None
     outside: bool
-    """Whether names of elsewhere are asked for too, by the host's resolvers, and a way out is told."""
+    """Whether names of elsewhere are asked for too, and a way out is told."""
+    resolver: str | None = None
+    """Who is asked for those; None: the host's own resolvers."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def config(service: Service, folder: Path) -> str:
     ]  # fmt: skip
     if not service.outside:
         lines += ["no-resolv", "dhcp-option=option:router"]
+    elif service.resolver:
+        lines += ["no-resolv", f"server={service.resolver}"]
     if service.ipv4:
         net = ipaddress.IPv4Network(service.ipv4)
         lines += [f"dhcp-range={net.network_address},static,{net.netmask},{LEASE}", f"local=/{_reverse(net)}/"]

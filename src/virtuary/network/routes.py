@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
 import struct
 from pathlib import Path
+from typing import Literal
 
 
 def find_routed(proc: Path = Path("/proc/net")) -> list[str]:
@@ -66,6 +68,19 @@ def find_nameservers(place: Path = Path("/etc/resolv.conf")) -> list[str]:
     words = [line.split() for line in _lines(place)]
     named = [row[1] for row in words if len(row) > 1 and row[0] == "nameserver" and "%" not in row[1]]
     return [text for text in named if not ipaddress.ip_address(text).is_loopback]
+
+
+async def call(address: str, port: int, patience: float) -> Literal["answers", "refused", "silent"]:
+    """Whether somebody listens on a TCP port, asked from where this runs. `patience` in seconds."""
+    try:
+        async with asyncio.timeout(patience):
+            _, writer = await asyncio.open_connection(address, port)
+    except TimeoutError:
+        return "silent"
+    except OSError:
+        return "refused"
+    writer.close()
+    return "answers"
 
 
 def _lines(place: Path) -> list[str]:

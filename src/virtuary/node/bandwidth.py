@@ -12,6 +12,7 @@ from virtuary.host.capacity import find_links
 from virtuary.model.bandwidth import Bandwidth
 from virtuary.model.network import Network, link_speed
 from virtuary.network import bridge, shaping
+from virtuary.network.ground import Ground
 
 if TYPE_CHECKING:
     from virtuary.node.networks import Member
@@ -23,7 +24,8 @@ NOTHING = Bandwidth()
 class Shaper:
     """One network's limits, floors and shares."""
 
-    def __init__(self) -> None:
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
         self._numbers: dict[str, int] = {}
         self._applied: shaping.Segment | None = None
         self._leaf: shaping.Leaf | None = None
@@ -33,7 +35,7 @@ class Shaper:
 
         `look`: also where nothing changed since the last time, because somebody else may have changed it.
         """
-        taps = {member.tap: member.nic.bandwidth for member in members if bridge.is_there(member.tap)}
+        taps = {member.tap: member.nic.bandwidth for member in members if bridge.is_there(member.tap, self._ground.net)}
         wanted = any(bandwidth != NOTHING for bandwidth in taps.values())
         if not wanted and self._applied is None:
             return ()
@@ -43,8 +45,10 @@ class Shaper:
         if segment == self._applied and not look:
             return ()
         try:
-            self._leaf = self._leaf or await shaping.probe()
-            lines = await shaping.apply(segment, self._leaf)
+            if self._leaf is None:
+                found: shaping.Leaf = await self._ground.call(shaping.probe)
+                self._leaf = found
+            lines = await self._ground.call(shaping.apply, segment, self._leaf)
         except (HostLacks, Failed) as error:
             return (error.sentence,)
         if lines:

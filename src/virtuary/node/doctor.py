@@ -74,14 +74,16 @@ async def isolation(site: Site) -> Check:
 
 
 async def networks(site: Site) -> Check:
-    """Whether servers can join networks of the host's."""
+    """Whether servers can join networks, and not only have one of their own each."""
     if site.nat_fault:
         remedy = (
-            None
-            if not site.capabilities.root
-            else "apt install nftables dnsmasq-base iproute2; servers have networks of their own meanwhile"
+            "apt install nftables dnsmasq-base iproute2" if site.capabilities.root else "allow user namespaces, and /dev/net/tun"
         )
-        return Check(name="networks", state="note", found=f"none of the host's: {site.nat_fault}", remedy=remedy)
+        found = f"each server has one of its own, and shares none: {site.nat_fault}"
+        return Check(name="networks", state="note", found=found, remedy=remedy)
+    if site.networks.ground.private:
+        found = "your servers can share networks of your own: virtuary network create NAME"
+        return Check(name="networks", state="ok", found=found)
     return Check(
         name="networks", state="ok", found=f"bridges, dnsmasq and nftables work; a new server joins {default_network(site)}"
     )

@@ -37,6 +37,7 @@ from virtuary.model.usage import (
     Usage,
 )
 from virtuary.network.bridge import read_traffic
+from virtuary.network.ground import Ground
 from virtuary.node.asking import Memory, Told, begin
 from virtuary.node.run import Run
 from virtuary.node.site import Site
@@ -55,8 +56,8 @@ COVER_CAP = 10
 class Machine:
     """One machine that is looked at."""
 
-    def __init__(self, vm_id: str, run: Run, paths: VmPaths, turn: int) -> None:
-        self.run, self.paths, self._turn = run, paths, turn
+    def __init__(self, vm_id: str, run: Run, paths: VmPaths, turn: int, ground: Ground) -> None:
+        self.run, self.paths, self._turn, self._ground = run, paths, turn, ground
         self.told = Told(run, mac_of(vm_id))
         self._vm_id = vm_id
         self.process: Process | None = None
@@ -93,7 +94,7 @@ class Machine:
         """What passed the taps, where it has any: nobody need be asked for it."""
         runtime = self.run.runtime
         taps = [tap_of(self._vm_id, nic.number) for nic in runtime.nics if nic.number or runtime.network == "tap"]
-        found = [counters for tap in taps if (counters := read_traffic(tap))]
+        found = [counters for tap in taps if (counters := read_traffic(tap, self._ground.net))]
         if found:
             self.told.count_traffic(sum(came for came, _ in found), sum(went for _, went in found), now)
 
@@ -354,7 +355,9 @@ class Metrics:
         machine = self.machines.get(vm_id)
         runs = run.qemu_status == "running"
         if machine is None:
-            machine = self.machines[vm_id] = Machine(vm_id, run, self.site.paths.vm(vm_id), len(self.machines))
+            machine = self.machines[vm_id] = Machine(
+                vm_id, run, self.site.paths.vm(vm_id), len(self.machines), self.site.networks.ground
+            )
             machine.open(now)
         elif machine.process is None:
             if not runs:

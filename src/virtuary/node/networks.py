@@ -13,20 +13,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Conflict, Failed, PeerAway, VirtuaryError
 from virtuary.base.log import say
-from virtuary.base.proc import Identity, adopt, bury, end, find_marked, run, wait_end
+from virtuary.base.proc import Identity, adopt, bury, identify, run, wait_end
 from virtuary.model.firewall import Firewall, Group
 from virtuary.model.network import Lease, Network, Nic, own_mac, tap_of
 from virtuary.model.vm import Vm
-from virtuary.network import bridge, dhcp, external, shaping
+from virtuary.network import bridge, dhcp, external, passt, shaping
+from virtuary.network.ground import Ground, Host, end_all
 from virtuary.node.bandwidth import Shaper
 from virtuary.node.rules import Rules
+from virtuary.node.uplink import Uplink
 from virtuary.store.api import Store
 
 if TYPE_CHECKING:
@@ -65,10 +67,15 @@ class Member(NamedTuple):
 
 
 class Networks:
-    def __init__(self, store: Store, folder: Path) -> None:
+    def __init__(self, store: Store, folder: Path, ground: Ground | None = None, uplink: Uplink | None = None) -> None:
         self._store, self._folder = store, folder
+        self.ground: Ground = ground or Host()
+        self.uplink = uplink
+        """The way out, where these are a user's own."""
         self._vms: dict[str, tuple[int, Vm]] = {}
         self.rules = Rules(self)
+        if uplink:
+            uplink.on_end = self.rules.look_again
         self.leased: dict[str, tuple[str, ...]] = {}
         """Addresses that were asked for, by MAC."""
         self._written: dict[str, tuple[int, int] | None] = {}
@@ -83,6 +90,10 @@ class Networks:
         """Every network that is not being removed."""
         found = [Network.load(record.value, record.revision) for record in self._store.list("network/").records]
         return [network for network in found if not network.meta.purge]
+
+    def any_left(self) -> bool:
+        """Whether there is a network, be it one that is being removed."""
+        return bool(self._store.list("network/").records)
 
     def load(self, network_id: str) -> Network | None:
         record = self._store.get(f"network/{network_id}")
@@ -164,22 +175,23 @@ class Networks:
         if why := self.rules.left_out.get(network.id) or self.rules.left_out.get(tap_of(vm.id, nic.number)):
             raise Failed(f"NIC {nic.number} can't join the network {nic.network}: {why}", f"virtuary set {vm.name} --network ...")
         try:
-            handle = bridge.open_tap(tap_of(vm.id, nic.number), network.status.bridge, apart=network.spec.kind != "bridge")
+            apart = network.spec.kind != "bridge"
+            handle = await self.ground.lend(bridge.open_tap, tap_of(vm.id, nic.number), network.status.bridge, apart=apart)
         except Failed as error:
             self.on_missing(network.key)
             raise PeerAway(error.sentence) from error
         try:
             crashpoint("tap.after_open")
-            await bridge.allow_tags(tap_of(vm.id, nic.number), network.status.bridge, network.spec.trunk)
+            await self.ground.call(bridge.allow_tags, tap_of(vm.id, nic.number), network.status.bridge, network.spec.trunk)
         except BaseException:
             os.close(handle)
             raise
         return handle
 
 
-def service_of(network: Network) -> dhcp.Service:
-    spec = network.spec
-    return dhcp.Service(network.bridge, spec.domain, spec.ipv4, spec.ipv6, outside=spec.kind == "nat")
+def service_of(network: Network, *, private: bool = False) -> dhcp.Service:
+    spec, resolver = network.spec, passt.NAMESERVER if private else None
+    return dhcp.Service(network.bridge, spec.domain, spec.ipv4, spec.ipv6, outside=spec.kind == "nat", resolver=resolver)
 
 
 class NetworkWorker:
@@ -187,12 +199,12 @@ class NetworkWorker:
 
     def __init__(self, site: Site, network_id: str) -> None:
         self.site, self.network_id, self.key = site, network_id, f"network/{network_id}"
-        self.networks = site.networks
+        self.networks, self.ground = site.networks, site.networks.ground
         self.folder = site.networks.folder(network_id)
         self._wake = asyncio.Event()
         self._pidfd: int | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._shaper = Shaper()
+        self._shaper = Shaper(self.ground)
         self._looked = 0.0
 
     def wake(self) -> None:
@@ -233,7 +245,8 @@ class NetworkWorker:
         else:
             lengths = (spec.ipv4, spec.ipv6)
             own = zip(network.gateways, (net.partition("/")[2] for net in lengths if net), strict=True)
-            await bridge.ensure_bridge(name, [f"{address}/{length}" for address, length in own], look=look)
+            addresses = [f"{address}/{length}" for address, length in own]
+            await self.ground.call(bridge.ensure_bridge, name, addresses, look=look)
         await self._keep_taps(network, name)
         crashpoint("network.after_bridge")
         await self._lead_in(network)
@@ -242,7 +255,8 @@ class NetworkWorker:
             await self.networks.rules.apply()
         speed = shaping.measure_link(name) if spec.kind == "bridge" else None
         network = network.but(status=network.status.but(speed=speed))
-        gaps = await self._shaper.apply(network, name, self.networks.members(network.id), look=look)
+        members = self.networks.members(network.id)
+        gaps = (*await self._shaper.apply(network, name, members, look=look), *self._cut_off(members))
         self._looked = now if look else self._looked
         await self._record(
             state="ready", reason=None, bridge=name, boot_id=self.site.boot, speed=speed, gaps=gaps, **(started or {})
@@ -251,17 +265,19 @@ class NetworkWorker:
 
     async def _keep_taps(self, network: Network, name: str) -> None:
         """Every tap that is there on the bridge, as it shall be; one whose machine ends meanwhile is no failure of the network."""
-        there, apart = bridge.ports_of(name), network.spec.kind != "bridge"
-        for tap in [member.tap for member in self.networks.members(network.id) if bridge.is_there(member.tap)]:
-            try:
-                if tap in there:
-                    bridge.keep_apart(tap, apart)
-                elif not bridge.is_port(tap):  # the bridge is a new one, its servers run on
-                    bridge.attach(tap, name, apart=apart)
-                    await bridge.allow_tags(tap, name, network.spec.trunk)
-            except (OSError, Failed):
-                if bridge.is_there(tap):
-                    raise
+        taps = [member.tap for member in self.networks.members(network.id) if bridge.is_there(member.tap, self.ground.net)]
+        if taps:
+            await self.ground.call(bridge.keep_taps, name, taps, apart=network.spec.kind != "bridge", trunk=network.spec.trunk)
+
+    def _cut_off(self, members: Iterable[Member]) -> Iterator[str]:
+        """Servers that run on a namespace which was lost, with all that served it: nothing leads there any more."""
+        for vm, nic in members if self.ground.private else ():
+            runtime = vm.status.runtime
+            if runtime is None or nic.number not in {plugged.number for plugged in runtime.nics}:
+                continue
+            alive = identify(runtime.pid) == (runtime.pid, runtime.start)
+            if alive and not bridge.is_there(tap_of(vm.id, nic.number), self.ground.net):
+                yield f"{vm.name} is cut off since its network was lost: virtuary restart {vm.name}"
 
     async def _lead_in(self, network: Network) -> None:
         """The addresses outside that lead to its servers: written down before they are there, so that none is ever left."""
@@ -285,7 +301,9 @@ class NetworkWorker:
             dhcp.Reservation(item.vm.name if not item.nic.number else f"{item.vm.name}-{item.nic.number}", item.mac, item.nic.ipv4, item.nic.ipv6)
             for item in members
         ]  # fmt: skip
-        configured, listed = await asyncio.to_thread(dhcp.write, self.folder, service_of(network), network.gateways, hosts)
+        configured, listed = await asyncio.to_thread(
+            dhcp.write, self.folder, service_of(network, private=self.ground.private), network.gateways, hosts
+        )
         if self._pidfd is None and network.status.pid and network.status.boot_id == self.site.boot:
             self._adopt(Identity(network.status.pid, network.status.start or 0))
         if self._pidfd is not None and not configured:
@@ -294,7 +312,7 @@ class NetworkWorker:
             return None
         self._let_go()
         await end_all(dhcp.mark_of(self.folder))
-        identity = await dhcp.start(self.folder)
+        identity = await self.ground.call(dhcp.start, self.folder)
         crashpoint("network.after_dhcp")
         self._adopt(identity)
         return {"pid": identity.pid, "start": identity.start}
@@ -330,10 +348,10 @@ class NetworkWorker:
         """Remove every trace of it; its document last."""
         self._let_go()
         await end_all(dhcp.mark_of(self.folder))
-        await shaping.remove(network.status.bridge or network.bridge)
+        await self.ground.call(shaping.remove, network.status.bridge or network.bridge)
         await leave_interface(network)
         await external.take_away(network.status.external)
-        bridge.remove_bridge(network.bridge)
+        await self.ground.call(bridge.remove_bridge, network.bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
         await self.networks.rules.apply()
         crashpoint("network.after_remove")
@@ -379,19 +397,6 @@ async def leave_interface(network: Network) -> None:
 async def has_addresses(interface: str) -> bool:
     result = await run("ip", "-o", "address", "show", "dev", interface, "scope", "global")
     return bool(result.stdout.strip())
-
-
-async def end_all(mark: str) -> None:
-    """End every process with this mark, and wait until it is gone."""
-    for identity in find_marked(mark):
-        handle = adopt(identity, mark)
-        if handle is None:
-            continue
-        end(handle)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5):
-                await wait_end(handle)
-        bury(handle)
 
 
 async def keep_leases(networks: Networks, wake: Callable[[str], None]) -> None:

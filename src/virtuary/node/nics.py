@@ -24,11 +24,13 @@ Effect = Callable[["Worker", World, Any], Awaitable[None]]
 declare("nic.after_plug", "nic.after_record", "nic.after_unplug")
 
 
-def way_in(vm: Vm) -> tuple[str, int | None]:
+def way_in(site: Site, vm: Vm) -> tuple[str, int | None]:
     """Where the guest's SSH will be reached; no port where nobody knows."""
     if vm.spec.nics[0].network == USER:
         return "127.0.0.1", passt.free_port()
     address = next((nic.ipv4 or nic.ipv6 for nic in vm.spec.nics if nic.ipv4 or nic.ipv6), None)
+    if address and site.networks.ground.private:
+        return "127.0.0.1", passt.free_port()  # led in as what is published is
     return (address, 22) if address else ("127.0.0.1", None)
 
 

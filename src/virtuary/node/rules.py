@@ -16,7 +16,7 @@ from virtuary.base.log import say
 from virtuary.model.firewall import Match, resolve_all
 from virtuary.model.network import Network
 from virtuary.model.reach import card_of, members_of
-from virtuary.network import obstacles, ruleset
+from virtuary.network import obstacles, ruleset, uplink
 
 if TYPE_CHECKING:
     from virtuary.node.networks import Member, Networks
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("virtuary.rules")
 LOOK = 30.0
 """Seconds between two looks at whether the rules are there, where nothing told that they changed."""
+SSH = 22
 declare("rules.after_apply", "rules.after_pass", "rules.after_remove", "rules.after_restore")
 NETFILTER, SOL_NETLINK, ADD_MEMBERSHIP, NFTABLES_GROUP = 12, 270, 1, 7
 
@@ -33,6 +34,8 @@ class Wanted(NamedTuple):
 
     script: str
     left_out: dict[str, str]
+    led_in: tuple[uplink.Held, ...] = ()
+    """Ports of the host that are led into a user's own networks, and by the ruleset from there to servers."""
 
 
 class Rules:
@@ -47,12 +50,19 @@ class Rules:
         """Bridges in whose way no other firewall is; None when that has to be looked at."""
         self.left_out: dict[str, str] = {}
         """Why something is not as its document wants it, by what: the id of a network, the tap of a NIC, something published."""
+        self._led_in: tuple[uplink.Held, ...] | None = None
+        """None where there is no network that needs a way out."""
         self._wake = asyncio.Event()
         self._note = networks.folder("ruled")
         """Is there while rules of ours may be on this host, whichever daemon brought them."""
 
     def wake(self) -> None:
         self._wake.set()
+
+    def look_again(self) -> None:
+        """What was there may be gone."""
+        self._applied = self._passed = None
+        self.wake()
 
     async def keep(self) -> None:
         """Make the rules follow the documents, and put them back when somebody else took them away; until cancelled."""
@@ -64,7 +74,10 @@ class Rules:
                     self._wake.clear()
                     try:
                         await self.apply()
-                        await self.pass_obstacles()
+                        if self._networks.uplink and self._led_in is not None:
+                            await self._networks.uplink.keep(self._led_in)
+                        elif not self._networks.uplink:
+                            await self.pass_obstacles()
                         _drain(listener)  # what we did ourselves
                     except VirtuaryError as error:
                         say(logger, "rules failed", logging.WARNING, why=error.sentence)
@@ -81,8 +94,7 @@ class Rules:
     def _on_change(self, listener: socket.socket) -> None:
         _drain(listener)
         if not self._lock.locked():
-            self._applied = self._passed = None
-            self.wake()
+            self.look_again()
 
     async def apply(self) -> None:
         """Have the rules be what the documents say; returns at once where they are. Raises Failed."""
@@ -92,17 +104,19 @@ class Rules:
                 return
             wanted = self.wanted()
             if wanted is None:
+                if self._networks.uplink and self._networks.any_left():
+                    return  # one is being removed, in the namespace that goes with the last one
                 await self._take_away()
-                self._applied, self._facts, self.left_out = None, (), {}
+                self._applied, self._facts, self.left_out, self._led_in = None, (), {}, None
                 return
             for what, why in wanted.left_out.items() - self.left_out.items():
                 say(logger, "left out of the rules", logging.WARNING, of=what, why=why)
             self.left_out = wanted.left_out
             mark = ruleset.fingerprint(wanted.script)
-            if mark != self._applied and (self._applied is not None or not await ruleset.is_applied(mark)):
+            if mark != self._applied and (self._applied is not None or not await self.is_applied(mark)):
                 await self._load(wanted.script)
                 say(logger, "rules", mark=mark)
-            self._applied, self._facts = mark, facts
+            self._applied, self._facts, self._led_in = mark, facts, wanted.led_in
 
     async def _load(self, script: str) -> None:
         fresh = not self._note.exists()
@@ -110,7 +124,7 @@ class Rules:
             self._note.parent.mkdir(parents=True, exist_ok=True)
             self._note.touch()
         try:
-            await ruleset.apply(script)
+            await self._networks.ground.call(ruleset.apply, script)
         except VirtuaryError:
             if fresh:
                 self._note.unlink(missing_ok=True)
@@ -121,11 +135,20 @@ class Rules:
         """Remove all that is ours from the packet filter, also what a daemon before this one did not come to remove."""
         if not self._note.exists():
             return
-        await ruleset.remove()
+        if self._networks.uplink:
+            await self._networks.uplink.end()
+            await self._networks.ground.leave()
+        else:
+            await ruleset.remove()
         crashpoint("rules.after_remove")
-        await obstacles.restore()
+        if not self._networks.uplink:
+            await obstacles.restore()
         crashpoint("rules.after_restore")
         self._note.unlink(missing_ok=True)
+
+    async def is_applied(self, mark: str) -> bool:
+        """Whether the ruleset of this fingerprint is there."""
+        return await self._networks.ground.call(ruleset.is_applied, mark)
 
     def _look(self) -> tuple[object, ...]:
         """Everything that the ruleset follows from: a server's progress is written often, and changes none of it."""
@@ -177,9 +200,13 @@ class Rules:
         forwards: list[ruleset.Forward] = []
         for member in whole:
             with _noting(faults, f"what {member.vm.name} publishes"):
-                forwards += forwards_of(member)
+                forwards += forwards_of(member, private=self._networks.ground.private)
+        led_in: tuple[uplink.Held, ...] = ()
+        if self._networks.ground.private and forwards:
+            pairs = uplink.lead(forwards)
+            led_in, forwards = tuple(held for held, _ in pairs), [forward for _, forward in pairs]
         led = ruleset.sift_led(nets, cards, forwards, [item for member in whole for item in externals_of(member)])
-        return Wanted(ruleset.render(nets, cards, led.forwards, led.externals), {**faults, **led.faults})
+        return Wanted(ruleset.render(nets, cards, led.forwards, led.externals), {**faults, **led.faults}, led_in)
 
     def _rules_of(self, members: list[Member], networks: Mapping[str, Network]) -> dict[tuple[str, ...], tuple[Match, ...]]:
         """The rules of every list of groups that a NIC is attached to, resolved once however many share it."""
@@ -251,17 +278,25 @@ def port_of(member: Member, network: Network, rules: tuple[Match, ...] = ()) -> 
     )
 
 
-def forwards_of(member: Member) -> list[ruleset.Forward]:
-    """The published ports of a server that runs, which lead to its first NIC with an address."""
-    vm, nic = member.vm, member.nic
+def forwards_of(member: Member, *, private: bool = False) -> list[ruleset.Forward]:
+    """The published ports of a server that runs, which lead to its first NIC with an address.
+
+    `private`: from a user's own networks, where Virtuary's own way in is one of them. Raises Invalid for what can't be published.
+    """
+    vm, nic, runtime = member.vm, member.nic, member.vm.status.runtime
     first = next((other for other in vm.nics if other.ipv4), None)
-    if first is None or first.number != nic.number or vm.status.runtime is None or vm.nics[0].network == "user":
+    if first is None or first.number != nic.number or runtime is None or vm.nics[0].network == "user":
         return []
     found = []
     for port in vm.spec.publish:
         address = ipaddress.ip_address(port.address)
+        if private and address.version == 6:
+            raise Invalid(f"{port.address} is IPv6: networks of an ordinary user publish on IPv4 addresses")
         if guest := nic.inside(port.address):
             found.append(ruleset.Forward(port.protocol, address, port.host, ipaddress.ip_address(guest), port.guest))
+    if private and runtime.ssh_port and nic.ipv4:
+        loopback = ipaddress.ip_address(runtime.ssh_host)
+        found.append(ruleset.Forward("tcp", loopback, runtime.ssh_port, ipaddress.ip_address(nic.ipv4), SSH))
     return found
 
 

@@ -24,8 +24,9 @@ from virtuary.model.meta import Meta
 from virtuary.model.network import DEFAULT, USER
 from virtuary.model.settings import Settings
 from virtuary.model.vm import Vm
-from virtuary.network import bridge, passt
+from virtuary.network import bridge, ground, passt
 from virtuary.node.networks import Networks
+from virtuary.node.uplink import Uplink
 from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platform import PLATFORMS, Platform
 from virtuary.qemu.probe import Binary, find_binary
@@ -49,7 +50,7 @@ class Site:
     network_fault: str | None = None
     """Why passt is not used, in words."""
     nat_fault: str | None = "not asked yet"
-    """Why this host makes no networks of its own, in words."""
+    """Why no networks can be made besides those of single servers, in words."""
     networks: Networks = field(init=False)
     uids: dict[str, int] = field(default_factory=dict)
     """Users given to servers in this daemon's life; they own no file, so nothing is left when one is given again."""
@@ -67,7 +68,11 @@ class Site:
     """Templates whose files were read through in this daemon's life, and what they looked like then."""
 
     def __post_init__(self) -> None:
-        self.networks = Networks(self.store, self.paths.run / "networks")
+        folder = self.paths.run / "networks"
+        self.networks = Networks(self.store, folder)
+        if os.getuid():
+            own = ground.Private(folder)
+            self.networks = Networks(self.store, folder, own, Uplink(self, own))
 
     async def binary(self, platform: Platform) -> Binary:
         return await find_binary(platform, self.paths.probes)
@@ -107,7 +112,7 @@ async def open_site(paths: Paths, store: Store, host_id: str, settings: Settings
     site.capabilities = await find_capabilities()
     site.network_fault = await prove_passt(paths.probes)
     site.network = "qemu-user" if site.network_fault else "passt"
-    site.nat_fault = await bridge.prove() if site.capabilities.root else "networks of the host's own need root"
+    site.nat_fault = await (bridge.prove() if site.capabilities.root else ground.prove())
     return site
 
 
@@ -194,7 +199,8 @@ async def describe_host(site: Site) -> None:
 def default_network(site: Site) -> str:
     """The network that a server joins when nobody says which."""
     wanted = site.settings.network.default
-    return (USER if site.nat_fault else DEFAULT) if wanted == "auto" else wanted
+    joins = USER if site.nat_fault or site.networks.ground.private else DEFAULT
+    return joins if wanted == "auto" else wanted
 
 
 def allocated(site: Site, vms: list[Vm]) -> int:

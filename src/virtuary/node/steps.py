@@ -150,7 +150,7 @@ async def start_machine(
     """Start QEMU for this server. `template` or `live`: it waits for a state, and is nobody until it was given an identity."""
     site = worker.site
     uid = free_uid(site, vm.id)
-    way = nics.way_in(vm)
+    way = nics.way_in(site, vm)
     worker.last_words = ""
     worker.tuned = untuned(machine.cpus)
     worker.refused.clear()

@@ -16,16 +16,28 @@ LINK = 20
 """Descriptor of the connection to the machine's NIC."""
 
 
+MONITOR = 21
+"""Descriptor of a listening socket, where ports are to be published while it runs."""
+
+
 def command(program: str, uuid: str, forwards: tuple[tuple[str, str, int, int], ...]) -> list[str]:
     """The helper's command line. Pure. `forwards`: (protocol, host address, host port, guest port)."""
     hostfwd = [{"str": f"{protocol}:{address}:{host}-:{guest}"} for protocol, address, host, guest in forwards]
-    netdevs: list[dict[str, Any]] = [
-        {"type": "user", "id": "user", "hostfwd": hostfwd},
-        {"type": "stream", "id": "link", "server": False, "addr": {"type": "fd", "str": str(LINK)}},
-        {"type": "hubport", "id": "port0", "hubid": 0, "netdev": "user"},
-        {"type": "hubport", "id": "port1", "hubid": 0, "netdev": "link"},
+    link = {"type": "stream", "id": "link", "server": False, "addr": {"type": "fd", "str": str(LINK)}}
+    return _line(program, uuid, {"type": "user", "id": "user", "hostfwd": hostfwd}, link)
+
+
+def uplink(program: str, uuid: str) -> list[str]:
+    """The command line of one that serves a whole network namespace through an interface of it. Pure. What it publishes its monitor is told."""
+    line = _line(program, uuid, {"type": "user", "id": "user"}, {"type": "tap", "id": "link", "fd": str(LINK)})
+    return [*line, "-chardev", f"socket,id=qmp,fd={MONITOR},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+
+
+def _line(program: str, uuid: str, user: dict[str, Any], link: dict[str, Any]) -> list[str]:
+    ports = [
+        {"type": "hubport", "id": f"port{number}", "hubid": 0, "netdev": name} for number, name in enumerate(("user", "link"))
     ]
     line = [program, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-uuid", uuid, "-sandbox", SANDBOX]
-    for netdev in netdevs:
+    for netdev in (user, link, *ports):
         line += ["-netdev", json.dumps(netdev, separators=(",", ":"))]
     return line

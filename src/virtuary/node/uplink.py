@@ -1,0 +1,124 @@
+"""The way out of a user's own networks, and into them: one helper for all of them, kept alive, with the ports that are published."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from virtuary.base.errors import PeerAway, VirtuaryError
+from virtuary.base.log import say
+from virtuary.base.proc import Identity, adopt, bury, find_marked, wait_end
+from virtuary.network import uplink
+from virtuary.network.ground import Private, end_all
+from virtuary.qemu import process, usernet
+from virtuary.qemu.parts import Grant
+from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.qmp import DEADLINE, Monitor, open_monitor
+
+if TYPE_CHECKING:
+    from virtuary.node.site import Site
+
+logger = logging.getLogger("virtuary.uplink")
+
+
+class Uplink:
+    def __init__(self, site: Site, ground: Private) -> None:
+        self._site, self._ground = site, ground
+        self._uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{site.host_id} uplink"))
+        self._folder = site.paths.run / "uplink"
+        self._pidfd: int | None = None
+        self._monitor: Monitor | None = None
+        self._watching: asyncio.Task[None] | None = None
+        ground.served.append(self._mark)
+        self.faults: dict[str, str] = {}
+        """Ports that could not be published, and why."""
+        self.on_end: Callable[[], None] = lambda: None
+
+    @property
+    def _mark(self) -> str:
+        return f"-uuid\0{self._uuid}\0"
+
+    async def keep(self, forwards: Iterable[uplink.Held]) -> None:
+        """Have the way out, and exactly these ports led in. Costs little where it is so; raises VirtuaryError."""
+        monitor = self._monitor if self._pidfd is not None and self._monitor and self._monitor.alive else await self._open()
+        wanted, there = set(forwards), uplink.parse_held(await _tell(monitor, "info usernet"))
+        for held in there - wanted:
+            await _tell(monitor, held.remove())
+        faults = {}
+        for held in sorted(wanted - there):
+            if refused := (await _tell(monitor, held.add())).strip():
+                faults[held.place] = refused
+                if held.place not in self.faults:
+                    say(logger, "a port can't be published", logging.WARNING, port=held.place, why=refused[:200])
+        self.faults = faults
+
+    async def _open(self) -> Monitor:
+        """The monitor of the helper there is, or of a new one."""
+        await self.part()
+        for identity in find_marked(self._mark):
+            if self._adopt(identity):
+                with contextlib.suppress(VirtuaryError):
+                    self._monitor = await open_monitor(self._folder / "qmp")
+                    return self._monitor
+        await self.end()
+        started = await self._start()
+        self._adopt(started.identity)
+        try:
+            self._monitor = await open_monitor(self._folder / "qmp")
+        except VirtuaryError as error:
+            words = process.read_errors(started.errors) or error.sentence
+            raise PeerAway(f"the way out of your networks is not served: {words}") from error
+        finally:
+            os.close(started.errors)
+        say(logger, "the way out of networks is there")
+        return self._monitor
+
+    async def _start(self) -> process.Started:
+        binary = await self._site.binary(PLATFORMS["x86_64"])
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        jail = process.choose_jail(self._site.capabilities, os.getuid(), host_network=True)
+        grants = [Grant("qmp", usernet.MONITOR, self._folder / "qmp", "socket")]
+        link = await self._ground.lend(uplink.open_link)
+        try:
+            argv = usernet.uplink(binary.program, self._uuid)
+            return await process.start(process.Launch(argv, grants, [], jail, self._folder, links=((link, usernet.LINK),)))
+        finally:
+            os.close(link)
+
+    def _adopt(self, identity: Identity) -> bool:
+        self._pidfd = adopt(identity, self._uuid)
+        if self._pidfd is not None:
+            self._watching = asyncio.create_task(self._watch(self._pidfd))
+        return self._pidfd is not None
+
+    async def _watch(self, handle: int) -> None:
+        await wait_end(handle)
+        self._pidfd = None
+        bury(handle)
+        self.on_end()
+
+    async def end(self) -> None:
+        """Nothing of it stays."""
+        await self.part()
+        await end_all(self._mark)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def part(self) -> None:
+        """Listen to it no more; it runs on."""
+        if self._watching:
+            self._watching.cancel()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        if self._monitor:
+            await self._monitor.close()
+        self._watching = self._pidfd = self._monitor = None
+
+
+async def _tell(monitor: Monitor, words: str) -> str:
+    return str(await monitor.run("human-monitor-command", DEADLINE, **{"command-line": words}))

@@ -1,0 +1,190 @@
+"""Where networks are: a namespace of a user's own, made when it is needed, which outlives who made it and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from virtuary.base.errors import Failed, PeerAway, VirtuaryError
+from virtuary.base.proc import command_line, find_marked, identify
+from virtuary.model.bandwidth import Bandwidth, Rate
+from virtuary.network import bridge, ground, nft, routes, ruleset, shaping, within
+from virtuary.network.ground import Host, Private
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture
+async def own(tmp_path: Path) -> AsyncIterator[Private]:
+    place = Private(tmp_path / "networks")
+    yield place
+    await place.leave()
+
+
+def holders(place: Private) -> list[int]:
+    return [identity.pid for identity in find_marked(place.mark)]
+
+
+def namespace(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/ns/net")
+
+
+async def end(*pids: int) -> None:
+    """Kill these processes, and wait until they are gone."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    while any(identify(pid) for pid in pids):
+        await asyncio.sleep(0.005)
+
+
+def servers(place: Private) -> list[int]:
+    """Who does there what is asked for."""
+    inside = {namespace(pid) for pid in holders(place)}
+    found = [identity.pid for identity in find_marked("virtuary.network.within\0serve\0")]
+    return [pid for pid in found if namespace(pid) in inside]
+
+
+async def test_what_is_made_there_is_not_on_the_host_and_is_seen_from_it(own: Private) -> None:
+    await own.call(bridge.ensure_bridge, "vbown", ["10.9.9.1/24", "fd00:9::1/64"])
+    handle = await own.lend(bridge.open_tap, "vtown", "vbown", apart=True)
+    try:
+        assert not bridge.is_there("vbown") and bridge.is_there("vbown", own.net)
+        assert bridge.ports_of("vbown", own.net) == {"vtown"} and bridge.read_traffic("vtown", own.net) is not None
+        assert await own.call(bridge.find_bridges, "vb") == {"vbown"}
+    finally:
+        os.close(handle)
+    assert bridge.ports_of("vbown", own.net) == set(), "a tap lasts as long as its descriptor"
+    assert (await own.call(routes.find_own)) >= {"10.9.9.1"} and "10.9.9.1" not in routes.find_own()
+
+
+@pytest.mark.parametrize("apart", [True, False])
+async def test_a_port_is_set_apart_or_not_and_again(own: Private, apart: bool) -> None:
+    await own.call(bridge.ensure_bridge, "vbown", [])
+    handle = await own.lend(bridge.open_tap, "vtown", "vbown", apart=not apart)
+    try:
+        await own.call(bridge.keep_apart, "vtown", apart)
+        port = own.net / "vtown/brport"
+        told = (port / "isolated").read_text().strip(), (port / "hairpin_mode").read_text().strip()
+        filtered = any((place.read_text().strip() == "1") for place in bridge.FILTERED if place.exists())
+        assert told == (("0", "1") if apart and filtered else ("1", "0") if apart else ("0", "0"))
+    finally:
+        os.close(handle)
+
+
+async def test_rules_and_bandwidth_are_taken_there_as_on_the_host(own: Private) -> None:
+    await own.call(nft.load, "table inet virtuary {\n chain mark_it {\n return\n }\n }\n")
+    with pytest.raises(Failed, match="nft failed"):
+        await own.call(nft.load, "no rule at all\n")
+    assert not await own.call(ruleset.is_applied, "is_0123456789abcdef")
+    await own.call(bridge.ensure_bridge, "vbown", [])
+    handle = await own.lend(bridge.open_tap, "vtown", "vbown", apart=True)
+    try:
+        leaf: shaping.Leaf = await own.call(shaping.probe)
+        wished = Bandwidth(inbound=Rate(limit=10_000_000))
+        segment = shaping.Segment("vbown", 100_000_000, (shaping.Port("vtown", shaping.FIRST_NUMBER, wished),))
+        assert await own.call(shaping.apply, segment, leaf)
+        assert await own.call(shaping.apply, segment, leaf) == [], "the second time it is there"
+    finally:
+        os.close(handle)
+
+
+async def test_what_a_function_raises_is_raised_here(own: Private) -> None:
+    with pytest.raises(Failed, match="can't be made on nobridge"):
+        await own.lend(bridge.open_tap, "vtown", "nobridge", apart=True)
+    with pytest.raises(OSError, match="no interface"):
+        await own.call(bridge.attach, "vtown", "nobridge", apart=True)
+    assert await own.call(bridge.find_bridges, "vb") == set(), "and the next call is answered"
+
+
+async def test_only_functions_of_this_room_are_called() -> None:
+    assert within.find_function("virtuary.network.bridge:is_there") is bridge.is_there
+    for name in ("os:system", "virtuary.base.proc:run", "virtuary.network.bridge:os.system", "virtuary.networks:x"):
+        with pytest.raises(Failed):
+            within.find_function(name)
+
+
+async def test_it_outlives_who_made_it_and_is_found_again(own: Private, tmp_path: Path) -> None:
+    await own.call(bridge.ensure_bridge, "vbown", [])
+    (first,) = holders(own)
+    again = Private(tmp_path / "networks")
+    assert await again.call(bridge.find_bridges, "vb") == {"vbown"} and holders(own) == [first]
+    await again.leave()
+    assert holders(own) == []
+
+
+async def test_it_stays_when_who_holds_it_is_killed(own: Private) -> None:
+    await own.call(bridge.ensure_bridge, "vbown", [])
+    (first,) = holders(own)
+    inside = namespace(first)
+    await end(first)
+    assert await own.call(bridge.find_bridges, "vb") == {"vbown"}
+    (second,) = holders(own)
+    assert second != first and namespace(second) == inside
+    assert bridge.is_there("vbown", own.net)
+
+
+async def test_who_serves_there_is_replaced(own: Private) -> None:
+    await own.call(bridge.ensure_bridge, "vbown", [])
+    (server,) = servers(own)
+    await end(server)
+    with pytest.raises(PeerAway):
+        await own.call(bridge.find_bridges, "vb")
+    assert await own.call(bridge.find_bridges, "vb") == {"vbown"}
+
+
+async def test_with_nobody_left_in_it_a_new_one_is_made_and_what_served_the_old_one_ends(own: Private) -> None:
+    await own.call(bridge.ensure_bridge, "vbown", [])
+    mark = f"served-{os.getpid()}"
+    sleeper = await asyncio.create_subprocess_exec("sh", "-c", "sleep 1000; :", mark)
+    own.served.append(mark)
+    await end(*servers(own), *holders(own))
+    assert await own.call(bridge.find_bridges, "vb") == set() and len(holders(own)) == 1
+    assert await asyncio.wait_for(sleeper.wait(), 5) == -signal.SIGKILL
+
+
+async def test_calls_side_by_side_get_their_own_answers_and_a_call_given_up_disturbs_none(own: Private) -> None:
+    await own.call(bridge.ensure_bridge, "vbown", [])
+    given_up = asyncio.create_task(own.lend(bridge.open_tap, "vtgone", "vbown", apart=True))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    opened = await asyncio.gather(*(own.lend(bridge.open_tap, f"vt{number}", "vbown", apart=True) for number in range(8)))
+    try:
+        assert bridge.ports_of("vbown", own.net) - {"vtgone"} == {f"vt{number}" for number in range(8)}
+        for number, handle in enumerate(opened):
+            os.close(handle)
+            assert not bridge.is_there(f"vt{number}", own.net), "the descriptor was that of this tap"
+    finally:
+        await asyncio.gather(given_up, return_exceptions=True)
+    assert not bridge.is_there("vtgone", own.net), "nobody has the one that was given up"
+
+
+async def test_nothing_stays(tmp_path: Path) -> None:
+    place = Private(tmp_path / "networks")
+    await place.call(bridge.ensure_bridge, "vbown", [])
+    inside = [*servers(place), *holders(place)]
+    assert len(inside) == 2
+    await place.leave()
+    assert not any(command_line(pid) for pid in inside) and not list((tmp_path / "networks").iterdir())
+    await place.leave()
+
+
+async def test_a_host_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert await ground.prove() is None
+    missing = tmp_path / "no-tun"
+    monkeypatch.setattr(ground, "TUN", missing)
+    assert await ground.prove() == f"{missing} can't be opened by this user"
+    monkeypatch.undo()
+    monkeypatch.setattr(ground, "TRIED", "echo it is forbidden >&2; exit 1")
+    assert await ground.prove() == f"{Path(ground.PROGRAM[0])} failed: it is forbidden"
+
+
+async def test_on_the_host_a_function_is_just_called() -> None:
+    here = Host()
+    assert await here.call(bridge.is_there, "lo") and await here.call(routes.call, "127.0.0.1", 1, 1) == "refused"
+    with pytest.raises(VirtuaryError):
+        await here.lend(bridge.open_tap, "vtown", "nobridge", apart=True)
