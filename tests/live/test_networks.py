@@ -600,6 +600,12 @@ def test_a_bridge_of_the_hosts_is_joined(lan: Instance, place: Place) -> None:
         until(lambda: lan.vm("desk")["status"]["state"] == "running", 30, "it runs")
         lan.in_guest("desk", "ip addr flush dev eth0; ip addr add 198.51.100.9/24 dev eth0")
         assert "1 packets received" in lan.in_guest("desk", "ping -c1 -W3 198.51.100.1")
+        lan.in_guest("desk", "ip addr add 198.51.100.10/24 dev eth0; ping -c1 -W3 -I 198.51.100.10 198.51.100.1")
+        until(
+            lambda: "198.51.100.10" in lan.vm("desk")["status"]["addresses"],
+            15,
+            "what it calls itself is heard, without its agent",
+        )
         lan.ok("delete", "desk", "--now", "--force", "--yes")
         lan.ok("network", "delete", "office")
         assert "br0" in place.in_host("ip", "-br", "link"), "it is not ours to remove"

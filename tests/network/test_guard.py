@@ -318,3 +318,24 @@ def test_every_identity_stands_in_the_table_as_text_and_as_number(number: int, a
     table = bridge_table([card], {"vbr1"})
     assert f'"tap0" . {text}' in table and f'"tap0" . 0x{text.replace(":", "")}' in table
     assert f'"tap0" . {IPv6Address(address)}' in table and f'"tap0" . 0x{address:032x}' in table
+
+
+@pytest.mark.host
+def test_what_a_tap_calls_itself_is_heard_where_nobody_gave_it_an_address(lab: Lab, wire: Wire) -> None:
+    lab.on_host(ruleset.apply, render(nets(), [port("f", free=True), port("g")]))
+    tap = port("f").interface
+    for last in (20, 21, 22, 23, 24):
+        wire.send(arp(sender=IPv4Address(f"10.4.0.{last}").packed), 1)
+    wire.send(arp(sender=bytes(4)), 1)
+    heard = lab.on_host(ruleset.find_heard)
+    assert set(heard) == {tap} and len(heard[tap]) == ruleset.MOST_HEARD, "and not one that only asks whether an address is taken"
+    assert set(heard[tap]) <= {f"10.4.0.{last}" for last in (20, 21, 22, 23, 24)}
+    lab.on_host(ruleset.apply, render(nets(), [port("f", free=True)]))
+    for source, target in (("fd04::77", "fd04::1"), ("fe80::77", "fd04::1"), ("::", "fd04::78")):
+        wire.send(icmp6(IPv6Address(source).packed, 135, bytes(4) + IPv6Address(target).packed), 1)
+    assert lab.on_host(ruleset.find_heard) == {tap: ("fd04::77",)}
+    lab.on_host(ruleset.apply, render(nets(), [port("f")]))
+    wire.send(arp(), 3)
+    assert lab.on_host(ruleset.find_heard) == {}, "where it was given one that is known"
+    lab.on_host(ruleset.remove)
+    assert lab.on_host(ruleset.find_heard) == {}

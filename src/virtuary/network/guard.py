@@ -12,7 +12,7 @@ from ipaddress import IPv6Address
 
 from virtuary.base.errors import Invalid
 from virtuary.model.firewall import Address, Match
-from virtuary.network.nft import chain, check_address, check_interface, named_set, quoted
+from virtuary.network.nft import chain, check_address, check_interface, lines, named_set, quoted
 
 CHECKS = ("mac", "arp", "ipv4", "ipv6", "dhcp", "ra", "vlan", "ethertype")
 """What frames of a server are checked for. `ipv6` holds neighbour discovery, `dhcp` and `ra`: being a server or router."""
@@ -85,6 +85,7 @@ def bridge_table(ports: list[Port], routed: set[str]) -> str:
             named_set("routed", "type ifname", quoted(port.interface for port in ports if port.bridge in routed)),
             free,
             _identities(ports),
+            _HEARD,
             _trunks(ports),
             _GUARDS,
         )
@@ -136,6 +137,13 @@ def _trunks(ports: list[Port]) -> str:
     )
 
 
+HEARD = ("heard4", "heard6")
+"""Sets of what taps whose addresses nobody gave call themselves, for as long as they go on doing so."""
+_HEARD = "".join(
+    f"    set {name} {{\n{lines((kind, 'size 4096', 'flags dynamic,timeout', 'timeout 10m'))}    }}\n"
+    for name, kind in zip(HEARD, ("typeof iifname . arp saddr ip", "typeof iifname . ip6 saddr"), strict=True)
+)
+
 # Checks let pass what they know and drop the rest, so that a frame too short to be read is dropped as well. An option of
 # neighbour discovery is one unit of 8 bytes: type, length, address; only messages with none or one are let pass.
 _TARGET = "iifname . @th,64,128 @targets"
@@ -151,6 +159,7 @@ _GUARDS = "".join(
         ),
         chain(
             "guard_arp",
+            "iifname @free_arp arp saddr ip != 0.0.0.0 update @heard4 { iifname . arp saddr ip }",
             "iifname @free_arp accept",
             "arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 iifname . arp saddr ether . arp saddr ip @arps accept",
             "drop",
@@ -176,6 +185,8 @@ _GUARDS = "".join(
             "guard_icmp",
             "ip6 hoplimit 255 exthdr frag exists drop",  # neighbour discovery in fragments (RFC 6980)
             "iifname != @free_ra icmpv6 type { nd-router-advert, nd-redirect } drop",
+            "iifname @free_ipv6 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } "
+            "ip6 saddr != { ::, fe80::/10 } update @heard6 { iifname . ip6 saddr }",
             "iifname @free_ipv6 accept",
             "icmpv6 type nd-neighbor-solicit goto guard_solicit",
             "icmpv6 type nd-neighbor-advert goto guard_advert",

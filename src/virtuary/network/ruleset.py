@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from typing import Literal, NamedTuple
 from virtuary.base.errors import Invalid
 from virtuary.base.proc import run
 from virtuary.model.firewall import Action, Address, Direction, Match, Subnet
-from virtuary.network.guard import CHECKS, TRANSLATED, Port, bridge_table
+from virtuary.network.guard import CHECKS, HEARD, TRANSLATED, Port, bridge_table
 from virtuary.network.nft import chain, check_address, check_interface, lines, load, named_set, quoted
 
 __all__ = [
@@ -545,6 +546,27 @@ async def is_applied(mark: str) -> bool:
     """
     looks = [run("nft", "list", "chain", *table.split(), mark, check=False) for table in TABLES]
     return all(found.status == 0 and b"return" in found.stdout for found in await asyncio.gather(*looks))
+
+
+MOST_HEARD = 4
+"""Addresses of a tap that are told: it may call itself whatever it likes."""
+
+
+async def find_heard() -> dict[str, tuple[str, ...]]:
+    """What the taps call themselves whose addresses nobody gave, by tap, the newest first; empty where the ruleset is not there."""
+    looks = [run("nft", "-j", "list", "set", *TABLES[1].split(), name, check=False) for name in HEARD]
+    heard: dict[str, list[tuple[int, str]]] = {}
+    for done in await asyncio.gather(*looks):
+        for tap, expires, address in parse_heard(done.stdout) if done.status == 0 else ():
+            heard.setdefault(tap, []).append((expires, address))
+    return {tap: tuple(address for _, address in sorted(found, reverse=True)[:MOST_HEARD]) for tap, found in heard.items()}
+
+
+def parse_heard(listing: bytes) -> list[tuple[str, int, str]]:
+    """The tap, the seconds until it is forgotten, and the address, of each element in what `nft -j list set` says."""
+    sets = (item["set"] for item in json.loads(listing)["nftables"] if "set" in item)
+    elements = (element["elem"] for found in sets for element in found.get("elem", ()))
+    return [(element["val"]["concat"][0], int(element.get("expires", 0)), element["val"]["concat"][1]) for element in elements]
 
 
 async def remove() -> None:

@@ -24,7 +24,7 @@ from virtuary.base.proc import Identity, adopt, bury, identify, run, wait_end
 from virtuary.model.firewall import Firewall, Group
 from virtuary.model.network import Lease, Network, Nic, own_mac, tap_of
 from virtuary.model.vm import Vm
-from virtuary.network import bridge, dhcp, external, passt, shaping
+from virtuary.network import bridge, changes, dhcp, external, passt, ruleset, shaping
 from virtuary.network.ground import Ground, Host, end_all
 from virtuary.node.bandwidth import Shaper
 from virtuary.node.rules import Rules
@@ -37,8 +37,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("virtuary.networks")
 MANAGED = re.compile(rb'"network_id":"[^"]')
 """In the document of a server with a NIC on a network of the host's."""
-LOOK, LEASES = 10.0, 0.5
-"""Seconds between two looks at bridges and dnsmasq; and at whether addresses were asked for."""
+LOOK, BLIND_LOOK, LEASES = 60.0, 10.0, 0.5
+"""Seconds between two looks at bridges and dnsmasq where changes of them are heard; where they are not; and at whether addresses were asked for."""
+HEARD = 0.9
+"""Seconds between two looks at what servers on the physical network call themselves, while one has no address."""
+SETTLE = 0.1
+"""Seconds after a change until it is looked at: more follow it at once."""
 SETTLED = 1_000_000_000
 """Nanoseconds after which a file's time tells a later write from an earlier one, whatever clock the kernel marks it with."""
 declare(
@@ -78,8 +82,15 @@ class Networks:
             uplink.on_end = self.rules.look_again
         self.leased: dict[str, tuple[str, ...]] = {}
         """Addresses that were asked for, by MAC."""
+        self.heard: dict[str, tuple[str, ...]] = {}
+        """Addresses that servers on the physical network go by there, by tap, the newest first."""
+        self._listened = 0.0
+        self._strangers: dict[str, Vm] = {}
+        self._strange_at = -1
         self._written: dict[str, tuple[int, int] | None] = {}
         """When they were written last, by network."""
+        self.changes = 0
+        """How often something was heard to be taken away."""
         self.on_missing: Callable[[str], None] = lambda key: None
         """Called with the key of a network that should be there and is not."""
 
@@ -130,7 +141,8 @@ class Networks:
 
     def addresses(self, vm: Vm) -> tuple[str, ...]:
         """What the server's guest has asked for and was given."""
-        return tuple(dict.fromkeys(one for nic in vm.nics for one in self.leased.get(own_mac(vm.id, nic), ())))
+        places = ((self.leased.get(own_mac(vm.id, nic), ()), self.heard.get(tap_of(vm.id, nic.number), ())) for nic in vm.nics)
+        return tuple(dict.fromkeys(one for leased, heard in places for one in (*leased, *heard)))
 
     def learn_leases(self) -> set[str]:
         """Look at what was asked for since the last time; the ids of the servers that did."""
@@ -147,6 +159,30 @@ class Networks:
         changed = {mac for mac in found.keys() | self.leased.keys() if found.get(mac) != self.leased.get(mac)}
         self.leased = found
         return {member.vm.id for member in self.members() if member.mac in changed} if changed else set()
+
+    async def learn_heard(self, now: float) -> set[str]:
+        """Hear what servers call themselves to which nobody here gives addresses; the ids of those that changed. Costs nothing without any.
+
+        Within a second where one has no address yet, else within ten.
+        """
+        if self._strange_at != self._store.revision:
+            self._strange_at, self._strangers = self._store.revision, self._find_strangers()
+            self.heard = {tap: found for tap, found in self.heard.items() if tap in self._strangers}
+        strangers = self._strangers
+        unknown = any(not vm.status.addresses for vm in strangers.values())
+        if not strangers or now - self._listened < (HEARD if unknown else BLIND_LOOK):
+            return set()
+        self._listened = now
+        found = {tap: told for tap, told in (await self.ground.call(ruleset.find_heard)).items() if tap in strangers}
+        changed = {tap for tap, told in found.items() if set(told) != set(self.heard.get(tap, ()))}
+        self.heard |= found
+        return {strangers[tap].id for tap in changed}
+
+    def _find_strangers(self) -> dict[str, Vm]:
+        """Servers that run on the physical network, by their taps there."""
+        there = {network.id for network in self.all() if network.spec.kind == "bridge"}
+        members = self.members() if there else []
+        return {member.tap: member.vm for member in members if member.nic.network_id in there and member.vm.status.runtime}
 
     def readiness(self, vm: Vm, boot: str) -> tuple[Literal["ready", "creating", "failed", "gone"], str]:
         """Whether the networks of a server are there, as its NICs need them."""
@@ -205,14 +241,15 @@ class NetworkWorker:
         self._pidfd: int | None = None
         self._watching: asyncio.Task[None] | None = None
         self._shaper = Shaper(self.ground)
-        self._looked = 0.0
+        self._looked, self._heard = 0.0, 0
+        self._pace = BLIND_LOOK if self.ground.private else LOOK
 
     def wake(self) -> None:
         self._wake.set()
 
     async def work(self) -> None:
         """Until the document is gone."""
-        pause, failures = LOOK, 0
+        pause, failures = self._pace, 0
         try:
             while (network := self.networks.load(self.network_id)) is not None:
                 self._wake.clear()
@@ -221,14 +258,14 @@ class NetworkWorker:
                         await self._forget(network)
                         continue
                     await self._make(network)
-                    pause, failures = LOOK, 0
+                    pause, failures = self._pace, 0
                 except Conflict:
                     continue
                 except (VirtuaryError, OSError) as error:
                     why = error.sentence if isinstance(error, VirtuaryError) else str(error)
                     say(logger, "network failed", logging.WARNING, network=network.name, why=why)
                     await self._record(state="failed", reason=why)
-                    pause, failures = min(0.5 * 2**failures, LOOK), min(failures + 1, 10)
+                    pause, failures = min(0.5 * 2**failures, BLIND_LOOK), min(failures + 1, 10)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._wake.wait()
@@ -238,8 +275,8 @@ class NetworkWorker:
     async def _make(self, network: Network) -> None:
         """Everything as it shall be; repeats harmlessly, and costs little when it is."""
         spec, name = network.spec, network.bridge
-        now = self.site.clock.now()
-        look = now - self._looked >= LOOK or network.status.state != "ready" or not self._looked
+        now, heard = self.site.clock.now(), self.networks.changes
+        look = now - self._looked >= self._pace or heard != self._heard or network.status.state != "ready" or not self._looked
         if spec.kind == "bridge":
             name = await join_interface(network)
         else:
@@ -257,7 +294,7 @@ class NetworkWorker:
         network = network.but(status=network.status.but(speed=speed))
         members = self.networks.members(network.id)
         gaps = (*await self._shaper.apply(network, name, members, look=look), *self._cut_off(members))
-        self._looked = now if look else self._looked
+        self._looked, self._heard = (now, heard) if look else (self._looked, self._heard)
         await self._record(
             state="ready", reason=None, bridge=name, boot_id=self.site.boot, speed=speed, gaps=gaps, **(started or {})
         )
@@ -399,9 +436,30 @@ async def has_addresses(interface: str) -> bool:
     return bool(result.stdout.strip())
 
 
+async def keep_listening(networks: Networks, wake: Callable[[], None]) -> None:
+    """Have everything looked at when somebody took something away."""
+    if networks.ground.private:
+        return
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    with changes.open_listener() as listener:
+        loop.add_reader(listener, lambda: told.set() if changes.hear(listener) else None)
+        try:
+            while True:
+                await told.wait()
+                await asyncio.sleep(SETTLE)
+                told.clear()
+                networks.changes += 1
+                wake()
+        finally:
+            loop.remove_reader(listener)
+
+
 async def keep_leases(networks: Networks, wake: Callable[[str], None]) -> None:
     """Notice what addresses guests ask for, within a second."""
     while True:
         await asyncio.sleep(LEASES)
-        for vm_id in networks.learn_leases():
+        changed = networks.learn_leases()
+        with contextlib.suppress(VirtuaryError):
+            changed |= await networks.learn_heard(asyncio.get_running_loop().time())
+        for vm_id in changed:
             wake(f"vm/{vm_id}")

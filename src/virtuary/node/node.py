@@ -19,7 +19,7 @@ from virtuary.node import copies, operations, templates
 from virtuary.node.images import ImageWorker
 from virtuary.node.keeper import Keeper
 from virtuary.node.metrics import Metrics
-from virtuary.node.networks import MANAGED, NetworkWorker, keep_leases
+from virtuary.node.networks import MANAGED, NetworkWorker, keep_leases, keep_listening
 from virtuary.node.run import Run
 from virtuary.node.site import Site, describe_host
 from virtuary.node.templates import TemplateWorker
@@ -85,6 +85,7 @@ class Node:
                 group.create_task(self.keeper.run())
                 group.create_task(self.site.networks.rules.keep())
                 group.create_task(keep_leases(self.site.networks, self._wake))
+                group.create_task(keep_listening(self.site.networks, lambda: self._wake_all("network/")))
         finally:
             for task in self._tasks.values():
                 task.cancel()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from virtuary.node.networks import Member, Networks
 
 logger = logging.getLogger("virtuary.rules")
-LOOK = 30.0
+LOOK = 60.0
 """Seconds between two looks at whether the rules are there, where nothing told that they changed."""
 SSH = 22
 declare("rules.after_apply", "rules.after_pass", "rules.after_remove", "rules.after_restore")
