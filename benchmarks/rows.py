@@ -2,7 +2,7 @@
 
 P1 control-plane tax · P2 cold create to SSH banner · P5 memory of a machine beside its guest's · P7 define, start paused, stop,
 delete in bulk · P11 memory of the daemon · P12 its idle processor time · P14 adoption after a kill · P29 cost of the command line · U1 sampling
-P30 consolidation planner · P25n bandwidth limits · P25f floors
+P16 placement · P30 consolidation planner · P25n bandwidth limits · P25f floors
 """
 
 from __future__ import annotations

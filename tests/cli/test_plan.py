@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,7 @@ from virtuary.base.paths import Paths
 from virtuary.cli.plan import parse_host
 from virtuary.client import AsyncClient, Client
 from virtuary.model.consolidation import HostShape, ServerLoad
+from virtuary.model.placement import HostRoom, ServerNeed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))  # test folders are no packages; the service lives with the API's
 from service import make_parts
@@ -151,6 +153,52 @@ async def test_both_clients_plan(daemon: Paths) -> None:
         assert await client.plan_consolidation(servers, host, headroom=0) == found
         with pytest.raises(Invalid, match="spare"):
             await client.plan_consolidation(servers, host, hosts=1, spare=1)
+
+
+HOSTS_CSV = "name,cpus,memory,zone,features\nh1,16,64GiB,a,\nh2,16,64GiB,a,huge gpu\nh3,16,64GiB,b,\n"
+SERVERS_CSV = "name, cpu, memory, features, host, group, apart\nold,8,48GiB,,h1,,\nweb1,2,4GiB,,,web,zone\nweb2,2,4GiB,,,web,zone\ndb,4,32GiB,huge,,,\n"
+
+
+async def test_servers_are_placed_onto_hosts(daemon: Paths, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts.csv"
+    hosts.write_text(HOSTS_CSV)
+    status, out, err = await plan(daemon, "place", "-", "--onto", str(hosts), stdin=SERVERS_CSV.encode())
+    assert status == 0, err
+    assert "placed      3 of 3" in out and re.search(r"h2 +a +12 CPUs +32 GiB +1 +db", out), out
+    status, out, _ = await plan(daemon, "place", "-", "--onto", str(hosts), "-o", "name", stdin=SERVERS_CSV.encode())
+    assert sorted(line.split()[0] for line in out.splitlines()) == ["db", "web1", "web2"]
+    more = SERVERS_CSV + "web3,2,4GiB,,,web,zone\nbig,20,8GiB,huge,,,\n"
+    status, out, _ = await plan(daemon, "place", "-", "--onto", str(hosts), stdin=more.encode())
+    assert status == 4 and "web3: 3 hosts kept free of a second one of the group web" in out
+    assert "big: 3 hosts with less than 20 CPUs free (the most: " in out and "2 hosts without huge" in out
+
+
+UNREADABLE = {
+    "a column nobody knows": ("name,cpu,memory,wheels\na,1,1GiB,4\n", "stdin has a column 'wheels' that nobody knows"),
+    "no memory": ("name,cpu\na,1\n", "stdin has no column memory"),
+    "nothing": ("", "stdin has no column name or cpu or memory"),
+    "parsecs": ("name,cpu,memory\na,1,12 parsecs\n", "stdin, line 2: '12 parsecs' is no amount of memory"),
+    "too much on a line": ("name,cpu,memory\na,1,1GiB,7\n", "stdin, line 2: more values than columns"),
+    "twice": ("name,cpu,memory\na,1,1GiB\na,1,1GiB\n", "the server 'a' is given twice"),
+    "a stranger": ("name,cpu,memory,host\na,1,1GiB,h9\n", "'a' is on 'h9', which is not among the hosts"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+async def test_servers_that_make_no_sense_end_with_2(daemon: Paths, tmp_path: Path, case: str) -> None:
+    text, sentence = UNREADABLE[case]
+    hosts = tmp_path / "hosts.csv"
+    hosts.write_text(HOSTS_CSV)
+    status, out, err = await plan(daemon, "place", "-", "--onto", str(hosts), stdin=text.encode())
+    assert status == 2 and out == "" and sentence in " ".join(err.split()), err
+
+
+async def test_both_clients_place(daemon: Paths) -> None:
+    servers, hosts = [ServerNeed(name="a", cpu=1, memory=1)], [HostRoom(name="h", cpu=2, memory=2)]
+    found = await asyncio.to_thread(lambda: Client(str(daemon.socket)).plan_placement(servers, hosts))
+    async with AsyncClient(str(daemon.socket)) as client:
+        assert await client.plan_placement(servers, hosts) == found
+    assert found.hosts[0].servers == ("a",) and found.bound == 1
 
 
 def test_the_shape_of_a_host_is_read() -> None:

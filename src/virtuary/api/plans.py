@@ -1,4 +1,4 @@
-"""Routes that compute and change nothing: consolidation plans.
+"""Routes that compute and change nothing: plans of consolidation and of placement.
 
 A long body is never parsed here: a niced process of its own reads it, checks it and computes, so that neither a long plan nor a
 long request holds up the daemon. One plan at a time.
@@ -21,6 +21,7 @@ from virtuary.base.loads import HOURS
 from virtuary.base.log import say
 from virtuary.base.proc import Result, last_line, run
 from virtuary.model.consolidation import ConsolidationPlan, ConsolidationWish
+from virtuary.model.placement import PlacementPlan, PlacementWish
 from virtuary.planning import PROBLEM
 
 logger = logging.getLogger("virtuary.api")
@@ -80,18 +81,32 @@ desk = _Desk()
 )
 async def plan_consolidation(request: Request) -> Response:
     """Which of many servers, by their loads in every hour of the week, go onto how many hosts."""
+    return await _plan("consolidation", ConsolidationWish, request, "the body must hold the servers' loads and the host's shape")
+
+
+@router.post(
+    "/placement",
+    responses={200: {"model": PlacementPlan}},
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(PlacementWish)}}}},
+)
+async def plan_placement(request: Request) -> Response:
+    """Where servers could go on hosts that are partly full, and why not where they can't."""
+    return await _plan("placement", PlacementWish, request, "the body must hold hosts and servers")
+
+
+async def _plan(kind: str, wish: type[BaseModel], request: Request, empty: str) -> Response:
     with desk:
         body = await request.body()
         if not body:
-            raise Invalid("the body must hold the servers' loads and the host's shape")
+            raise Invalid(empty)
         if len(body) <= SMALL:
-            ConsolidationWish.model_validate_json(body)  # what is wrong with a short one is told without a process
-        return Response(_judged(await _compute(body)), media_type="application/json")
+            wish.model_validate_json(body)  # what is wrong with a short one is told without a process
+        return Response(_judged(await _compute(kind, body)), media_type="application/json")
 
 
-async def _compute(body: bytes) -> Result:
+async def _compute(kind: str, body: bytes) -> Result:
     try:
-        return await run(*_COMMAND, stdin=body, deadline=DEADLINE, check=False)
+        return await run(*_COMMAND, kind, stdin=body, deadline=DEADLINE, check=False)
     except Failed as error:
         raise Failed(f"the plan was not ready within {DEADLINE:.0f} s", "fewer servers at once") from error
 

@@ -12,6 +12,7 @@ from virtuary.base.loads import LIMITS, hour_name
 from virtuary.base.units import format_rate, format_size, parse_rate, parse_size
 from virtuary.cli.gather import gather_command
 from virtuary.cli.output import bold, emit, output_option, print_fields, print_table, say
+from virtuary.cli.place import place_command
 from virtuary.client.start import connect
 
 SHOWN = 12  # lines of what is missing, in a table
@@ -27,10 +28,12 @@ def plan_command() -> None:
     Examples:
       virtuary plan gather db1 web1 web2 > loads.csv
       virtuary plan consolidate loads.csv --host cpus=16,memory=64GiB
+      virtuary plan place servers.csv --onto hosts.csv
     """
 
 
 plan_command.add_command(gather_command, "gather")
+plan_command.add_command(place_command, "place")
 
 
 class Percent(click.ParamType[float]):

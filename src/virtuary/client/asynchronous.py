@@ -18,6 +18,7 @@ from virtuary.client.results import (
     idempotency,
     judged,
     outcome,
+    placement_wish,
     points,
     vm_change,
     vm_copy,
@@ -31,6 +32,7 @@ from virtuary.model.firewall import Firewall, Rule
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.network import Network, NetworkWish
 from virtuary.model.operation import Operation
+from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
@@ -252,6 +254,10 @@ class AsyncClient:
         """Which servers go onto how many hosts of this shape. `fields` are those of `model.consolidation.ConsolidationWish`."""
         body = consolidation_wish(servers, host, fields)
         return ConsolidationPlan.model_validate(await self._call("POST", "/v1/plans/consolidation", body))
+
+    async def plan_placement(self, servers: Iterable[ServerNeed], hosts: Iterable[HostRoom]) -> PlacementPlan:
+        """Where servers could go on hosts that are partly full, and why not where they can't."""
+        return PlacementPlan.model_validate(await self._call("POST", "/v1/plans/placement", placement_wish(servers, hosts)))
 
     async def _deed(self, name: str, deed: str, body: dict[str, Any], timeout: float | None) -> Vm:
         answer = await self._call("POST", f"/v1/vms/{path_part(name)}/actions/{deed}", body, headers=idempotency())

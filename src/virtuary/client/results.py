@@ -11,6 +11,7 @@ from virtuary.base.errors import Failed, from_problem
 from virtuary.client.wire import path_part
 from virtuary.model.consolidation import ConsolidationWish, HostShape, ServerLoad
 from virtuary.model.operation import Operation
+from virtuary.model.placement import HostRoom, PlacementWish, ServerNeed
 from virtuary.model.usage import Point
 from virtuary.model.vm import VmChange, VmCopy, VmWish
 
@@ -44,6 +45,11 @@ def vm_change(fields: dict[str, Any]) -> dict[str, Any]:
 
 def vm_copy(name: str | None, fields: dict[str, Any]) -> dict[str, Any]:
     return VmCopy(name=name, **fields).model_dump(mode="json", exclude_unset=True)
+
+
+def placement_wish(servers: Iterable[ServerNeed], hosts: Iterable[HostRoom]) -> dict[str, Any]:
+    """The body of a request; raises Invalid as pydantic does where it makes no sense."""
+    return PlacementWish(servers=tuple(servers), hosts=tuple(hosts)).model_dump(mode="json", exclude_none=True)
 
 
 def consolidation_wish(servers: Iterable[ServerLoad], host: HostShape, fields: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from virtuary.client.results import (
     idempotency,
     judged,
     outcome,
+    placement_wish,
     points,
     vm_change,
     vm_copy,
@@ -28,6 +29,7 @@ from virtuary.model.firewall import Firewall, Rule
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.network import Network, NetworkWish
 from virtuary.model.operation import Operation
+from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
@@ -236,6 +238,10 @@ class Client:
         """Which servers go onto how many hosts of this shape. `fields` are those of `model.consolidation.ConsolidationWish`."""
         body = consolidation_wish(servers, host, fields)
         return ConsolidationPlan.model_validate(self._wire.call("POST", "/v1/plans/consolidation", body))
+
+    def plan_placement(self, servers: Iterable[ServerNeed], hosts: Iterable[HostRoom]) -> PlacementPlan:
+        """Where servers could go on hosts that are partly full, and why not where they can't."""
+        return PlacementPlan.model_validate(self._wire.call("POST", "/v1/plans/placement", placement_wish(servers, hosts)))
 
     def _deed(self, name: str, deed: str, body: dict[str, Any], timeout: float | None) -> Vm:
         answer = self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/{deed}", body, headers=idempotency())
