@@ -51,6 +51,8 @@ TAKEN = {
     "its address": f"ip address del 10.9.0.1/24 dev {BRIDGE}",
     "the bridge is set down": f"ip link set {BRIDGE} down",
     "a tap from the bridge": f"ip link set {TAP} nomaster",
+    "that packets are passed on": "sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv4.ip_forward=0",
+    "the same by IPv6": "sysctl -qw net.ipv6.conf.all.forwarding=1; sysctl -qw net.ipv6.conf.all.forwarding=0",
     "a tap's traffic control": f"tc qdisc del dev {TAP} clsact",
 }
 LEFT = {
@@ -80,6 +82,6 @@ def test_no_message_is_too_strange(message: bytes) -> None:
     changes.takes_away(message)
 
 
-@given(st.sampled_from([16, 17, 21, 37, 41, 45, 99]), st.binary(max_size=120))
+@given(st.sampled_from([16, 17, 21, 37, 41, 45, 80, 99]), st.binary(max_size=120))
 def test_no_body_is_too_strange(kind: int, body: bytes) -> None:
     changes.takes_away(changes._HEADER.pack(changes._HEADER.size + len(body), kind, 0, 0, 0) + body)

@@ -1,4 +1,4 @@
-"""What somebody else takes from the host's interfaces is heard, so that nobody need look all the time (rtnetlink(7))."""
+"""What somebody else takes from the host's interfaces, and that it passes packets on, is heard, so that nobody need look all the time (rtnetlink(7))."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 import re
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 
-LINKS, TRAFFIC_CONTROL, ADDRESSES4, ADDRESSES6 = 0x1, 0x8, 0x10, 0x100
-NEW_LINK, DEL_LINK, DEL_ADDRESS, DEL_QUEUE, DEL_CLASS, DEL_FILTER = 16, 17, 21, 37, 41, 45
+LINKS, TRAFFIC_CONTROL, ADDRESSES4, ADDRESSES6, SETTINGS4, SETTINGS6 = 0x1, 0x8, 0x10, 0x100, 1 << 23, 1 << 24
+NEW_LINK, DEL_LINK, DEL_ADDRESS, DEL_QUEUE, DEL_CLASS, DEL_FILTER, SETTINGS = 16, 17, 21, 37, 41, 45, 80
+INTERFACE, FORWARDING, OF_ALL = 1, 2, -1
 NAME, UP, ALL = 3, 0x1, 0xFFFFFFFF
 _HEADER, _LINK, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BxHIII"), struct.Struct("=HH")
 _QUEUE = struct.Struct("=4xI")
@@ -20,7 +22,7 @@ _TAP = re.compile(r"vt[0-9a-f]{10}n[0-9]")
 def open_listener() -> socket.socket:
     """Hears of every change of interfaces, their addresses and their traffic control; never blocks."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-    sock.bind((0, LINKS | TRAFFIC_CONTROL | ADDRESSES4 | ADDRESSES6))
+    sock.bind((0, LINKS | TRAFFIC_CONTROL | ADDRESSES4 | ADDRESSES6 | SETTINGS4 | SETTINGS6))
     return sock
 
 
@@ -56,6 +58,9 @@ def _takes_away(kind: int, body: bytes) -> bool:
         return True
     if kind in (DEL_QUEUE, DEL_CLASS, DEL_FILTER) and len(body) >= _QUEUE.size:
         return bool(_OURS.match(_name_of(*_QUEUE.unpack_from(body))))
+    if kind == SETTINGS:  # the host passes packets on no more
+        told = {word: int.from_bytes(data[:4], sys.byteorder, signed=True) for word, data in _attributes(body, 4)}
+        return told.get(INTERFACE) == OF_ALL and told.get(FORWARDING) == 0
     if kind not in (NEW_LINK, DEL_LINK) or len(body) < _LINK.size:
         return False
     family, _, index, flags, changed = _LINK.unpack_from(body)
@@ -76,12 +81,14 @@ def _name_of(index: int) -> str:
 
 
 def _told_name(body: bytes) -> str:
-    at = _LINK.size
+    names = (data for kind, data in _attributes(body, _LINK.size) if kind == NAME)
+    return next(names, b"").rstrip(b"\0").decode(errors="replace")
+
+
+def _attributes(body: bytes, at: int) -> Iterator[tuple[int, bytes]]:
     while at + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, at)
         if length < _ATTRIBUTE.size:
-            break
-        if kind == NAME:
-            return body[at + _ATTRIBUTE.size : at + length].rstrip(b"\0").decode(errors="replace")
+            return
+        yield kind, body[at + _ATTRIBUTE.size : at + length]
         at += (length + 3) & ~3
-    return ""

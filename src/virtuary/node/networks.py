@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("virtuary.networks")
 MANAGED = re.compile(rb'"network_id":"[^"]')
 """In the document of a server with a NIC on a network of the host's."""
-LOOK, BLIND_LOOK, LEASES = 60.0, 10.0, 0.5
+LOOK, BLIND_LOOK, LEASES = 300.0, 10.0, 0.5
 """Seconds between two looks at bridges and dnsmasq where changes of them are heard; where they are not; and at whether addresses were asked for."""
 HEARD = 0.9
 """Seconds between two looks at what servers on the physical network call themselves, while one has no address."""
