@@ -183,7 +183,7 @@ def test_servers_of_an_ordinary_user_share_a_network_that_no_process_of_theirs_t
     bridge = network(user, "team")["bridge"]
     assert not (Path("/sys/class/net") / bridge).exists(), "it is not on the host"
     user.virtuary("launch", "tiny", "web", "--network", "team", "--publish", f"{port}:80")
-    user.virtuary("launch", "tiny", "desk", "--network", "team")
+    user.virtuary("launch", "tiny", "desk", "--network", "team,in=50Mbit")
     listing = json.loads(user.virtuary("list", "-o", "json"))
     assert all(vm["status"]["addresses"] for vm in listing) and {vm["status"]["state"] for vm in listing} == {"running"}
     user.virtuary("exec", "web", "--", "sh", "-c", "(while :; do echo hello | nc -l -p 80; done) >/dev/null 2>&1 &")
@@ -197,7 +197,13 @@ def test_servers_of_an_ordinary_user_share_a_network_that_no_process_of_theirs_t
     assert "status 1" in desk(tried), "the host's loopback is not the servers' to reach"
     assert "ok" in user.virtuary("doctor", "desk")
 
+    user.virtuary("firewall", "create", "shut", "--rule", "in deny any")
+    user.virtuary("set", "web", "--network", "team,firewall=shut")
+    until(lambda: "hello" not in desk("nc -w 1 web.virtuary 80 </dev/null"), 20, "a group of rules is held to")
+    user.virtuary("set", "web", "--network", "team")
+
     inside = os.readlink(f"/proc/{user.marked(HOLDER)[0]}/ns/net")
+    assert Path(f"/proc/{user.marked(HOLDER)[0]}/root/sys/class/net/{bridge}-i").exists(), "bandwidth is limited there"
     user.end(UPLINK)
     assert until(lambda: answer(port) == b"hello\n", 20, "the way in is made again")
     user.end(DAEMON)

@@ -149,7 +149,9 @@ Trunk = Annotated[tuple[Tags, ...], Field(max_length=64), AfterValidator(_merge_
 Groups = Annotated[tuple[Name, ...], Field(max_length=16), AfterValidator(_check_groups)]
 
 
-class NetworkSpec(Model):
+class NetworkParts(Model):
+    """What a network is, as far as it was said."""
+
     kind: Kind = "nat"
     ipv4: Subnet4 | None = None
     """The subnet, of which the host has the first address; None on a bridge of the physical network."""
@@ -174,6 +176,8 @@ class NetworkSpec(Model):
     default_out: Action = "allow"
     """The same of one that a server begins."""
 
+
+class NetworkSpec(NetworkParts):
     @model_validator(mode="after")
     def _parts_fit(self) -> NetworkSpec:
         if self.kind == "bridge":
@@ -223,22 +227,10 @@ class Network(Document):
         return tuple(str(next(ipaddress.ip_network(net).hosts())) for net in (self.spec.ipv4, self.spec.ipv6) if net)
 
 
-class NetworkWish(Model):
+class NetworkWish(NetworkParts):
     """What a user may say when creating a network; subnets that are not named are chosen."""
 
     name: Name
-    kind: Kind = "nat"
-    ipv4: Subnet4 | None = None
-    ipv6: Subnet6 | None = None
-    domain: Domain = "virtuary"
-    interface: Interface | None = None
-    vlan: int | None = Field(default=None, ge=1, le=4094)
-    trunk: Trunk = ()
-    routed6: bool = False
-    host_access: bool = False
-    speed: int | None = Field(default=None, ge=MIN_RATE, le=MAX_RATE)
-    default_in: Action = "allow"
-    default_out: Action = "allow"
     labels: dict[str, str] = Field(default_factory=dict)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Bug, Conflict, Invalid, VirtuaryError, of_system
+from virtuary.base.errors import Conflict, Invalid, VirtuaryError
 from virtuary.base.files import sync_dir, sync_file
 from virtuary.base.log import say
 from virtuary.images import making
@@ -23,6 +23,7 @@ from virtuary.model.image import Image
 from virtuary.model.meta import utcnow
 from virtuary.node import operations
 from virtuary.node.site import Site
+from virtuary.node.tasks import Unwanted, carry_out
 from virtuary.storage.directory import allocated
 
 logger = logging.getLogger("virtuary.images")
@@ -65,28 +66,13 @@ class ImageWorker:
         active = operations.open_operations(self.site.store, self.key)
         operation = active[0].key if active else None
         await self._write(None, state="making", reason=None)
-        task = asyncio.create_task(self._make_whole(image, operation))
         try:
-            while not task.done():
-                waiting = asyncio.create_task(self._wake.wait())
-                await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-                self._wake.clear()
-                if self._cancelled(operation):
-                    task.cancel()
-            await task
-        except asyncio.CancelledError:
-            if not self._cancelled(operation):
-                task.cancel()
-                raise
+            what = f"the image {image.name}"
+            await carry_out(what, self._make_whole(image, operation), self._wake, lambda: self._cancelled(operation))
+        except Unwanted:
             await self._drop(operation, None)
         except VirtuaryError as error:
             await self._drop(operation, error)
-        except OSError as error:
-            await self._drop(operation, of_system(error))
-        except Exception as error:
-            logger.exception("making the image %s met a defect", image.name)
-            await self._drop(operation, Bug(f"making the image met a defect: {error!r}"))
 
     def _cancelled(self, operation: str | None) -> bool:
         found = operations.load(self.site.store, operation) if operation else None

@@ -293,7 +293,11 @@ class NetworkWorker:
         speed = shaping.measure_link(name) if spec.kind == "bridge" else None
         network = network.but(status=network.status.but(speed=speed))
         members = self.networks.members(network.id)
-        gaps = (*await self._shaper.apply(network, name, members, look=look), *self._cut_off(members))
+        gaps = (
+            *await self._shaper.apply(network, name, members, look=look),
+            *self._cut_off(members),
+            *self._unpublished(members),
+        )
         self._looked, self._heard = (now, heard) if look else (self._looked, self._heard)
         await self._record(
             state="ready", reason=None, bridge=name, boot_id=self.site.boot, speed=speed, gaps=gaps, **(started or {})
@@ -315,6 +319,13 @@ class NetworkWorker:
             alive = identify(runtime.pid) == (runtime.pid, runtime.start)
             if alive and not bridge.is_there(tap_of(vm.id, nic.number), self.ground.net):
                 yield f"{vm.name} is cut off since its network was lost: virtuary restart {vm.name}"
+
+    def _unpublished(self, members: Iterable[Member]) -> Iterator[str]:
+        """Ports that could not be led in."""
+        faults = self.networks.uplink.faults if self.networks.uplink else {}
+        for vm in {member.vm.id: member.vm for member in members}.values() if faults else ():
+            places = (f"{port.protocol}:{port.address}:{port.host}" for port in vm.spec.publish)
+            yield from (f"{place} of {vm.name} is not published: {faults[place]}" for place in places if place in faults)
 
     async def _lead_in(self, network: Network) -> None:
         """The addresses outside that lead to its servers: written down before they are there, so that none is ever left."""

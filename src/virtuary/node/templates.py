@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Bug, Conflict, Failed, GuestSilent, VirtuaryError, of_system
+from virtuary.base.errors import Conflict, Failed, GuestSilent, VirtuaryError
 from virtuary.base.files import sync_dir, sync_file, write_whole
 from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
@@ -34,6 +34,7 @@ from virtuary.node.describe import firmware_of, free_uid, ssh_forward
 from virtuary.node.launch import QMP_READY, Served, clean_up, launch
 from virtuary.node.run import Run, open_run
 from virtuary.node.site import Site, memory_facts
+from virtuary.node.tasks import Unwanted, carry_out
 from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.platform import PLATFORMS
@@ -86,30 +87,13 @@ class TemplateWorker:
     async def _make(self, template: Template) -> None:
         """Make it as a task of its own, so that a wish to cancel or to remove it can end it. One at a time on a host."""
         operation = self._operation()
-        task = asyncio.create_task(self._make_whole(template, operation))
         try:
-            while not task.done():
-                waiting = asyncio.create_task(self._wake.wait())
-                await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-                self._wake.clear()
-                if self._unwanted(operation):
-                    task.cancel()
-            await task
-        except asyncio.CancelledError:
-            if not self._unwanted(operation):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, VirtuaryError):
-                    await task
-                raise
+            what = f"the template of {template.name}"
+            await carry_out(what, self._make_whole(template, operation), self._wake, lambda: self._unwanted(operation))
+        except Unwanted:
             await self._drop(operation, None)
         except VirtuaryError as error:
             await self._drop(operation, error)
-        except OSError as error:
-            await self._drop(operation, of_system(error))
-        except Exception as error:
-            logger.exception("making the template of %s met a defect", template.name)
-            await self._drop(operation, Bug(f"making the template met a defect: {error!r}"))
 
     def _unwanted(self, operation: str | None) -> bool:
         found = operations.load(self.site.store, operation) if operation else None
