@@ -4,7 +4,7 @@ say() { printf '%s\n' "virtuary: $*" >&2; }
 
 packages="python3-venv qemu-system-x86 qemu-utils ovmf passt mmdebstrap uidmap mtools dosfstools fdisk e2fsprogs
 openssh-client gpgv iproute2 iputils-ping nftables dnsmasq-base debian-archive-keyring ca-certificates"
-test_packages="binutils gnupg psmisc"
+test_packages="binutils gnupg psmisc busybox iptables"
 
 # A QEMU of at least 8.2 is there.
 qemu_fits() {
