@@ -471,6 +471,47 @@ def test_ctrl_c_stops_following_and_tells_how_to_go_on(instance: Instance) -> No
     instance.ok("delete", "slowly", "--now", "--force", "--yes")
 
 
+def test_a_boot_that_a_defect_of_qemus_ends_is_begun_once_more(instance: Instance) -> None:
+    launching = instance.start_cli("launch", "tiny", "unlucky")
+    try:
+        (first,) = until(
+            lambda: instance.machines(instance.vm("unlucky")["meta"]["id"]) if "unlucky" in names(instance) else [],
+            20,
+            "it boots",
+        )
+        time.sleep(0.5)
+        break_down(first)
+        _, err = launching.communicate(timeout=60)
+        assert launching.returncode == 0, err
+    finally:
+        launching.kill()
+    assert instance.state("unlucky") == "running"
+    (crash,) = instance.vm("unlucky")["status"]["crashes"]
+    assert "it is started once more" in crash["why"]
+    (second,) = instance.machines(instance.vm("unlucky")["meta"]["id"])
+    break_down(second)
+    instance.wait_state("unlucky", "crashed")
+    instance.ok("delete", "unlucky", "--now", "--force", "--yes")
+
+
+def break_down(pid: int) -> None:
+    """A defect in a program: its first thread meets an instruction it may not execute. A signal from outside would not reach it, the first of
+    its process namespace."""
+    words = until(
+        lambda: found if (found := Path(f"/proc/{pid}/syscall").read_text().split())[0] != "running" else None,
+        10,
+        "it waits",
+        0.001,
+    )
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(int(words[-1], 16))
+        memory.write(b"\xf4")
+
+
+def names(instance: Instance) -> set[str]:
+    return {item["meta"]["name"] for item in instance.call("GET", "/v1/vms")["items"]}
+
+
 @pytest.mark.parametrize("moment", [0.0, 0.3, 1.5])
 def test_a_cancelled_launch_leaves_nothing(instance: Instance, moment: float) -> None:
     begun = instance.json("launch", "tiny", "regret", "--detach")

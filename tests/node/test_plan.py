@@ -335,6 +335,27 @@ ENDS: dict[str, tuple[dict[str, Any], str | None, tuple[float, ...], dict[str, A
 }
 
 
+BOOTS: dict[str, tuple[dict[str, Any], str, tuple[float, ...], int | None, bool]] = {
+    # policy and power, state, crashes minutes ago, exit status -> again
+    "QEMU aborts": ({}, "starting", (), -6, True),
+    "QEMU meets a bad address": ({}, "starting", (), -11, True),
+    "for the second time": ({}, "starting", (1,), -6, False),
+    "after its guest was there": ({}, "running", (), -6, False),
+    "killed by somebody": ({}, "starting", (), -9, False),
+    "nobody saw how": ({}, "starting", (), None, False),
+    "wished stopped": (STOPPED, "starting", (), -6, False),
+}
+
+
+@pytest.mark.parametrize("case", BOOTS)
+def test_a_boot_that_a_defect_of_qemus_ends_is_begun_once_more(case: str) -> None:
+    spec, state, before, status, again = BOOTS[case]
+    seen = at_rest(spec, status={"runtime": runtime(), "state": state, "crashes": crashes(*before)}, exit_status=status)
+    end = after_end(seen)
+    assert (end.state, end.crashed, end.again) == ("crashed", True, again)
+    assert ("it is started once more" in str(end.reason)) == again
+
+
 @pytest.mark.parametrize("case", ENDS)
 def test_what_becomes_of_it(case: str) -> None:
     spec, why, before, facts, wanted = ENDS[case]

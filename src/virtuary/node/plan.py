@@ -7,6 +7,7 @@ function. Steps are idempotent, so a crash between any two of them is just anoth
 from __future__ import annotations
 
 import re
+import signal
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -86,6 +87,10 @@ def ended(world: World) -> Step | None:
     return None
 
 
+OWN_DEFECTS = (-signal.SIGABRT, -signal.SIGSEGV)
+"""How a QEMU ends by a defect of its own. One with several emulated processors meets an assertion (iotlb_to_section) now and then."""
+
+
 class End(NamedTuple):
     """What becomes of a server whose process is over."""
 
@@ -112,6 +117,8 @@ def after_end(world: World) -> End:
     reason = crash_reason(world)
     recent = [crash for crash in world.vm.status.crashes if world.wall - crash.at < CRASH_WINDOW]
     again = spec.restart_policy in ("always", "on-failure") and spec.power != "stopped" and len(recent) + 1 < CRASH_LIMIT
+    if world.vm.status.state == "starting" and world.exit_status in OWN_DEFECTS and not recent and spec.power != "stopped":
+        return End("crashed", f"{reason}; it is started once more", True, True)  # nobody has used it yet
     if not again and spec.restart_policy != "no" and len(recent) + 1 >= CRASH_LIMIT:
         reason += f"; not restarted, because it crashed {CRASH_LIMIT} times within 10 minutes"
     return End("crashed", reason, True, again)
