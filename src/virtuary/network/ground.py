@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
-import virtuary
 from virtuary.base.errors import Failed, HostLacks, PeerAway
 from virtuary.base.proc import (
     ENVIRONMENT,
@@ -43,7 +42,7 @@ TRIED = (
     "nft add table inet virtuary && nft add table bridge virtuary && echo 1 > /proc/sys/net/ipv4/ip_forward"
 )
 PROGRAM = (sys.executable, "-P", "-s", "-m", "virtuary.network.within")
-SURROUNDINGS = {**ENVIRONMENT, "PYTHONPATH": str(Path(virtuary.__file__).parent.parent)}
+SURROUNDINGS = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 P = ParamSpec("P")
