@@ -28,6 +28,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.node import operations, templates
 from virtuary.node.describe import layers_of
+from virtuary.node.effects import Effect, printable
 from virtuary.node.launch import clean_up
 from virtuary.node.plan import unborn
 from virtuary.node.site import Site
@@ -357,11 +358,6 @@ def known_host(vm: Vm, public: str) -> bytes:
     return f"virtuary-{vm.id} {' '.join(public.split()[:2])}\n".encode()
 
 
-def printable(text: bytes) -> str:
-    return "".join(char for char in text.decode(errors="replace")[-300:].strip() if char.isprintable()) or "it gives no reason"
-
-
-Effect = Callable[["Worker", World, Any], Awaitable[None]]
 STEPS: dict[str, Effect] = {
     effect.__name__: effect
     for effect in (share_disk, convert_disk, stand_on_layer, tidy_home, refuse_copy, drop_copy, renew_copy)

@@ -31,6 +31,7 @@ from virtuary.model.template import Template
 from virtuary.model.vm import Shape, Vm
 from virtuary.node import copies, operations, steps, templates
 from virtuary.node.describe import layers_of, machine_of, place_of, shape_of, shaped
+from virtuary.node.effects import Effect, printable
 from virtuary.node.site import Site
 from virtuary.node.warm import copy_of, generation_of, make_host_key
 from virtuary.node.world import World
@@ -242,7 +243,7 @@ async def renew_live(worker: Worker, world: World, _: None) -> None:
             raise GuestSilent("the guest agent is gone")
         outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=RENEWAL_LIMIT, slowest=0.05)
         if outcome.status != 0:
-            raise Failed(f"its identity was refused: {copies.printable(outcome.stderr)}")
+            raise Failed(f"its identity was refused: {printable(outcome.stderr)}")
         write_whole(worker.paths.known_hosts, copies.known_host(vm, facts["host_key_public"]))
     except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
@@ -293,6 +294,6 @@ async def _fail(worker: Worker, world: World, error: VirtuaryError | OSError) ->
     await copies.end_copy(worker, world, error if isinstance(error, VirtuaryError) else of_system(error))
 
 
-STEPS: dict[str, copies.Effect] = {
+STEPS: dict[str, Effect] = {
     effect.__name__: effect for effect in (save_live, end_save, start_live, load_live, renew_live)
 }  # fmt: skip

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import GuestSilent, PeerAway, VirtuaryError
+from virtuary.base.errors import PeerAway, VirtuaryError
 from virtuary.model.network import NONE, USER, Nic, own_mac
 from virtuary.model.vm import Vm
 from virtuary.network import passt
 from virtuary.node.describe import forwards_of, ssh_forward
+from virtuary.node.effects import Effect, monitor_of
 from virtuary.node.launch import Plugged, Served
 from virtuary.node.site import Site
 from virtuary.node.world import Step, World
@@ -20,7 +20,6 @@ from virtuary.qemu import plug
 if TYPE_CHECKING:
     from virtuary.node.worker import Worker
 
-Effect = Callable[["Worker", World, Any], Awaitable[None]]
 declare("nic.after_plug", "nic.after_record", "nic.after_unplug")
 
 
@@ -80,7 +79,7 @@ async def plug_nic(worker: Worker, world: World, nic: Nic) -> None:
 
 
 async def _plug(worker: Worker, vm: Vm, nic: Nic) -> None:
-    monitor = _monitor(worker)
+    monitor = monitor_of(worker)
     assert vm.status.runtime
     await plug.unplug_nic(monitor, nic.number)  # what a plugging that was cut off left
     handle = None if nic.network == NONE else await worker.site.networks.open_tap(vm, nic)
@@ -99,18 +98,12 @@ async def unplug_nic(worker: Worker, world: World, number: int) -> None:
     vm = world.vm
     assert vm.status.runtime
     try:
-        await plug.unplug_nic(_monitor(worker), number)
+        await plug.unplug_nic(monitor_of(worker), number)
         crashpoint("nic.after_unplug")
     except OSError as error:
         raise PeerAway(f"NIC {number} can't be taken out: {error.strerror}") from error
     left = tuple(other for other in vm.status.runtime.nics if other.number != number)
     await worker.write(vm, runtime=vm.status.runtime.but(nics=left))
-
-
-def _monitor(worker: Worker) -> Any:
-    if worker.run is None or worker.run.monitor is None:
-        raise GuestSilent("QEMU's monitor is not connected")
-    return worker.run.monitor
 
 
 STEPS: dict[str, Effect] = {effect.__name__: effect for effect in (plug_nic, unplug_nic)}

@@ -11,30 +11,30 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Bug, Failed, GuestSilent, PeerAway, VirtuaryError
+from virtuary.base.errors import Bug, Failed, PeerAway, VirtuaryError
 from virtuary.base.files import remove, write_whole
 from virtuary.base.log import say
-from virtuary.guest import identity, seed
+from virtuary.guest import seed
 from virtuary.host import oom
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Crash, Runtime, Vm
 from virtuary.node import nics, operations, templates
 from virtuary.node.describe import forwards_of, free_uid, machine_of, shape_of, ssh_forward
+from virtuary.node.effects import Effect, monitor_of, note_on
 from virtuary.node.launch import QMP_READY, Wiring, clean_up, end_marked, launch, mark_of, serve_network
 from virtuary.node.plan import CRASH_WINDOW, End, never_handed_out
 from virtuary.node.run import open_run
 from virtuary.node.site import Site
+from virtuary.node.templates import keys_of
 from virtuary.node.tuning import untuned
-from virtuary.node.warm import GROUP, HostKey, choose_template, copy_of, make_host_key, more_memory, renewal_of
+from virtuary.node.warm import GROUP, choose_template, reset_disk
 from virtuary.node.world import Step, World
 from virtuary.qemu import process
-from virtuary.qemu import warm as engine
-from virtuary.qemu.describe import Machine, describe
+from virtuary.qemu.describe import Machine
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.qmp import open_monitor
 from virtuary.storage import directory
@@ -44,11 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("virtuary.steps")
 LOG_CAP = 256 * 1024
-RENEWAL_LIMIT = 180.0
-"""Seconds a copy is given to become a machine of its own, where many of them share an emulated processor."""
 declare(
-    "start.after_record", "start.before_release", "start.after_release", "warm.after_load",
-    "renew.before", "renew.after", "identity.before", "identity.after", "stop.after_mark", "stop.after_kill", "collect.before_clean",
+    "start.after_record", "start.before_release", "start.after_release", "stop.after_mark", "stop.after_kill", "collect.before_clean",
     "collect.after_clean", "forget.before_files", "forget.after_files", "seed.after_write",
 )  # fmt: skip
 
@@ -81,7 +78,7 @@ async def make_disk(worker: Worker, world: World, _: None) -> None:
         template, why = None, world.vm.status.cold
     else:
         template, why = await choose_template(site, world.vm, image)
-    await _note(worker, world, "making the disk", stage="disk", progress=None)
+    await note_on(worker, world, "making the disk", stage="disk", progress=None)
     worker.paths.home.mkdir(mode=0o700, exist_ok=True)
     disk = worker.paths.home / world.vm.status.disk_file
     remove(disk)
@@ -97,7 +94,7 @@ async def make_disk(worker: Worker, world: World, _: None) -> None:
 
 
 async def grow_disk(worker: Worker, world: World, size: int) -> None:
-    await _note(worker, world, "growing the disk", stage="disk")
+    await note_on(worker, world, "growing the disk", stage="disk")
     await directory.grow(worker.paths.home / world.vm.status.disk_file, size, worker.site.kept)
     await worker.write(world.vm, disk_size=size)
 
@@ -106,7 +103,7 @@ async def make_seed(worker: Worker, world: World, _: None) -> None:
     """The cloud-init seed, from the user data that is kept apart."""
     record = worker.site.store.get(f"secret/{world.vm.id}")
     text = record.value.decode() if record else ""
-    files = seed.seed_files(world.vm.id, world.vm.name, _keys(worker, world.vm), text)
+    files = seed.seed_files(world.vm.id, world.vm.name, keys_of(worker.site, world.vm), text)
     await asyncio.to_thread(seed.write_seed, worker.paths.seed, files)
     crashpoint("seed.after_write")
 
@@ -115,33 +112,13 @@ async def start(worker: Worker, world: World, _: None) -> None:
     """Boot: start QEMU, paused; its record is durable before any virtual CPU runs."""
     assert world.image
     choice = await worker.site.accel(PLATFORMS[world.vm.spec.arch], world.vm.spec.accel)
-    await _note(worker, world, choice.why, STAGE_TEXT["firmware"], stage="firmware", progress=None)
-    vm = await _pin_machine(worker, world.vm)
+    await note_on(worker, world, choice.why, STAGE_TEXT["firmware"], stage="firmware", progress=None)
+    vm = await pin_machine(worker, world.vm)
     machine = await machine_of(worker.site, vm, world.image, choice.accel)
     if machine.vars_file and not machine.vars_file.exists():
         assert machine.firmware.vars_template
         write_whole(machine.vars_file, machine.firmware.vars_template.read_bytes())
     await start_machine(worker, vm, machine)
-
-
-async def start_warm(worker: Worker, world: World, _: None) -> None:
-    """Start QEMU, waiting for the state of the warm template this server is to be a copy of; or give that up for a boot."""
-    site = worker.site
-    try:
-        template = _template(worker, world.vm)
-        await _note(worker, world, "resuming a copy of the warm template", stage="firmware", progress=None)
-        await templates.verify(site, template)
-        vm = await _pin_machine(worker, world.vm)
-        machine = await copy_of(site, vm, world.image, template)
-        if machine.vars_file:
-            write_whole(machine.vars_file, (site.paths.template(template.id) / "firmware-vars.fd").read_bytes())
-        await start_machine(worker, vm, machine, template)
-        worker.host_key = asyncio.create_task(make_host_key(worker.paths.runtime))
-        templates.touch(site, template)
-    except VirtuaryError as error:
-        if error.retry:
-            raise
-        await _go_cold(worker, world, error)
 
 
 async def start_machine(
@@ -192,7 +169,7 @@ async def start_machine(
     await _answer(worker)
 
 
-async def _pin_machine(worker: Worker, vm: Vm) -> Vm:
+async def pin_machine(worker: Worker, vm: Vm) -> Vm:
     """The hardware a server first starts on stays its own through every upgrade of QEMU."""
     if vm.spec.machine:
         return vm
@@ -228,33 +205,17 @@ async def start_network(worker: Worker, world: World, _: None) -> None:
     await worker.write(world.vm, runtime=runtime.but(network_pid=identity.pid, network_start=identity.start))
 
 
-async def load_state(worker: Worker, world: World, _: None) -> None:
-    """Give a copy the template's state, and plug what it has more than the template; it is paused then."""
-    monitor, vm, site = _monitor(worker), world.vm, worker.site
-    assert worker.run
-    try:
-        template = _template(worker, vm)
-        parts = describe(await copy_of(site, vm, world.image, template))
-        await engine.load(monitor, engine.state_address(parts))
-        crashpoint("warm.after_load")
-        await engine.plug(monitor, vm.spec.cpus, more_memory(vm.spec, template))
-    except VirtuaryError as error:
-        await _go_cold(worker, world, error)
-        return
-    await worker.run.refresh()
-
-
 async def resume(worker: Worker, world: World, _: None) -> None:
     """Let the virtual CPUs run. Only ever for a machine whose record is durable and names this host as owner."""
     crashpoint("start.before_release")
-    await _monitor(worker).run("cont")
+    await monitor_of(worker).run("cont")
     crashpoint("start.after_release")
     assert worker.run
     await worker.run.refresh()
 
 
 async def pause(worker: Worker, world: World, _: None) -> None:
-    await _monitor(worker).run("stop")
+    await monitor_of(worker).run("stop")
     assert worker.run
     await worker.run.refresh()
 
@@ -264,98 +225,6 @@ async def let_go(worker: Worker, world: World, _: None) -> None:
     await worker.write(world.vm, held_for_memory=None)
 
 
-async def give_identity(worker: Worker, world: World, _: None) -> None:
-    """Make the guest a machine of its own: hostname, hosts, keys; one round trip through the agent."""
-    run = worker.run
-    assert run
-    await _note(worker, world, "giving the guest its identity", stage="agent")
-    if run.agent is None:
-        raise GuestSilent("the guest agent is gone")
-    text = identity.script(identity.Identity(world.vm.name, _keys(worker, world.vm)))
-    crashpoint("identity.before")
-    outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=60)
-    if outcome.status != 0:
-        raise GuestSilent(f"the guest refused its identity: {outcome.stderr.decode(errors='replace')[-300:]}")
-    crashpoint("identity.after")
-    await worker.write(world.vm, identity=world.vm.name)
-
-
-async def renew_identity(worker: Worker, world: World, _: None) -> None:
-    """Make a resumed copy a machine of its own, before anybody may use it; one that can't be made so is ended and booted cold."""
-    async with worker.site.renewals:
-        await _renew(worker, world)
-
-
-async def _renew(worker: Worker, world: World) -> None:
-    run, vm = worker.run, world.vm
-    assert run and run.monitor
-    try:
-        template = _template(worker, vm)
-        renewal, known = await renewal_of(worker.site, vm, template, _keys(worker, vm), await _host_key(worker))
-        crashpoint("renew.before")
-        if run.agent is None:
-            raise GuestSilent("the guest agent is gone")
-        if vm.spec.disk and vm.spec.disk > (vm.status.disk_size or 0):  # only once it runs may its disk be touched
-            await engine.resize_disk(run.monitor, vm.spec.disk)
-            await worker.write(vm, disk_size=vm.spec.disk)
-        text = identity.copy_script(identity.Identity(vm.name, _keys(worker, vm)), renewal)
-        outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=RENEWAL_LIMIT, poll=0.06, slowest=0.08)
-        if outcome.status != 0:
-            raise Failed(f"its identity was refused: {_printable(outcome.stderr)}")
-        if memory := more_memory(vm.spec, template):
-            await engine.wait_plugged(run.monitor, memory, RENEWAL_LIMIT)
-        write_whole(worker.paths.known_hosts, known)
-    except VirtuaryError as error:
-        await _go_cold(worker, world, error)
-        return
-    crashpoint("renew.after")
-    await worker.write(vm, identity=vm.name)
-    run.speak(identity.LISTENS.encode() in outcome.stdout)
-
-
-async def _host_key(worker: Worker) -> HostKey:
-    """The key that was begun with the start, or another one, when a daemon before this one began it."""
-    making, worker.host_key = worker.host_key, None
-    return await (making or make_host_key(worker.paths.runtime))
-
-
-async def _go_cold(worker: Worker, world: World, error: VirtuaryError) -> None:
-    """A copy that could not be made a machine of its own is nothing: it is ended, and the server boots from the image."""
-    why = f"the warm start failed: {error.sentence}"
-    say(logger, "warm start given up", logging.WARNING, vm=world.vm.name, why=error.sentence)
-    await _note(worker, world, f"{why}: booting instead")
-    if isinstance(error, Failed) and "damaged" in error.sentence:
-        with contextlib.suppress(VirtuaryError):
-            await templates.damaged(worker.site, _template(worker, world.vm), error.sentence)
-    current = worker.load()
-    if current and current.status.runtime:
-        await worker.write(world.vm, cold=why)
-        await kill(worker, world, "cold")
-    else:
-        await worker.write(world.vm, **reset_disk(why))
-
-
-def reset_disk(why: str) -> dict[str, Any]:
-    """The status of a server whose disk nobody has used: it is made anew, for a boot."""
-    return {"disk_ready": False, "disk_size": None, "layers": (), "template": None, "cold": why}
-
-
-def _template(worker: Worker, vm: Vm) -> Template:
-    record = worker.site.store.get(f"template/{vm.status.template}")
-    template = Template.load(record.value, record.revision) if record else None
-    if template is None or template.meta.purge or template.status.state != "ready":
-        raise Failed("its warm template is gone")
-    return template
-
-
-def _keys(worker: Worker, vm: Vm) -> tuple[str, ...]:
-    return (templates.public_key(worker.site), *vm.spec.ssh_keys)
-
-
-def _printable(text: bytes) -> str:
-    return "".join(char for char in text.decode(errors="replace")[-300:].strip() if char.isprintable()) or "it gives no reason"
-
-
 async def ask_shutdown(worker: Worker, world: World, why: str) -> None:
     """Ask the guest to shut down: by its agent where one listens, else by the power button."""
     run = worker.run
@@ -363,7 +232,7 @@ async def ask_shutdown(worker: Worker, world: World, why: str) -> None:
     now = worker.site.clock.now()
     first = worker.asked_to_stop is None
     worker.asked_to_stop, worker.asked_last = worker.asked_to_stop or now, now
-    await _note(worker, world, "asking the guest to shut down", stage="stopping")
+    await note_on(worker, world, "asking the guest to shut down", stage="stopping")
     if world.qemu in ("paused", "prelaunch") and run.monitor:
         await run.monitor.run("cont")
     if run.agent and first:
@@ -549,22 +418,10 @@ async def forget(worker: Worker, world: World, _: None) -> None:
     await store.txn({worker.key: vm.meta.revision}, puts, [worker.key, f"secret/{vm.id}", *names])
 
 
-def _monitor(worker: Worker) -> Any:
-    if worker.run is None or worker.run.monitor is None:
-        raise GuestSilent("QEMU's monitor is not connected")
-    return worker.run.monitor
-
-
-async def _note(worker: Worker, world: World, *texts: str, **changes: Any) -> None:
-    if world.operation:
-        await operations.note(worker.site.store, world.operation.key, *texts, **changes)
-
-
-Effect = Callable[["Worker", World, Any], Awaitable[None]]
 STEPS: dict[str, Effect] = {
     effect.__name__: effect
     for effect in (
-        follow_image, make_disk, grow_disk, make_seed, start, start_warm, start_network, load_state, resume, pause, let_go, give_identity,
-        renew_identity, ask_shutdown, kill, end_stray, collect, report, note, finish, fail, cancel_operation, forget,
+        follow_image, make_disk, grow_disk, make_seed, start, start_network, resume, pause, let_go, ask_shutdown, kill, end_stray, collect,
+        report, note, finish, fail, cancel_operation, forget,
     )
 }  # fmt: skip

@@ -312,6 +312,20 @@ class Making:
         await run.wait_ended(20)
 
 
+def find_template(site: Site, vm: Vm) -> Template:
+    """The warm template a server is a copy of; raises Failed when it is gone."""
+    record = site.store.get(f"template/{vm.status.template}")
+    template = Template.load(record.value, record.revision) if record else None
+    if template is None or template.meta.purge or template.status.state != "ready":
+        raise Failed("its warm template is gone")
+    return template
+
+
+def keys_of(site: Site, vm: Vm) -> tuple[str, ...]:
+    """Whose keys may log in: Virtuary's own and the user's."""
+    return (public_key(site), *vm.spec.ssh_keys)
+
+
 def public_key(site: Site) -> str:
     return site.paths.key.with_suffix(".pub").read_text(encoding="utf-8").strip()
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, GuestSilent, NoRoom, VirtuaryError
@@ -20,15 +20,15 @@ from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.vm import Vm
 from virtuary.node import operations
+from virtuary.node.effects import Effect, monitor_of
 from virtuary.node.world import Step, World
 from virtuary.qemu import tune, warm
-from virtuary.qemu.qmp import CommandFailed, Monitor
+from virtuary.qemu.qmp import CommandFailed
 
 if TYPE_CHECKING:
     from virtuary.node.run import Run
     from virtuary.node.worker import Worker
 
-Effect = Callable[["Worker", World, Any], Awaitable[None]]
 
 logger = logging.getLogger("virtuary.tuning")
 NEAR = 16 * MIB
@@ -132,7 +132,7 @@ def _settled(world: World) -> bool:
 
 async def apply(worker: Worker, world: World, wanted: Tuning) -> None:
     """Set limits and shares; what this host can't give is written down."""
-    monitor, runtime = _monitor(worker), world.vm.status.runtime
+    monitor, runtime = monitor_of(worker), world.vm.status.runtime
     assert runtime
     threads: list[int] = []
     if wanted.cpu.limit is not None or wanted.cpu.pin or wanted.cpu.node is not None or worker.tuned != untuned(wanted.cpus):
@@ -169,7 +169,7 @@ async def resize_memory(worker: Worker, world: World, wanted: int) -> None:
 
 
 async def _resize(worker: Worker, world: World, field: str, wanted: int) -> None:
-    monitor, run = _monitor(worker), worker.run
+    monitor, run = monitor_of(worker), worker.run
     assert run
     base = run.base
     words = "CPUs" if field == "cpus" else "memory"
@@ -292,7 +292,7 @@ async def _take_back(worker: Worker, world: World, field: str, error: VirtuaryEr
 
 async def resize_disk(worker: Worker, world: World, wanted: int) -> None:
     """Grow the disk under the running guest, then the guest's partition and filesystem."""
-    monitor, run = _monitor(worker), worker.run
+    monitor, run = monitor_of(worker), worker.run
     assert run
     if world.operation:
         await operations.note(worker.site.store, world.operation.key, "growing the disk", stage="disk")
@@ -305,12 +305,6 @@ async def resize_disk(worker: Worker, world: World, wanted: int) -> None:
     await _tell(run, room.after_disk())
     crashpoint("grow.after_record")
     await worker.write(world.vm, disk_size=wanted)
-
-
-def _monitor(worker: Worker) -> Monitor:
-    if worker.run is None or worker.run.monitor is None:
-        raise GuestSilent("QEMU's monitor is not connected")
-    return worker.run.monitor
 
 
 RESIZES = {"resize_cpus": "cpus", "resize_memory": "memory", "resize_disk": "disk"}

@@ -227,3 +227,8 @@ async def make_host_key(scratch: Path) -> HostKey:
     finally:
         place.unlink(missing_ok=True)
         public.unlink(missing_ok=True)
+
+
+def reset_disk(why: str) -> dict[str, Any]:
+    """The status of a server whose disk nobody has used: it is made anew, for a boot."""
+    return {"disk_ready": False, "disk_size": None, "layers": (), "template": None, "cold": why}

@@ -16,7 +16,8 @@ from virtuary.base.errors import Bug, Conflict, VirtuaryError, of_system
 from virtuary.base.log import say
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
-from virtuary.node import copies, live, nics, operations, steps, tuning
+from virtuary.node import copies, identity, live, nics, operations, steps, tuning
+from virtuary.node.effects import Effect
 from virtuary.node.plan import never_handed_out, plan
 from virtuary.node.run import Run, open_run
 from virtuary.node.site import Site
@@ -27,7 +28,7 @@ logger = logging.getLogger("virtuary.worker")
 IDLE_LOOK, BUSY_LOOK = 30.0, 1.0
 """Seconds after which the worker looks again unasked."""
 MAX_BACKOFF = 30.0
-STEPS: dict[str, steps.Effect] = {**steps.STEPS, **copies.STEPS, **live.STEPS, **tuning.STEPS, **nics.STEPS}
+STEPS: dict[str, Effect] = {**steps.STEPS, **identity.STEPS, **copies.STEPS, **live.STEPS, **tuning.STEPS, **nics.STEPS}
 
 
 class Worker:
