@@ -80,14 +80,14 @@ static long read_clock(void) {
 }
 
 /* The time given was true a moment ago; the real-time clock is true now, but counts whole seconds: the middle of what it can be.
-   Again when the host let us wait between the look and the deed. */
+   Again when its second was over before the deed was done, for nobody knows then how long we waited in between. */
 static int set_time(long seconds, long nanos) {
-    for (int tries = 0; tries < 3; tries++) {
+    for (int tries = 0; tries < 8; tries++) {
         long time[2] = {seconds, nanos}, clock = read_clock();
         if (clock > seconds && clock < seconds + 3600) time[0] = clock, time[1] = 500000000;
         if (clock == seconds) time[1] = nanos / 2 + 500000000;
         if (call(CLOCK_SETTIME, 0, (long)time, 0, 0, 0) < 0) return 1;
-        if (read_clock() <= time[0] + 1) break;
+        if (read_clock() == clock) break;
     }
     return 0;
 }
