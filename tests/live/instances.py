@@ -136,7 +136,9 @@ class Instance:
 
     def start_cli(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command without waiting for it."""
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        options = {
+            "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": heed_interrupts,
+        } | options  # fmt: skip
         return subprocess.Popen(
             [*self.inside, sys.executable, "-m", "virtuary", *words], env=self.env, text=True, cwd="/", **options
         )
@@ -317,6 +319,11 @@ class Instance:
                     with contextlib.suppress(OSError):
                         place.rmdir()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def heed_interrupts() -> None:
+    """In a child: Ctrl-C counts, although a shell that started the suite in the background has it ignored by all."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def command_lines() -> list[tuple[int, str]]:
