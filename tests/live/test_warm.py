@@ -301,6 +301,17 @@ def test_a_guest_that_never_settles_leaves_nothing_but_the_reason(own_instance: 
     assert "failed" in own_instance.ok("image", "list").out
 
 
+def test_copies_that_are_deleted_while_they_start_are_gone_at_once(warm: Instance) -> None:
+    """Among what is begun with a start is a host key, made in a folder that is to go."""
+    for number in range(12):
+        name = f"fleeting{number}"
+        warm.call("POST", "/v1/vms", {"image": "tiny", "name": name})
+        time.sleep(0.02 * number)
+        said = warm.run("delete", name, "--now", "--force", "--yes")
+        assert said.status == 0, f"{said}\n{warm.words()}"
+    assert "Directory not empty" not in warm.log.read_text()
+
+
 def test_a_cancelled_making_leaves_nothing(own_instance: Instance) -> None:
     operation = own_instance.ok("image", "warm", "tiny", "--detach").out.strip()
     until(lambda: list(own_instance.paths.templates.glob(".making-*/ram")), 20, "it is being made")

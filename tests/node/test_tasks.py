@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from virtuary.base.errors import Bug, Failed, NoRoom
+from virtuary.node.steps import drop_key
 from virtuary.node.tasks import Unwanted, carry_out
+from virtuary.node.warm import make_host_key
 
 
 class Work:
@@ -81,3 +86,18 @@ async def test_what_goes_wrong_is_of_a_kind(fault: Exception, kind: type[Excepti
     work.go.set()
     with pytest.raises(kind, match=words.replace("(", r"\(").replace(")", r"\)")):
         await task
+
+
+async def test_a_host_key_that_nobody_needs_is_not_written_into_a_folder_that_goes(tmp_path: Path) -> None:
+    for pause in (0, 0.002, 0.005, 0.01):
+        folder = tmp_path / f"after-{pause}"
+        folder.mkdir()
+        making = asyncio.create_task(make_host_key(folder))
+        await asyncio.sleep(pause)
+        worker: Any = SimpleNamespace(host_key=making)
+        await drop_key(worker)
+        assert making.done() and worker.host_key is None
+        folder.rmdir()
+        await asyncio.sleep(0.02)
+        assert not folder.exists()
+    await drop_key(SimpleNamespace(host_key=None))  # type: ignore[arg-type]

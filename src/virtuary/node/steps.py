@@ -285,6 +285,7 @@ async def collect(worker: Worker, world: World, end: End) -> None:
     if worker.last_words:
         with contextlib.suppress(OSError):
             write_whole(worker.paths.errors, worker.last_words.encode()[-LOG_CAP:])
+    await drop_key(worker)
     await clean_up(worker.vm_id, worker.paths.runtime)
     crashpoint("collect.after_clean")
     current = worker.load()
@@ -401,11 +402,20 @@ async def cancel_operation(worker: Worker, world: World, operation: Operation) -
     await operations.finish(worker.site.store, operation.key, cancelled=True)
 
 
+async def drop_key(worker: Worker) -> None:
+    """Nobody needs the host key that is being made for a copy: whoever makes it writes into a folder that is to go."""
+    making, worker.host_key = worker.host_key, None
+    if making:
+        making.cancel()
+        await asyncio.gather(making, return_exceptions=True)
+
+
 async def forget(worker: Worker, world: World, _: None) -> None:
     """Remove every trace of a server; its document last."""
     if worker.run:
         await worker.run.close()
         worker.run = None
+    await drop_key(worker)
     await clean_up(worker.vm_id, worker.paths.runtime)
     crashpoint("forget.before_files")
     with contextlib.suppress(FileNotFoundError):
