@@ -630,6 +630,7 @@ def received(place: Place, address: str, seconds: float) -> float:
     return float(place.in_host("python3", "-c", code, address, str(seconds)))
 
 
+@pytest.mark.alone
 def test_bandwidth_is_limited_live_and_promised_only_where_it_is_there(lan: Instance, place: Place, one: str) -> None:
     lan.in_guest(one, "setsid nc -ll -p 9 -e cat /dev/zero >/dev/null 2>&1 </dev/null &")
     free = received(place, ipv4(lan, one), 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from virtuary.base.errors import Failed, PeerAway, VirtuaryError
-from virtuary.base.proc import command_line, find_marked, identify
+from virtuary.base.proc import command_line, find_marked, identify, run
 from virtuary.model.bandwidth import Bandwidth, Rate
 from virtuary.network import bridge, ground, nft, routes, ruleset, shaping, within
 from virtuary.network.ground import Host, Private
@@ -70,7 +70,9 @@ async def test_a_port_is_set_apart_or_not_and_again(own: Private, apart: bool) -
         await own.call(bridge.keep_apart, "vtown", apart)
         port = own.net / "vtown/brport"
         told = (port / "isolated").read_text().strip(), (port / "hairpin_mode").read_text().strip()
-        filtered = any((place.read_text().strip() == "1") for place in bridge.FILTERED if place.exists())
+        place = ("nsenter", "-t", str(holders(own)[0]), "-U", "-n", "--preserve-credentials", "cat")
+        settings = await run(*place, *map(str, bridge.FILTERED), check=False)  # the namespace has its own
+        filtered = b"1" in settings.stdout
         assert told == (("0", "1") if apart and filtered else ("1", "0") if apart else ("0", "0"))
     finally:
         os.close(handle)
@@ -102,8 +104,14 @@ async def test_what_a_function_raises_is_raised_here(own: Private) -> None:
 
 
 async def test_only_functions_of_this_room_are_called() -> None:
-    assert within.find_function("virtuary.network.bridge:is_there") is bridge.is_there
-    for name in ("os:system", "virtuary.base.proc:run", "virtuary.network.bridge:os.system", "virtuary.networks:x"):
+    assert within.find_function("virtuary.network.bridge:is_there")("lo") is True
+    taken_in = (
+        "virtuary.network.bridge:run",
+        "virtuary.network.bridge:os",
+        "virtuary.network.ground:Private",
+        "virtuary.network.bridge:nothing",
+    )
+    for name in ("os:system", "virtuary.base.proc:run", "virtuary.network.bridge:os.system", "virtuary.networks:x", *taken_in):
         with pytest.raises(Failed):
             within.find_function(name)
 

@@ -18,6 +18,7 @@ from virtuary.model.meta import Meta, invalid
 from virtuary.model.network import (
     DEFAULT,
     NONE,
+    UPLINK,
     USER,
     Network,
     NetworkChange,
@@ -122,10 +123,6 @@ async def create(context: Context, wish: NetworkWish) -> Network:
     puts = {network.key: network.dump(), f"network-name/{network.name}": network.id.encode(), **takes}
     revision = await context.commit(expect, puts)
     return network.but(meta=network.meta.but(revision=revision))
-
-
-UPLINK = ("10.0.2.0/24", "fec0::/10")
-"""What leads out of an ordinary user's networks."""
 
 
 def is_users(context: Context) -> bool:

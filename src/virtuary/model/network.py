@@ -17,6 +17,8 @@ from virtuary.model.meta import Document, Model, Name
 
 USER, NONE, DEFAULT = "user", "none", "default"
 """Names that are always there: a network of the server's own through the host's sockets; a NIC without a cable; the host's NAT network."""
+UPLINK = ("10.0.2.0/24", "fec0::/10")
+"""Where what leads out of an ordinary user's networks has its own addresses: QEMU's user network."""
 Kind = Literal["nat", "isolated", "bridge"]
 Check = Literal["mac", "arp", "ipv4", "ipv6", "dhcp", "ra", "vlan", "ethertype"]
 """What is looked at in every frame that a server sends, see docs/networks.md."""

@@ -56,7 +56,7 @@ def attach(tap: str, bridge: str, *, apart: bool) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
         fcntl.ioctl(control, ADD_PORT, struct.pack("16si20x", bridge.encode(), socket.if_nametoindex(tap)))
         keep_apart(tap, apart)
-        _raise_link(control, tap)
+        raise_link(control, tap)
 
 
 def keep_apart(tap: str, apart: bool) -> None:
@@ -115,7 +115,8 @@ def _reads(place: Path) -> bool:
         return False
 
 
-def _raise_link(control: socket.socket, name: str) -> None:
+def raise_link(control: socket.socket, name: str) -> None:
+    """Set an interface up. Raises OSError."""
     request = fcntl.ioctl(control, GET_FLAGS, struct.pack("16sH22x", name.encode(), 0))
     flags = struct.unpack_from("H", request, 16)[0]
     if not flags & UP:
@@ -167,7 +168,7 @@ async def ensure_bridge(name: str, addresses: Sequence[str], *, passing: bool = 
             for place, value in SETTLED.items() if passing else ():
                 with contextlib.suppress(FileNotFoundError):
                     _set(Path("/proc/sys/net") / place.format(name), value)
-            _raise_link(control, name)
+            raise_link(control, name)
         except OSError as error:
             raise Failed(f"the bridge {name} can't be made: {error.strerror}") from error
     lines = [f"address replace {address} dev {name}{' nodad' if ':' in address else ''}" for address in addresses]

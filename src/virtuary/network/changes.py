@@ -35,7 +35,7 @@ def hear(sock: socket.socket) -> bool:
         except BlockingIOError:
             return found
         except OSError:
-            found = True
+            return True  # what is left to hear wakes us again
 
 
 def takes_away(messages: bytes) -> bool:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from virtuary.base.errors import Failed
 from virtuary.base.proc import run
+from virtuary.model.network import UPLINK
 from virtuary.network.bridge import NO_HEADER, TAP, TUNSETIFF
 from virtuary.network.nft import load
 from virtuary.network.passt import ADDRESS, GATEWAY, PREFIX
@@ -28,17 +29,17 @@ NAME = "vuplink"
 ANY = "0.0.0.0"  # noqa: S104  (as QEMU is told it)
 IPV6 = Path("/proc/sys/net/ipv6/conf")
 LINES = f"address replace {ADDRESS}/{PREFIX} dev {NAME}\nlink set dev {NAME} up\nroute replace default via {GATEWAY} dev {NAME}\n"
-RULES = """
+RULES = f"""
 table inet virtuary_uplink
 delete table inet virtuary_uplink
-table inet virtuary_uplink {
-    chain keep {
+table inet virtuary_uplink {{
+    chain keep {{
         type filter hook forward priority -1
         ct state established,related accept
-        ip daddr 10.0.2.0/24 drop
-        ip6 daddr fec0::/10 drop
-    }
-}
+        ip daddr {UPLINK[0]} drop
+        ip6 daddr {UPLINK[1]} drop
+    }}
+}}
 """
 """Servers have no business with what QEMU's user network has besides a way out: one of its addresses is the host's loopback."""
 _HELD = re.compile(r"^\s*(TCP|UDP)\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+(\S+)\s+(\d+)\s", re.MULTILINE)

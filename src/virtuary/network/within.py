@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import fcntl
 import importlib
 import inspect
 import json
@@ -19,6 +18,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NoReturn, get_type_hints
 
 from pydantic import TypeAdapter, validate_call
@@ -26,13 +26,13 @@ from pydantic_core import to_jsonable_python
 
 from virtuary.base.errors import Failed, VirtuaryError, from_problem
 from virtuary.base.proc import die_with_parent
+from virtuary.network.bridge import raise_link
 
 NEW_MOUNTS, NEW_USER, NEW_NET = 0x20000, 0x10000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SLAVE = 2, 4, 8, 1 << 14, 1 << 19
 CAPABILITIES = (10, 12, 13)
 """What programs started here may do: low ports, networks, raw sockets (capabilities(7))."""
 CAPABILITY_VERSION, AMBIENT, AMBIENT_RAISE = 0x20080522, 47, 2
-GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 0x1
 LENGTH = struct.Struct("=Q")
 READY = b"ready\n"
 
@@ -56,8 +56,7 @@ def isolate() -> None:
     _check(libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None), "mount /")
     _check(libc.mount(b"sysfs", b"/sys", b"sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount /sys")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        flags = struct.unpack_from("H", fcntl.ioctl(control, GET_FLAGS, struct.pack("16sH22x", b"lo", 0)), 16)[0]
-        fcntl.ioctl(control, SET_FLAGS, struct.pack("16sH22x", b"lo", flags | UP))
+        raise_link(control, "lo")
 
 
 def hold(anchor: str) -> NoReturn:
@@ -114,7 +113,7 @@ async def serve(control: socket.socket, hands: socket.socket) -> None:
 
 async def _do(hands: socket.socket, question: dict[str, Any]) -> dict[str, Any]:
     try:
-        value = validate_call(find_function(question["function"]))(*question["words"], **question["named"])
+        value = find_function(question["function"])(*question["words"], **question["named"])
         if inspect.isawaitable(value):
             value = await value
         if question["lend"]:
@@ -144,16 +143,22 @@ def understand(answer: bytes, function: Callable[..., Any]) -> Any:
         raise from_problem(problem)
     if system := said.get("system"):
         raise OSError(*system)
-    return TypeAdapter(get_type_hints(function)["return"]).validate_python(said["value"])
+    return _result_of(function).validate_python(said["value"])
 
 
+@cache
+def _result_of(function: Callable[..., Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(get_type_hints(function)["return"])
+
+
+@cache
 def find_function(name: str) -> Callable[..., Any]:
-    """A function of this room, by module and name; raises Failed for any other."""
+    """A function that this room defines, by module and name, which makes of plain data what it is annotated with; raises Failed for any other."""
     module, _, word = name.partition(":")
-    if not module.startswith(f"{__package__ or 'virtuary.network'}.") or "." in word:
+    found = getattr(importlib.import_module(module), word, None) if module.startswith("virtuary.network.") else None
+    if not inspect.isfunction(found) or found.__module__ != module:
         raise Failed(f"{name[:80]!r} is nothing that networks are made by")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), word)
-    return found
+    return validate_call(found)
 
 
 def main() -> None:

@@ -76,8 +76,8 @@ async def isolation(site: Site) -> Check:
 async def networks(site: Site) -> Check:
     """Whether servers can join networks, and not only have one of their own each."""
     if site.nat_fault:
-        remedy = (
-            "apt install nftables dnsmasq-base iproute2" if site.capabilities.root else "allow user namespaces, and /dev/net/tun"
+        remedy = "apt install nftables dnsmasq-base iproute2" + (
+            "" if site.capabilities.root else ", and let users have user namespaces and open /dev/net/tun"
         )
         found = f"each server has one of its own, and shares none: {site.nat_fault}"
         return Check(name="networks", state="note", found=found, remedy=remedy)

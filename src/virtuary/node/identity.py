@@ -37,7 +37,7 @@ async def start_warm(worker: Worker, world: World, _: None) -> None:
     """Start QEMU, waiting for the state of the warm template this server is to be a copy of; or give that up for a boot."""
     site = worker.site
     try:
-        template = find_template(worker.site, world.vm)
+        template = find_template(site, world.vm)
         await note_on(worker, world, "resuming a copy of the warm template", stage="firmware", progress=None)
         await templates.verify(site, template)
         vm = await pin_machine(worker, world.vm)
@@ -58,7 +58,7 @@ async def load_state(worker: Worker, world: World, _: None) -> None:
     monitor, vm, site = monitor_of(worker), world.vm, worker.site
     assert worker.run
     try:
-        template = find_template(worker.site, vm)
+        template = find_template(site, vm)
         parts = describe(await copy_of(site, vm, world.image, template))
         await engine.load(monitor, engine.state_address(parts))
         crashpoint("warm.after_load")

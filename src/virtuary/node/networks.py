@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -24,8 +23,9 @@ from virtuary.base.proc import Identity, adopt, bury, identify, run, wait_end
 from virtuary.model.firewall import Firewall, Group
 from virtuary.model.network import Lease, Network, Nic, own_mac, tap_of
 from virtuary.model.vm import Vm
-from virtuary.network import bridge, changes, dhcp, external, passt, ruleset, shaping
+from virtuary.network import bridge, changes, dhcp, external, passt, shaping
 from virtuary.network.ground import Ground, Host, end_all
+from virtuary.node.addresses import Addresses
 from virtuary.node.bandwidth import Shaper
 from virtuary.node.rules import Rules
 from virtuary.node.uplink import Uplink
@@ -37,14 +37,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("virtuary.networks")
 MANAGED = re.compile(rb'"network_id":"[^"]')
 """In the document of a server with a NIC on a network of the host's."""
-LOOK, BLIND_LOOK, LEASES = 300.0, 10.0, 0.5
-"""Seconds between two looks at bridges and dnsmasq where changes of them are heard; where they are not; and at whether addresses were asked for."""
-HEARD = 0.9
-"""Seconds between two looks at what servers on the physical network call themselves, while one has no address."""
+LOOK, BLIND_LOOK = 300.0, 10.0
+"""Seconds between two looks at bridges and dnsmasq where changes of them are heard, and where they are not."""
 SETTLE = 0.1
 """Seconds after a change until it is looked at: more follow it at once."""
-SETTLED = 1_000_000_000
-"""Nanoseconds after which a file's time tells a later write from an earlier one, whatever clock the kernel marks it with."""
 declare(
     "network.after_bridge",
     "network.after_external",
@@ -80,15 +76,7 @@ class Networks:
         self.rules = Rules(self)
         if uplink:
             uplink.on_end = self.rules.look_again
-        self.leased: dict[str, tuple[str, ...]] = {}
-        """Addresses that were asked for, by MAC."""
-        self.heard: dict[str, tuple[str, ...]] = {}
-        """Addresses that servers on the physical network go by there, by tap, the newest first."""
-        self._listened = 0.0
-        self._strangers: dict[str, Vm] = {}
-        self._strange_at = -1
-        self._written: dict[str, tuple[int, int] | None] = {}
-        """When they were written last, by network."""
+        self.addresses = Addresses(self, store, folder)
         self.changes = 0
         """How often something was heard to be taken away."""
         self.on_missing: Callable[[str], None] = lambda key: None
@@ -138,51 +126,6 @@ class Networks:
             Lease(vm=item.vm.name, mac=item.mac, ipv4=item.nic.ipv4, ipv6=item.nic.ipv6, taken=item.mac in taken)
             for item in self.members(network.id)
         ]
-
-    def addresses(self, vm: Vm) -> tuple[str, ...]:
-        """What the server's guest has asked for and was given."""
-        places = ((self.leased.get(own_mac(vm.id, nic), ()), self.heard.get(tap_of(vm.id, nic.number), ())) for nic in vm.nics)
-        return tuple(dict.fromkeys(one for leased, heard in places for one in (*leased, *heard)))
-
-    def learn_leases(self) -> set[str]:
-        """Look at what was asked for since the last time; the ids of the servers that did."""
-        folders = list(self._folder.iterdir()) if self._folder.is_dir() else []
-        written = {folder.name: dhcp.written(folder) for folder in folders}
-        newest = max((stamp[0] for stamp in written.values() if stamp), default=0)
-        if written == self._written and time.time_ns() - newest > SETTLED:
-            return set()
-        self._written = written
-        found: dict[str, tuple[str, ...]] = {}
-        for folder in folders:
-            for item in dhcp.leases(folder):
-                found[item.mac] = (*found.get(item.mac, ()), item.address)
-        changed = {mac for mac in found.keys() | self.leased.keys() if found.get(mac) != self.leased.get(mac)}
-        self.leased = found
-        return {member.vm.id for member in self.members() if member.mac in changed} if changed else set()
-
-    async def learn_heard(self, now: float) -> set[str]:
-        """Hear what servers call themselves to which nobody here gives addresses; the ids of those that changed. Costs nothing without any.
-
-        Within a second where one has no address yet, else within ten.
-        """
-        if self._strange_at != self._store.revision:
-            self._strange_at, self._strangers = self._store.revision, self._find_strangers()
-            self.heard = {tap: found for tap, found in self.heard.items() if tap in self._strangers}
-        strangers = self._strangers
-        unknown = any(not vm.status.addresses for vm in strangers.values())
-        if not strangers or now - self._listened < (HEARD if unknown else BLIND_LOOK):
-            return set()
-        self._listened = now
-        found = {tap: told for tap, told in (await self.ground.call(ruleset.find_heard)).items() if tap in strangers}
-        changed = {tap for tap, told in found.items() if set(told) != set(self.heard.get(tap, ()))}
-        self.heard |= found
-        return {strangers[tap].id for tap in changed}
-
-    def _find_strangers(self) -> dict[str, Vm]:
-        """Servers that run on the physical network, by their taps there."""
-        there = {network.id for network in self.all() if network.spec.kind == "bridge"}
-        members = self.members() if there else []
-        return {member.tap: member.vm for member in members if member.nic.network_id in there and member.vm.status.runtime}
 
     def readiness(self, vm: Vm, boot: str) -> tuple[Literal["ready", "creating", "failed", "gone"], str]:
         """Whether the networks of a server are there, as its NICs need them."""
@@ -463,14 +406,3 @@ async def keep_listening(networks: Networks, wake: Callable[[], None]) -> None:
                 wake()
         finally:
             loop.remove_reader(listener)
-
-
-async def keep_leases(networks: Networks, wake: Callable[[str], None]) -> None:
-    """Notice what addresses guests ask for, within a second."""
-    while True:
-        await asyncio.sleep(LEASES)
-        changed = networks.learn_leases()
-        with contextlib.suppress(VirtuaryError):
-            changed |= await networks.learn_heard(asyncio.get_running_loop().time())
-        for vm_id in changed:
-            wake(f"vm/{vm_id}")

@@ -16,10 +16,11 @@ from virtuary.base.proc import run
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.node import copies, operations, templates
+from virtuary.node.addresses import keep_addresses
 from virtuary.node.images import ImageWorker
 from virtuary.node.keeper import Keeper
 from virtuary.node.metrics import Metrics
-from virtuary.node.networks import MANAGED, NetworkWorker, keep_leases, keep_listening
+from virtuary.node.networks import MANAGED, NetworkWorker, keep_listening
 from virtuary.node.run import Run
 from virtuary.node.site import Site, describe_host
 from virtuary.node.templates import TemplateWorker
@@ -84,7 +85,7 @@ class Node:
                 group.create_task(self.metrics.run())
                 group.create_task(self.keeper.run())
                 group.create_task(self.site.networks.rules.keep())
-                group.create_task(keep_leases(self.site.networks, self._wake))
+                group.create_task(keep_addresses(self.site.networks.addresses, self._wake))
                 group.create_task(keep_listening(self.site.networks, lambda: self._wake_all("network/")))
         finally:
             for task in self._tasks.values():

@@ -69,10 +69,8 @@ class Site:
 
     def __post_init__(self) -> None:
         folder = self.paths.run / "networks"
-        self.networks = Networks(self.store, folder)
-        if os.getuid():
-            own = ground.Private(folder)
-            self.networks = Networks(self.store, folder, own, Uplink(self, own))
+        own = ground.Private(folder) if self.paths.mode == "user" else None
+        self.networks = Networks(self.store, folder, own, Uplink(self, own) if own else None)
 
     async def binary(self, platform: Platform) -> Binary:
         return await find_binary(platform, self.paths.probes)

@@ -158,7 +158,7 @@ class Worker:
             network=network,
             network_failing=now - self.network_failed if self.network_failed is not None else 0.0,
             signals=dict(run.signals) if run else {},
-            addresses=tuple(dict.fromkeys((*self.site.networks.addresses(vm), *run.addresses))) if run else (),
+            addresses=tuple(dict.fromkeys((*self.site.networks.addresses.of(vm), *run.addresses))) if run else (),
             files=self._find_files(vm),
             copies=copies.waiting(self.site, vm, copying),
             source=copies.source_of(self.site, vm),
