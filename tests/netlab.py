@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from virtuary.model.firewall import Match
+from virtuary.network import obstacles, ruleset
 from virtuary.network.ruleset import CHECKS, Forward, Net, Port
 
 SERVERS = {1: "ab", 2: "c", 3: "de", 4: "fg"}
 KINDS = {1: "nat", 2: "nat", 3: "isolated", 4: "bridge"}
+BRIDGES = ("vbr1", "vbr2", "vbr3")
+"""Those whose traffic the host forwards."""
 PLACES = ("h", "o", *"abcdefg")  # the host, outside, and the servers
 HOST, OUTSIDE, HOST6, OUTSIDE6 = "192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -205,6 +208,29 @@ class Lab:
         made.listen()
         made.settimeout(0.5)
         return made
+
+    def rule(self) -> None:
+        """Our own rules, with port 8080 of the host led to server a."""
+        forwards = [forward("0.0.0.0", 8080, v4("a")), forward("::", 8080, v6("a"))]
+        self.on_host(ruleset.apply, ruleset.render(nets(), ports(), forwards))
+
+    def reached(self) -> list[bool]:
+        """Whether servers reach outside, outside reaches what is published, and servers reach each other."""
+        calls = [
+            ("a", OUTSIDE, 80, "o"),
+            ("a", OUTSIDE6, 80, "o"),
+            ("o", HOST, 8080, "a"),
+            ("o", HOST6, 8080, "a"),
+            ("a", v4("b"), 80, "b"),
+        ]
+        return [self.call(*call, patience=0.25) not in ("silence", "refused") for call in calls]
+
+    def clear(self) -> tuple[obstacles.Obstacle, ...]:
+        """Look for what stops our bridges in others' rules, and let them pass; what was found."""
+        found: tuple[obstacles.Obstacle, ...] = self.on_host(obstacles.find_obstacles, BRIDGES)
+        for obstacle in found:
+            self.on_host(obstacles.clear, obstacle)
+        return found
 
     def call(self, caller: str, address: str, number: int, answers: str, listens: int = 80, patience: float = 0.4) -> str:
         """Who the called one says called, or "refused" or "silence"."""

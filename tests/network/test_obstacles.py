@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from netlab import HOST, HOST6, OUTSIDE, OUTSIDE6, Lab, forward, lab_of, nets, ports, v4, v6
+from netlab import BRIDGES, OUTSIDE, Lab, lab_of, v4
 from virtuary.base.errors import Failed, Invalid
-from virtuary.network import obstacles, ruleset
+from virtuary.network import obstacles
 from virtuary.network.obstacles import (
     Chain,
     Obstacle,
@@ -26,7 +26,6 @@ from virtuary.network.obstacles import (
     plan_iptables,
     plan_nft,
 )
-from virtuary.network.ruleset import render
 
 FORWARD = Chain("ip", "filter", "FORWARD", "forward", "drop")
 THEIRS = Chain("inet", "firewalld", "filter_FORWARD", "forward", "accept")
@@ -147,11 +146,10 @@ def test_an_obstacle_is_told_in_one_sentence() -> None:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     for made in lab_of(False):
-        made.on_host(ruleset.apply, render(nets(), ports(), [forward("0.0.0.0", 8080, v4("a")), forward("::", 8080, v6("a"))]))
+        made.rule()
         yield made
 
 
-BRIDGES = ("vbr1", "vbr2", "vbr3")
 SETUPS = {
     "iptables' policy": "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP",
     "iptables' last rule": "iptables -A FORWARD -j REJECT; ip6tables -A FORWARD -j REJECT",
@@ -164,43 +162,25 @@ UNDO = "for i in iptables ip6tables; do $i -P FORWARD ACCEPT; $i -P INPUT ACCEPT
 needs_iptables = pytest.mark.skipif(not shutil.which("iptables", path="/usr/sbin:/sbin"), reason="iptables is not installed")
 
 
-def reached(lab: Lab) -> list[bool]:
-    calls = [
-        ("a", OUTSIDE, 80, "o"),
-        ("a", OUTSIDE6, 80, "o"),
-        ("o", HOST, 8080, "a"),
-        ("o", HOST6, 8080, "a"),
-        ("a", v4("b"), 80, "b"),
-    ]
-    return [lab.call(*call, patience=0.25) not in ("silence", "refused") for call in calls]
-
-
-def clear_all(lab: Lab) -> tuple[Obstacle, ...]:
-    found: tuple[Obstacle, ...] = lab.on_host(obstacles.find_obstacles, BRIDGES)
-    for obstacle in found:
-        lab.on_host(obstacles.clear, obstacle)
-    return found
-
-
 @pytest.mark.host
 @pytest.mark.slow
 @needs_iptables
 @pytest.mark.parametrize("case", SETUPS)
 def test_traffic_that_another_firewall_stops_is_let_pass_and_stopped_again_when_we_go(lab: Lab, case: str) -> None:
     try:
-        assert all(reached(lab)) and clear_all(lab) == ()
+        assert all(lab.reached()) and lab.clear() == ()
         lab.run("h", SETUPS[case])
         before = lab.run("h", "iptables -S; ip6tables -S")
-        assert not any(reached(lab))
-        assert clear_all(lab)
-        assert all(reached(lab))
-        assert clear_all(lab) == (), "what was cleared is no obstacle any more"
+        assert not any(lab.reached())
+        assert lab.clear()
+        assert all(lab.reached())
+        assert lab.clear() == (), "what was cleared is no obstacle any more"
         assert lab.call("o", v4("a"), 80, "a", patience=0.25) == "silence", "our own rules hold"
         lab.on_host(obstacles.restore, BRIDGES)
-        assert all(reached(lab)), "these bridges are kept"
+        assert all(lab.reached()), "these bridges are kept"
         lab.on_host(obstacles.restore)
         lab.on_host(obstacles.restore)
-        assert not any(reached(lab))
+        assert not any(lab.reached())
         assert lab.run("h", "iptables -S; ip6tables -S") == before
     finally:
         lab.run("h", UNDO)
@@ -216,9 +196,9 @@ def test_what_an_administrator_forbids_in_a_chain_of_nftables_stays_forbidden(la
     try:
         lab.run("h", NFT % (policy, "ip daddr 192.0.2.2 tcp dport 81 drop"), f"nft 'add rule inet mine f {last}'")
         before = lab.run("h", "nft -s list table inet mine")
-        assert not any(reached(lab))
-        assert clear_all(lab) and clear_all(lab) == ()
-        assert all(reached(lab))
+        assert not any(lab.reached())
+        assert lab.clear() and lab.clear() == ()
+        assert all(lab.reached())
         assert lab.call("a", OUTSIDE, 81, "o", 81, patience=0.25) == "silence"
         lab.on_host(obstacles.restore)
         assert lab.run("h", "nft -s list table inet mine") == before
@@ -233,7 +213,7 @@ def test_dns_of_our_networks_is_let_pass_where_the_host_takes_in_nothing(lab: La
     try:
         lab.run("h", "iptables -P INPUT DROP", "iptables -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT")
         assert lab.call("a", "10.1.0.1", 53, "h", 53) == "silence"
-        (found,) = clear_all(lab)
+        (found,) = lab.clear()
         assert found.sentence == "iptables drops DNS and DHCP of vbr1, vbr2, vbr3 in ip filter INPUT"
         assert lab.call("a", "10.1.0.1", 53, "h", 53) == v4("a")
         lab.on_host(obstacles.restore)

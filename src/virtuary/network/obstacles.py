@@ -115,7 +115,7 @@ def parse_iptables(listing: bytes, chain: str) -> Rules:
     rules = [words[2:] for words in lines if words[:2] == ["-A", chain]]
     for position, words in enumerate(rules, 1):
         if words[:1] == ["-j"] and (
-            words[1] in ("DROP", "REJECT") or (words[1].startswith("ufw-reject-") and words[1] in filled)
+            words[1] in ("DROP", "REJECT") or (words[1].startswith(("ufw-reject-", "ufw6-reject-")) and words[1] in filled)
         ):
             return Rules(frozenset(comments), position, chains)
         if "--comment" in words:
@@ -147,7 +147,7 @@ def name_owner(chain: Chain, rules: Rules) -> str:
     """Whose the chain is, as people know it."""
     if chain.table == FIREWALLD:
         return "firewalld"
-    if any(name.startswith("ufw-") for name in rules.chains):
+    if any(name.startswith(("ufw-", "ufw6-")) for name in rules.chains):
         return "ufw"
     if "DOCKER-USER" in rules.chains and chain.hook == "forward":
         return "Docker"
