@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import socket
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("virtuary.rules")
 LOOK = 60.0
 """Seconds between two looks at whether the rules are there, where nothing told that they changed."""
+SETTLE = 1.0
+"""Seconds after which they are looked at again when something changed meanwhile: by us, or by somebody who is not done yet."""
 SSH = 22
 declare("rules.after_apply", "rules.after_pass", "rules.after_remove", "rules.after_restore")
 NETFILTER, SOL_NETLINK, ADD_MEMBERSHIP, NFTABLES_GROUP = 12, 270, 1, 7
@@ -53,6 +56,8 @@ class Rules:
         self._led_in: tuple[uplink.Held, ...] | None = None
         """None where there is no network that needs a way out."""
         self._wake = asyncio.Event()
+        self._stirred = False
+        """Whether the packet filter changed while we changed it."""
         self._note = networks.folder("ruled")
         """Is there while rules of ours may be on this host, whichever daemon brought them."""
 
@@ -69,6 +74,7 @@ class Rules:
         with _listener() as listener:
             loop = asyncio.get_running_loop()
             loop.add_reader(listener, lambda: self._on_change(listener))
+            look_at = loop.time() + LOOK
             try:
                 while True:
                     self._wake.clear()
@@ -78,22 +84,25 @@ class Rules:
                             await self._networks.uplink.keep(self._led_in)
                         elif not self._networks.uplink:
                             await self.pass_obstacles()
-                        _drain(listener)  # what we did ourselves
                     except VirtuaryError as error:
                         say(logger, "rules failed", logging.WARNING, why=error.sentence)
                     except Exception:
                         logger.exception("keeping the rules met a defect")
+                    if _drain(listener) or self._stirred:
+                        self._stirred, look_at = False, min(look_at, loop.time() + SETTLE)
                     try:
-                        async with asyncio.timeout(LOOK):
+                        async with asyncio.timeout_at(look_at):
                             await self._wake.wait()
                     except TimeoutError:
-                        self._applied = self._passed = None
+                        self._applied, self._passed, look_at = None, None, loop.time() + LOOK
             finally:
                 loop.remove_reader(listener)
 
     def _on_change(self, listener: socket.socket) -> None:
         _drain(listener)
-        if not self._lock.locked():
+        if self._lock.locked():
+            self._stirred = True
+        else:
             self.look_again()
 
     async def apply(self) -> None:
@@ -318,7 +327,13 @@ def _listener() -> socket.socket:
     return sock
 
 
-def _drain(listener: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while listener.recv(65536):
-            pass
+def _drain(listener: socket.socket) -> bool:
+    """Forget what was heard; whether that was something."""
+    heard = False
+    while True:
+        try:
+            listener.recv(65536)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # that is: more than the kernel kept for us
+                return heard
+        heard = True
