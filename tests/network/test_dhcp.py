@@ -261,6 +261,17 @@ def test_a_dnsmasq_that_can_not_start_says_why(lab: Lab, tmp_path: Path) -> None
 
 @pytest.mark.host
 @pytest.mark.slow
+def test_it_is_nobody_and_can_become_nothing_more(lab: Lab, serving: Path) -> None:
+    (pid,) = (item.pid for item in find_marked(dhcp.mark_of(serving)))
+    said = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    low_ports, networks, raw, users = 1 << 10, 1 << 12, 1 << 13, 1 << 6 | 1 << 7
+    assert set(said["Uid"].split()) == {"65534"} and said["NoNewPrivs"] == "1"
+    assert int(said["CapPrm"], 16) == low_ports | networks | raw
+    assert int(said["CapBnd"], 16) == low_ports | networks | raw | users
+
+
+@pytest.mark.host
+@pytest.mark.slow
 def test_a_flood_does_not_end_it_and_fills_nothing(lab: Lab, serving: Path) -> None:
     assert ask_address(lab, "a", own("a")) == (v4("a"), ACK)
     before = {place.name: place.stat().st_size for place in serving.iterdir()}

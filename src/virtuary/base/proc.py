@@ -34,6 +34,7 @@ PACKAGES = {
     "ip": "iproute2",
     "dnsmasq": "dnsmasq-base",
     "ping": "iputils-ping",
+    "setpriv": "util-linux",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
     "sfdisk": "fdisk",

@@ -21,6 +21,8 @@ from virtuary.base.proc import ENVIRONMENT, Identity, find_program, identify, la
 
 LEASE = "1h"
 USER = "nobody"
+RIGHTS = ("net_bind_service", "net_admin", "net_raw", "setuid", "setgid")
+"""All that dnsmasq is started with: it becomes USER and keeps the first three, without which it serves no DHCP."""
 WORDS = 4096
 """Bytes of what dnsmasq says that are kept; Linux rounds up to a page."""
 
@@ -132,7 +134,8 @@ async def start(folder: Path, settle: float = 0.05) -> Identity:
     handle = _open_words()
     try:
         process = await asyncio.create_subprocess_exec(
-            find_program("dnsmasq"), f"--conf-file={folder / 'dnsmasq.conf'}",
+            find_program("setpriv"), "--no-new-privs", f"--bounding-set=-all,+{',+'.join(RIGHTS)}",
+            find_program("dnsmasq"), mark_of(folder),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=handle,
             env=ENVIRONMENT, start_new_session=True, cwd="/",
         )  # fmt: skip
