@@ -243,7 +243,7 @@ STORY: dict[str, tuple[str, str, str, str]] = {
     "from another network": ("far", "web2", "icmp", f"rejected: servers on the network lan are {PUBLISHED}, and icmp of web2 is not published"),
     "from outside by a published port": (OUT, "web2", "tcp/80", "allowed by the inbound default of network lan, on the inbound side of web2"),
     "from outside past the default": (OUT, "far", "tcp/443", "denied by the inbound default of network other, on the inbound side of far"),
-    "by a port published on loopback only": (OUT, "web1", "tcp/5432", f"denied: servers on the network lan are {PUBLISHED}, and tcp port 5432 of web1 is not"),
+    "by a port published on loopback only": (OUT, "web1", "tcp/5432", f"denied: servers on the network lan are {PUBLISHED}, and tcp port 5432 of web1 is published to this host"),
     "to a published port of the host": (OUT, "10.1.0.1", "tcp/8080", "allowed by the inbound default of network lan, on the inbound side of web2"),
     "to the host": ("web2", "10.1.0.1", "tcp/22", "rejected: the network lan lets no server reach the services of this host"),
     "to the host, which is let": ("far", "10.2.0.1", "tcp/22", "allowed by the outbound default of network other, on the outbound side of far"),

@@ -32,9 +32,13 @@ def every(wire: Wire, target: str, **query: Any) -> list[dict[str, Any]]:
 
 
 def ports_of(vm: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{port['host']}→{port['guest']}" + ("/udp" if port["protocol"] == "udp" else "") for port in vm["spec"]["publish"]
-    )
+    """Published ports, each with the address it is published on, but those that are on all."""
+    found = []
+    for port in vm["spec"]["publish"]:
+        address = f"[{port['address']}]" if ":" in port["address"] else port["address"]
+        where = "" if address == "0.0.0.0" else f"{address}:"  # noqa: S104
+        found.append(f"{where}{port['host']}→{port['guest']}" + ("/udp" if port["protocol"] == "udp" else ""))
+    return ", ".join(found)
 
 
 @click.command()

@@ -76,7 +76,7 @@ SHAPE = options(
         "-p",
         multiple=True,
         metavar="[ADDRESS:]HOST:GUEST[/udp]",
-        help="A port of this host that leads to the guest.",
+        help="A port of this host that leads to the guest: on 127.0.0.1, or on ADDRESS; 0.0.0.0 is all, [::] all of IPv6.",
     ),
     click.option(
         "--network",
