@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from instances import copy_template
 
 from virtuary.client import Client
 
@@ -22,11 +23,12 @@ SCRIPT = Path(__file__).parents[2] / "examples/consolidation/consolidate.py"
 
 
 @pytest.fixture(scope="module")
-def virtuary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def virtuary(template: Path) -> Iterator[Client]:
     root = ROOT
+    copy_template(template, root)  # the neighbour's image
     environment = {**os.environ, "VIRTUARY_ROOT": str(root)}
     environment.pop("VIRTUARY_HOST", None)
-    (root / "config").mkdir(parents=True)
+    (root / "config").mkdir()
     (root / "config/virtuary.toml").write_text(
         "[templates]\nauto = false\n[network]\ndefault = 'user'\n"
     )  # nothing is launched a second time here
