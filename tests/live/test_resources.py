@@ -321,16 +321,38 @@ def test_a_debian_is_given_more_and_gives_it_back_within_seconds(debian: Instanc
     debian.ok("delete", "d", "--now", "--force", "--yes")
 
 
+DAEMON_DIES = """set -e
+systemd-run -q --unit=d -p Type=notify -p NotifyAccess=all -p KillMode=process python3 /tmp/virtuary-test/daemon.py
+systemctl restart d
+systemctl kill -s KILL d
+for _ in $(seq 50); do systemctl -q is-failed d && break; sleep 0.1; done
+systemctl start d
+echo holder $(basename $(dirname $(sed s/0::// /proc/$(cat /tmp/virtuary-test/machine)/cgroup)))
+systemctl stop d
+test -e /proc/$(cat /tmp/virtuary-test/machine)
+kill $(cat /tmp/virtuary-test/machine)
+"""
+"""A daemon with a machine is started again by systemd after a restart and after it was killed, and the machine runs on."""
+
+
 def test_control_groups_of_version_2_limit_and_weigh(debian: Instance) -> None:
     """Inside the guest, which has systemd and the groups that users' hosts have: the same code, asked of a real kernel."""
     debian.ok("launch", "debian:12", "groups", limit=120)
-    files = {"host/cgroups.py", "host/shares.py", "host/__init__.py", "__init__.py"}
-    script = "mkdir -p /tmp/virtuary-test/virtuary/host\n"
+    files = [
+        "host/cgroups.py",
+        "host/shares.py",
+        "base/proc.py",
+        "base/errors.py",
+        *(f"{room}__init__.py" for room in ("", "host/", "base/")),
+    ]
+    script = "mkdir -p /tmp/virtuary-test/virtuary/host /tmp/virtuary-test/virtuary/base\n"
     source = Path(__file__).parents[2]
     for name in files:
         text = (source / "src/virtuary" / name).read_text() if "__init__" not in name else ""
         script += f"cat > /tmp/virtuary-test/virtuary/{name} <<'END-OF-FILE'\n{text}\nEND-OF-FILE\n"
-    script += f"cat > /tmp/virtuary-test/run.py <<'END-OF-FILE'\n{(source / 'tests/host/in_guest.py').read_text()}\nEND-OF-FILE\n"
+    for name, place in {"in_guest": "run", "daemon_in_guest": "daemon"}.items():
+        text = (source / f"tests/host/{name}.py").read_text()
+        script += f"cat > /tmp/virtuary-test/{place}.py <<'END-OF-FILE'\n{text}\nEND-OF-FILE\n"
     debian.ok("exec", "groups", "--", "sh", stdin=script.encode())
     for _ in range(3):  # the guest's processor is shared itself: one quiet moment is enough
         found = _try_groups(debian)
@@ -339,6 +361,7 @@ def test_control_groups_of_version_2_limit_and_weigh(debian: Instance) -> None:
     assert 10 < found["limited"] < 33 and found["free"] > 2 * found["limited"], found
     heavy, light = found["weighed"]
     assert 0.68 < heavy / (heavy + light) < 0.82, found
+    assert "holder virtuary-servers.scope" in debian.in_guest("groups", DAEMON_DIES)
     debian.ok("delete", "groups", "--now", "--force", "--yes")
 
 

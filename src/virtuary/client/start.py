@@ -14,7 +14,13 @@ from virtuary.base.errors import PeerAway
 from virtuary.base.paths import Paths, find_paths
 from virtuary.client.wire import Wire, environment_socket
 
-START_LIMIT = 20.0
+SYSTEMD = Path("/run/systemd/system")
+START_LIMIT = 60.0
+"""Seconds; the first start of all tries the accelerator and the network with guests of its own: 15 s on an emulated machine."""
+PROPERTIES = ("Type=notify", "KillMode=process", "OOMPolicy=continue", "TasksMax=infinity", "After=virtuary-servers.scope")
+"""As in the packaged unit. Servers outlive the daemon when the host shuts down: one that saw them end would start them again. It is not said
+of their unit, for what another unit names systemd does not forget."""
+KEPT = ("PATH", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "VIRTUARY_LOG")
 
 
 def connect() -> Wire:
@@ -51,12 +57,13 @@ def start(paths: Paths) -> None:
     """Start the daemon and wait until it listens."""
     paths.state.mkdir(parents=True, exist_ok=True, mode=0o755)
     began = time.monotonic()
-    process = None if _by_systemd(paths) else _in_background(paths)
+    process = None if by_systemd(paths) else _in_background(paths)
     while not _accepts(paths.socket):
         if process is not None and process.poll() not in (None, 0) and not _held(paths.lock) and not _accepts(paths.socket):
             raise PeerAway(f"the daemon did not start: {_last_words(paths.log)}", f"its log is {paths.log}")
         if time.monotonic() - began > START_LIMIT:
-            raise PeerAway(f"the daemon did not listen within {START_LIMIT:.0f} s", f"its log is {paths.log}")
+            log = paths.log if process else f"journalctl {'' if paths.mode == 'system' else '--user '}-u virtuary"
+            raise PeerAway(f"the daemon did not listen within {START_LIMIT:.0f} s", f"its log is {log}")
         time.sleep(0.02)
 
 
@@ -86,25 +93,37 @@ def _in_background(paths: Paths) -> subprocess.Popen[bytes]:
         )
 
 
-def _by_systemd(paths: Paths) -> bool:
-    """As a transient service, so that it is nobody's child; False where systemd does not run or does not want to."""
-    if not os.path.isdir("/run/systemd/system") or "VIRTUARY_ROOT" in os.environ:
+def by_systemd(paths: Paths, systemd: Path = SYSTEMD) -> bool:
+    """As a service, so that it is nobody's child, and wait until it is ready; False where systemd does not run or does not want to.
+
+    A unit of this name may be there already: the packaged one, or the one of before, which systemd keeps as long as anything is left in it.
+    """
+    if not systemd.is_dir() or "VIRTUARY_ROOT" in os.environ:
         return False
-    scope = [] if paths.mode == "system" else ["--user"]
-    command = [
-        "systemd-run",
-        *scope,
-        "--quiet",
-        "--unit=virtuary",
-        "--collect",
-        "--property=KillMode=process",
-        "--property=Delegate=yes",
-    ]
-    command += [f"--setenv=PATH={os.environ.get('PATH', '')}", "--", *_command()]
-    try:
-        return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    system = paths.mode == "system"
+    for command in (unit_command(system), transient_command(system, dict(os.environ))):
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=START_LIMIT, check=False)
+        except subprocess.TimeoutExpired:
+            return True  # it is on its way still
+        except OSError:
+            return False
+        if done.returncode == 0:
+            return _accepts(paths.socket)  # it was ready; else it ended again
+    return False
+
+
+def unit_command(system: bool) -> list[str]:
+    """Starts the service that is there. Pure."""
+    return ["systemctl", *([] if system else ["--user"]), "start", "virtuary.service"]
+
+
+def transient_command(system: bool, environment: dict[str, str]) -> list[str]:
+    """Makes the service. It is given what of the environment says where things are, as a daemon in the background has it. Pure."""
+    kept = [f"--setenv={name}={environment[name]}" for name in KEPT if name in environment]
+    properties = [f"--property={text}" for text in PROPERTIES]
+    scope = [] if system else ["--user"]
+    return ["systemd-run", *scope, "--quiet", "--unit=virtuary", "--collect", *properties, *kept, "--", *_command()]
 
 
 def _last_words(log: Path) -> str:

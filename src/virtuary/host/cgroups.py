@@ -9,6 +9,8 @@ import contextlib
 import errno
 import functools
 import os
+import subprocess
+import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -25,7 +27,7 @@ def version(root: Path = ROOT) -> int:
 
 
 def _own_group(root: Path) -> Path:
-    """The daemon's own group of version 2: delegated to it by systemd, or the root's child it may write."""
+    """The daemon's own group of version 2: delegated to it, or the root's child it may write."""
     for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
         if line.startswith("0::"):
             inner = line[3:].strip("/")
@@ -36,26 +38,117 @@ def _own_group(root: Path) -> Path:
 CONTROLLERS_V2 = ("cpu", "cpuset", "io", "memory", "pids")
 OWN = "daemon"
 """Child of the delegated group in which the daemon itself is: of version 2 only groups without processes may share out."""
+SERVERS = "virtuary-servers.scope"
+"""The unit of systemd that machines are in. Not the daemon's: as long as machines are in a group of version 2 that is shared out systemd can
+start nothing in it, so a daemon that was stopped, or died, could not be started again."""
+HELPERS = "helpers"
+"""Child of that unit with the one process that keeps it, also while no machine runs, and with all else that outlives the daemon."""
+SYSTEMD = Path("/run/systemd/system")
+BUILDS = "builds"
+"""Child of that unit for the making of images: it weighs as much as one machine."""
 
 
-def prepare(root: Path = ROOT) -> str | None:
-    """Make ready for machines' groups: with version 2 the daemon moves into a child of its own group, and what controllers that was given are
-    passed on. To be called once, before anything else is in the group. Why it can't be, None when there is nothing to do or it is done."""
+def prepare(root: Path = ROOT, systemd: Path = SYSTEMD) -> str | None:
+    """Make ready for machines' groups. Under systemd with version 2 they have a unit of their own; without systemd the daemon moves into
+    a child of its own group; in both what controllers there are is passed on. To be called once, before anything else is in the group;
+    repeats harmlessly. Why it can't be, None when there is nothing to do or it is done."""
     if version(root) != 2:
         return None
-    own = _own_group(root)
     try:
-        (own / OWN).mkdir(exist_ok=True)
-        (own / OWN / "cgroup.procs").write_text("0", encoding="ascii")  # itself; whoever else is there is nobody's to move
-        given = (own / "cgroup.controllers").read_text(encoding="ascii").split()
-        (own / "virtuary").mkdir(exist_ok=True)
-        for group in (own, own / "virtuary"):
-            for name in set(given) & set(CONTROLLERS_V2):
-                (group / "cgroup.subtree_control").write_text(f"+{name}", encoding="ascii")
+        if systemd.is_dir():
+            if why := _ensure_unit(root):
+                return f"no control groups for machines: {why}"
+            _gather(servers_unit(root), HELPERS)
+            (servers_unit(root) / BUILDS).mkdir(exist_ok=True)
+            _pass_on(servers_unit(root))
+        else:
+            own = _own_group(root)
+            (own / OWN).mkdir(exist_ok=True)
+            (own / OWN / "cgroup.procs").write_text("0", encoding="ascii")  # itself; whoever else is there is nobody's to move
+            _pass_on(own, own / "virtuary")
     except OSError as error:
         others = error.errno == errno.EBUSY
         return f"the daemon's control group can't be shared out ({'other programs are in it' if others else error.strerror})"
     return None
+
+
+def servers_unit(root: Path = ROOT, uid: int | None = None) -> Path:
+    """The group of the unit that machines of this user are in, where there is one."""
+    uid = os.getuid() if uid is None else uid
+    if uid == 0:
+        return root / "system.slice" / SERVERS
+    return root / f"user.slice/user-{uid}.slice/user@{uid}.service/app.slice" / SERVERS
+
+
+def unit_command(system: bool) -> list[str]:
+    """How the unit is made. It is delegated, so its inside is ours. Pure."""
+    scope = ["--slice=system.slice"] if system else ["--user", "--slice=app.slice"]
+    properties = ("Delegate=yes", "TasksMax=infinity")
+    return [
+        "systemd-run", *scope, "--scope", "--quiet", "--collect", f"--unit={SERVERS}", "--description=Virtuary's servers",
+        *(f"--property={text}" for text in properties), "--", "sleep", "infinity",
+    ]  # fmt: skip
+
+
+def _ensure_unit(root: Path, patience: float = 30.0) -> str | None:
+    """Have systemd make the unit, if it is not there; why it would not. systemd-run becomes the process that holds the unit."""
+    group = servers_unit(root)
+    if group.is_dir():
+        return None
+    try:
+        process = subprocess.Popen(
+            unit_command(os.getuid() == 0), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            start_new_session=True, cwd="/",
+        )  # fmt: skip
+    except OSError as error:
+        return f"systemd-run: {error.strerror}"
+    assert process.stderr
+    with process.stderr as words:  # held open by sleep as well, so it is read only when that has ended
+        until = time.monotonic() + patience
+        while str(process.pid) not in _processes(group):
+            if process.poll() is not None:
+                return None if group.is_dir() else f"systemd-run: {words.read().decode(errors='replace').strip() or 'it failed'}"
+            if time.monotonic() > until:
+                process.kill()
+                return f"systemd made no unit {SERVERS} within {patience:.0f} s"
+            time.sleep(0.01)
+    return None
+
+
+def _gather(group: Path, name: str) -> None:
+    """Move the processes of a group into a child of it."""
+    (group / name).mkdir(exist_ok=True)
+    for pid in _processes(group):
+        with contextlib.suppress(ProcessLookupError):
+            (group / name / "cgroup.procs").write_text(pid, encoding="ascii")
+
+
+def builds_group(root: Path = ROOT) -> Path | None:
+    """Where long programs are to run; None where they have no group of their own."""
+    group = servers_unit(root) / BUILDS
+    return group if group.is_dir() else None
+
+
+def outlive(pid: int, root: Path = ROOT) -> None:
+    """Move a helper that is to outlive the daemon out of the daemon's unit, which systemd would keep else when the daemon is stopped."""
+    with contextlib.suppress(OSError):
+        (servers_unit(root) / HELPERS / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+def _processes(group: Path) -> list[str]:
+    try:
+        return (group / "cgroup.procs").read_text(encoding="ascii").split()
+    except FileNotFoundError:
+        return []
+
+
+def _pass_on(group: Path, *below: Path) -> None:
+    """Have the children of these groups counted by all controllers that the first one has."""
+    given = (group / "cgroup.controllers").read_text(encoding="ascii").split()
+    for folder in (group, *below):
+        folder.mkdir(exist_ok=True)
+        for name in set(given) & set(CONTROLLERS_V2):
+            (folder / "cgroup.subtree_control").write_text(f"+{name}", encoding="ascii")
 
 
 @functools.cache
@@ -63,11 +156,38 @@ def _parents(root: Path) -> tuple[Path, ...]:
     """The folders machines' groups are made in; a host does not change them while a daemon lives."""
     match version(root):
         case 2:
-            return (_own_group(root) / "virtuary",)
+            unit = servers_unit(root)
+            return (unit if unit.is_dir() else _own_group(root) / "virtuary",)
         case 1:
             found = [root / name for name in CONTROLLERS_V1 if (root / name).is_dir()]
             return tuple({path.resolve(): path / "virtuary" for path in found}.values())  # cpu,cpuacct is one with two names
     return ()
+
+
+def find_gap(root: Path = ROOT) -> str | None:
+    """Why machines can have no groups of their own here, None when they can."""
+    parents = _parents(root)
+    if not parents:
+        return "this host has no control groups"
+    if all(os.access(next(path for path in (parent, *parent.parents) if path.exists()), os.W_OK) for parent in parents):
+        return None
+    return "this user has no control groups of its own"
+
+
+def find_missing(root: Path = ROOT) -> tuple[str, ...]:
+    """Of what weighs and limits, the controllers that machines' groups are not given."""
+    if version(root) == 2:
+        given = [_read(parent / "cgroup.subtree_control").split() for parent in _parents(root)]
+        return tuple(name for name in ("cpu", "io") if not all(name in found for found in given))
+    found = {path.parent.name for path in _parents(root)}
+    return tuple(name for name, v1 in (("cpu", "cpu"), ("io", "blkio")) if not any(v1 in names.split(",") for names in found))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 def group_paths(vm_id: str, root: Path = ROOT) -> list[Path]:

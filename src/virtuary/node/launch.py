@@ -20,7 +20,7 @@ from virtuary.base.errors import Failed
 from virtuary.base.proc import Identity, adopt, find_marked, identify, reap, wait_end
 from virtuary.base.proc import end as end_process
 from virtuary.host import oom
-from virtuary.host.cgroups import ensure_group, remove_group
+from virtuary.host.cgroups import ensure_group, outlive, remove_group
 from virtuary.network import passt
 from virtuary.node.site import Site
 from virtuary.qemu import process, usernet
@@ -146,6 +146,7 @@ async def serve_network(site: Site, wiring: Wiring) -> Identity:
         else:
             identity = await _start_usernet(site, wiring, link)
         oom.set_score(identity.pid, oom.ORDINARY)
+        outlive(identity.pid)
         return identity
 
 

@@ -20,6 +20,7 @@ from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Conflict, Failed, PeerAway, VirtuaryError
 from virtuary.base.log import say
 from virtuary.base.proc import Identity, adopt, bury, identify, run, wait_end
+from virtuary.host.cgroups import outlive
 from virtuary.model.firewall import Firewall, Group
 from virtuary.model.network import Lease, Network, Nic, own_mac, tap_of
 from virtuary.model.vm import Vm
@@ -304,6 +305,7 @@ class NetworkWorker:
         self._let_go()
         await end_all(dhcp.mark_of(self.folder))
         identity = await self.ground.call(dhcp.start, self.folder)
+        outlive(identity.pid)
         crashpoint("network.after_dhcp")
         self._adopt(identity)
         return {"pid": identity.pid, "start": identity.start}
