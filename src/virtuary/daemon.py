@@ -21,6 +21,7 @@ from virtuary import __version__
 from virtuary.api.app import make_app
 from virtuary.api.auth import PeerProtocol, PeerWebSocket, listening_socket
 from virtuary.api.deps import Parts
+from virtuary.base import proc
 from virtuary.base.errors import Conflict, HostLacks
 from virtuary.base.files import write_whole
 from virtuary.base.log import say, set_up
@@ -66,6 +67,7 @@ async def serve(paths: Paths) -> None:
     with _only_one(paths):
         if why := cgroups.prepare():
             say(logger, "no limits", logging.WARNING, why=why)
+        proc.aside = cgroups.builds_group()
         _go_first()
         store = SqliteStore(paths.store, Ballast(paths.ballast))
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from virtuary.base import proc
 from virtuary.base.errors import Failed, HostLacks
 from virtuary.base.proc import (
     OUTPUT_CAP,
@@ -103,6 +104,15 @@ async def test_lines_come_one_by_one_and_a_bad_end_is_told() -> None:
         async for line in lines_of("/bin/sh", "-c", "echo one; echo two >&2; exit 1", deadline=5):
             lines.append(line)
     assert lines == ["one", "two"]
+
+
+async def test_a_long_program_runs_aside_of_the_daemon_and_where_that_can_not_be_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for group in (tmp_path, tmp_path / "nothing"):
+        monkeypatch.setattr(proc, "aside", group)
+        assert [line async for line in lines_of("/bin/sh", "-c", "echo done", deadline=5)] == ["done"]
+    assert (tmp_path / "cgroup.procs").read_text() == "0", "itself"
 
 
 async def test_leaving_the_lines_early_ends_the_program(tmp_path: Path) -> None:

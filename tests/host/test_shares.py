@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from virtuary.host.cgroups import ensure_group, remove_group
-from virtuary.host.shares import HIGHEST, Claim, apply_cpu, fair_weights, set_io_weight, set_weight
+from virtuary.host.cgroups import ensure_group, group_paths, remove_group
+from virtuary.host.shares import HIGHEST, Claim, apply_cpu, fair_weights, set_io_weight, set_weight, total_commands, weigh_all
 from virtuary.model.resources import Cpu
 
 
@@ -18,8 +18,9 @@ def host(root: Path, kind: int) -> Path:
     """A host's control groups with one machine's group and the files the kernel would make."""
     if kind == 2:
         (root / "cgroup.controllers").write_text("cpu io memory pids")
-        (root / "virtuary").mkdir()
-        (root / "virtuary/cgroup.subtree_control").write_text("")
+        parent = group_paths("ID", root)[0].parent  # below the group that this test itself is in
+        parent.mkdir(parents=True)
+        (parent / "cgroup.subtree_control").write_text("")
     if kind == 1:
         for name in ("cpu", "memory", "blkio"):
             (root / name).mkdir()
@@ -69,6 +70,32 @@ def test_a_limit_holds_for_the_virtual_cpus_only(place: tuple[Path, Path, int]) 
     fill(child, kind)
     apply_cpu("ID", [os.getpid()], Cpu(), 100, root)
     assert (child / ("cpu.max" if kind == 2 else "cpu.cfs_quota_us")).read_text() == ("max 100000" if kind == 2 else "-1")
+
+
+async def test_all_machines_together_weigh_what_they_weigh_one_by_one(place: tuple[Path, Path, int]) -> None:
+    root, group, kind = place
+    name = "cpu.weight" if kind == 2 else "cpu.shares"
+    (group.parent / name).write_text("")
+    await weigh_all(300, root)
+    assert (group.parent / name).read_text() == ("300" if kind == 2 else "3072")
+    await weigh_all(300, root / "nothing-there")
+
+
+def test_systemd_is_told_what_they_weigh_and_the_daemon_weighs_as_much() -> None:
+    first, second = total_commands(50_000, system=True)
+    assert first == ["systemctl", "set-property", "--runtime", "virtuary-servers.scope", "CPUWeight=10000"]
+    assert second[-2:] == ["virtuary.service", "CPUWeight=10000"]
+    assert total_commands(10, system=False)[0][1] == "--user" and total_commands(10, system=False)[0][-1] == "CPUWeight=100"
+
+
+def test_a_group_of_threads_that_was_left_half_made_is_finished(tmp_path: Path) -> None:
+    root = host(tmp_path, 2)
+    group = group_paths("ID", root)[0]
+    fill(group, 2)
+    (group / "vcpus").mkdir()
+    fill(group / "vcpus", 2)
+    apply_cpu("ID", [], Cpu(limit=50), 100, root)
+    assert (group / "vcpus/cgroup.type").read_text() == "threaded"
 
 
 def test_what_a_host_can_not_do_is_said(tmp_path: Path) -> None:

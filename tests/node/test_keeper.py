@@ -98,6 +98,8 @@ class Bench:
         resources = ResourceSettings(memory_overcommit=2)
         self.site = Site(paths, MemoryStore(), "host", Settings(resources=resources), self.clock)
         self.metrics: Any = SimpleNamespace(machines={})
+        self.together = list[float]()
+        """What all servers together were made to weigh."""
         self.keeper = Keeper(self.site, lambda: list(self.workers.values()), self.metrics)  # type: ignore[arg-type]
 
     def says(self, available: int) -> None:
@@ -141,7 +143,13 @@ class Bench:
 def bench(paths: Paths, short: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(module, "PROC", short / "proc")
     monkeypatch.setattr(module, "DEADLINE", 0.01)
-    return Bench(paths, short / "proc")
+    bench = Bench(paths, short / "proc")
+
+    async def weigh_all(weight: float) -> None:
+        bench.together.append(weight)
+
+    monkeypatch.setattr(module.shares, "weigh_all", weigh_all)
+    return bench
 
 
 async def test_while_nothing_runs_it_sleeps(bench: Bench) -> None:
@@ -291,6 +299,17 @@ async def test_weights_follow_who_runs_and_what_it_is_sure_of(bench: Bench, monk
     a.run.ended = True
     await bench.live(1)
     assert len(given) == 2 and set(bench.site.claims) == {b.vm_id, sure.vm_id}
+
+
+async def test_all_servers_together_weigh_as_much_as_one_by_one(bench: Bench) -> None:
+    first = bench.add(1)
+    await bench.live(1)
+    bench.add(2, cpu={"weight": 50})
+    bench.add(3, cpu={"weight": 250})
+    await bench.live(3)
+    first.run.ended = True
+    await bench.live(2)
+    assert bench.together == [100, 400, 300]
 
 
 async def test_the_kernels_order_follows_the_priority(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,9 +70,25 @@ def find_program(name: str) -> str:
     return found
 
 
+def session() -> dict[str, str]:
+    """What a program must have in its environment to speak to this user's service manager."""
+    return {name: os.environ[name] for name in ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS") if name in os.environ}
+
+
 def die_with_parent() -> None:
     """In a child: be killed when the parent dies (Linux, PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+
+
+aside: Path | None = None
+"""The control group long programs run in, apart from the daemon that has to answer; None where there is none. Set once, at the start."""
+
+
+def _step_aside() -> None:
+    die_with_parent()
+    if aside:
+        with contextlib.suppress(OSError):
+            (aside / "cgroup.procs").write_text("0", encoding="ascii")
 
 
 async def run(
@@ -164,7 +180,7 @@ async def lines_of(
 ) -> AsyncIterator[str]:
     """Run a long program and yield what it writes (stdout and stderr together) line by line; raises `Failed` at a bad end.
 
-    Ends the whole process group when the iteration is left early, at the deadline, and when the daemon dies.
+    It runs in the control group `aside`. Ends the whole process group when the iteration is left early, at the deadline, and when the daemon dies.
     """
     program = command[0] if command[0].startswith("/") else find_program(command[0])
     spawning = asyncio.create_subprocess_exec(
@@ -177,7 +193,7 @@ async def lines_of(
         cwd=cwd,
         pass_fds=pass_fds,
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=_step_aside,
         limit=1024 * 1024,
     )
     process = await _spawned(spawning)

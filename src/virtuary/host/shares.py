@@ -7,13 +7,16 @@ What a host can't do is told in words, never passed over.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtuary.host.cgroups import ROOT, VCPUS, group_paths, version
+from virtuary.base import proc
+from virtuary.base.errors import VirtuaryError
+from virtuary.host.cgroups import ROOT, SERVERS, VCPUS, group_paths, servers_unit, version
 
 if TYPE_CHECKING:
     from virtuary.model.resources import Cpu
@@ -70,12 +73,42 @@ def set_weight(vm_id: str, weight: float, root: Path = ROOT) -> str | None:
     try:
         if version(root) == 2:
             _enable(group.parent, "cpu")
-            _write(group / "cpu.weight", str(min(max(round(weight), 1), 10_000)))
+            _write(group / "cpu.weight", _on_v2(weight))
         else:
-            _write(group / "cpu.shares", str(min(max(round(weight * 1024 / ORDINARY), 2), 262_144)))
+            _write(group / "cpu.shares", _on_v1(weight))
     except OSError as error:
         return f"no weight of processor time ({_why(error, root)})"
     return None
+
+
+async def weigh_all(weight: float, root: Path = ROOT) -> None:
+    """Give all machines together, beside the host's other programs, this weight: else they would weigh as much as one service, or on
+    version 1 as one program, however many they are. Where that can't be nothing happens: each machine's own weight tells it."""
+    with contextlib.suppress(OSError, VirtuaryError):
+        if version(root) == 2 and servers_unit(root).is_dir():
+            for command in total_commands(weight, os.getuid() == 0):
+                await proc.run(*command, env=proc.session(), check=False, deadline=30)
+        elif version(root) == 2:
+            _write(_group("any", root).parent / "cpu.weight", _on_v2(weight))
+        else:
+            _write(_group("any", root).parent / "cpu.shares", _on_v1(weight))
+
+
+def total_commands(weight: float, system: bool) -> list[list[str]]:
+    """How systemd is told what its units weigh; what is written into a unit's group itself it would undo some time. Pure.
+
+    The daemon's weighs as much as all machines, so that it answers also while all of them spin: with a tenth it took ten times as long.
+    """
+    words = ["systemctl", *([] if system else ["--user"]), "set-property", "--runtime"]
+    return [[*words, unit, f"CPUWeight={_on_v2(max(weight, ORDINARY))}"] for unit in (SERVERS, "virtuary.service")]
+
+
+def _on_v2(weight: float) -> str:
+    return str(min(max(round(weight), 1), HIGHEST))
+
+
+def _on_v1(weight: float) -> str:
+    return str(min(max(round(weight * 1024 / ORDINARY), 2), 262_144))
 
 
 def set_io_weight(vm_id: str, weight: int, root: Path = ROOT) -> str | None:
@@ -115,11 +148,9 @@ def _group(vm_id: str, root: Path) -> Path:
 
 def _child(group: Path, root: Path) -> Path:
     child = group / VCPUS
-    try:
+    with contextlib.suppress(FileExistsError):
         os.mkdir(child)
-    except FileExistsError:
-        return child
-    if version(root) == 2:  # a group of threads: it can't count memory, and needs not
+    if version(root) == 2:  # a group of threads: it can't count memory, and needs not; a daemon may have died before it was said
         _write(child / "cgroup.type", "threaded")
         _enable(group, "cpu")
     return child

@@ -122,6 +122,7 @@ class Keeper:
         self.cost = 0.0
         """Processor seconds that looking took."""
         self._weights: dict[str, float] = {}
+        self._total, self._weighed, self._weighing = 0.0, 0.0, False
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
         self._failed = ""
@@ -165,7 +166,7 @@ class Keeper:
         if not live:
             self.past, self.site.claims, self._weights = Past(), {}, {}
             return LONG
-        self._tend(live)
+        self._tend(live, group)
         host = read_memory(PROC)
         if host is None:
             return LONG
@@ -249,7 +250,7 @@ class Keeper:
 
     # ---- shares of the processors, and the kernel's order
 
-    def _tend(self, live: dict[str, Worker]) -> None:
+    def _tend(self, live: dict[str, Worker], group: asyncio.TaskGroup) -> None:
         """See that weights and scores are those that the servers which run now are to have."""
         claims = {vm.id: shares.Claim(vm.spec.cpu.weight, vm.spec.cpu.reserve) for vm in self.vms.values()}
         if claims != self.site.claims:
@@ -259,11 +260,24 @@ class Keeper:
             for vm_id, weight in self._weights.items():
                 if floors and weight != before.get(vm_id):
                     shares.set_weight(vm_id, weight)  # where that can't be, its worker has said so
+            self._total = sum(claim.weight for claim in claims.values())
+            if self._total != self._weighed and not self._weighing:
+                group.create_task(self._weigh_all())
         for vm_id, vm in self.vms.items():
             run, ledger, score = live[vm_id].run, self.ledgers[vm_id], oom.score_of(vm.spec.priority)
             if ledger.score != score and run:
                 oom.set_score(run.runtime.pid, score)
                 ledger.score = score
+
+    async def _weigh_all(self) -> None:
+        """Have all servers together weigh what they weigh one by one. One at a time, and the latest wish is the last."""
+        self._weighing = True
+        try:
+            while self._weighed != (wanted := self._total):
+                await shares.weigh_all(wanted)
+                self._weighed = wanted
+        finally:
+            self._weighing = False
 
     # ---- doing
 
