@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from virtuary.base.errors import VirtuaryError
 from virtuary.base.units import GIB, format_size
-from virtuary.host.cgroups import version as cgroup_version
+from virtuary.host import cgroups as groups
+from virtuary.host.cgroups import SYSTEMD
 from virtuary.images import build
 from virtuary.model.host import Check
 from virtuary.node.site import Site, default_network, memory_facts
@@ -15,6 +18,8 @@ from virtuary.qemu.firmware import find_uefi
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.storage.directory import free_space
 
+LINGER = Path("/var/lib/systemd/linger")
+"""A file for each user whose programs run on after the last session, which is the user's to have (loginctl enable-linger)."""
 X86 = PLATFORMS["x86_64"]
 
 
@@ -22,7 +27,7 @@ async def examine(site: Site) -> list[Check]:
     """All checks; none raises."""
     found: list[Check] = []
     looks: list[Callable[[Site], Awaitable[Check]]] = [
-        qemu, accelerator, firmware, network, networks, isolation, cgroups, tools, sources, memory, disk
+        qemu, accelerator, firmware, network, networks, isolation, cgroups, session, tools, sources, memory, disk
     ]  # fmt: skip
     for look in looks:
         try:
@@ -90,13 +95,26 @@ async def networks(site: Site) -> Check:
 
 
 async def cgroups(site: Site) -> Check:
-    kind = cgroup_version()
-    if kind and site.capabilities.root:
-        return Check(name="cgroups", state="ok", found=f"version {kind}; each machine has a group of its own")
-    found = "this user has no control groups of its own: limits can't be applied" if kind else "this host has no control groups"
-    return Check(
-        name="cgroups", state="note", found=found, remedy="machines run all the same; a delegated group would allow limits"
-    )
+    kind, missing = groups.version(), groups.find_missing()
+    if gap := groups.find_gap():
+        remedy = "machines run all the same; a session of systemd (an ordinary login) or a delegated group would allow limits"
+        return Check(name="cgroups", state="note", found=f"{gap}: limits can't be applied", remedy=remedy)
+    found = f"version {kind}; each machine has a group of its own"
+    if "cpu" in missing:
+        found += ", without a share and a limit of processor time (the cpu controller is not delegated)"
+    if "io" in missing:
+        found += ", without a weight of storage traffic (the io controller is not delegated)"
+    mend = "systemctl edit user@.service, and there: [Service] Delegate=cpu cpuset io memory pids" if missing else None
+    return Check(name="cgroups", state="note" if "cpu" in missing else "ok", found=found, remedy=mend)
+
+
+async def session(site: Site) -> Check:
+    """Whether servers of an ordinary user run on when that user has logged out."""
+    user = getpass.getuser() if site.paths.mode == "user" else ""
+    if user and SYSTEMD.is_dir() and not (LINGER / user).exists():
+        found = f"your servers end when {user} has logged out: systemd ends all that a user runs"
+        return Check(name="session", state="note", found=found, remedy=f"loginctl enable-linger {user}")
+    return Check(name="session", state="ok", found="servers run on when whoever started them has logged out")
 
 
 async def tools(site: Site) -> Check:
