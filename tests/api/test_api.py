@@ -16,6 +16,8 @@ import pytest
 
 from virtuary.base.paths import Paths
 from virtuary.base.units import GIB
+from virtuary.host import capacity
+from virtuary.model.host import HugePages
 from virtuary.model.vm import Runtime, Vm
 from virtuary.node import operations
 from virtuary.store.memory import MemoryStore
@@ -565,7 +567,7 @@ async def test_the_host_describes_itself(api: Service) -> None:
     host = (await api.call("GET", "/v1/host")).json
     assert host["cpus"] == os.cpu_count() and host["accel"] == "tcg" and host["qemu"].count(".") == 2
     doctor = (await api.call("GET", "/v1/doctor")).json
-    assert {check["state"] for check in doctor["checks"]} <= {"ok", "note", "missing"} and len(doctor["checks"]) == 11
+    assert {check["state"] for check in doctor["checks"]} <= {"ok", "note", "missing"} and len(doctor["checks"]) == 12
     assert all(check["remedy"] for check in doctor["checks"] if check["state"] == "missing")
 
 
@@ -683,3 +685,12 @@ def test_the_contract_is_the_one_that_was_reviewed(paths: Paths, golden: Callabl
     document = Service(make_parts(paths)).app.app.openapi()
     document["info"]["version"] = "0"
     golden("openapi.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+async def test_huge_pages_that_were_just_set_aside_count_at_once(api: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is set aside is no other server's any more."""
+    monkeypatch.setattr(capacity, "find_huge_pages", lambda: (HugePages(size=2 << 20, total=64, free=64, default=True),))
+    wish = {"name": "a", "image": "tiny", "memory": 128 << 20, "memory_pages": "huge"}
+    assert (await api.call("POST", "/v1/vms", wish)).status == 202
+    refused = await api.call("POST", "/v1/vms", {**wish, "name": "b"})
+    assert refused.status != 202 and "128 MiB are missing" in refused.json["detail"]

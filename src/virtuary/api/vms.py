@@ -76,6 +76,7 @@ async def create_vm(ctx: Ctx, parts: P, wish: VmWish, dry_run: DryRun = False) -
     """Create a server and, unless it is wished stopped, start it; the operation ends when a shell is possible."""
     if wish.user_data is not None:
         touch.check_user_data(wish.user_data)
+    await touch.notice_host(parts.node.site)
     if dry_run:
         return await _dry_run(ctx, parts, wish)
     if isinstance(done := replay(ctx), Operation):
@@ -105,10 +106,11 @@ async def show_vm(parts: P, name: str, if_none_match: Annotated[str | None, Head
 
 @router.patch("/{name}")
 async def change_vm(
-    ctx: Ctx, name: str, wish: VmChange, if_match: Annotated[str | None, Header()] = None, dry_run: DryRun = False
+    ctx: Ctx, parts: P, name: str, wish: VmChange, if_match: Annotated[str | None, Header()] = None, dry_run: DryRun = False
 ) -> Response:
     """Change fields (merge-patch). What a running server can be given at once takes effect now: limits and shares silently, CPUs, memory and
     disk by an operation (202). The rest takes effect at the next start: compare meta.generation with status.applied."""
+    await touch.notice_host(parts.node.site)
     if dry_run:
         draft = vms.draft_change(ctx, find_vm(ctx.store, name), wish)
         waiting = vms.waits_for_start(find_vm(ctx.store, name), draft.vm.spec)
@@ -133,7 +135,8 @@ async def delete_vm(ctx: Ctx, name: str, now: bool = False, force: bool = False)
 
 
 @router.post("/{name}/actions/start", status_code=202)
-async def start_vm(ctx: Ctx, name: str, params: StartParams | None = None) -> Response:
+async def start_vm(ctx: Ctx, parts: P, name: str, params: StartParams | None = None) -> Response:
+    await touch.notice_host(parts.node.site)
     return await _power(ctx, name, "start", params)
 
 

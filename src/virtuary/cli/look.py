@@ -170,6 +170,8 @@ def _given(spec: dict[str, Any]) -> str:
             if spec[name] is not None
             else []
         )
+    words += ["memory in huge pages"] if spec["memory_pages"] == "huge" else []
+    words += ["equal pages merged"] if spec["memory_merge"] else []
     for name in ("iops", "read_iops", "write_iops"):
         words += [f"{name.replace('_', ' ')} {disk[name]}"] if disk[name] is not None else []
     for name in ("bandwidth", "read_bandwidth", "write_bandwidth"):

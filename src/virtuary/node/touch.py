@@ -12,7 +12,9 @@ from virtuary.base.errors import Conflict, GuestSilent, Invalid
 from virtuary.base.paths import VmPaths
 from virtuary.guest.agent import Outcome
 from virtuary.guest.seed import check_user_data
+from virtuary.host import capacity
 from virtuary.images.sources import canonical, find_source
+from virtuary.model.host import Host
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
 from virtuary.network.routes import find_own, find_routed
@@ -20,7 +22,7 @@ from virtuary.node.console import Console, tail
 from virtuary.node.describe import machine_of
 from virtuary.node.node import Node
 from virtuary.node.run import Run
-from virtuary.node.site import UIDS, Site
+from virtuary.node.site import UIDS, Site, describe_host
 from virtuary.node.warm import choose_template, copy_of
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import describe
@@ -164,3 +166,13 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
 __all__ = [
     "canonical", "check_user_data", "console_log", "console_of", "execute", "find_source", "preview", "qemu_log", "receive", "trim", "way_in",
 ]  # fmt: skip
+
+
+async def notice_host(site: Site) -> None:
+    """Write down anew what this host has, when its huge pages are no longer those: an administrator sets them aside at any time, and what is
+    set aside no ordinary server can have."""
+    record = site.store.get(f"{Host.prefix}/{site.host_id}")
+    status = Host.load(record.value, record.revision).status if record else None
+    known = status.huge_pages if status else ()
+    if {page.size: page.total for page in known} != {page.size: page.total for page in capacity.find_huge_pages()}:
+        await describe_host(site)
