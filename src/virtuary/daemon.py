@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket as sockets
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from virtuary.store.ballast import Ballast
 from virtuary.store.sqlite import SqliteStore
 
 logger = logging.getLogger("virtuary.daemon")
+OPEN_FILES = 65_536
 GOES_FIRST = -10
 """Nice value of the daemon, which uses little and is waited for by people."""
 
@@ -69,6 +71,7 @@ async def serve(paths: Paths) -> None:
             say(logger, "no limits", logging.WARNING, why=why)
         proc.aside = cgroups.builds_group()
         _go_first()
+        _open_many()
         store = SqliteStore(paths.store, Ballast(paths.ballast))
         try:
             host_id = _host_id(paths)
@@ -86,6 +89,12 @@ def _go_first() -> None:
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, 0, GOES_FIRST)
+
+
+def _open_many() -> None:
+    """Have as many files open as is needed: services and shells are given 1024, and each server takes about ten."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most if 0 <= most < OPEN_FILES else OPEN_FILES, most))
 
 
 async def _serve(paths: Paths, node: Node, store: SqliteStore) -> None:
