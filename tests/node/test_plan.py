@@ -371,6 +371,10 @@ def test_the_fifth_crash_says_why_there_is_no_sixth() -> None:
 
 REASONS = {
     "QEMU's last words": ({"exit_status": 1, "last_words": "early\n2026-01-01T00:00:00.1Z qemu-system-x86_64: no memory"}, None, "QEMU died: no memory"),
+    "a signal, long after a warning": (
+        {"exit_status": -9, "last_words": "2026-01-01T00:00:00.1Z qemu-system-x86_64: -accel kvm: warning: Number of hotpluggable cpus"}, None,
+        "QEMU died: killed by signal 9",
+    ),
     "a signal": ({"exit_status": -11}, None, "QEMU died: killed by signal 11"),
     "a status": ({"exit_status": 3}, None, "QEMU died: exit status 3"),
     "a panic": ({"exit_status": -9}, "panic", PANIC),

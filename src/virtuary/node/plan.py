@@ -163,8 +163,8 @@ def crash_reason(world: World) -> str:
 
 
 def _plain(words: str) -> str:
-    """QEMU's last line without its time and its own name."""
-    lines = words.splitlines()
+    """QEMU's last line that is no mere warning, without its time and its own name."""
+    lines = [line for line in words.splitlines() if " warning: " not in line]
     return re.sub(r"^\S+Z (qemu-system-\w+: )?", "", lines[-1])[:300] if lines else ""
 
 
