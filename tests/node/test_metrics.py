@@ -312,6 +312,15 @@ def test_a_guest_may_say_anything_of_its_memory(stats: dict[str, Any], at: Any) 
     assert one.swap.rate is None
 
 
+def test_a_burst_of_pages_is_no_want_of_memory_and_steady_reading_is() -> None:
+    one = told()
+    rates = []
+    for at, faults in ((100, 0), (101, 300), (110, 300), (115, 800)):
+        note_memory(one, {"stats": STATS | {"stat-major-faults": faults}, "last-update": at})
+        rates.append(one.faults.rate)
+    assert rates == [None, None, 30, 100]
+
+
 def blocks(operations: int, nanoseconds: int) -> list[dict[str, Any]]:
     facts = {"rd_operations": operations, "wr_operations": 0, "rd_total_time_ns": nanoseconds, "wr_total_time_ns": 0}
     return [{"stats": facts}, {"stats": {}}]

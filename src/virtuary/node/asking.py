@@ -39,6 +39,8 @@ WITHIN = 120.0
 """Seconds between two answers that still make a rate: on a large host the next one takes its time."""
 SECOND = 2.0
 """Seconds after a first answer until the second one, which makes a rate of it."""
+STEADY = 5
+"""Seconds over which pages that are read again are counted at least: what wakes after a while reads many at once, and lacks no memory."""
 UNKNOWN = 2**62
 """The guest did not say: QEMU shows all bits set."""
 
@@ -133,7 +135,8 @@ def note_memory(told: Told, answer: dict[str, Any]) -> None:
     swapped = [stats[name] for name in ("stat-swap-in", "stat-swap-out") if name in stats]
     if swapped:
         told.swap.read(sum(swapped), at, WITHIN)
-    told.faults.read(stats.get("stat-major-faults"), at, WITHIN)
+    if told.faults.at is None or at - told.faults.at >= STEADY:
+        told.faults.read(stats.get("stat-major-faults"), at, WITHIN)
 
 
 async def ask_blocks(told: Told, clock: Clock) -> None:
