@@ -187,19 +187,29 @@ class Instance:
 
     def ask_qemu(self, name: str, command: str, **arguments: Any) -> Json:
         """One command to a server's second monitor."""
+        with self.qemu(name) as ask:
+            return ask(command, **arguments)
+
+    @contextlib.contextmanager
+    def qemu(self, name: str) -> Iterator[Callable[..., Json]]:
+        """A connection to a server's second monitor, which others have to wait for meanwhile."""
         path = self.paths.vm(self.vm(name)["meta"]["id"]).socket("rescue")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(20)
             sock.connect(str(path))
             stream = sock.makefile("rw")
             stream.readline()
-            for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
-                stream.write(json.dumps(request) + "\n")
+
+            def ask(command: str, **arguments: Any) -> Json:
+                stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
                 stream.flush()
                 while "event" in (answer := json.loads(stream.readline())):
                     pass
-            assert "return" in answer, answer
-            return answer["return"]
+                assert "return" in answer, answer
+                return answer["return"]
+
+            ask("qmp_capabilities")
+            yield ask
 
     def in_guest(self, name: str, script: str) -> str:
         """What a shell script prints in the guest, by its agent; it has to succeed."""
