@@ -82,16 +82,12 @@ def set_weight(vm_id: str, weight: float, root: Path = ROOT) -> str | None:
 
 
 async def weigh_all(weight: float, root: Path = ROOT) -> None:
-    """Give all machines together, beside the host's other programs, this weight: else they would weigh as much as one service, or on
-    version 1 as one program, however many they are. Where that can't be nothing happens: each machine's own weight tells it."""
-    with contextlib.suppress(OSError, VirtuaryError):
-        if version(root) == 2 and servers_unit(root).is_dir():
+    """Give all machines together, beside the host's other services, this weight: else they would weigh as much as one service, however many
+    they are. Only under systemd with version 2: elsewhere everything else is in their place one by one, and would hardly have its turn."""
+    if version(root) == 2 and servers_unit(root).is_dir():
+        with contextlib.suppress(OSError, VirtuaryError):
             for command in total_commands(weight, os.getuid() == 0):
                 await proc.run(*command, env=proc.session(), check=False, deadline=30)
-        elif version(root) == 2:
-            _write(_group("any", root).parent / "cpu.weight", _on_v2(weight))
-        else:
-            _write(_group("any", root).parent / "cpu.shares", _on_v1(weight))
 
 
 def total_commands(weight: float, system: bool) -> list[list[str]]:
