@@ -240,6 +240,7 @@ STORY: dict[str, tuple[str, str, str, str]] = {
     "to an isolated network": ("web2", "alone", "tcp/80", "rejected: servers on the network back are reached from elsewhere by published ports"),
     "from outside to an isolated one": (OUT, "alone", "tcp/80", "denied: servers on the network back are reached from elsewhere by published ports"),
     "from outside": (OUT, "web2", "tcp/22", f"denied: servers on the network lan are {PUBLISHED}, and tcp port 22 of web2 is not published"),
+    "from outside by IPv6, where it is published by IPv4": ("2001:db8::7", "web2", "tcp/80", f"denied: servers on the network lan are {PUBLISHED}, and tcp port 80 of web2 is not"),
     "from another network": ("far", "web2", "icmp", f"rejected: servers on the network lan are {PUBLISHED}, and icmp of web2 is not published"),
     "from outside by a published port": (OUT, "web2", "tcp/80", "allowed by the inbound default of network lan, on the inbound side of web2"),
     "from outside past the default": (OUT, "far", "tcp/443", "denied by the inbound default of network other, on the inbound side of far"),

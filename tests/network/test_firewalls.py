@@ -174,9 +174,8 @@ START_DOCKER = (
 
 
 def test_docker(lab: Lab, box: Box) -> None:
-    lab.run(
-        "h", "echo 0 > /proc/sys/net/ipv4/ip_forward"
-    )  # as on a machine that has just started: then Docker forwards, and drops what it does not know
+    # As on a machine that has just started: then Docker forwards, and drops what it does not know.
+    lab.run("h", "echo 0 > /proc/sys/net/ipv4/ip_forward")
     box.run(START_DOCKER)
     assert lab.reached() == [False, True, False, True, False], "Docker 20 leaves IPv6 alone"
     assert owners(lab.clear()) == {"Docker"}

@@ -48,3 +48,6 @@ async def test_control_groups_are_told_by_what_there_is_not_by_who_asks(
     monkeypatch.setattr(doctor.groups, "find_missing", lambda: missing)
     said = await doctor.cgroups(site)
     assert said.state == state and word in said.found and (said.remedy is None) == (not gap and not missing)
+    if missing:
+        site.paths = replace(site.paths, mode="system")
+        assert (await doctor.cgroups(site)).remedy is None, "nothing of a user's session mends a host's daemon"

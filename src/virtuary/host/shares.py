@@ -75,7 +75,7 @@ def set_weight(vm_id: str, weight: float, root: Path = ROOT) -> str | None:
             _enable(group.parent, "cpu")
             _write(group / "cpu.weight", _on_v2(weight))
         else:
-            _write(group / "cpu.shares", _on_v1(weight))
+            _write(group / "cpu.shares", str(min(max(round(weight * 1024 / ORDINARY), 2), 262_144)))
     except OSError as error:
         return f"no weight of processor time ({_why(error, root)})"
     return None
@@ -101,10 +101,6 @@ def total_commands(weight: float, system: bool) -> list[list[str]]:
 
 def _on_v2(weight: float) -> str:
     return str(min(max(round(weight), 1), HIGHEST))
-
-
-def _on_v1(weight: float) -> str:
-    return str(min(max(round(weight * 1024 / ORDINARY), 2), 262_144))
 
 
 def set_io_weight(vm_id: str, weight: int, root: Path = ROOT) -> str | None:

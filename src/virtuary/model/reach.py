@@ -119,7 +119,10 @@ def barrier(source: Side, destination: Side, protocol: str, port: int | None, *,
     if here and here.spec.kind == "isolated":
         return Verdict("reject", why=f"servers on the isolated network {here.name} reach only each other")
     if there and not published and not destination.is_reached(protocol, port):
-        inside = any((item.protocol, item.guest) == (protocol, port) for item in destination.publish)
+        inside = any(
+            (item.protocol, item.guest) == (protocol, port) and ip_address(item.address).is_loopback
+            for item in destination.publish
+        )
         fault = "is published to this host alone, by its loopback address" if inside else "is not published"
         what = f"and {protocol}{f' port {port}' if port else ''} of {destination.name} {fault}"
         way = f"by published ports, {what}" if destination.named else "by published ports, not by their own addresses"

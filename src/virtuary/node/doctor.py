@@ -104,7 +104,9 @@ async def cgroups(site: Site) -> Check:
         found += ", without a share and a limit of processor time (the cpu controller is not delegated)"
     if "io" in missing:
         found += ", without a weight of storage traffic (the io controller is not delegated)"
-    mend = "systemctl edit user@.service, and there: [Service] Delegate=cpu cpuset io memory pids" if missing else None
+    mend = None
+    if missing and site.paths.mode == "user":
+        mend = "systemctl edit user@.service, and there: [Service] Delegate=cpu cpuset io memory pids"
     return Check(name="cgroups", state="note" if "cpu" in missing else "ok", found=found, remedy=mend)
 
 

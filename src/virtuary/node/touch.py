@@ -163,11 +163,6 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     return plan
 
 
-__all__ = [
-    "canonical", "check_user_data", "console_log", "console_of", "execute", "find_source", "preview", "qemu_log", "receive", "trim", "way_in",
-]  # fmt: skip
-
-
 async def notice_host(site: Site) -> None:
     """Write down anew what this host has, when its huge pages are no longer those: an administrator sets them aside at any time, and what is
     set aside no ordinary server can have."""
@@ -176,3 +171,8 @@ async def notice_host(site: Site) -> None:
     known = status.huge_pages if status else ()
     if {page.size: page.total for page in known} != {page.size: page.total for page in capacity.find_huge_pages()}:
         await describe_host(site)
+
+
+__all__ = [
+    "canonical", "check_user_data", "console_log", "console_of", "execute", "find_source", "notice_host", "preview", "qemu_log", "receive", "trim", "way_in",
+]  # fmt: skip
