@@ -226,6 +226,34 @@ async def test_what_a_server_runs_with_is_given_to_nobody_until_it_is_started_ag
     await server(ctx, "two", {**LAN, "mac": MAC, "ipv4": "10.1.0.5"})
 
 
+def addresses(vm: Vm) -> list[str | None]:
+    return [nic.ipv4 for nic in vm.spec.nics]
+
+
+async def test_an_address_is_chosen_beside_those_that_the_servers_other_nics_are_to_have(ctx: Context) -> None:
+    chosen = addresses(await server(ctx, "one", LAN))[0]
+    assert addresses(await change(ctx, "one", BACK)) != [chosen]
+    assert addresses(await change(ctx, "one", LAN)) == [chosen], "the same one again"
+    await change(ctx, "one", BACK)
+    first, second = addresses(await change(ctx, "one", LAN, {**LAN, "ipv4": chosen}))
+    assert second == chosen and first not in (None, chosen), "what is stated comes before what is chosen"
+    await change(ctx, "one", BACK, {**LAN, "ipv4": chosen})
+    assert addresses(await change(ctx, "one", LAN, LAN)) == [first, chosen], "and so does what a NIC has"
+    third = addresses(await change(ctx, "one", LAN, {**LAN, "ipv4": first}))
+    assert third[1] == first and third[0] not in (None, first), "a chosen address gives way to a stated one"
+    with pytest.raises(Conflict, match="is kept for this server"):
+        await change(ctx, "one", {**LAN, "ipv4": first}, {**LAN, "ipv4": first})
+
+
+async def test_what_the_first_nic_was_started_with_is_not_given_to_another_one_that_is_plugged_at_once(ctx: Context) -> None:
+    await server(ctx, "one", {**LAN, "mac": MAC, "ipv4": "10.1.0.5"}, BACK)
+    await begin(ctx, "one")
+    for nic in ({**LAN, "mac": MAC}, {**LAN, "ipv4": "10.1.0.5"}):
+        with pytest.raises(Conflict, match="this server"):
+            await change(ctx, "one", BACK, nic)
+    assert addresses(await change(ctx, "one", BACK, LAN))[1] not in (None, "10.1.0.5")
+
+
 # ---- bandwidth
 
 

@@ -52,14 +52,19 @@ def find_taken(context: Context, vm_id: str) -> Taken:
     return taken
 
 
-def join(context: Context, vm_id: str, wishes: Sequence[NicWish] | None, kept: Sequence[Nic] = ()) -> Joined:
-    """Work out the NICs of a server. `kept`: those it has; a wish for the network of one of them in the same place keeps it as it is."""
+def join(context: Context, vm_id: str, wishes: Sequence[NicWish] | None, before: Vm | None = None) -> Joined:
+    """Work out the NICs of a server. `before`: the server as it is; a wish for the network of one of its NICs in the same place keeps that
+    as it is, unless another one is to have its address."""
     found = Joined()
     if wishes is None:
         wishes = (NicWish(network=default_of(context)),)
+    kept = before.spec.nics if before else ()
+    claims = _claims(wishes, kept)
     taken = find_taken(context, vm_id)
     nics: list[Nic] = []
     for number, wish in enumerate(wishes):
+        if number == 1 and before and before.status.runtime:  # the first NIC runs on as it was, others are plugged now
+            taken.add(before.nics[0].but(external=()), own_mac(vm_id, before.nics[0]), "this server")
         if number and wish.network == USER:
             found.blockers.append(Invalid("only the first NIC can be on the network `user`", "name it first"))
             continue
@@ -77,13 +82,21 @@ def join(context: Context, vm_id: str, wishes: Sequence[NicWish] | None, kept: S
             continue
         found.networks[wish.network] = network
         found.blockers += _promised(context, vm_id, wish.bandwidth, network, nics)
-        nics.append(_place(found, context, vm_id, number, wish, network, taken, kept))
+        nics.append(_place(found, context, vm_id, number, wish, network, taken, kept, claims))
     found.nics = tuple(nics) or (Nic(network=NONE),)
     return found
 
 
+def _claims(wishes: Sequence[NicWish], kept: Sequence[Nic]) -> dict[int, str]:
+    """The IPv4 addresses that are settled before one is chosen for anybody, by the NIC's number. Pure."""
+    stated = {number: wish.ipv4 for number, wish in enumerate(wishes) if wish.ipv4}
+    stays = [old for old in kept if old.number < len(wishes) and wishes[old.number].network == old.network]
+    return {old.number: old.ipv4 for old in stays if old.ipv4 and old.ipv4 not in stated.values()} | stated
+
+
 def _place(
     found: Joined, context: Context, vm_id: str, number: int, wish: NicWish, network: Network, taken: Taken, kept: Sequence[Nic],
+    claims: Mapping[int, str],
 ) -> Nic:  # fmt: skip
     nic = Nic(
         number=number, network=network.name, network_id=network.id, mac=wish.mac, unguarded=wish.unguarded, groups=wish.groups,
@@ -98,8 +111,7 @@ def _place(
         found.blockers.append(Invalid(f"the addresses of {network.name} are the physical network's", "leave out ip="))
     if network.spec.ipv4 is None:
         return nic
-    had = next((old for old in kept if old.number == number and old.network_id == network.id), None)
-    address = wish.ipv4 or (had.ipv4 if had else None) or choose_ipv4(network.spec.ipv4, mac, taken.addresses)
+    address = claims.get(number) or choose_ipv4(network.spec.ipv4, mac, {*taken.addresses, *claims.values()})
     if address is None:
         found.blockers.append(NoRoom(f"every address of {network.name} is taken", "virtuary network create makes another one"))
         return nic

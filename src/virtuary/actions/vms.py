@@ -299,7 +299,7 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> Change:
     for field in NESTED:
         if field in given:
             given[field] = {**before[field], **given[field]}
-    joined = nics.join(context, vm.id, wish.nics, vm.spec.nics) if wish.nics is not None else nics.Joined(vm.spec.nics)
+    joined = nics.join(context, vm.id, wish.nics, vm) if wish.nics is not None else nics.Joined(vm.spec.nics)
     given["nics"] = joined.nics
     spec = checked(lambda: VmSpec.model_validate({**before, **given}))
     blockers = joined.blockers + nics.unpublishable(context, spec.nics, spec.publish)
