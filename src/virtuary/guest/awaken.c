@@ -5,7 +5,8 @@
  * together. Reads lines from standard input, a letter and its words each, and does them in order:
  *
  *   s TEXT           adds TEXT to the kernel's random pool as entropy and reseeds its generator at once
- *   t SECONDS NANOS  sets the clock: to the time given, or to the real-time clock's where that has gone on meanwhile
+ *   t SECONDS NANOS LAG  sets the clock: to the time given, or to the real-time clock's where that has gone on meanwhile;
+ *                    LAG: nanoseconds by which that one is behind, empty where it shows another time
  *   h NAME           sets the hostname
  *   m NIC MAC        gives the network interface another hardware address (12 hexadecimal digits), and takes away what it
  *                    had under the old one: its IPv4 and IPv6 addresses
@@ -81,11 +82,12 @@ static long read_clock(void) {
 
 /* The time given was true a moment ago; the real-time clock is true now, but counts whole seconds: the middle of what it can be.
    Again when its second was over before the deed was done, for nobody knows then how long we waited in between. */
-static int set_time(long seconds, long nanos) {
+static int set_time(long seconds, char *rest) {
+    const long second = 1000000000, given = seconds * second + number(word(&rest));
     for (int tries = 0; tries < 8; tries++) {
-        long time[2] = {seconds, nanos}, clock = read_clock();
-        if (clock > seconds && clock < seconds + 3600) time[0] = clock, time[1] = 500000000;
-        if (clock == seconds) time[1] = nanos / 2 + 500000000;
+        long now = given, clock = *rest ? read_clock() : -1, least = clock * second + number(rest), most = least + second;
+        if (clock >= 0 && most > given && most < given + 3600 * second) now = (least > given ? least : given) / 2 + most / 2;
+        long time[2] = {now / second, now % second};
         if (call(CLOCK_SETTIME, 0, (long)time, 0, 0, 0) < 0) return 1;
         if (read_clock() == clock) break;
     }
@@ -180,7 +182,7 @@ static int act(char *line) {
     char *rest = line, *what = word(&rest), *first = what[0] == 's' ? rest : word(&rest);
     switch (what[0]) {
     case 's': return seed(first);
-    case 't': return set_time(number(first), number(rest));
+    case 't': return set_time(number(first), rest);
     case 'h': return call(SETHOSTNAME, (long)first, length(first), 0, 0, 0) < 0;
     case 'm': return length(rest) != 12 || set_address(first, rest, 0);
     case 'a': return set_ipv4(first, rest);

@@ -107,7 +107,7 @@ done
 echo 1 > /proc/sys/net/ipv4/conf/$nic/arp_notify
 {folder}/awaken <<END
 s {entropy}
-t {seconds} {nanos}
+t {seconds} {nanos} {lag}
 h $hostname
 {address} $nic {mac}
 {ipv4}END
@@ -199,6 +199,8 @@ class Renewal:
     """Hexadecimal digits, at most 512."""
     now: float
     """Seconds since 1970, when the script is sent."""
+    lag: float | None = None
+    """Seconds by which its real-time clock is behind; None where that shows another time, and can't tell how late the script is."""
     place: Place | None = None
     """Its place on a network of the host's; None: nobody else is on its network, so the template's address is its own too."""
     dmi: bytes = b""
@@ -246,6 +248,7 @@ def copy_script(identity: Identity, renewal: Renewal) -> bytes:
         entropy=renewal.entropy,
         seconds=seconds,
         nanos=int((renewal.now - seconds) * 1e9),
+        lag="" if renewal.lag is None else int(renewal.lag * 1e9),
         mac=renewal.mac.replace(":", ""),
         online=room.use_cpus(renewal.cpus),
         seed="".join(_seed_file(name, content) for name, content in renewal.seed),

@@ -36,7 +36,7 @@ from virtuary.node.site import Site
 from virtuary.node.warm import copy_of, generation_of, make_host_key
 from virtuary.node.world import World
 from virtuary.qemu import live as engine
-from virtuary.qemu import warm
+from virtuary.qemu import rtc, warm
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import Machine, describe, layer_parts
 from virtuary.qemu.parts import Grants
@@ -111,11 +111,11 @@ async def _save(worker: Worker, world: World, copy: Vm) -> None:
     await _prepare(worker, vm, image, copy, paths)
     key = await make_host_key(worker.paths.runtime)
     crashpoint("live.before_save")
-    still = await _save_into(worker, machine, paths, copy, operation)
+    still, lag = await asyncio.gather(_save_into(worker, machine, paths, copy, operation), rtc.lag(run.monitor))
     crashpoint("live.after_save")
     facts = {
         "uuid": vm.id, "mac": own_mac(vm.id, vm.nics[0]), "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode(),
-        "boot": site.boot, "accel": machine.accel, "mapped": still.mapped, "shape": shape_of(machine).model_dump(),
+        "boot": site.boot, "accel": machine.accel, "lag": lag, "mapped": still.mapped, "shape": shape_of(machine).model_dump(),
         "host_key": key.private, "host_key_public": key.public,
     }  # fmt: skip
     await asyncio.to_thread(sync_file, paths.disk)  # the memory need not outlive a power cut: nothing of the copy does
@@ -267,6 +267,7 @@ def _renewal(site: Site, vm: Vm, facts: dict[str, Any]) -> identity.Renewal:
         host_key_public=facts["host_key_public"],
         entropy=secrets.token_hex(128),
         now=site.clock.wall().timestamp(),
+        lag=facts["lag"],
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
         cpus=vm.spec.cpus,
     )

@@ -35,6 +35,7 @@ from virtuary.node.launch import QMP_READY, Served, clean_up, launch
 from virtuary.node.run import Run, open_run
 from virtuary.node.site import Site, memory_facts
 from virtuary.node.tasks import Unwanted, carry_out
+from virtuary.qemu import rtc
 from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.platform import PLATFORMS
@@ -266,9 +267,11 @@ class Making:
         await self._log_in(port)
         assert run.agent
         dmi = await run.agent.execute(["cat", "/sys/firmware/dmi/tables/DMI"], deadline=60)
+        assert run.monitor
+        lag = await rtc.lag(run.monitor)
         self.report("removing what is unique")
         await self._in_guest(run, identity.strip_script(), 120, "give up its identity")
-        return {"dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode()}
+        return {"lag": lag, "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode()}
 
     async def _until(self, run: Run, what: Callable[[], bool], limit: float, wanted: str) -> None:
         until = self.site.clock.now() + limit

@@ -208,6 +208,7 @@ async def renewal_of(
         host_key_public=key.public,
         entropy=secrets.token_hex(128),
         now=site.clock.wall().timestamp(),
+        lag=facts["lag"],
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
         cpus=vm.spec.cpus,
         grown=bool(vm.spec.disk and vm.spec.disk > template.status.disk_size),
