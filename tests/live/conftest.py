@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from instances import Instance, prepared, serve
+from lans import SPEAK, Place
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,3 +41,36 @@ def instance(template: Path) -> Iterator[Instance]:
 def own_instance(template: Path) -> Iterator[Instance]:
     """A daemon of the test's own, to be killed and restarted at will."""
     yield from serve(template)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    found = Place()
+    try:
+        found.make()
+        yield found
+    finally:
+        found.remove()
+
+
+@pytest.fixture(scope="module")
+def lan(warm_tiny: Path, place: Place) -> Iterator[Instance]:
+    """A daemon in the host's namespace."""
+    yield from serve(warm_tiny, namespace=place.host)
+
+
+@pytest.fixture(scope="module")
+def one(lan: Instance) -> Iterator[str]:
+    """A server on the default network that says its name on port 7, and publishes that."""
+    lan.ok("launch", "tiny", "one", "-p", "0.0.0.0:8007:7", "-p", "127.0.0.1:8008:7", "-p", "[::]:8007:7")
+    lan.in_guest("one", SPEAK.format(name="one"))
+    yield "one"
+    lan.ok("delete", "one", "--now", "--force", "--yes")
+
+
+@pytest.fixture(scope="module")
+def two(lan: Instance) -> Iterator[str]:
+    lan.ok("launch", "tiny", "two")
+    lan.in_guest("two", SPEAK.format(name="two"))
+    yield "two"
+    lan.ok("delete", "two", "--now", "--force", "--yes")
