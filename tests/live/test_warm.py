@@ -375,6 +375,7 @@ def test_a_copy_of_debian_is_a_machine_of_its_own_within_seconds(debian: Instanc
     for name, found in zip(names, every, strict=True):
         assert debian.ok("shell", name, "--", "hostname").out.strip() == name
         assert debian.in_guest(name, "ls /var/log/journal") == found["machine"]
+        assert not debian.in_guest(name, "ls -d /run/motd.dynamic /etc/update-motd.d || true"), "a login starts no programs"
     assert unchanged(debian)
     state = until(lambda: debian.in_guest("deb1", "systemctl is-system-running || true") == "running", 30, "nothing failed in it")
     assert state

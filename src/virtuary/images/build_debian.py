@@ -131,6 +131,7 @@ def finish_tree(tree: Path, release: str, root_uuid: str) -> None:
     (tree / "var/lib/dbus").mkdir(exist_ok=True)
     link(tree / "var/lib/dbus/machine-id", "/etc/machine-id")
     (tree / "var/lib/systemd/random-seed").unlink(missing_ok=True)
+    shutil.rmtree(tree / "etc/update-motd.d", ignore_errors=True)  # four programs at every login, to say which kernel this is
     write_sources(tree, release)
     version = kernel_version(tree)
     put(tree / "boot/grub/grub.cfg", grub_config(root_uuid, version).encode(), 0o600)
