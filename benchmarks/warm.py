@@ -23,7 +23,7 @@ from subjects import Raw
 from virtuary.model.image import ImageSource
 
 DEBIAN = "debian:12"
-SETTLE = 8
+SETTLE = 25
 """Seconds until a copy has done what it does in the background."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from virtuary.base.errors import Invalid
-from virtuary.guest.identity import Fresh, Identity, Renewal, dropbear_key, fresh_script, live_script
+from virtuary.guest.identity import FOLDER, Fresh, Identity, Renewal, copy_lines, dropbear_key, fresh_script, live_script
 
 WHO = Identity("web2", ("ssh-ed25519 AAAA ada@home",))
 ID = "5f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
@@ -32,9 +32,16 @@ def renewal(keys: tuple[str, str]) -> Renewal:
     return Renewal(ID, "52:54:00:00:00:01", "52:54:00:00:00:02", "0" * 32, ID, *keys, entropy="ab" * 128, now=1e9)
 
 
-def become(root: Path, text: bytes) -> subprocess.CompletedProcess[str]:
-    """Run a script as a guest would, with every folder of a guest below `root`."""
+def become(root: Path, text: bytes, awaken: str = "exit 1") -> subprocess.CompletedProcess[str]:
+    """Run a script as a guest would, with every folder of a guest below `root`.
+
+    The program it brings is another one here, this shell script: no replacing of paths would keep that from this machine.
+    """
     script = text.decode()
+    (root / "awaken").write_text(f"#!/bin/sh\n{awaken}\n")
+    own = f"chmod 755 {FOLDER}/awaken.new"
+    assert text.count(b"/awaken\n") == 0 or own in script
+    script = script.replace(own, f"cp {root}/awaken {FOLDER}/awaken.new\n{own}")
     for folder in ("/etc/", "/root/", "/var/", "/run/", "/proc/", "/dev/urandom"):
         script = script.replace(folder, f"{root}{folder}")
     script = (
@@ -91,10 +98,12 @@ def test_a_live_copy_that_has_become_itself_is_left_alone(tmp_path: Path, renewa
     assert (tmp_path / "etc/hostname").read_text() == "web2 already\n"
 
 
-def test_a_live_copy_whose_interface_is_not_found_says_so(tmp_path: Path, renewal: Renewal) -> None:
-    done = become(tmp_path, live_script(WHO, renewal))
-    assert done.returncode == 1 and "it has no network interface 52:54:00:00:00:01" in done.stderr
-    assert not (tmp_path / f"run/virtuary/is-{ID}").exists()
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_live_copy_is_itself_when_all_of_it_was_done(tmp_path: Path, renewal: Renewal, failed: int) -> None:
+    done = become(tmp_path, live_script(WHO, renewal), f"cat > {tmp_path}/lines; echo said; exit {failed}")
+    assert (done.returncode, done.stdout, done.stderr) == (failed, "said\n", "")
+    assert (tmp_path / f"run/virtuary/is-{ID}").exists() is not bool(failed)
+    assert (tmp_path / "lines").read_bytes() == copy_lines(WHO, renewal)
 
 
 @pytest.mark.parametrize("shell", [["sh"], ["dash"], ["busybox", "sh"], ["bash", "--posix"]], ids=" ".join)

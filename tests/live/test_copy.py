@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from instances import Instance, Json, serve, until
 
+from virtuary.network.passt import free_port
+
 pytestmark = pytest.mark.live
 
 FACTS = "cat /root/data /etc/machine-id /sys/class/net/eth0/address; hostname; sha256sum </etc/dropbear/dropbear_ed25519_host_key"
@@ -51,7 +53,7 @@ def told(instance: Instance, name: str) -> list[str]:
 @pytest.fixture(scope="module")
 def source(instance: Instance) -> Iterator[str]:
     """A server with something on its disk, running; whoever stops it starts it again."""
-    instance.ok("launch", "tiny", "source", "-p", "18999:80", "-l", "role=source")
+    instance.ok("launch", "tiny", "source", "-p", f"{free_port()}:80", "-l", "role=source")
     instance.in_guest("source", "echo data >/root/data; echo 0123456789abcdef0123456789abcdef >/etc/machine-id; sync")
     host_key(instance, "source")
     yield "source"

@@ -140,6 +140,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "a copy has its state": (alive(qemu="paused", **COPY), "resume"),
     "a copy runs, its agent answers": (alive(**COPY), "renew_identity"),
     "a copy runs, its agent is silent": (alive(signals={}, **COPY), None),
+    "a copy runs, and waits to be told who it is": (alive(signals={}, wakes=True, **COPY), "renew_identity"),
     "a copy that is wished stopped is not asked": (alive(STOPPED, **COPY, operation=operation("stop")), "kill"),
     # ---- copies, seen from the source
     "a copy waits": (at_rest(STOPPED, copies=(copy_of_it("overlay"),)), "share_disk"),

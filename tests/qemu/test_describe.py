@@ -60,10 +60,11 @@ COPY = {
     "warm": replace(WARM, copy=True),
     "generation": "5f3c5a80-2a6b-5a5e-9d8e-0123456789ab",
     "reporting": False,
+    "wakes": True,
     "layers": (IMAGE / "disk.qcow2", TEMPLATE / "disk.qcow2"),
 }
 CASES |= {
-    "tcg-bios-disk-template": replace(PLAIN, cpus=1, warm=WARM, reporting=False),
+    "tcg-bios-disk-template": replace(PLAIN, cpus=1, warm=WARM, reporting=False, wakes=True),
     "tcg-bios-disk-copy": replace(PLAIN, cpus=1, **COPY),
     "kvm-uefi-direct-copy": replace(PLAIN, cpus=1, accel="kvm", **WITH_UEFI, **WITH_KERNEL, **COPY),
     "tcg-bios-disk-live": replace(PLAIN, state=HOME / "state"),
@@ -104,7 +105,7 @@ OTHER: dict[str, Any] = {
     "runtime": Path("/other/run"), "mac": "52:54:00:00:00:01", "vars_file": Path("/other/vars"), "seed": Path("/other/seed"),
     "kernel": Path("/other/kernel"), "initrd": Path("/other/initrd"), "kernel_args": "other", "warm": replace(WARM, ram=Path("/other/ram")),
     "state": Path("/other/state"), "max_cpus": 4, "max_memory": 20 * GIB, "sockets": 2, "threads": 2, "node": 1, "huge_pages": True, "merge": True,
-    "reporting": False, "generation": "x", "tap": "vtother0000n0",
+    "reporting": False, "wakes": True, "generation": "x", "tap": "vtother0000n0",
 }  # fmt: skip
 
 

@@ -1,11 +1,13 @@
-"""What makes a guest a machine of its own, given in one round trip through its agent; and what takes it away again. Pure.
+"""What makes a guest a machine of its own, given in one round trip; and what takes it away again. Pure.
 
-Three scripts of plain POSIX shell, the same for Debian and for tiny, with the values as quoted, checked text:
+Scripts of plain POSIX shell, the same for Debian and for tiny, with the values as quoted, checked text:
 
 - `script`: a booted guest gets its name and the keys that may log in as root. Idempotent.
 - `settle_script`, `strip_script`: a booted guest becomes the template of copies: everything started, nothing unique left.
-- `copy_script`: a resumed copy becomes a machine of its own. Starting a program inside an emulated guest costs tenths of a
-  second, so this one uses the shell's own words and one small program (awaken.c) for what only system calls can do.
+- `fresh_script`, `live_script`: a guest that was another machine, stopped or running, becomes one of its own.
+
+And lines for a small program (awaken.c): `copy_lines` make a resumed copy a machine of its own. Starting a program inside an emulated
+guest costs tenths of a second, so this one waits in the template already, at a port of its own, and starts nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from shlex import quote
 
 from virtuary.base.errors import Invalid
 from virtuary.guest import room
+from virtuary.model.template import WAKE_PORT
 
 FOLDER = "/var/lib/virtuary"
 """Where a template keeps what its copies need to wake up."""
 
-LISTENS = "ssh-listens"
-"""What `copy_script` prints when it saw SSH listen, after it waited for an address; what it does not print may come a little later."""
+LISTENS = b"awake 0 1\n"
+"""What it says last when nothing failed and it saw SSH listen, after it waited for an address; else that may come a little later."""
 
 _SCRIPT = """set -e
 umask 077
@@ -90,78 +93,22 @@ rm -f /etc/ssh/ssh_host_*key* /etc/dropbear/*_host_key /var/lib/systemd/random-s
 rm -f /root/.bash_history /root/.ash_history /var/lib/dhcp/*.leases /var/lib/systemd/timesync/clock
 rm -rf /var/lib/cloud/instance /var/lib/cloud/instances/*
 [ ! -e /etc/machine-id ] || : > /etc/machine-id
-{awaken} <<'END'
-y
-END
+sync
+for place in /sys/class/virtio-ports/*; do
+    read -r name < "$place/name" || continue
+    [ "$name" = {port} ] || continue
+    setsid {awaken} "/dev/${{place##*/}}" > /dev/null 2>&1 < /dev/null &
+    echo $! >> /run/virtuary/renew
+done
 """
 
-_COPY = """umask 022
-set -e
-hostname={hostname}
-nic=
-for place in /sys/class/net/*; do
-    read -r address < "$place/address" || continue
-    [ "$address" != {old_mac} ] || nic=${{place##*/}}
-done
-[ -n "$nic" ] || {{ echo "it has no network interface {old_mac}" >&2; exit 1; }}
-echo 1 > /proc/sys/net/ipv4/conf/$nic/arp_notify
-{folder}/awaken <<END
-s {entropy}
-t {seconds} {nanos} {lag}
-h $hostname
-{address} $nic {mac}
-{ipv4}END
-{dns}printf '%s\\n' "$hostname" > /etc/hostname
-hosts="127.0.1.1 $hostname"
-while read -r line; do
-    case $line in 127.0.1.1[!0-9.]*) ;; *) hosts="$hosts
-$line" ;; esac
-done < /etc/hosts
-printf '%s\\n' "$hosts" > /etc/hosts
-[ ! -e /etc/machine-id ] || printf '%s\\n' {machine_id} > /etc/machine-id
-printf '%s\\n' {boot_id} > /run/virtuary/boot_id
-binds='b /run/virtuary/boot_id /proc/sys/kernel/random/boot_id'
-if [ -e /sys/class/dmi/id/product_uuid ]; then
-    printf '%s\\n' {uuid} > /run/virtuary/product_uuid
-    printf '{dmi}' > /run/virtuary/DMI
-    binds="$binds
-b /run/virtuary/product_uuid /sys/class/dmi/id/product_uuid
-b /run/virtuary/DMI /sys/firmware/dmi/tables/DMI"
-fi
-umask 077
-[ -d /root/.ssh ] || mkdir -p /root/.ssh
-printf '%s\\n' {keys} > /root/.ssh/authorized_keys
-if [ -d /etc/dropbear ]; then
-    printf '{dropbear_key}' > /etc/dropbear/dropbear_ed25519_host_key
-elif [ -d /etc/ssh ]; then
-    printf '%s\\n' {host_key} > /etc/ssh/ssh_host_ed25519_key
-    printf '%s\\n' {host_key_public} > /etc/ssh/ssh_host_ed25519_key.pub
-fi
-{seed}{disk}while read -r pid; do kill -KILL "$pid" || true; done < /run/virtuary/renew
-[ ! -e /usr/lib/openssh/sshd-session ] || systemctl start ssh
-{online}start=:
-if [ -e /run/systemd/system ]; then
-    read -r old < /run/virtuary/machine-id
-    for place in /var/log/journal /run/log/journal; do
-        [ ! -d $place/$old ] || mv $place/$old $place/{machine_id}
-    done
-    [ ! -e /run/virtuary/networkd ] || start="systemctl start systemd-networkd.socket systemd-networkd"
-    setsid sh -c "{pause}$start; {wait}{later}systemctl restart systemd-journald; systemctl start timers.target;
-        rm -f /run/systemd/network/*.d/virtuary-keep.conf" > /dev/null 2>&1 < /dev/null &
-elif [ -e /run/virtuary/udhcpc ]; then
-    setsid sh -c '{pause}while read -r pid; do kill -KILL "$pid"; done < /run/virtuary/udhcpc' > /dev/null 2>&1 < /dev/null &
-fi
-{folder}/awaken <<END
-$binds
-y
-w $nic 5000
-END
-for table in /proc/net/tcp /proc/net/tcp6; do
-    while read -r _ local _ state _; do
-        case $local=$state in *:0016=0A) echo {listens}; break 2 ;; esac
-    done < $table
-done
+_LATER = """[ ! -e /run/virtuary/networkd ] || systemctl start systemd-networkd.socket systemd-networkd
+{wait}{cloud}systemctl restart systemd-journald
+systemctl start timers.target
+rm -f /run/systemd/network/*.d/virtuary-keep.conf
 """
+
+_ASK_AGAIN = 'while read -r pid; do kill -KILL "$pid" || true; done < /run/virtuary/udhcpc'
 
 
 @dataclass(frozen=True)
@@ -225,59 +172,101 @@ def settle_script() -> bytes:
 
 
 def strip_script() -> bytes:
-    """Take from the guest what makes it a machine of its own. The last thing it does before it is saved."""
-    return _STRIP.format(awaken=f"{FOLDER}/awaken").encode()
+    """Take from the guest what makes it a machine of its own, and have it wait for what its copy becomes. The last thing before it is saved."""
+    return _STRIP.format(awaken=f"{FOLDER}/awaken", port=WAKE_PORT).encode()
 
 
-def copy_script(identity: Identity, renewal: Renewal) -> bytes:
-    """The shell script that makes a resumed copy a machine of its own; fails as a whole when any of it does."""
+class _Lines:
+    """What awaken.c reads, in order."""
+
+    def __init__(self) -> None:
+        self.all: list[bytes] = []
+
+    def do(self, *words: object) -> None:
+        self.all.append(" ".join(str(word) for word in words).encode() + b"\n")
+
+    def write(self, kind: str, mode: int, path: str, content: bytes) -> None:
+        self.do(kind, f"{mode:o}", len(content), path)
+        self.all.append(content + b"\n")
+
+    def run(self, path: str, text: str) -> None:
+        script = f"set -e\n{text}".encode()
+        self.do("x", len(script), path)
+        self.all.append(script + b"\n")
+
+    def run_apart(self, seconds: int, path: str, text: str) -> None:
+        self.do("z", len(text.encode()), seconds, path)
+        self.all.append(text.encode() + b"\n")
+
+
+def copy_lines(identity: Identity, renewal: Renewal) -> bytes:
+    """What awaken.c is told to make a resumed copy a machine of its own. Safe to repeat."""
     _check(identity)
+    lines, name, place = _Lines(), identity.hostname, renewal.place
     seconds = int(renewal.now)
-    return _COPY.format(
-        hostname=identity.hostname,
-        keys=quote("\n".join(identity.keys)),
-        old_mac=renewal.old_mac,
-        machine_id=renewal.machine_id,
-        boot_id=renewal.boot_id,
-        uuid=renewal.uuid,
-        dmi=_octal(renewal.dmi),
-        host_key=quote(renewal.host_key),
-        dropbear_key=_octal(dropbear_key(renewal.host_key)),
-        host_key_public=quote(renewal.host_key_public),
-        folder=FOLDER,
-        entropy=renewal.entropy,
-        seconds=seconds,
-        nanos=int((renewal.now - seconds) * 1e9),
-        lag="" if renewal.lag is None else int(renewal.lag * 1e9),
-        mac=renewal.mac.replace(":", ""),
-        online=room.use_cpus(renewal.cpus),
-        seed="".join(_seed_file(name, content) for name, content in renewal.seed),
-        disk=room.GROW if renewal.grown else "",
-        listens=LISTENS,
-        address="m" if renewal.place else "M",
-        ipv4=_ipv4(renewal.place),
-        dns=_dns(renewal.place),
-        pause="" if renewal.place else "sleep 5; ",
-        wait="sleep 5; " if renewal.place else "",
-        later="systemctl start cloud-init.target; " if renewal.seed else "",
-    ).encode()
+    lines.do("n", renewal.old_mac.replace(":", ""))
+    lines.do("s", renewal.entropy)
+    lag = "" if renewal.lag is None else int(renewal.lag * 1e9)
+    lines.do("t", seconds, int((renewal.now - seconds) * 1e9), lag)
+    lines.do("h", name)
+    lines.do("m" if place else "M", renewal.mac.replace(":", ""))
+    if place and place.address:
+        own = ipaddress.IPv4Interface(place.address)
+        gateway = ipaddress.IPv4Address(place.gateway).packed.hex() if place.gateway else "0"
+        lines.do("a", own.ip.packed.hex(), own.netmask.packed.hex(), gateway)
+    if place and place.nameserver:  # until the guest's own service has asked for it and writes it anew
+        resolv = f"search {place.domain}\nnameserver {ipaddress.ip_address(place.nameserver)}\n".encode()
+        for path in ("/run/resolv.conf", "/run/systemd/resolve/stub-resolv.conf"):
+            lines.write("e", 0o644, path, resolv)
+    lines.write("f", 0o644, "/etc/hostname", f"{name}\n".encode())
+    lines.do("H", name, "/etc/hosts")
+    lines.write("e", 0o644, "/etc/machine-id", f"{renewal.machine_id}\n".encode())
+    lines.do("d", "700", "/root/.ssh")
+    lines.write("f", 0o600, "/root/.ssh/authorized_keys", "".join(f"{key}\n" for key in identity.keys).encode())
+    lines.write("o", 0o600, "/etc/dropbear/dropbear_ed25519_host_key", dropbear_key(renewal.host_key))
+    lines.write("o", 0o600, "/etc/ssh/ssh_host_ed25519_key", f"{renewal.host_key}\n".encode())
+    lines.write("o", 0o644, "/etc/ssh/ssh_host_ed25519_key.pub", f"{renewal.host_key_public}\n".encode())
+    for folder in _SEED_FOLDERS if renewal.seed else ():
+        lines.do("d", "755", folder)
+    for file, content in renewal.seed:
+        lines.write("f", 0o600, f"{_SEED_FOLDERS[-1]}/{file}", content)
+        lines.write("f", 0o644, "/run/virtuary/seeded", b"")
+    if renewal.grown:
+        lines.run("/", room.GROW)
+    lines.do("k", "/run/virtuary/renew")
+    lines.run("/usr/lib/openssh/sshd-session", "systemctl start ssh")
+    if renewal.cpus > 1:
+        lines.run("/", room.use_cpus(renewal.cpus))
+    _start_again(lines, renewal)
+    lines.write("f", 0o444, "/run/virtuary/boot_id", f"{renewal.boot_id}\n".encode())
+    lines.write("f", 0o400, "/run/virtuary/product_uuid", f"{renewal.uuid}\n".encode())
+    lines.write("f", 0o400, "/run/virtuary/DMI", renewal.dmi)
+    lines.do("b", "/run/virtuary/boot_id", "/proc/sys/kernel/random/boot_id")
+    lines.do("B", "/run/virtuary/product_uuid", "/sys/class/dmi/id/product_uuid")
+    lines.do("B", "/run/virtuary/DMI", "/sys/firmware/dmi/tables/DMI")
+    lines.do("y")
+    lines.do("w", 5000)
+    return b"".join(lines.all)
 
 
-def _ipv4(place: Place | None) -> str:
-    if place is None or place.address is None:
-        return ""
-    own = ipaddress.IPv4Interface(place.address)
-    gateway = ipaddress.IPv4Address(place.gateway).packed.hex() if place.gateway else "0"
-    return f"a $nic {own.ip.packed.hex()} {own.netmask.packed.hex()} {gateway}\n"
+_LATER_BY = 15
+"""Seconds after which services go on under their new name: it takes an emulated processor a second, and others may be starting now too."""
 
 
-def _dns(place: Place | None) -> str:
-    """What /etc/resolv.conf leads to, until the guest's own service has asked for it and writes it anew."""
-    if place is None or place.nameserver is None:
-        return ""
-    text = f"search {place.domain}\\nnameserver {ipaddress.ip_address(place.nameserver)}\\n"
-    files = "/run/resolv.conf /run/systemd/resolve/stub-resolv.conf"
-    return f"for file in {files}; do [ ! -e $file ] || printf '{text}' > $file; done\n"
+def _start_again(lines: _Lines, renewal: Renewal) -> None:
+    """What goes on under another name. Nobody waits for it: while its user logs in the guest's processor has enough to do."""
+    for place in ("/var/log/journal", "/run/log/journal"):
+        lines.do("j", "/run/virtuary/machine-id", renewal.machine_id, place)
+    wait = "sleep 5\n" if renewal.place else ""
+    later = _LATER.format(wait=wait, cloud="systemctl start cloud-init.target\n" if renewal.seed else "")
+    pause = 0 if renewal.place else _LATER_BY
+    lines.run_apart(pause, "/run/systemd/system", later)
+    lines.run_apart(pause, "/run/virtuary/udhcpc", _ASK_AGAIN)
+
+
+def complaints(answer: bytes) -> bytes:
+    """What awaken.c said before its last line, in one."""
+    return b"; ".join(line for line in answer.splitlines() if not line.startswith(b"awake "))
 
 
 def renewed_dmi(tables: bytes, old: str, new: str) -> bytes:
@@ -314,12 +303,7 @@ def _mixed(text: str) -> bytes:
     return raw[3::-1] + raw[5:3:-1] + raw[7:5:-1] + raw[8:]
 
 
-_SEED_FOLDER = "/var/lib/cloud/seed/nocloud"
-
-
-def _seed_file(name: str, content: bytes) -> str:
-    text = base64.b64encode(content).decode()
-    return f"mkdir -p {_SEED_FOLDER}\nprintf '%s' '{text}' | base64 -d > {_SEED_FOLDER}/{name}\n: > /run/virtuary/seeded\n"
+_SEED_FOLDERS = ("/var/lib/cloud", "/var/lib/cloud/seed", "/var/lib/cloud/seed/nocloud")
 
 
 def _check(identity: Identity) -> None:
@@ -412,14 +396,22 @@ else
 fi
 rm -f /etc/ssh/ssh_host_*key* /etc/dropbear/*_host_key /var/lib/systemd/random-seed
 [ ! -f /var/lib/dbus/machine-id ] || [ -L /var/lib/dbus/machine-id ] || ln -sf /etc/machine-id /var/lib/dbus/machine-id
+base64 -d << 'END' | {folder}/awaken
+{lines}
+END
+: > /run/virtuary/is-{uuid}
 """
 
 
 def live_script(identity: Identity, renewal: Renewal) -> bytes:
-    """`copy_script` for a guest that was never made ready to be copied: a copy of a machine that ran, cold-started or not.
+    """What `copy_lines` do, for a guest that was never made ready to be copied: a copy of a machine that ran, cold-started or not.
 
     What it does first leaves what `strip_script` leaves. A second time it waits for the end of the first and changes nothing.
     """
     program = (resources.files("virtuary.guest") / "awaken.bin").read_bytes()
-    before = _LIVE.format(folder=FOLDER, uuid=renewal.uuid, awaken=base64.encodebytes(program).decode())
-    return before.encode() + copy_script(identity, renewal) + f": > /run/virtuary/is-{renewal.uuid}\n".encode()
+    return _LIVE.format(
+        folder=FOLDER,
+        uuid=renewal.uuid,
+        awaken=base64.encodebytes(program).decode(),
+        lines=base64.encodebytes(copy_lines(identity, renewal)).decode(),
+    ).encode()

@@ -10,6 +10,9 @@ from pydantic import Field
 from virtuary.model.meta import Document, ImageName, Model
 from virtuary.model.vm import Arch
 
+WAKE_PORT = "org.virtuary.wake"
+"""Name of the virtio port at which a template's guest waits until a copy of it is told who it is."""
+
 
 class TemplateSpec(Model):
     image: ImageName

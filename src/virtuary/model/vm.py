@@ -243,6 +243,8 @@ class Shape(Model):
     """CPUs it began with, which can't be taken from it again while it runs."""
     reporting: bool = False
     """Whether its guest reports free pages."""
+    wakes: bool = False
+    """Whether it has the port at which a template's guest waits."""
     borrowed: bool = False
     """Whether the memory it began with is a template's or another server's, of which nothing can be given back."""
 

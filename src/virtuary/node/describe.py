@@ -84,7 +84,7 @@ def shape_of(machine: Machine) -> Shape:
     """What this machine begins with, and how it can grow. Pure."""
     return Shape(
         memory=machine.memory, cpus=machine.cpus, max_cpus=machine.max_cpus, max_memory=machine.max_memory,
-        reporting=machine.reporting, borrowed=bool(machine.warm or machine.state),
+        reporting=machine.reporting, wakes=machine.wakes, borrowed=bool(machine.warm or machine.state),
     )  # fmt: skip
 
 
@@ -97,6 +97,7 @@ def shaped(machine: Machine, shape: Shape) -> Machine:
         max_cpus=shape.max_cpus,
         max_memory=shape.max_memory,
         reporting=shape.reporting,
+        wakes=shape.wakes,
     )
 
 

@@ -15,6 +15,8 @@ from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
 from virtuary.base.files import write_whole
 from virtuary.base.log import say
 from virtuary.guest import identity
+from virtuary.guest.agent import Outcome
+from virtuary.guest.wake import open_port
 from virtuary.node import templates
 from virtuary.node.effects import Effect, monitor_of, note_on, printable
 from virtuary.node.steps import kill, pin_machine, start_machine
@@ -60,6 +62,7 @@ async def load_state(worker: Worker, world: World, _: None) -> None:
     try:
         template = find_template(site, vm)
         parts = describe(await copy_of(site, vm, world.image, template))
+        worker.run.wake_port = await open_port(worker.paths.socket("wake"))
         await engine.load(monitor, engine.state_address(parts))
         crashpoint("warm.after_load")
         await engine.plug(monitor, vm.spec.cpus, more_memory(vm.spec, template))
@@ -96,17 +99,14 @@ async def _renew(worker: Worker, world: World) -> None:
     assert run and run.monitor
     try:
         template = find_template(worker.site, vm)
-        renewal, known = await renewal_of(worker.site, vm, template, keys_of(worker.site, vm), await _host_key(worker))
+        renewal, addresses, known = await renewal_of(worker.site, vm, template, keys_of(worker.site, vm), await _host_key(worker))
         crashpoint("renew.before")
-        if run.agent is None:
-            raise GuestSilent("the guest agent is gone")
         if vm.spec.disk and vm.spec.disk > (vm.status.disk_size or 0):  # only once it runs may its disk be touched
             await engine.resize_disk(run.monitor, vm.spec.disk)
             await worker.write(vm, disk_size=vm.spec.disk)
-        text = identity.copy_script(identity.Identity(vm.name, keys_of(worker.site, vm)), renewal)
-        outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=RENEWAL_LIMIT, poll=0.06, slowest=0.08)
+        outcome = await _awaken(worker, identity.copy_lines(identity.Identity(vm.name, keys_of(worker.site, vm)), renewal))
         if outcome.status != 0:
-            raise Failed(f"its identity was refused: {printable(outcome.stderr)}")
+            raise Failed(f"its identity was refused: {printable(identity.complaints(outcome.stdout))}")
         if memory := more_memory(vm.spec, template):
             await engine.wait_plugged(run.monitor, memory, RENEWAL_LIMIT)
         write_whole(worker.paths.known_hosts, known)
@@ -115,7 +115,18 @@ async def _renew(worker: Worker, world: World) -> None:
         return
     crashpoint("renew.after")
     await worker.write(vm, identity=vm.name)
-    run.speak(identity.LISTENS.encode() in outcome.stdout)
+    await run.speak(outcome.stdout.endswith(identity.LISTENS), addresses)
+
+
+async def _awaken(worker: Worker, lines: bytes) -> Outcome:
+    """Have the program that waits in the guest do these lines; where a daemon before this one may have told it some, another one of it."""
+    run = worker.run
+    assert run
+    if run.wake_port:
+        return await run.wake_port.wake(lines, RENEWAL_LIMIT)
+    if run.agent is None:
+        raise GuestSilent("the guest agent is gone")
+    return await run.agent.execute([f"{identity.FOLDER}/awaken"], lines, RENEWAL_LIMIT)
 
 
 async def _host_key(worker: Worker) -> HostKey:

@@ -243,7 +243,7 @@ async def renew_live(worker: Worker, world: World, _: None) -> None:
             raise GuestSilent("the guest agent is gone")
         outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=RENEWAL_LIMIT, slowest=0.05)
         if outcome.status != 0:
-            raise Failed(f"its identity was refused: {printable(outcome.stderr)}")
+            raise Failed(f"its identity was refused: {printable(identity.complaints(outcome.stdout + outcome.stderr))}")
         write_whole(worker.paths.known_hosts, copies.known_host(vm, facts["host_key_public"]))
     except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
@@ -252,7 +252,7 @@ async def renew_live(worker: Worker, world: World, _: None) -> None:
     await worker.write(vm, identity=vm.name)
     crashpoint("live.after_identity")
     drop_memory(worker.paths)
-    run.speak(identity.LISTENS.encode() in outcome.stdout)
+    await run.speak(outcome.stdout.endswith(identity.LISTENS))
 
 
 def _renewal(site: Site, vm: Vm, facts: dict[str, Any]) -> identity.Renewal:

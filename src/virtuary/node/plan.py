@@ -308,7 +308,7 @@ def running(world: World) -> Step | None:
         return Step("resume")
     if world.qemu == "running" and wanted == "paused":
         return Step("pause")
-    if world.qemu == "running" and "agent" in world.signals and world.identity_wanted:
+    if world.qemu == "running" and ("agent" in world.signals or world.wakes) and world.identity_wanted:
         return Step(identity_step(vm))
     if world.qemu == "running" and unborn(vm) and world.wall - runtime.started > UNBORN_LIMIT:
         return Step("kill", "silent")

@@ -20,6 +20,7 @@ from virtuary.base.errors import GuestSilent, VirtuaryError
 from virtuary.base.paths import VmPaths
 from virtuary.base.proc import Identity, adopt, end, reap, wait_end
 from virtuary.guest.agent import Agent, open_agent
+from virtuary.guest.wake import Port
 from virtuary.model.vm import Runtime
 from virtuary.node.console import Console
 from virtuary.node.launch import mark_of
@@ -32,6 +33,8 @@ logger = logging.getLogger("virtuary.run")
 KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial|systemd\[1\]|: clean, |init: |login:")
 SILENT_AFTER = 3
 """Deadlines missed in a row after which a machine counts as unresponsive."""
+SETTLING = 5.0
+"""Seconds for which a guest that has just become a machine of its own is asked nothing that can wait: its processor may be an emulated one."""
 HEARTBEAT, HEARTBEAT_DEADLINE = 10.0, 2.0
 """Seconds between two questions to a monitor that answers, and how long an answer may take: a QEMU that hangs tells nobody."""
 
@@ -39,7 +42,7 @@ HEARTBEAT, HEARTBEAT_DEADLINE = 10.0, 2.0
 class Run:
     def __init__(
         self, paths: VmPaths, runtime: Runtime, pidfd: int, errors: int | None, clock: Clock, wake: Callable[[], None],
-        quiet: bool = False,
+        quiet: bool = False, wakes: bool = False,
     ) -> None:  # fmt: skip
         self.paths, self.runtime = paths, runtime
         self.pidfd, self.errors = pidfd, errors
@@ -64,6 +67,9 @@ class Run:
         self._probing = False
         self.quiet = quiet
         """Whether the guest is not to be asked anything but its agent's pulse: it is no machine of its own yet."""
+        self.wakes = wakes
+        """Whether the guest waits at its port to be told who it is. Its agent is not asked before: that takes an emulated processor a while."""
+        self.wake_port: Port | None = None
         self.console = Console(paths.console, self._heard)
 
     def open(self) -> None:
@@ -91,6 +97,7 @@ class Run:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._leave_port()
         if self.agent:
             await self.agent.close()
         if self.monitor:
@@ -98,6 +105,11 @@ class Run:
         for handle in (self.pidfd, self.network_pidfd, self.errors):
             if handle is not None:
                 os.close(handle)
+
+    def _leave_port(self) -> None:
+        if self.wake_port:
+            self.wake_port.close()
+        self.wake_port = None
 
     def words(self) -> str:
         """What QEMU wrote to stderr since the last call."""
@@ -229,7 +241,7 @@ class Run:
                     self._spawn(self._probe_ssh())
 
     def start_agent(self) -> None:
-        if self._agent_task is None or self._agent_task.done():
+        if not self.wakes and (self._agent_task is None or self._agent_task.done()):
             self._agent_task = self._spawn(self._keep_agent())
 
     async def _keep_agent(self) -> None:
@@ -249,17 +261,28 @@ class Run:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 2)
 
-    def speak(self, ssh_listens: bool) -> None:
-        """The guest has become a machine of its own: learn its addresses, look for its SSH where it was not seen from inside."""
+    async def speak(self, ssh_listens: bool, addresses: tuple[str, ...] = ()) -> None:
+        """The guest has become a machine of its own: learn its addresses, look for its SSH where it was not seen from inside.
+
+        `addresses`: what it was given; it is asked when whoever waited for it had time to log in.
+        """
         self.quiet = False
+        self.addresses = addresses
+        if self.wakes:
+            self.wakes = False
+            self._leave_port()
+            self.agent = await open_agent(self.paths.socket("agent"))
+            await self.measure()  # first, so that one report tells both
+            self.note("agent")  # its template's was up
         if ssh_listens:
             self.note("network")
             self.note("ssh")
         else:
             self._spawn(self._probe_ssh())
-        self._spawn(self._learn_addresses())
+        self._spawn(self._learn_addresses(SETTLING if addresses else 0))
 
-    async def _learn_addresses(self) -> None:
+    async def _learn_addresses(self, after: float = 0) -> None:
+        await asyncio.sleep(after)
         assert self.agent
         for attempt in range(120):
             if found := await self.agent.addresses():
@@ -312,12 +335,12 @@ async def _banner(host: str, port: int, patience: float) -> bool:
 
 def open_run(
     paths: VmPaths, runtime: Runtime, vm_id: str, site: Site, wake: Callable[[], None], errors: int | None = None,
-    quiet: bool = False,
+    quiet: bool = False, wakes: bool = False,
 ) -> Run | None:  # fmt: skip
     """Listen to the process `runtime` describes, if it still is that process (`vm_id` stands in its arguments); else None.
 
     `errors`: where its stderr is read, when it was just started; found again otherwise.
-    `quiet`: until `speak` is called only its agent's pulse is felt.
+    `quiet`: until `speak` is called only its agent's pulse is felt. `wakes`: it waits at its port for that.
     """
     if runtime.boot_id != site.boot:
         return None
@@ -327,6 +350,6 @@ def open_run(
     if errors is None:
         with contextlib.suppress(OSError):
             errors = open_errors(paths.runtime)
-    run = Run(paths, runtime, pidfd, errors, site.clock, wake, quiet)
+    run = Run(paths, runtime, pidfd, errors, site.clock, wake, quiet, wakes)
     run.open()
     return run

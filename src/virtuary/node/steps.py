@@ -142,7 +142,9 @@ async def start_machine(
             ssh_host=way[0], ssh_port=way[1], started=site.clock.wall(),
             template=template.id if template else None, live=live, shape=shape_of(machine), nics=vm.spec.nics[:1],
         )  # fmt: skip
-        worker.run = open_run(worker.paths, runtime, vm.id, site, worker.wake, started.errors, quiet=template is not None or live)
+        worker.run = open_run(
+            worker.paths, runtime, vm.id, site, worker.wake, started.errors, bool(template) or live, wakes=bool(template)
+        )
         if worker.run is None:
             words = process.read_errors(started.errors)
             raise Failed(f"QEMU ended at once: {words or 'it said nothing'}")

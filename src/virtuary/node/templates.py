@@ -24,6 +24,7 @@ from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
 from virtuary.base.proc import run as run_program
 from virtuary.guest import identity
+from virtuary.guest.wake import open_port
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta, utcnow
 from virtuary.model.template import Template, TemplateSpec
@@ -40,6 +41,7 @@ from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.process import read_errors
+from virtuary.qemu.qmp import Monitor
 from virtuary.storage import directory, sparse
 
 logger = logging.getLogger("virtuary.templates")
@@ -270,8 +272,19 @@ class Making:
         assert run.monitor
         lag = await rtc.lag(run.monitor)
         self.report("removing what is unique")
+        run.wake_port = await open_port(self.runtime / "wake")
         await self._in_guest(run, identity.strip_script(), 120, "give up its identity")
-        return {"lag": lag, "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode()}
+        until = self.site.clock.now() + 20
+        while not await self._waits(run.monitor):
+            if self.site.clock.now() > until:
+                raise GuestSilent("the guest does not wait to be told who a copy of it is")
+            await asyncio.sleep(0.05)
+        return {"addresses": run.addresses, "lag": lag, "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode()}
+
+    async def _waits(self, monitor: Monitor) -> bool:
+        """Whether the guest's program is at its port, to be told by a copy's daemon who it is."""
+        ports = await monitor.run("query-chardev")
+        return any(item.get("label") == "wake" and item.get("frontend-open") for item in ports)
 
     async def _until(self, run: Run, what: Callable[[], bool], limit: float, wanted: str) -> None:
         until = self.site.clock.now() + limit

@@ -126,7 +126,9 @@ def _grows(site: Site, machine: Machine, memory: int) -> Machine:
     """A template or a copy begins small and grows to what is wished; all of them to the same limits. The guest reports no free pages: they
     are the template's."""
     most = growth(site)
-    return replace(machine, cpus=1, memory=memory, max_cpus=most.cpus, max_memory=memory + most.memory, reporting=False)
+    return replace(
+        machine, cpus=1, memory=memory, max_cpus=most.cpus, max_memory=memory + most.memory, reporting=False, wakes=True
+    )
 
 
 def _warm(folder: Path, *, copy: bool) -> Warm:
@@ -192,16 +194,21 @@ class HostKey(NamedTuple):
 
 async def renewal_of(
     site: Site, vm: Vm, template: Template, keys: tuple[str, ...], key: HostKey
-) -> tuple[identity.Renewal, bytes]:
-    """What makes a copy this server, new and random where it must be; and the line by which its host key is known."""
+) -> tuple[identity.Renewal, tuple[str, ...], bytes]:
+    """What makes a copy this server, new and random where it must be; the addresses it has then, where they are known; and the line by
+    which its host key is known."""
     facts = json.loads((site.paths.template(template.id) / "manifest.json").read_text(encoding="utf-8"))
     record = site.store.get(f"secret/{vm.id}")
     text = record.value.decode() if record and vm.spec.user_data else ""
+    place = place_of(site.store, vm)
+    addresses = tuple(facts["addresses"])
+    if place:
+        addresses = (place.address.partition("/")[0],) if place.address else ()
     renewal = identity.Renewal(
         uuid=vm.id,
         old_mac=facts["mac"],
         mac=own_mac(vm.id, vm.spec.nics[0]),
-        place=place_of(site.store, vm),
+        place=place,
         machine_id=uuid.uuid4().hex,
         boot_id=str(uuid.uuid4()),
         host_key=key.private,
@@ -214,7 +221,7 @@ async def renewal_of(
         grown=bool(vm.spec.disk and vm.spec.disk > template.status.disk_size),
         seed=tuple(seed_files(vm.id, vm.name, keys, text).items()) if text else (),
     )
-    return renewal, f"virtuary-{vm.id} {' '.join(key.public.split()[:2])}\n".encode()
+    return renewal, addresses, f"virtuary-{vm.id} {' '.join(key.public.split()[:2])}\n".encode()
 
 
 async def make_host_key(scratch: Path) -> HostKey:

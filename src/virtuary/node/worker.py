@@ -151,6 +151,7 @@ class Worker:
             process=process,
             connected=bool(run and run.monitor),
             qemu=run.qemu_status if run and process == "alive" else None,
+            wakes=bool(run and run.wakes),
             silent=bool(run and run.silent),
             exit_status=run.exit_status if run else None,
             last_words=self.last_words,

@@ -39,6 +39,8 @@ class World:
     connected: bool = False
     qemu: str | None = None
     """QEMU's run state as last heard."""
+    wakes: bool = False
+    """Whether the guest waits at its port to be told who it is."""
     silent: bool = False
     exit_status: int | None = None
     last_words: str = ""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from virtuary.base.units import MIB
 from virtuary.model.resources import translation_buffer
+from virtuary.model.template import WAKE_PORT
 from virtuary.qemu.bus import PORTS, port, slot
 from virtuary.qemu.firmware import Firmware
 from virtuary.qemu.parts import Grant, Grants, Part, Parts
@@ -58,6 +59,8 @@ class Machine:
     """Whether the guest tells which of its pages are free, so that the host gets them back at once."""
     generation: str = "auto"
     """The generation id the guest is shown."""
+    wakes: bool = False
+    """Whether it has a port at which its guest waits for the identity of a copy: a template has, and all that goes on from it."""
     warm: Warm | None = None
     """For a template or a copy of one; None boots into memory of its own."""
     state: Path | None = None
@@ -86,6 +89,7 @@ def describe(machine: Machine) -> Parts:
         *seed_parts(machine, grants),
         *serial_parts(machine, grants),
         *agent_parts(machine, grants),
+        *wake_parts(machine, grants),
         *network_parts(machine, grants),
         *extra_parts(machine),
         *growth_parts(machine),
@@ -282,18 +286,21 @@ def agent_parts(machine: Machine, grants: Grants) -> list[Part]:
     return [
         _listening("agent", grant),
         Part("device", {"driver": "virtio-serial-pci", "id": "serial-bus", "max_ports": 8, **slot("serial-bus")}),
-        Part(
-            "device",
-            {
-                "driver": "virtserialport",
-                "id": "agent-device",
-                "bus": "serial-bus.0",
-                "nr": 1,
-                "chardev": "agent",
-                "name": "org.qemu.guest_agent.0",
-            },
-        ),
+        _serial_port(1, "agent", "org.qemu.guest_agent.0"),
     ]
+
+
+def wake_parts(machine: Machine, grants: Grants) -> list[Part]:
+    """Where the guest of a template waits until a copy of it is told who it is."""
+    if not machine.wakes:
+        return []
+    grant = grants.add("wake", machine.runtime / "wake", "socket")
+    return [_listening("wake", grant), _serial_port(2, "wake", WAKE_PORT)]
+
+
+def _serial_port(number: int, chardev: str, name: str) -> Part:
+    place: dict[str, Any] = {"id": f"{chardev}-device", "bus": "serial-bus.0", "nr": number}
+    return Part("device", {"driver": "virtserialport", **place, "chardev": chardev, "name": name})
 
 
 def network_parts(machine: Machine, grants: Grants) -> list[Part]:
