@@ -163,15 +163,19 @@ def test_a_journal_moves_to_its_new_name_and_processes_end(program: Path, tmp_pa
 
 @pytest.mark.host
 def test_it_tells_whether_ssh_listens(program: Path) -> None:
-    serve = "ip link set lo up; python3 -c 'import socket, time; s = socket.create_server((\"127.0.0.1\", 22)); time.sleep(20)' & server=$!"
+    server = "python3 -c 'import socket, time; s = socket.create_server((\"127.0.0.1\", 22)); time.sleep(20)'"
+    serve, late = f"{server} & server=$!", f"(sleep 0.3; exec {server}) & server=$!"
     wait = "i=0; until grep -q ':0016 00000000:0000 0A' /proc/net/tcp; do i=$((i + 1)); [ $i -lt 200 ]; sleep 0.05; done"
-    script = (
-        f"set -e; mount -t proc none /proc\n{serve}\n{wait}\n{program} < /dev/null\nkill $server; wait; {program} < /dev/null"
-    )
+    script = f"""set -e; mount -t proc none /proc; ip link set lo up
+        {serve}
+        {wait}
+        {program} < /dev/null; kill $server; wait; {program} < /dev/null
+        {late}
+        echo l 15000 / | {program}; kill $server"""
     done = subprocess.run(
         ["unshare", "--net", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=30, check=False
     )
-    assert done.stdout.splitlines() == ["awake 0 1", "awake 0 0"], done.stderr
+    assert done.stdout.splitlines() == ["awake 0 1", "awake 0 0", "awake 0 1"], done.stderr
 
 
 @pytest.mark.host
@@ -193,7 +197,8 @@ def test_it_binds_one_file_over_another(program: Path, tmp_path: Path) -> None:
     ("lines", "failed"),
     [
         ("", 0), ("\n\n", 0), ("q\n", 1), ("m 525400abcdef\n", 1), ("m 5254\n", 1), ("b /nothere /neither\n", 1), ("B /nothere /neither\n", 0),
-        ("b /nothere /neither\nq\ny\n", 2), ("w 60\n", 0), ("h " + "a" * 300 + "\n", 1), ("x" * 9000, 1), ("q\n" * 20, 20), ("q\n" * 256, 99),
+        ("b /nothere /neither\nq\ny\n", 2), ("w 60\n", 0), ("l 60 /\n", 0), ("l 60000 /nothere\n", 0),
+        ("h " + "a" * 300 + "\n", 1), ("x" * 9000, 1), ("q\n" * 20, 20), ("q\n" * 256, 99),
         ("n 5254\n", 1), ("f\n", 1), ("d 755\n", 1), ("k /nothere\n", 1), ("j /nothere new /\n", 0), ("a 1 2 3\n", 1),
     ],
 )  # fmt: skip

@@ -142,7 +142,7 @@ def test_a_copy_is_told_all_that_it_is(tmp_path: Path) -> None:
     told = [line for line, _ in lines]
     assert told[0] == "n 525400000001", "the interface is looked for before anything is done"
     assert told[1:6] == [f"s {'0f' * 64}", "t 1 500000000 250000000", "h web1", "m 525400000002", "a 0a010203 ffffff00 0a010201"]
-    assert told[-2:] == ["y", "w 5000"]
+    assert told[-3:] == ["y", "w 5000", "l 2000 /etc/dropbear"]
     files = {line.split(" ")[3]: (line.split(" ")[1], content) for line, content in lines if line[0] in "foe"}
     assert files["/etc/hostname"] == ("644", b"web1\n") and files["/etc/machine-id"] == ("644", b"a" * 32 + b"\n")
     assert files["/root/.ssh/authorized_keys"] == ("600", "".join(f"{key}\n" for key in KEYS).encode())

@@ -16,6 +16,7 @@
  *   M MAC            gives it another hardware address on the same network: all stays but the IPv6 addresses that come from the old one
  *   a ADDRESS MASK GATEWAY  gives it an IPv4 address and, where the gateway is not 0, a way out (8 hexadecimal digits each)
  *   w MILLIS         waits until IPv4 has a way out by the interface, at most so long; never fails
+ *   l MILLIS PATH    where PATH is there: waits until SSH listens, at most so long; never fails
  *   d MODE PATH      makes a folder, where it is not there yet
  *   f MODE LENGTH PATH   writes a file: so many bytes follow, and a newline
  *   o MODE LENGTH PATH   the same, where its folder is there
@@ -304,6 +305,14 @@ static int ssh_listens(const char *path) {
     return 0;
 }
 
+static int listens(void) { return ssh_listens("/proc/net/tcp") || ssh_listens("/proc/net/tcp6"); }
+
+static int wait_listens(long millis, const char *path) {
+    if (call(ACCESS, (long)path, 0, 0, 0, 0) < 0) return 0;
+    for (; millis > 0 && !listens(); millis -= 10) pause(0, 10000000);
+    return 0;
+}
+
 static int name_host(const char *name, const char *path) {
     static char text[65536];
     size n = join(text, 0, sizeof text, "127.0.1.1 ");
@@ -397,6 +406,7 @@ static int act(char *line, char **about, char **data, char *end) {
     case 'M': return length(first) != 12 || set_address(first, 1);
     case 'a': return set_ipv4(first, rest);
     case 'w': return wait_route(number(first));
+    case 'l': return wait_listens(number(first), rest);
     case 'b': return bind(first, rest, 1);
     case 'B': return bind(first, rest, 0);
     case 'k': return kill_all(first);
@@ -465,7 +475,7 @@ static int obey(size filled) {
     }
     char last[] = "awake 0 0\n";
     last[6] += failed < 9 ? failed : 9;
-    last[8] += ssh_listens("/proc/net/tcp") || ssh_listens("/proc/net/tcp6");
+    last[8] += listens();
     tell(last);
     return failed < 99 ? failed : 99;
 }
