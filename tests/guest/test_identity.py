@@ -157,7 +157,14 @@ def test_a_copy_is_told_all_that_it_is(tmp_path: Path) -> None:
 
 
 def test_a_copy_alone_on_its_network_keeps_its_address(tmp_path: Path) -> None:
-    told = [line for line, _ in parse(copy_lines(Identity("web1", KEYS), replace(RENEWAL, host_key=a_key(tmp_path))))]
+    renewal = replace(RENEWAL, host_key=a_key(tmp_path))
+    told = [line for line, _ in parse(copy_lines(Identity("web1", KEYS), renewal))]
+    assert [line.split(" ")[2:] for line in told if line[0] == "z"] == [
+        ["15", "/run/systemd/system"],
+        ["15", "/run/virtuary/udhcpc"],
+    ]
+    seeded = copy_lines(Identity("web1", KEYS), replace(renewal, seed=FULL.seed))
+    assert [line.split(" ")[2] for line, _ in parse(seeded) if line[0] == "z"] == ["5", "5"], "somebody waits for cloud-init"
     assert "M 525400000002" in told and not [line for line in told if line.startswith(("m ", "a "))]
     assert "t 1 500000000 " in told, "without a lag its clock can't tell how late the lines are"
 
