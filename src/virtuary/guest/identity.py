@@ -250,9 +250,9 @@ def copy_lines(identity: Identity, renewal: Renewal) -> bytes:
     return b"".join(lines.all)
 
 
-_LATER_BY, _SEEDED_BY = 15, 5
+_LATER_BY, _SEEDED_BY, _ASKING_BY = 15, 5, 3
 """Seconds after which services go on under their new name: it takes an emulated processor a second, and others may be starting now too. Sooner
-where somebody waits for cloud-init."""
+where somebody waits for cloud-init, or for what a network gives besides the address that a copy was told."""
 
 
 def _start_again(lines: _Lines, renewal: Renewal) -> None:
@@ -261,7 +261,7 @@ def _start_again(lines: _Lines, renewal: Renewal) -> None:
         lines.do("j", "/run/virtuary/machine-id", renewal.machine_id, place)
     wait = "sleep 5\n" if renewal.place else ""
     later = _LATER.format(wait=wait, cloud="systemctl start cloud-init.target\n" if renewal.seed else "")
-    pause = 0 if renewal.place else _SEEDED_BY if renewal.seed else _LATER_BY
+    pause = _ASKING_BY if renewal.place else _SEEDED_BY if renewal.seed else _LATER_BY
     lines.run_apart(pause, "/run/systemd/system", later)
     lines.run_apart(pause, "/run/virtuary/udhcpc", _ASK_AGAIN)
 
