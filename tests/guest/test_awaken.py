@@ -117,6 +117,7 @@ def test_files_are_written_where_they_are_wanted(program: Path, tmp_path: Path) 
         ("127.0.1.1\told\n::1 localhost", "127.0.1.1 web2\n::1 localhost\n"),
         ("127.0.1.10 other\n# 127.0.1.1 old\n\n", "127.0.1.1 web2\n127.0.1.10 other\n# 127.0.1.1 old\n\n"),
         ("", "127.0.1.1 web2\n"),
+        ("0.0.0.0 advertisements\n" * 50_000, "127.0.1.1 web2\n" + "0.0.0.0 advertisements\n" * 50_000),
         (None, "127.0.1.1 web2\n"),
     ],
 )  # fmt: skip

@@ -50,9 +50,10 @@ enum { RNDADDENTROPY = 0x40085203, RNDRESEEDCRNG = 0x5207 };
 enum { GET_NAME = 0x8910, GET_MAC = 0x8927, SET_MAC = 0x8924, SET_ADDRESS = 0x8916, DELETE_ADDRESS = 0x8936, SET_MASK = 0x891c, ADD_ROUTE = 0x890b };
 enum { ROUTE_BY_GATEWAY = 3, ETHER = 1, INTERNET = 2, INTERNET6 = 10, LINK_LOCAL = 0x20, PERMANENT = 0x80, BIND = 4096 };
 
-static char input[524288];
+enum { MOST = 4194304 }; /* bytes of a file or of all lines; what is not used of it costs no memory */
+static char input[MOST];
 static char nic[16];
-static char table[65536]; /* of the kernel's, or another file's text */
+static char table[MOST]; /* of the kernel's, or another file's text */
 static int answers; /* where what failed is told */
 
 static size length(const char *text) {
@@ -314,7 +315,7 @@ static int wait_listens(long millis, const char *path) {
 }
 
 static int name_host(const char *name, const char *path) {
-    static char text[65536];
+    static char text[MOST];
     size n = join(text, 0, sizeof text, "127.0.1.1 ");
     n = join(text, n, sizeof text, name);
     n = join(text, n, sizeof text, "\n");

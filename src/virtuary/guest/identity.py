@@ -259,7 +259,7 @@ def _start_again(lines: _Lines, renewal: Renewal) -> None:
     """What goes on under another name. Nobody waits for it: while its user logs in the guest's processor has enough to do."""
     for place in ("/var/log/journal", "/run/log/journal"):
         lines.do("j", "/run/virtuary/machine-id", renewal.machine_id, place)
-    wait = "sleep 5\n" if renewal.place else ""
+    wait = f"sleep {_SEEDED_BY - _ASKING_BY}\n" if renewal.place else ""
     later = _LATER.format(wait=wait, cloud="systemctl start cloud-init.target\n" if renewal.seed else "")
     pause = _ASKING_BY if renewal.place else _SEEDED_BY if renewal.seed else _LATER_BY
     lines.run_apart(pause, "/run/systemd/system", later)

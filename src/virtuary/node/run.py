@@ -271,7 +271,10 @@ class Run:
         if self.wakes:
             self.wakes = False
             self._leave_port()
-            self.agent = await open_agent(self.paths.socket("agent"))
+            try:
+                self.agent = await open_agent(self.paths.socket("agent"))
+            except OSError:
+                return  # its process has ended, and whoever watches that tells
             await self.measure()  # first, so that one report tells both
             self.note("agent")  # its template's was up
         if ssh_listens:
