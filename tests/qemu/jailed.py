@@ -17,11 +17,12 @@ from typing import Any
 from virtuary.base.errors import VirtuaryError
 from virtuary.base.proc import adopt, end, find_program, start_time, wait_end
 from virtuary.base.units import MIB
+from virtuary.jail.walls import choose_jail, find_capabilities
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.firmware import BIOS
 from virtuary.qemu.platform import Q35
-from virtuary.qemu.process import Launch, Started, become_subreaper, choose_jail, find_capabilities, read_errors, start
+from virtuary.qemu.process import Launch, Started, become_subreaper, read_errors, start
 from virtuary.qemu.qmp import Monitor, open_monitor
 
 ID = "5f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
@@ -70,7 +71,7 @@ async def main(folder: Path) -> dict[str, Any]:
     jail = choose_jail(host, 2_000_000_000 if host.root else os.getuid())
     program = find_program("qemu-system-x86_64")
     machine = Machine(
-        uuid=ID, platform=Q35, machine_type="q35", accel="tcg", cpus=1, memory=64 * MIB, disk=disk, layers=(base,), firmware=BIOS,
+        uuid=ID, platform=Q35, machine_type="q35", accel="tcg", cpus=1, memory=64 * MIB, disk=disk, disk_size=MIB, layers=(base,), firmware=BIOS,
         runtime=runtime, mac="52:54:00:12:34:56",
     )  # fmt: skip
     parts = describe(machine)

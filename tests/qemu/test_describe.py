@@ -31,7 +31,7 @@ TEMPLATE = Path("/state/templates/beef")
 UEFI = Firmware("uefi", Path("/usr/share/OVMF/CODE.fd"), Path("/usr/share/OVMF/VARS.fd"))
 
 PLAIN = Machine(
-    uuid=ID, platform=Q35, machine_type="pc-q35-10.0", accel="tcg", cpus=2, memory=2 * GIB, disk=HOME / "disk.qcow2",
+    uuid=ID, platform=Q35, machine_type="pc-q35-10.0", accel="tcg", cpus=2, memory=2 * GIB, disk=HOME / "disk.qcow2", disk_size=8 * GIB,
     layers=(IMAGE / "disk.qcow2",), firmware=BIOS, runtime=RUN, mac="52:54:00:12:34:56",
     max_cpus=8, max_memory=10 * GIB,
 )  # fmt: skip
@@ -91,7 +91,10 @@ def shown(line: list[str]) -> str:
 def whole(machine: Machine) -> str:
     parts = describe(machine)
     grants = "".join(f"# {grant.number} {grant.mode} {grant.path}\n" for grant in parts.grants)
-    return shown(line_of(machine)) + grants + "".join(f"# by path {path}\n" for path in parts.readable)
+    bounds = (
+        f"# at most {parts.memory} bytes of memory, {parts.bounds.processes} threads, {parts.bounds.file_size} bytes a file\n"
+    )
+    return shown(line_of(machine)) + grants + "".join(f"# by path {path}\n" for path in parts.readable) + bounds
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -101,10 +104,10 @@ def test_the_command_line_is_the_one_that_was_reviewed(case: str, golden: Golden
 
 OTHER: dict[str, Any] = {
     "uuid": "00000000-0000-4000-8000-000000000000", "platform": replace(Q35, tcg_cpu="qemu64"), "machine_type": "pc-q35-9.2",
-    "accel": "kvm", "cpus": 3, "memory": 3 * GIB, "disk": Path("/other/disk"), "layers": (Path("/other/base"),), "firmware": UEFI,
+    "accel": "kvm", "cpus": 3, "memory": 3 * GIB, "disk": Path("/other/disk"), "disk_size": 64 * GIB, "layers": (Path("/other/base"),), "firmware": UEFI,
     "runtime": Path("/other/run"), "mac": "52:54:00:00:00:01", "vars_file": Path("/other/vars"), "seed": Path("/other/seed"),
     "kernel": Path("/other/kernel"), "initrd": Path("/other/initrd"), "kernel_args": "other", "warm": replace(WARM, ram=Path("/other/ram")),
-    "state": Path("/other/state"), "max_cpus": 4, "max_memory": 20 * GIB, "sockets": 2, "threads": 2, "node": 1, "huge_pages": True, "merge": True,
+    "state": Path("/other/state"), "wished": 8 * GIB, "max_cpus": 4, "max_memory": 20 * GIB, "sockets": 2, "threads": 2, "node": 1, "huge_pages": True, "merge": True,
     "reporting": False, "wakes": True, "generation": "x", "tap": "vtother0000n0",
 }  # fmt: skip
 

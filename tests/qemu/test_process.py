@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from virtuary.base.errors import Failed, HostLacks
+from virtuary.jail.walls import Capabilities, Jail, choose_jail
 from virtuary.qemu.parts import Grant, Mode
-from virtuary.qemu.process import Capabilities, Jail, Launch, choose_jail, start
+from virtuary.qemu.process import Launch, start
 
 ALL = ("mnt", "pid", "ipc", "uts", "net")
 JAILS: dict[str, tuple[Capabilities, tuple[Any, ...]]] = {
@@ -40,7 +41,7 @@ def test_the_jail_is_the_strongest_this_host_allows(case: str) -> None:
 def test_the_networks_helper_keeps_the_hosts_network_and_nothing_more() -> None:
     jail = choose_jail(Capabilities(True, True, 6), 4711, host_network=True)
     assert "net" not in jail.namespaces and set(jail.namespaces) == {"mnt", "pid", "ipc", "uts"}
-    assert jail.landlock and not jail.empty_root
+    assert jail.landlock and jail.empty_root and jail.level == "L3"
 
 
 PEOPLE = ["root", "user"]
@@ -123,7 +124,7 @@ def test_a_grant_opens_its_file_for_what_it_says_and_no_more(mode: Mode, access:
     assert Grant("state", 20, Path("state"), mode).flags == access | os.O_CLOEXEC
 
 
-NO_JAIL = Jail("L0", os.getuid(), os.getgid(), False, (), False, False)
+NO_JAIL = Jail(os.getuid(), os.getgid(), False, (), False, False)
 
 
 async def test_a_file_that_is_not_there_stops_the_start_and_leaves_nothing_open(short: Path) -> None:

@@ -207,6 +207,29 @@ def ensure_group(vm_id: str, root: Path = ROOT) -> tuple[list[Path], str | None]
     return made, None if made else "no control group of its own (this host has none)"
 
 
+def set_bounds(vm_id: str, memory: int, processes: int, root: Path = ROOT) -> str | None:
+    """Let the group have at most so many bytes of memory and so many threads; why that can't be, None when it was done.
+
+    Memory of the kernel and cached parts of files count; those are given up before anything is refused.
+    """
+    bounds = {"memory": (memory, ("memory.max", "memory.limit_in_bytes")), "pids": (processes, ("pids.max",))}
+    missing = [name for name, (most, files) in bounds.items() if not _bound(group_paths(vm_id, root), files, most)]
+    return f"no bound of {' and '.join(missing)} (this host gives no controller for it)" if missing else None
+
+
+def _bound(groups: list[Path], names: tuple[str, ...], most: int) -> bool:
+    places = (group / name for group in groups for name in names)
+    for place in places:
+        with contextlib.suppress(OSError):
+            handle = os.open(place, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(handle, str(most).encode())
+            finally:
+                os.close(handle)
+            return True
+    return False
+
+
 def _make(path: Path) -> None:
     try:
         os.mkdir(path)

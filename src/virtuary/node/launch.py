@@ -20,13 +20,15 @@ from virtuary.base.errors import Failed
 from virtuary.base.proc import Identity, adopt, find_marked, identify, reap, wait_end
 from virtuary.base.proc import end as end_process
 from virtuary.host import oom
-from virtuary.host.cgroups import ensure_group, outlive, remove_group
+from virtuary.host.cgroups import ensure_group, outlive, remove_group, set_bounds
+from virtuary.jail.walls import Jail, choose_jail
 from virtuary.network import passt
 from virtuary.node.site import Site
 from virtuary.qemu import process, usernet
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.parts import Grant
+from virtuary.storage.own import check_disk
 
 QMP_READY = 10.0
 """Seconds QEMU is given to offer its sockets and to answer its monitor after the start."""
@@ -70,7 +72,7 @@ class Launched:
     started: process.Started
     network: Identity | None
     """The process that serves its network, where there is one."""
-    jail: process.Jail
+    jail: Jail
     gaps: tuple[str, ...]
 
 
@@ -90,16 +92,18 @@ async def launch(
     `writable`: files it opens by path for writing. `groups`: of the host, besides its own user's.
     """
     binary = await site.binary(machine.platform)
-    jail = process.choose_jail(site.capabilities, uid)
+    jail = choose_jail(site.capabilities, uid)
     machine.runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
     parts = describe(machine)
+    check_disk(machine.disk, machine.layers, machine.disk_size)
     cgroups, gap = ensure_group(machine.uuid)
+    gap = gap or set_bounds(machine.uuid, parts.memory, parts.bounds.processes)
     async with site.starts:
         crashpoint("start.before_spawn")
         links = await _plug(network, parts.grants)
         order = process.Launch(
             command(binary.program, parts), parts.grants, parts.readable, jail, machine.runtime, cgroups,
-            links=links, writable=list(writable), groups=groups,
+            links=links, writable=list(writable), groups=groups, bounds=parts.bounds,
         )  # fmt: skip
         wiring = None
         if isinstance(network, Served):
@@ -180,7 +184,7 @@ async def _start_usernet(site: Site, wiring: Wiring, link: socket.socket) -> Ide
         raise Failed("QEMU's user network publishes no IPv6 address", "publish on an IPv4 address, or install a passt that works")
     folder = wiring.runtime / "usernet"
     folder.mkdir(mode=0o711, exist_ok=True)
-    jail = process.choose_jail(site.capabilities, wiring.uid, host_network=True)
+    jail = choose_jail(site.capabilities, wiring.uid, host_network=True)
     groups, _ = ensure_group(wiring.uuid)
     argv = usernet.command(wiring.program, wiring.uuid, wiring.forwards)
     order = process.Launch(argv, [], [], jail, folder, groups, links=((link.fileno(), usernet.LINK),))

@@ -19,6 +19,7 @@ from virtuary.base.files import write_whole
 from virtuary.base.paths import Paths
 from virtuary.base.proc import boot_id, find_program
 from virtuary.host import capacity, shares
+from virtuary.jail.walls import Capabilities, choose_jail, find_capabilities
 from virtuary.model.host import Host, HostStatus
 from virtuary.model.meta import Meta
 from virtuary.model.network import DEFAULT, USER
@@ -30,7 +31,6 @@ from virtuary.node.uplink import Uplink
 from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platform import PLATFORMS, Platform
 from virtuary.qemu.probe import Binary, find_binary
-from virtuary.qemu.process import Capabilities, choose_jail, find_capabilities
 from virtuary.store.api import Store
 
 UIDS = range(2_000_000_000, 2_000_060_000)

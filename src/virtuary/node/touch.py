@@ -14,6 +14,7 @@ from virtuary.guest.agent import Outcome
 from virtuary.guest.seed import check_user_data
 from virtuary.host import capacity
 from virtuary.images.sources import canonical, find_source
+from virtuary.jail.walls import choose_jail
 from virtuary.model.host import Host
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
@@ -27,8 +28,7 @@ from virtuary.node.warm import choose_template, copy_of
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import describe
 from virtuary.qemu.platform import PLATFORMS
-from virtuary.qemu.process import choose_jail
-from virtuary.storage.directory import check_space
+from virtuary.storage.directory import reserving
 
 
 def _run(node: Node, vm: Vm) -> Run:
@@ -108,7 +108,11 @@ def own_addresses() -> set[str]:
 
 async def receive(site: Site, chunks: AsyncIterator[bytes], length: int) -> str:
     """Keep an uploaded file of `length` bytes beside the downloads; its name there. Nothing is kept of a broken upload."""
-    check_space(site.paths.downloads, length, "the upload", site.kept)
+    with reserving(site.paths.downloads, length, "the upload", site.kept):
+        return await _receive(site, chunks, length)
+
+
+async def _receive(site: Site, chunks: AsyncIterator[bytes], length: int) -> str:
     name = f"upload-{uuid.uuid4()}"
     place = site.paths.downloads / name
     handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

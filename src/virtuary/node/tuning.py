@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import resource
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +17,8 @@ from virtuary.base.log import say
 from virtuary.base.units import MIB, format_size
 from virtuary.guest import room
 from virtuary.host import capacity, shares
+from virtuary.host.cgroups import set_bounds
+from virtuary.jail.walls import may_raise
 from virtuary.model.host import NumaNode
 from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu, DiskIo
@@ -23,6 +27,7 @@ from virtuary.node import operations
 from virtuary.node.effects import Effect, monitor_of
 from virtuary.node.world import Step, World
 from virtuary.qemu import tune, warm
+from virtuary.qemu.describe import THREADS, disk_bound, memory_bound
 from virtuary.qemu.qmp import CommandFailed
 
 if TYPE_CHECKING:
@@ -178,6 +183,7 @@ async def _resize(worker: Worker, world: World, field: str, wanted: int) -> None
     crashpoint("resize.before")
     try:
         if field == "memory":
+            raise_memory(world.vm, max(wanted, run.size.memory if run.size else 0))
             await _tell(run, room.before_memory())
         await (tune.offer_cpus(monitor, wanted) if field == "cpus" else tune.offer_memory(monitor, base, wanted))
         crashpoint("resize.after_offer")
@@ -190,6 +196,24 @@ async def _resize(worker: Worker, world: World, field: str, wanted: int) -> None
         return
     crashpoint("resize.after")
     await run.measure()
+
+
+def raise_memory(vm: Vm, memory: int) -> None:
+    """What the processes of a machine may have together follows what its guest is given; it falls with the next start."""
+    runtime = vm.status.runtime
+    shape = runtime.shape if runtime else None
+    if runtime and shape:
+        most = max(shape.cpus, shape.max_cpus)
+        set_bounds(vm.id, memory_bound(memory, shape.memory, most, emulated=runtime.accel == "tcg"), THREADS + most)
+
+
+def raise_file_size(pid: int, most: int) -> None:
+    """Let a process write larger files, where it was given a bound of them that is smaller."""
+    if os.getuid() == 0 and not may_raise():
+        return
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    if 0 <= soft < most:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, max(most, hard) if hard >= 0 else hard))
 
 
 async def _tell(run: Run, script: bytes) -> None:
@@ -296,6 +320,8 @@ async def resize_disk(worker: Worker, world: World, wanted: int) -> None:
     assert run
     if world.operation:
         await operations.note(worker.site.store, world.operation.key, "growing the disk", stage="disk")
+    with contextlib.suppress(ProcessLookupError):  # who watches it tells
+        raise_file_size(run.runtime.pid, disk_bound(wanted))
     try:
         await warm.resize_disk(monitor, wanted)
     except CommandFailed as error:

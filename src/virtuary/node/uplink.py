@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from virtuary.base.errors import PeerAway, VirtuaryError
 from virtuary.base.log import say
 from virtuary.base.proc import Identity, adopt, bury, find_marked, wait_end
+from virtuary.jail.walls import choose_jail
 from virtuary.network import uplink
 from virtuary.network.ground import Private, end_all
 from virtuary.qemu import process, usernet
@@ -82,7 +83,7 @@ class Uplink:
     async def _start(self) -> process.Started:
         binary = await self._site.binary(PLATFORMS["x86_64"])
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        jail = process.choose_jail(self._site.capabilities, os.getuid(), host_network=True)
+        jail = choose_jail(self._site.capabilities, os.getuid(), host_network=True)
         grants = [Grant("qmp", usernet.MONITOR, self._folder / "qmp", "socket")]
         link = await self._ground.lend(uplink.open_link)
         try:

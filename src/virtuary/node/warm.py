@@ -113,7 +113,10 @@ async def template_machine(site: Site, template: Template, image: Image, folder:
     own = await machine_of(site, Vm(meta=Meta(id=template.id, name="template"), spec=spec), image, template.spec.accel)
     variables = folder / "firmware-vars.fd" if own.vars_file else None
     grown = _grows(site, own, template.spec.memory)
-    return replace(grown, disk=folder / "disk.qcow2", vars_file=variables, seed=None, warm=_warm(folder, copy=False))
+    size = image.status.virtual_size
+    return replace(
+        grown, disk=folder / "disk.qcow2", disk_size=size, vars_file=variables, seed=None, warm=_warm(folder, copy=False)
+    )
 
 
 def copy_machine(site: Site, own: Machine, template: Template, generation: str) -> Machine:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from virtuary.base.units import MIB
+from virtuary.jail.walls import Bounds
 from virtuary.model.resources import translation_buffer
 from virtuary.model.template import WAKE_PORT
 from virtuary.qemu.bus import PORTS, port, slot
@@ -30,6 +31,8 @@ class Machine:
     cpus: int
     memory: int
     disk: Path
+    disk_size: int
+    """Bytes that the disk has at most: what its file says is held against it."""
     layers: tuple[Path, ...]
     """What lies below the disk, the lowest (the image) first."""
     firmware: Firmware
@@ -43,6 +46,8 @@ class Machine:
     kernel: Path | None = None
     initrd: Path | None = None
     kernel_args: str = ""
+    wished: int = 0
+    """Bytes of memory that its guest is to have, where it begins with less."""
     max_cpus: int = 0
     """CPUs it can be given while it runs; no more than it begins with when 0."""
     max_memory: int = 0
@@ -102,7 +107,35 @@ def describe(machine: Machine) -> Parts:
         grant = grants.add(role, machine.runtime / role, "socket")
         parts.append(_listening(role, grant))
         settings.append(("mon", f"chardev={role},mode=control"))
-    return Parts(settings, parts, grants.all, readable)
+    cpus, emulated = max(machine.cpus, machine.max_cpus), machine.accel == "tcg"
+    memory = memory_bound(max(machine.memory, machine.wished), machine.memory, cpus, emulated=emulated)
+    return Parts(settings, parts, grants.all, readable, bounds_of(machine), memory)
+
+
+THREADS = 192
+"""What QEMU and its network's helper have at most besides virtual CPUs: two pools of 64 for disks, and those who attend to devices."""
+SLACK = 256 * MIB
+"""What is added to each bound: nothing may end a machine that only does what it was made for."""
+
+
+def memory_bound(memory: int, began: int, cpus: int, *, emulated: bool) -> int:
+    """Bytes that all processes of a machine with so much memory may have: its own, what emulating it takes, and slack.
+
+    `began`: memory that it was started with, by which its buffers were made. `cpus`: those it can have at most.
+    """
+    emulation = translation_buffer(began) * MIB if emulated else 0
+    return memory + memory // 8 + emulation + 64 * MIB + 2 * MIB * cpus + SLACK
+
+
+def bounds_of(machine: Machine) -> Bounds:
+    """The largest file that it writes is its disk, or one that holds its memory: up to three times, when that changes while it is saved."""
+    largest = max(disk_bound(machine.disk_size), 3 * machine.memory + SLACK)
+    return Bounds(file_size=largest, growing=True, processes=THREADS + max(machine.cpus, machine.max_cpus))
+
+
+def disk_bound(size: int) -> int:
+    """Bytes that the file of a disk of this size can have, all of it written."""
+    return size + size // 64 + SLACK
 
 
 def settings_of(machine: Machine, grants: Grants) -> tuple[list[tuple[str, str]], list[Path]]:
@@ -253,13 +286,16 @@ def layer_parts(machine: Machine, grants: Grants) -> tuple[str, list[Part]]:
     for number, path in enumerate(machine.layers):
         name = f"disk0-layer{number}" if number else "disk0-base"
         grant = grants.add(name, path, "ro")
-        parts.append(
-            Part("blockdev", {"node-name": f"{name}-file", "driver": "file", "filename": grant.fdset, "read-only": True})
-        )
-        above = {"backing": below} if below else {}
-        parts.append(Part("blockdev", {"node-name": name, "driver": "qcow2", "file": f"{name}-file", "read-only": True, **above}))
+        parts.append(Part("blockdev", _shared_file(f"{name}-file", grant)))
+        node = {"node-name": name, "driver": "qcow2", "file": f"{name}-file", "read-only": True, "backing": below or None}
+        parts.append(Part("blockdev", node))
         below = name
     return below, parts
+
+
+def _shared_file(name: str, grant: Grant) -> dict[str, Any]:
+    """A file that others read too: locked by none, since whoever took one QEMU over could keep all others from starting."""
+    return {"node-name": name, "driver": "file", "filename": grant.fdset, "read-only": True, "locking": "off"}
 
 
 def seed_parts(machine: Machine, grants: Grants) -> list[Part]:

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from virtuary.jail.walls import Bounds
+
 Kind = Literal["object", "blockdev", "netdev", "chardev", "device"]
 Mode = Literal["ro", "wo", "rw", "socket", "given"]
 
@@ -64,3 +66,7 @@ class Parts(NamedTuple):
     grants: list[Grant]
     readable: list[Path]
     """Files that QEMU opens itself by path inside its jail (kernel, initrd)."""
+    bounds: Bounds
+    """What its process may use at most, as far as no control group says it."""
+    memory: int
+    """Bytes that all its processes may have together."""

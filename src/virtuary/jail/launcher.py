@@ -1,21 +1,25 @@
-"""The small separate program that makes jails: for each machine it forks a child, which jails itself and becomes QEMU.
+"""The small separate program that makes jails: for each order it forks a child, which jails itself and becomes the program.
 
 Run as `python3 -I -S launcher.py`, one per daemon, with a socket to the daemon (SOCK_SEQPACKET) as standard input; it ends with the
-daemon. Standard library only, and little of it: it is forked for every machine, and never holds anything of one. A child makes,
-in this sequence: new namespaces, an empty read-only root that holds nothing but the libraries and the named files, the machine's
-own uid, no new privileges, Landlock, limits, an empty environment, exec. The process between the two enters the machine's
-control groups, makes the namespaces, and ends at once: the daemon, a subreaper, becomes QEMU's parent; when the daemon dies QEMU
-has none that matters.
+daemon. Standard library only, and little of it: it is forked for every program, and never holds anything of one. A child makes,
+in this sequence: new namespaces, an empty read-only root that holds nothing but the libraries and the named files, a session
+keyring and a uid of its own, no new privileges, Landlock, limits, the filter of system calls, an empty environment, exec. The
+process between the two enters the control groups, makes the namespaces, writes down who the child is, and ends at once: the
+daemon, a subreaper, becomes the parent; when the daemon dies the program has none that matters. A *tied* program is not to
+outlive whoever waits for it: there the process in between stays, ends it when nobody holds the answer's other end any more, and
+tells its exit status.
 
 An order is one message, as `marshal` writes it: json alone would take as long to load as everything else. With it come
-descriptors: a socket for the answer, then those QEMU shall have. Answers are messages too: `pid CHILD PARENT` with the gaps, parted
-by NUL, as soon as the child is there; `error` with words when it fails; and the end of the socket, which is QEMU's exec when no
-error came before. Nothing is executed whose pid the daemon was not told, nor for a daemon that is gone or listens no more.
+descriptors: a socket for the answer, then those the program shall have. Answers are messages too: `pid CHILD PARENT` with the
+gaps, parted by NUL, as soon as the child is there; `error` with words when it fails; `status` of a tied one; and the end of the
+socket, which is exec when no error came before. Nothing is executed whose pid the daemon was not told, nor for a daemon that is
+gone or listens no more.
 
-Order: argv; fds (numbers wanted for the descriptors); stderr (path of a FIFO); uid, gid; groups (supplementary, kept by root only);
-own_user_namespace; namespaces (of mnt net pid ipc uts); root (an empty folder to mount the new root on, or null); readable and
-writable (paths); landlock (bool); cgroups (folders); max_files. A control group that can't be joined is a gap;
-anything else that fails is an error.
+Order: argv; environment; fds (numbers wanted for the descriptors); stderr (path of a FIFO, or null where 1 and 2 are among fds);
+uid, gid; groups (supplementary, kept by root only); own_user_namespace; namespaces (of mnt net pid ipc uts); root (an empty
+folder to mount the new root on, or null); readable and writable (paths); links (path: target); landlock (bool); filter (bytes);
+keyring (number of keyctl, or null); cgroups (folders); limits (number of the limit: soft and hard); record (a file that names the
+process, or null); tied (bool). A control group that can't be joined is a gap; anything else that fails is an error.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import errno
 import marshal
 import os
 import resource
+import select
 import struct
 
 TYPE_CHECKING = False
@@ -38,13 +43,13 @@ NAMESPACES = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "pid": 0x20000
 NEW_USER = 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 1 << 14, 1 << 18
 MNT_DETACH = 2
-NO_NEW_PRIVS = 38
+NO_NEW_PRIVS, SECCOMP, FILTER, JOIN_SESSION_KEYRING = 38, 22, 2, 1
 CLONE3, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 435, 444, 445, 446  # the same on every 64-bit architecture
 CLONE_INTO_CGROUP = 1 << 33
 EXECUTE, WRITE, READ, READ_DIR, TRUNCATE, IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
 FILE_RIGHTS = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
 
-SIGCHLD, SIG_DFL, SIG_IGN = 17, 0, 1
+SIGCHLD, SIGXFSZ, SIG_DFL, SIG_IGN = 17, 25, 0, 1
 LONGEST_ORDER, MOST_DESCRIPTORS = 1 << 18, 200
 ANSWER, GATE, FAILURE, FIRST_FREE = 900, 901, 902, 700
 """Numbers out of the way of those that QEMU's command line names."""
@@ -124,6 +129,9 @@ def enter_empty_root(order: Order) -> None:
     for path in (*TREES, *FILES, *order["readable"], *writable):
         if os.path.exists(path):
             bind(path, root + path, writable=path in writable)
+    for path, target in order["links"].items():
+        os.makedirs(os.path.dirname(root + path), mode=0o755, exist_ok=True)
+        os.symlink(target, root + path)
     mount(None, root, None, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
     os.chdir(root)
     check(libc.pivot_root(b".", b"."), "pivot_root")
@@ -151,6 +159,10 @@ def drop_identity(order: Order) -> None:
         os.setgroups(order["groups"])
     os.setresgid(order["gid"], order["gid"], order["gid"])
     os.setresuid(order["uid"], order["uid"], order["uid"])
+    if (
+        order["keyring"] is not None
+    ):  # fails where the kernel has no keys or lets nobody touch them, and then there are none to see
+        libc.syscall(order["keyring"], JOIN_SESSION_KEYRING, None)
     check(libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
@@ -165,10 +177,9 @@ def landlock(order: Order) -> None:
     fields = [handled] + ([3 if alone else 0] if abi >= 4 else []) + ([3] if abi >= 6 else [])
     attributes = struct.pack(f"={len(fields)}Q", *fields)
     rules = check(libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0), "landlock")
-    resolver = () if alone else ("/etc/resolv.conf", "/etc/hosts", "/run/systemd/resolve")
     for path in TREES:
         allow(rules, path, (EXECUTE | READ | READ_DIR) & handled)
-    for path in (*FILES, *resolver, *order["readable"]):
+    for path in (*FILES, *order["readable"]):
         allow(rules, path, (READ | READ_DIR) & handled)
     for path in (NOTHING, *order["writable"]):
         allow(rules, path, (READ | WRITE | TRUNCATE) & handled)
@@ -187,8 +198,19 @@ def allow(rules: int, path: str, rights: int) -> None:
 
 
 def limit(order: Order) -> None:
+    libc.signal(SIGXFSZ, ctypes.c_void_p(SIG_IGN))  # a file that is as large as may be is an error to a program, not its end
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (order["max_files"], order["max_files"]))
+    for which, wanted in order["limits"].items():
+        most = resource.getrlimit(which)[1]
+        soft, hard = (value if most < 0 else most if value < 0 else min(value, most) for value in wanted)
+        resource.setrlimit(which, (soft, hard))
+
+
+def filter_calls(instructions: bytes) -> None:
+    """Refuse system calls from here on; see syscalls.py."""
+    held = ctypes.create_string_buffer(instructions, len(instructions))
+    program = struct.pack("@HP", len(instructions) // 8, ctypes.addressof(held))
+    check(libc.prctl(SECCOMP, FILTER, program, 0, 0), "seccomp")
 
 
 def place_descriptors(have: list[int], want: list[int]) -> None:
@@ -220,11 +242,12 @@ def become(order: Order, descriptors: list[int]) -> NoReturn:
     """The child: enter the jail and become QEMU. A failure is written to ANSWER, which closes by itself on exec."""
     try:
         place_descriptors(descriptors, order["fds"])
-        # A FIFO open for both directions never blocks and never breaks: when nobody reads, what is too much is dropped.
-        errors = os.open(order["stderr"], os.O_RDWR | os.O_NONBLOCK)
-        os.dup2(errors, 1)
-        os.dup2(errors, 2)
-        os.close(errors)
+        if order["stderr"]:
+            # A FIFO open for both directions never blocks and never breaks: when nobody reads, what is too much is dropped.
+            errors = os.open(order["stderr"], os.O_RDWR | os.O_NONBLOCK)
+            os.dup2(errors, 1)
+            os.dup2(errors, 2)
+            os.close(errors)
         os.setsid()
         if order["root"]:
             enter_empty_root(order)
@@ -232,8 +255,10 @@ def become(order: Order, descriptors: list[int]) -> NoReturn:
         if order["landlock"]:
             landlock(order)
         limit(order)
+        if order["filter"]:
+            filter_calls(order["filter"])
         if os.read(GATE, 1) and is_awaited():
-            os.execve(order["argv"][0], order["argv"], {})
+            os.execve(order["argv"][0], order["argv"], order["environment"])
     except BaseException as error:
         tell(ANSWER, b"error " + str(error).encode()[:1000])
     tell(FAILURE, b".")
@@ -254,6 +279,39 @@ def tell(answer: int, words: bytes) -> None:
         pass
 
 
+def open_record(path: str | None) -> tuple[int, int] | None:
+    """The file that names the processes of a folder, and /proc: opened before paths mean something else here."""
+    if path is None:
+        return None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags, 0o600), os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+
+
+def write_record(record: tuple[int, int], child: int) -> None:
+    """So a program is found of which the daemon never wrote anything down: its pid, and when it was started."""
+    file, proc = record
+    stat = os.open(f"{child}/stat", os.O_RDONLY, dir_fd=proc)
+    os.write(file, b"%d %s\n" % (child, os.read(stat, 4096).rpartition(b")")[2].split()[19]))
+    for number in (stat, file, proc):
+        os.close(number)
+
+
+def stay(child: int) -> None:
+    """Wait for a tied program; end it when nobody waits for it."""
+    handle = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    poll.register(ANSWER, 0)  # its other end was closed
+    while handle not in dict(poll.poll()):
+        try:
+            os.kill(child, 9)
+        except ProcessLookupError:
+            pass
+        poll.unregister(ANSWER)
+    tell(ANSWER, b"status %d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os._exit(0)
+
+
 def launch(message: bytes, descriptors: list[int]) -> NoReturn:
     """The process in between: enter the groups, make the namespaces, and the child in them."""
     answer = descriptors[0]
@@ -267,17 +325,22 @@ def launch(message: bytes, descriptors: list[int]) -> NoReturn:
         (gate, opener), (failed, failure) = os.pipe(), os.pipe()
         move(gate, GATE)
         move(failure, FAILURE)
+        record = open_record(order["record"])
         group = enter_groups(order, gaps)
         unshare(order)
         child = fork_into(group, gaps)
         if child == 0:
             close_all_but([*descriptors[1:], ANSWER, GATE, FAILURE])
             become(order, descriptors[1:])
+        if record:
+            write_record(record, child)
         tell(ANSWER, "\0".join((f"pid {child} {os.getpid()}", *gaps)).encode())
         tell(opener, b".")
         os.closerange(GATE, FAILURE + 1)
         for number in descriptors[1:]:
             os.close(number)
+        if order["tied"]:
+            stay(child)
         # The answer ends with this process, when the daemon is QEMU's parent. Paths mean nothing here: pivot_root moved us too.
         if os.read(failed, 1):
             os.waitpid(child, 0)  # what never became QEMU is nobody else's to bury

@@ -36,6 +36,29 @@ class Launched(NamedTuple):
     gaps: tuple[str, ...]
 
 
+class Tied:
+    """A program that ends when this is closed, and when this process dies."""
+
+    def __init__(self, pid: int, answers: socket.socket) -> None:
+        self.pid = pid
+        self._answers = answers
+        self._error = ""
+
+    async def wait(self) -> int:
+        """Its exit status, negative for a signal. Raises HostLacks when it never began."""
+        loop = asyncio.get_running_loop()
+        while message := await loop.sock_recv(self._answers, LONGEST_ANSWER):
+            kind, _, words = message.decode(errors="replace").partition(" ")
+            if kind == "error":
+                raise HostLacks(f"the jail can't be made: {words}", "virtuary doctor tells what is missing")
+            if kind == "status":
+                return int(words)
+        raise Failed("the launcher ended while a program of it ran")
+
+    def close(self) -> None:
+        self._answers.close()
+
+
 class Launcher:
     """One launcher program; `launch` may be called from many tasks at once."""
 
@@ -68,6 +91,27 @@ class Launcher:
             if launched:
                 return launched
         raise HostLacks("the launcher ends at once", "the daemon's log has its words")
+
+    async def tie(self, order: dict[str, Any], descriptors: list[int]) -> Tied:
+        """Have one order done whose program is to end with us; returns when it is there. To be closed. Raises HostLacks."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                with theirs:
+                    await self._order(marshal.dumps({**order, "tied": True}), [theirs.fileno(), *descriptors])
+                message = await asyncio.get_running_loop().sock_recv(ours, LONGEST_ANSWER)
+            kind, _, words = message.decode(errors="replace").partition(" ")
+            if kind != "pid":
+                raise HostLacks(
+                    f"the jail can't be made: {words or 'the launcher ended'}", "virtuary doctor tells what is missing"
+                )
+            return Tied(int(words.partition(" ")[0]), ours)
+        except BaseException as error:
+            ours.close()
+            if isinstance(error, TimeoutError):
+                raise Failed(f"the launcher did not answer within {PATIENCE:.0f} s") from None
+            raise
 
     async def _order(self, message: bytes, descriptors: list[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]

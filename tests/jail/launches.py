@@ -16,8 +16,9 @@ from typing import Any
 
 from virtuary.base.errors import VirtuaryError
 from virtuary.base.proc import find_program
-from virtuary.qemu.launching import LAUNCHER
-from virtuary.qemu.process import Launch, become_subreaper, choose_jail, find_capabilities, start
+from virtuary.jail.launching import LAUNCHER
+from virtuary.jail.walls import choose_jail, find_capabilities
+from virtuary.qemu.process import Launch, become_subreaper, start
 
 ID = "0aa0c1b2-7d1f-4d5e-8a3e-00000000000"
 

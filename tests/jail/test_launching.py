@@ -19,13 +19,14 @@ import pytest
 from virtuary.base.errors import HostLacks
 from virtuary.base.proc import find_marked, find_program, start_time
 from virtuary.host.cgroups import ensure_group
-from virtuary.qemu.launching import LAUNCHER
+from virtuary.jail.launching import LAUNCHER
+from virtuary.jail.walls import Jail, choose_jail, find_capabilities
 from virtuary.qemu.parts import Grant
-from virtuary.qemu.process import Jail, Launch, Started, choose_jail, find_capabilities, start
+from virtuary.qemu.process import Launch, Started, start
 
 pytestmark = pytest.mark.qemu
 UUID = "77d0a5c0-95a0-4c9b-b4ae-00000000000"
-NO_JAIL = Jail("L0", os.getuid(), os.getgid(), False, (), False, False)
+NO_JAIL = Jail(os.getuid(), os.getgid(), False, (), False, False)
 V2 = next((root for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")) if (root / "cgroup.procs").exists()), None)
 
 

@@ -1,0 +1,86 @@
+"""Starts evil.py in a jail, as whoever runs this, and prints what it told: `python evils.py KIND FOLDER`, KIND being machine, network or tool.
+
+A program of its own, so that the same is tried as root and as an ordinary user. As root it runs in a network namespace of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+from virtuary.jail.walls import Bounds, Jail, choose_jail, find_capabilities
+from virtuary.qemu.process import Launch, become_subreaper, read_errors, start
+
+FILE, TAP = 30, 31
+LARGEST = 1 << 20
+PYTHON = os.path.realpath("/usr/bin/python3")
+
+
+def a_key() -> int:
+    """A key in the session of whoever runs this; 0 where the kernel keeps none for them."""
+    libc = ctypes.CDLL(None)
+    libc.syscall(250, 1, None)
+    return max(0, int(libc.syscall(248, b"user", b"virtuary-test", b"secret", 6, -3)))
+
+
+def a_tap() -> int | None:
+    try:
+        handle = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(handle, 0x400454CA, struct.pack("16sH22x", b"vtevil", 0x1002))
+    except OSError:
+        return None
+    return handle
+
+
+async def main(kind: str, folder: Path) -> dict[str, Any]:
+    become_subreaper()
+    host = await find_capabilities()
+    jail: Jail = choose_jail(host, 2_000_000_321 if host.root else os.getuid(), host_network=kind == "network")
+    (folder / "canary").write_text("secret")
+    (folder / "canary").chmod(0o666)
+    shutil.copy(Path(__file__).with_name("evil.py"), folder / "evil.py")
+    (folder / "evil.py").chmod(0o444)
+    listener = socket.create_server(("127.0.0.1", 0))
+    abstract, named = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    abstract.bind(f"\0virtuary-test-{os.getpid()}")
+    named.bind(str(folder / "socket"))
+    for sock in (abstract, named):
+        sock.listen()
+    os.chmod(folder / "socket", 0o777)
+    own = os.open(folder / "own", os.O_RDWR | os.O_CREAT, 0o600)
+    tap = a_tap()
+    facts = {
+        "key": a_key(), "port": listener.getsockname()[1], "abstract": f"virtuary-test-{os.getpid()}", "socket": str(folder / "socket"),
+        "canary": str(folder / "canary"), "daemon": os.getpid(), "file": FILE, "largest": LARGEST, "tap": TAP if tap else None, "name": "vtevil",
+    }  # fmt: skip
+    links = ((own, FILE), *(((tap, TAP),) if tap else ()))
+    runtime = folder / "run"
+    runtime.mkdir(mode=0o711)
+    argv = [PYTHON, "-I", "-S", str(folder / "evil.py"), json.dumps(facts)]
+    bounds = Bounds(file_size=LARGEST, processes=200)
+    started = await start(Launch(argv, [], [folder / "evil.py"], jail, runtime, links=links, bounds=bounds))
+    words, ended = "", os.pidfd_open(started.identity.pid)
+    while True:
+        words += read_errors(started.errors)
+        done, status = os.waitpid(started.identity.pid, os.WNOHANG)
+        if done:
+            words += read_errors(started.errors)
+            break
+        await asyncio.sleep(0.01)
+    os.close(ended)
+    address = Path("/sys/class/net/vtevil/address")
+    told = {"level": jail.level, "gaps": jail.gaps, "status": status, "words": words, "canary": (folder / "canary").read_text()}
+    return {**told, "alive": True, "address": address.read_text().strip() if tap and address.exists() else None}
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(main(sys.argv[1], Path(sys.argv[2])))))
