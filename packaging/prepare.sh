@@ -2,9 +2,9 @@
 
 say() { printf '%s\n' "virtuary: $*" >&2; }
 
-packages="python3-venv qemu-system-x86 qemu-utils ovmf passt mmdebstrap uidmap mtools dosfstools fdisk e2fsprogs
+packages="python3-venv qemu-system-x86 ovmf passt mmdebstrap uidmap mtools dosfstools fdisk e2fsprogs
 openssh-client gpgv iproute2 iputils-ping nftables dnsmasq-base debian-archive-keyring ca-certificates"
-test_packages="binutils gnupg psmisc busybox iptables"
+test_packages="qemu-utils binutils gnupg psmisc busybox iptables"
 
 # A QEMU of at least 8.2 is there.
 qemu_fits() {
@@ -47,7 +47,7 @@ progress() { sed -n 's/^Setting up \([^ :]*\).*/virtuary:   \1/p' >&2; }
 
 prepare_system() {
     command -v apt-get >/dev/null 2>&1 || {
-        qemu_fits || say "this system has no apt-get: install QEMU 8.2 or later, qemu-img and passt by its own means"
+        qemu_fits || say "this system has no apt-get: install QEMU 8.2 or later and passt by its own means"
         return 0
     }
     wanted=$(missing_packages "${1#none}")
@@ -75,8 +75,9 @@ prepare_system() {
     fi
     # shellcheck disable=SC2086
     if [ -n "$suite" ]; then
+        tools=${1#none} # the tests look at disks with QEMU's own tools, of the same version
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends -t "$suite" \
-            qemu-system-x86 qemu-utils | progress
+            qemu-system-x86 ${tools:+qemu-utils} | progress
     fi
     # shellcheck disable=SC2086
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $wanted | progress

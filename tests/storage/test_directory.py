@@ -66,7 +66,8 @@ async def test_a_disk_below_its_image_is_refused(base: Path, tmp_path: Path) -> 
 async def test_a_disk_grows(base: Path, tmp_path: Path) -> None:
     disk = tmp_path / "vms/web1/disk.qcow2"
     await ensure_overlay(disk, base, 4 * MIB, None)
-    await grow(disk, 16 * MIB)
+    await grow(disk, [base], 16 * MIB)
+    await grow(disk, [base], 16 * MIB)
     assert facts(disk)["virtual-size"] == 16 * MIB
     assert 0 < allocated(disk.parent) < 4 * MIB
 

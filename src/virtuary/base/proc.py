@@ -28,7 +28,6 @@ OUTPUT_CAP = 4 * 1024 * 1024
 PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-system-aarch64": "qemu-system-arm",
-    "qemu-img": "qemu-utils",
     "passt": "passt",
     "nft": "nftables",
     "ip": "iproute2",

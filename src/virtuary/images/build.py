@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from virtuary.base import proc
 from virtuary.base.errors import Failed, Invalid, NoRoom, VirtuaryError
 from virtuary.base.units import GIB, MIB, format_size
-from virtuary.images import build_debian, build_tiny, build_tree
+from virtuary.images import build_debian, build_tiny, build_tree, convert
+from virtuary.images.formats import inspect, open_reader
 
 Kind = Literal["tiny", "debian"]
 Release = Literal["12", "13"]
@@ -139,8 +139,9 @@ async def _build(recipe: Recipe, scratch: Path, into: Path, report: build_tree.R
 
 async def _to_qcow2(raw: Path, disk: Path, report: build_tree.Report) -> None:
     report("converting the disk", 0.95)
-    words = ["-f", "raw", "-O", "qcow2", "-o", "cluster_size=64k"]
-    await proc.run("qemu-img", "convert", *words, str(raw), str(disk), deadline=600)
+    with open_reader(raw) as reader:
+        header = inspect(reader, "raw")
+    await convert.to_qcow2(raw, header, disk, lambda text, fraction: None)
     report("done", 1.0)
 
 

@@ -38,7 +38,7 @@ def namespace() -> list[str]:
 
 def missing_programs(names: Sequence[str]) -> list[str]:
     """Which of the programs the host lacks; for an ordinary user also what user namespaces need."""
-    wanted = [*names, "unshare", "mmdebstrap", "mke2fs", "qemu-img", "gpgv"]
+    wanted = [*names, "unshare", "mmdebstrap", "mke2fs", "gpgv"]
     missing = []
     for name in wanted if as_root() else [*wanted, "newuidmap", "newgidmap"]:
         if not shutil.which(name, path=proc.PATH):

@@ -1,21 +1,20 @@
-"""OpenPGP signatures of checksum files, checked by gpgv in a cage."""
+"""OpenPGP signatures of checksum files, checked by gpgv in the jail."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
 import tempfile
 from pathlib import Path
 
 from virtuary.base import proc
 from virtuary.base.errors import Invalid
-from virtuary.images.confine import Limits, cage
+from virtuary.jail import tool
+from virtuary.jail.walls import Bounds
 
 MAX_KEYRING = 4 * 1024 * 1024
-LIMITS = Limits(memory=512 * 1024 * 1024, cpu=20, file_size=8 * 1024 * 1024)
-_ALL_RIGHTS = (1 << 15) - 1
+LIMITS = Bounds(memory=512 * 1024 * 1024, cpu=20, file_size=0, processes=4, files=64)
 _ARMOR = re.compile(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----\r?\n(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
 _VALID = re.compile(r"^\[GNUPG:\] VALIDSIG ([0-9A-F]{40}) .*? ([0-9A-F]{40})$", re.MULTILINE)
 _BAD = re.compile(r"^\[GNUPG:\] (BADSIG|EXPSIG|EXPKEYSIG|REVKEYSIG) ", re.MULTILINE)
@@ -29,33 +28,36 @@ async def verify_signature(data: bytes, signature: bytes | None, keyring: Path, 
     """
     with tempfile.TemporaryDirectory(prefix="virtuary-gpgv-") as name:
         folder = Path(name)
+        folder.chmod(0o755)
         (folder / "keys.gpg").write_bytes(dearmored(_read_keyring(keyring)))
         (folder / "data").write_bytes(data)
         if signature is not None:
             (folder / "signature").write_bytes(signature)
         result = await _gpgv(folder, detached=signature is not None)
-        _judge(result.stdout.decode(errors="replace"), fingerprint)
+        _judge(result.stderr.decode(errors="replace"), fingerprint)
         if signature is None and result.status != 0:
             raise Invalid("the signed checksum file has more in it than one signed text", "do not use these files")
-        return data if signature is not None else (folder / "text").read_bytes()
+        return data if signature is not None else result.stdout
 
 
 async def _gpgv(folder: Path, detached: bool) -> proc.Result:
-    """A run of gpgv, its status lines on stdout; all files lie in `folder`, which is all it can reach."""
+    """A run of gpgv, its status lines alone on stderr, the signed text on stdout; what lies in `folder` is all it can reach."""
     operands = [folder / "signature", folder / "data"] if detached else [folder / "data"]
-    output = [] if detached else ["--output", str(folder / "text")]
-    descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    try:
-        with cage(LIMITS, {descriptor: _ALL_RIGHTS}) as preexec:
-            return await proc.run(
-                *("gpgv", "--homedir", str(folder), "--status-fd", "1", "--keyring", str(folder / "keys.gpg"), *output, "--"),
-                *(str(path) for path in operands),
-                deadline=30,
-                check=False,
-                preexec=preexec,
-            )
-    finally:
-        os.close(descriptor)
+    output = [] if detached else ["--output", "-"]
+    words = (
+        "gpgv",
+        "--homedir",
+        str(folder),
+        "--logger-fd",
+        "0",
+        "--status-fd",
+        "2",
+        "--keyring",
+        str(folder / "keys.gpg"),
+        *output,
+        "--",
+    )
+    return await tool.run([*words, *map(str, operands)], LIMITS, 30, tool.Surroundings(readable=[folder]))
 
 
 def _judge(status: str, fingerprint: str | None) -> None:

@@ -36,6 +36,7 @@ from virtuary.node.warm import make_host_key
 from virtuary.node.world import World
 from virtuary.storage import directory, full
 from virtuary.storage.overlay import pieces
+from virtuary.storage.own import check_disk
 
 if TYPE_CHECKING:
     from virtuary.node.worker import Worker
@@ -179,6 +180,7 @@ async def _share(worker: Worker, world: World, copy: Vm) -> None:
     touched = not untouched(site, vm)
     texts = [f"making the disk of {vm.name} a layer below both"] if touched else []
     await operations.note(site.store, operation.key, *texts, who_renews(world.image, vm), stage="disk")
+    check_disk(old, layers_of(site, vm), vm.status.disk_size)
     if touched:
         if len(vm.status.layers) >= MAX_LAYERS:
             raise Failed(f"{len(vm.status.layers)} layers lie below the disk of {vm.name} already", "virtuary copy --full")

@@ -120,12 +120,10 @@ async def session(site: Site) -> Check:
 
 
 async def tools(site: Site) -> Check:
-    missing = [name for name in ("qemu-img", "ssh", "ssh-keygen") if not shutil.which(name)]
+    missing = [name for name in ("ssh", "ssh-keygen") if not shutil.which(name)]
     if missing:
-        return Check(
-            name="tools", state="missing", found=f"missing: {', '.join(missing)}", remedy="apt install qemu-utils openssh-client"
-        )
-    return Check(name="tools", state="ok", found="qemu-img, ssh, ssh-keygen")
+        return Check(name="tools", state="missing", found=f"missing: {', '.join(missing)}", remedy="apt install openssh-client")
+    return Check(name="tools", state="ok", found="ssh, ssh-keygen")
 
 
 async def sources(site: Site) -> Check:

@@ -145,7 +145,7 @@ async def _prepare(worker: Worker, vm: Vm, image: Image, copy: Vm, paths: VmPath
     if layers:
         await directory.ensure_overlay(paths.disk, layers[-1], vm.status.disk_size or 0, None, site.kept)
     else:
-        await full.make_empty(paths.disk, vm.status.disk_size or 0)
+        full.make_empty(paths.disk, vm.status.disk_size or 0)
     if vm.spec.user_data and image.status.cloud_init:  # cloud-init is to take it for the server it knows, and not to begin again
         record = site.store.get(f"secret/{vm.id}")
         keys = (templates.public_key(site), *vm.spec.ssh_keys)

@@ -23,7 +23,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Crash, Runtime, Vm
 from virtuary.node import nics, operations, templates
-from virtuary.node.describe import forwards_of, free_uid, machine_of, shape_of, ssh_forward
+from virtuary.node.describe import forwards_of, free_uid, layers_of, machine_of, shape_of, ssh_forward
 from virtuary.node.effects import Effect, monitor_of, note_on
 from virtuary.node.launch import QMP_READY, Wiring, clean_up, end_marked, launch, mark_of, serve_network
 from virtuary.node.plan import CRASH_WINDOW, End, never_handed_out
@@ -95,7 +95,7 @@ async def make_disk(worker: Worker, world: World, _: None) -> None:
 
 async def grow_disk(worker: Worker, world: World, size: int) -> None:
     await note_on(worker, world, "growing the disk", stage="disk")
-    await directory.grow(worker.paths.home / world.vm.status.disk_file, size, worker.site.kept)
+    await directory.grow(worker.paths.home / world.vm.status.disk_file, layers_of(worker.site, world.vm), size, worker.site.kept)
     await worker.write(world.vm, disk_size=size)
 
 

@@ -6,25 +6,30 @@ formats are stated in every call of a tool, never probed.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Invalid, NoRoom
 from virtuary.base.files import publish, remove
-from virtuary.base.proc import run
 from virtuary.base.space import reserve
 from virtuary.base.units import MIB, format_size
+from virtuary.storage.blocks import block_layer, written
 from virtuary.storage.overlay import write_overlay
+from virtuary.storage.own import open_disk, read_size
 
 declare("disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename", "disk.after_grow")
 
 
 def free_space(folder: Path, kept: int | None = None) -> int:
-    """Bytes that may still be used below `folder`; `kept`: what is to stay free, by rule when not set."""
+    """Bytes that may still be used below `folder`, and that nobody has reserved; `kept`: what is to stay free, by rule when not set."""
     usage = shutil.disk_usage(folder)
-    return usage.free - reserve(usage.total, kept)
+    return usage.free - reserve(usage.total, kept) - _reserved[os.stat(folder).st_dev]
 
 
 def check_space(folder: Path, needed: int, what: str, kept: int | None = None) -> None:
@@ -38,6 +43,22 @@ def check_space(folder: Path, needed: int, what: str, kept: int | None = None) -
             needed=needed,
             free=max(free, 0),
         )
+
+
+_reserved: Counter[int] = Counter()
+"""Bytes that are about to be written, by the file system."""
+
+
+@contextlib.contextmanager
+def reserving(folder: Path, needed: int, what: str, kept: int | None = None) -> Iterator[None]:
+    """Keep `needed` bytes below `folder` for what is written meanwhile; raises NoRoom before the first one when they are not there."""
+    check_space(folder, needed, what, kept)
+    device = os.stat(folder).st_dev
+    _reserved[device] += needed
+    try:
+        yield
+    finally:
+        _reserved[device] -= needed
 
 
 async def ensure_overlay(disk: Path, base: Path, base_size: int, wanted: int | None, kept: int | None = None) -> int:
@@ -62,10 +83,17 @@ async def ensure_overlay(disk: Path, base: Path, base_size: int, wanted: int | N
     return size
 
 
-async def grow(disk: Path, size: int, kept: int | None = None) -> None:
-    """Make the disk of a stopped server `size` bytes large; never smaller."""
+async def grow(disk: Path, layers: Sequence[Path], size: int, kept: int | None = None) -> None:
+    """Make the disk of a stopped server, on these layers, `size` bytes large; never smaller. Raises Damaged, NoRoom or Failed."""
     check_space(disk.parent, 1 * MIB, "growing a disk", kept)
-    await run("qemu-img", "resize", "-q", "-f", "qcow2", str(disk), str(size))
+    handle = open_disk(disk, layers[-1] if layers else None, size, os.O_RDWR)
+    try:
+        if read_size(handle) < size:
+            async with block_layer(written(size), 120) as blocks:
+                await blocks.resize(await blocks.add(handle, "qcow2", write=True), size)
+        await asyncio.to_thread(os.fsync, handle)
+    finally:
+        os.close(handle)
     crashpoint("disk.after_grow")
 
 

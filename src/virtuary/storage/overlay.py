@@ -26,14 +26,14 @@ HEADER_LENGTH = 104
 BACKING_FORMAT, END = 0xE2792ACA, 0
 
 
-def pieces(backing: str, size: int) -> list[tuple[int, bytes]]:
+def pieces(backing: str | None, size: int) -> list[tuple[int, bytes]]:
     """What stands where in the file, everything between being zero; the last piece ends the file. Pure.
 
-    `size` is the disk's, in bytes; whole sectors are made of it, as QEMU counts in them.
+    `size` is the disk's, in bytes; whole sectors are made of it, as QEMU counts in them. `backing`: None for a disk on nothing.
     """
-    name = os.fsencode(backing)
+    name = os.fsencode(backing) if backing is not None else b""
     entries = max(1, -(-size // (CLUSTER * (CLUSTER // L2_ENTRY))))
-    if not 0 < len(name) <= MAX_NAME:
+    if len(name) > MAX_NAME or backing == "":
         raise Invalid(f"the name of the image below a disk has {len(name)} bytes, and qcow2 holds {MAX_NAME}")
     if size <= 0 or entries * 8 > MAX_L1_BYTES:
         raise Invalid(f"a disk of {size} bytes can't be made", "up to 4 PiB are possible")
@@ -47,10 +47,10 @@ def pieces(backing: str, size: int) -> list[tuple[int, bytes]]:
 
 
 def header(name: bytes, size: int, entries: int) -> bytes:
-    extensions = struct.pack(">II8sII", BACKING_FORMAT, len(b"qcow2"), b"qcow2", END, 0)
+    extensions = struct.pack(">II8sII", BACKING_FORMAT, len(b"qcow2"), b"qcow2", END, 0) if name else struct.pack(">II", END, 0)
     fields = struct.pack(
         ">4sIQIIQIIQQIIQQQQII",
-        MAGIC, VERSION, HEADER_LENGTH + len(extensions), len(name), CLUSTER_BITS, size,
+        MAGIC, VERSION, HEADER_LENGTH + len(extensions) if name else 0, len(name), CLUSTER_BITS, size,
         0, entries, 3 * CLUSTER,  # no encryption; the L1 table
         1 * CLUSTER, 1, 0, 0,  # the refcount table, one cluster; no snapshots
         EXTENDED_L2, 0, 0, REFCOUNT_ORDER, HEADER_LENGTH,
@@ -58,7 +58,7 @@ def header(name: bytes, size: int, entries: int) -> bytes:
     return fields + extensions + name
 
 
-def write_overlay(path: Path, backing: str, size: int) -> None:
+def write_overlay(path: Path, backing: str | None, size: int) -> None:
     """Make the file `path`, which must not be there yet, for its owner only. Not synced."""
     parts = pieces(backing, size)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
