@@ -18,19 +18,14 @@ from virtuary.base.errors import Failed, HostLacks
 from virtuary.base.proc import (
     OUTPUT_CAP,
     Identity,
-    adopt,
     boot_id,
     bury,
-    command_line,
-    end,
-    find_marked,
     find_program,
     identify,
     last_line,
     lines_of,
     run,
     start_time,
-    wait_end,
 )
 
 
@@ -133,61 +128,12 @@ def test_the_last_line_is_the_one_that_says_something() -> None:
     assert last_line(b"") == "" and len(last_line(b"x" * 1000)) == 400
 
 
-# ---- who a process is
-
-
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "mark-of-web1"])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     yield process
     process.kill()
     process.wait()
-
-
-async def test_the_same_process_is_adopted_and_its_end_noticed(sleeper: subprocess.Popen[bytes]) -> None:
-    identity = identify(sleeper.pid)
-    assert identity
-    handle = adopt(identity, "mark-of-web1")
-    assert handle is not None
-    end(handle)
-    await asyncio.wait_for(wait_end(handle), 5)
-    assert identify(sleeper.pid) is None, "a zombie counts as gone"
-    end(handle)  # harmless
-    os.close(handle)
-
-
-@pytest.mark.parametrize("case", ["reused pid", "another machine's mark", "gone"])
-def test_a5_a_process_that_is_not_ours_is_not_adopted(sleeper: subprocess.Popen[bytes], case: str) -> None:
-    identity = identify(sleeper.pid)
-    assert identity
-    before = len(os.listdir("/proc/self/fd"))
-    if case == "reused pid":
-        assert adopt(Identity(identity.pid, identity.start - 1), "mark-of-web1") is None
-    elif case == "gone":
-        sleeper.kill()
-        sleeper.wait()
-        assert adopt(identity, "mark-of-web1") is None
-    else:
-        assert adopt(identity, "mark-of-web2") is None
-    assert len(os.listdir("/proc/self/fd")) == before, "nothing stays open"
-
-
-def test_a_process_is_found_by_all_of_its_marks_alone(sleeper: subprocess.Popen[bytes]) -> None:
-    while not command_line(sleeper.pid):
-        time.sleep(0.001)
-
-    def found(*marks: str) -> bool:
-        return identify(sleeper.pid) in find_marked(*marks)
-
-    assert found("mark-of-web1\0") and found("-c\0", "mark-of-web1")
-    assert not found("mark-of-web2") and not found("-c\0", "mark-of-web2")
-    long = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "x" * 100_000, "mark-of-web2"])
-    while not command_line(long.pid):
-        time.sleep(0.001)
-    assert identify(long.pid) in find_marked("mark-of-web2"), "however long its line is"
-    long.kill()
-    long.wait()
-    assert not find_marked("mark-of-web2"), "nobody who is gone"
 
 
 async def test_an_ended_child_is_buried_in_the_background() -> None:

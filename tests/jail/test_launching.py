@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from lines import find_marked
 from virtuary.base.errors import HostLacks
-from virtuary.base.proc import find_marked, find_program, start_time
+from virtuary.base.proc import find_program, start_time
 from virtuary.host.cgroups import ensure_group
 from virtuary.jail.launching import LAUNCHER
 from virtuary.jail.walls import Jail, choose_jail, find_capabilities

@@ -18,7 +18,7 @@ import pytest
 
 from netlab import OUTSIDE, Lab, lab_of, mac, v4, v6
 from virtuary.base.errors import Failed
-from virtuary.base.proc import find_marked
+from virtuary.base.known import RECORD, recorded
 from virtuary.network import dhcp
 from virtuary.network.dhcp import Reservation, Service
 
@@ -262,7 +262,7 @@ def test_a_dnsmasq_that_can_not_start_says_why(lab: Lab, tmp_path: Path) -> None
 @pytest.mark.host
 @pytest.mark.slow
 def test_it_is_nobody_and_can_become_nothing_more(lab: Lab, serving: Path) -> None:
-    (pid,) = (item.pid for item in find_marked(dhcp.mark_of(serving)))
+    (pid,) = (item.pid for item in recorded(serving / RECORD))
     said = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
     low_ports, networks, raw, users = 1 << 10, 1 << 12, 1 << 13, 1 << 6 | 1 << 7
     assert set(said["Uid"].split()) == {"65534"} and said["NoNewPrivs"] == "1"
@@ -275,7 +275,7 @@ def test_it_is_nobody_and_can_become_nothing_more(lab: Lab, serving: Path) -> No
 def test_a_flood_does_not_end_it_and_fills_nothing(lab: Lab, serving: Path) -> None:
     assert ask_address(lab, "a", own("a")) == (v4("a"), ACK)
     before = {place.name: place.stat().st_size for place in serving.iterdir()}
-    (pid,) = (item.pid for item in find_marked(dhcp.mark_of(serving)))
+    (pid,) = (item.pid for item in recorded(serving / RECORD))
     memory = resident(pid)
     ask_as_strangers(lab, 20_000)
     chance = random.Random(5)

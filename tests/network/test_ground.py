@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lines import command_line, find_marked
 from virtuary.base.errors import Failed, PeerAway, VirtuaryError
-from virtuary.base.proc import command_line, find_marked, identify, run
+from virtuary.base.known import RECORD, recorded, recording
+from virtuary.base.proc import identify, run
 from virtuary.model.bandwidth import Bandwidth, Rate
 from virtuary.network import bridge, ground, nft, routes, ruleset, shaping, within
 from virtuary.network.ground import Host, Private
@@ -27,7 +29,7 @@ async def own(tmp_path: Path) -> AsyncIterator[Private]:
 
 
 def holders(place: Private) -> list[int]:
-    return [identity.pid for identity in find_marked(place.mark)]
+    return [identity.pid for identity in recorded(place._anchor)]
 
 
 def namespace(pid: int) -> str:
@@ -60,6 +62,17 @@ async def test_what_is_made_there_is_not_on_the_host_and_is_seen_from_it(own: Pr
         os.close(handle)
     assert bridge.ports_of("vbown", own.net) == set(), "a tap lasts as long as its descriptor"
     assert (await own.call(routes.find_own)) >= {"10.9.9.1"} and "10.9.9.1" not in routes.find_own()
+
+
+async def test_a_tap_is_removed_by_its_name_whoever_has_it(own: Private) -> None:
+    await own.call(bridge.ensure_bridge, "vbown", [])
+    handle = await own.lend(bridge.open_tap, "vtown", "vbown", apart=True)
+    try:
+        await own.call(bridge.remove_tap, "vtown")
+        assert not bridge.is_there("vtown", own.net)
+        await own.call(bridge.remove_tap, "vtown")
+    finally:
+        os.close(handle)
 
 
 @pytest.mark.parametrize("apart", [True, False])
@@ -145,11 +158,11 @@ async def test_who_serves_there_is_replaced(own: Private) -> None:
     assert await own.call(bridge.find_bridges, "vb") == {"vbown"}
 
 
-async def test_with_nobody_left_in_it_a_new_one_is_made_and_what_served_the_old_one_ends(own: Private) -> None:
+async def test_with_nobody_left_in_it_a_new_one_is_made_and_what_served_the_old_one_ends(own: Private, tmp_path: Path) -> None:
     await own.call(bridge.ensure_bridge, "vbown", [])
-    mark = f"served-{os.getpid()}"
-    sleeper = await asyncio.create_subprocess_exec("sh", "-c", "sleep 1000; :", mark)
-    own.served.append(mark)
+    record = tmp_path / RECORD
+    sleeper = await asyncio.create_subprocess_exec(*recording(record, "/usr/bin/sleep", "1000"))
+    own.served.append(record)
     await end(*servers(own), *holders(own))
     assert await own.call(bridge.find_bridges, "vb") == set() and len(holders(own)) == 1
     assert await asyncio.wait_for(sleeper.wait(), 5) == -signal.SIGKILL

@@ -339,3 +339,22 @@ def test_what_a_tap_calls_itself_is_heard_where_nobody_gave_it_an_address(lab: L
     assert lab.on_host(ruleset.find_heard) == {}, "where it was given one that is known"
     lab.on_host(ruleset.remove)
     assert lab.on_host(ruleset.find_heard) == {}
+
+
+@pytest.mark.host
+def test_a_tap_of_a_server_that_belongs_to_nobody_passes_nothing(lab: Lab, wire: Wire) -> None:
+    """One that outlived its server, or is not known yet. Others' interfaces on the bridge are none of ours."""
+    lab.on_host(ruleset.apply, render(nets(), [port("g", free=True)]))
+    wire.seen()
+    rename(lab, "tapf", "vtforgotten")
+    try:
+        wire.send(HONEST["IPv4"], 20)
+        assert wire.seen() == NONE
+    finally:
+        rename(lab, "vtforgotten", "tapf")
+    wire.send(HONEST["IPv4"], 20)
+    assert wire.seen() == EVERYBODY
+
+
+def rename(lab: Lab, name: str, new: str) -> None:
+    lab.run("h", f"ip link set {name} down", f"ip link set {name} name {new}", f"ip link set {new} up")

@@ -243,49 +243,6 @@ def identify(pid: int) -> Identity | None:
     return None if start is None else Identity(pid, start)
 
 
-def command_line(pid: int | str) -> bytes:
-    """The words of a process, each ended by NUL; none when it is gone, nor for a moment while it executes its program.
-
-    By bare system calls: `find_marked` looks at all processes of the host, and the daemon does nothing else meanwhile.
-    """
-    try:
-        handle = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(handle, 1 << 17)
-    except OSError:
-        return b""
-    finally:
-        os.close(handle)
-
-
-def adopt(identity: Identity, mark: str) -> int | None:
-    """A pidfd of the process `identity` if it still lives and `mark` stands on its command line; else None.
-
-    The pidfd is opened first and the facts are compared afterwards, so a pid reused in between is noticed.
-    """
-    try:
-        handle = os.pidfd_open(identity.pid)
-    except OSError:
-        return None
-    if start_time(identity.pid) == identity.start and mark.encode() in command_line(identity.pid):
-        return handle
-    os.close(handle)
-    return None
-
-
-def find_marked(*marks: str) -> list[Identity]:
-    """Living processes on whose command lines every one of `marks` stands (words parted by NUL): started, perhaps never recorded."""
-    found: list[Identity] = []
-    wanted = [mark.encode() for mark in marks]
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        line = command_line(name)
-        if line and all(mark in line for mark in wanted) and (identity := identify(int(name))):
-            found.append(identity)
-    return found
-
-
 def end(pidfd: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to exactly the process behind `pidfd`; nothing when it is gone."""
     with contextlib.suppress(ProcessLookupError):

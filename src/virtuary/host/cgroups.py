@@ -207,6 +207,16 @@ def ensure_group(vm_id: str, root: Path = ROOT) -> tuple[list[Path], str | None]
     return made, None if made else "no control group of its own (this host has none)"
 
 
+def members_of(vm_id: str, root: Path = ROOT) -> set[int]:
+    """Pids of all that is in the group."""
+    folders = [folder for path in group_paths(vm_id, root) for folder in (path, path / VCPUS)]
+    pids: set[int] = set()
+    for folder in folders:
+        with contextlib.suppress(OSError):  # a group of threads can't list processes; they are its parent's
+            pids.update(map(int, _processes(folder)))
+    return pids
+
+
 def set_bounds(vm_id: str, memory: int, processes: int, root: Path = ROOT) -> str | None:
     """Let the group have at most so many bytes of memory and so many threads; why that can't be, None when it was done.
 

@@ -288,12 +288,19 @@ def open_record(path: str | None) -> tuple[int, int] | None:
 
 
 def write_record(record: tuple[int, int], child: int) -> None:
-    """So a program is found of which the daemon never wrote anything down: its pid, and when it was started."""
+    """So a program is found of which the daemon never wrote anything down: the boot of the host, and who the child is."""
     file, proc = record
-    stat = os.open(f"{child}/stat", os.O_RDONLY, dir_fd=proc)
-    os.write(file, b"%d %s\n" % (child, os.read(stat, 4096).rpartition(b")")[2].split()[19]))
-    for number in (stat, file, proc):
-        os.close(number)
+    words = [read(name, proc).strip() for name in ("sys/kernel/random/boot_id", f"{child}/stat")]
+    os.write(file, b" ".join(words) + b"\n")
+    os.close(file)
+    os.close(proc)
+
+
+def read(name: str, folder: int) -> bytes:
+    handle = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    content = os.read(handle, 4096)
+    os.close(handle)
+    return content
 
 
 def stay(child: int) -> None:

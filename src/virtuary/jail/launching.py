@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from virtuary.base.errors import Failed, HostLacks
-from virtuary.base.proc import bury, command_line, end, start_time
+from virtuary.base.proc import bury, end, start_time
 
 PROGRAM = Path(__file__).with_name("launcher.py")
 LONGEST_ANSWER = 65536
@@ -207,8 +207,6 @@ async def _answer(ours: socket.socket) -> Launched | None:
             await asyncio.sleep(0.0005)
         if answer.error:
             raise HostLacks(f"the jail can't be made: {answer.error}", "virtuary doctor tells what is missing")
-        while answer.launched and not _is_known(answer.launched.pid):  # noqa: ASYNC110
-            await asyncio.sleep(0.0005)
     except BaseException:
         ours.shutdown(socket.SHUT_RDWR)  # from here on nothing is executed, and what is must have told its pid before
         with contextlib.suppress(OSError):
@@ -217,8 +215,3 @@ async def _answer(ours: socket.socket) -> Launched | None:
         answer.undo()
         raise
     return answer.launched
-
-
-def _is_known(pid: int) -> bool:
-    """Whether a program that was just executed has the command line that it will be found by; or is over."""
-    return bool(command_line(pid)) or start_time(pid) is None

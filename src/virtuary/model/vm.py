@@ -285,6 +285,8 @@ class Runtime(Model):
     """Whether it resumed the memory of another server, of which it is a live copy."""
     shape: Shape | None = None
     """What it began with and how far it can grow; None for one that an older version started."""
+    command: str = ""
+    """Digest of the arguments it was started with."""
     end: str | None = None
     """Why it is being ended, noted before it is: shutdown (by the guest), stop, restart, panic, cancel. None: unexpected."""
     started: datetime

@@ -1,11 +1,12 @@
 """Bridges of the host and the taps of servers on them, by the kernel's own calls: a tap is ready in less than a millisecond.
 
-A tap lives exactly as long as a descriptor of it is open: QEMU has the only one, so nothing is left of a machine that died.
+A tap lives as long as a descriptor of it is open, and QEMU has the only one; what is left all the same is removed by its name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -21,7 +22,7 @@ TUNSETIFF, TAP, NO_HEADER, VIRTIO_HEADER = 0x400454CA, 0x0002, 0x1000, 0x4000
 ADD_BRIDGE, REMOVE_BRIDGE, ADD_PORT = 0x89A0, 0x89A1, 0x89A2
 GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 0x1
 SET_ADDRESS, ETHERNET = 0x8924, 1
-SET_LINK, REQUEST_ACK, PORT_INFO, PORT_HAIRPIN, PORT_ISOLATED = 19, 0x0005, 0x8000 | 12, 4, 33
+SET_LINK, DELETE_LINK, REQUEST_ACK, PORT_INFO, PORT_HAIRPIN, PORT_ISOLATED = 19, 17, 0x0005, 0x8000 | 12, 4, 33
 NET, IPV4, IPV6 = Path("/sys/class/net"), Path("/proc/sys/net/ipv4"), Path("/proc/sys/net/ipv6")
 FILTERED = tuple(Path("/proc/sys/net/bridge") / f"bridge-nf-call-{family}tables" for family in ("ip", "ip6"))
 SETTLED = {
@@ -74,12 +75,28 @@ def keep_apart(tap: str, apart: bool) -> None:
 def _set_port(index: int, *, isolated: bool, hairpin: bool) -> None:
     """What a bridge does with one of its ports' frames. By netlink: the files of a user's own network namespace are root's to write."""
     options = b"".join(struct.pack("HHB3x", 5, kind, on) for kind, on in ((PORT_HAIRPIN, hairpin), (PORT_ISOLATED, isolated)))
-    body = struct.pack("BxHiII", socket.AF_BRIDGE, 0, index, 0, 0) + struct.pack("HH", 4 + len(options), PORT_INFO) + options
+    _demand(SET_LINK, socket.AF_BRIDGE, index, struct.pack("HH", 4 + len(options), PORT_INFO) + options)
+
+
+def _demand(what: int, family: int, index: int, options: bytes = b"") -> None:
+    """Ask the kernel for a change of one interface. Raises OSError."""
+    body = struct.pack("BxHiII", family, 0, index, 0, 0) + options
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
-        link.send(struct.pack("IHHII", 16 + len(body), SET_LINK, REQUEST_ACK, 1, 0) + body)
+        link.send(struct.pack("IHHII", 16 + len(body), what, REQUEST_ACK, 1, 0) + body)
         failed = -struct.unpack_from("i", link.recv(4096), 16)[0]
     if failed:
         raise OSError(failed, os.strerror(failed))
+
+
+def remove_tap(name: str) -> None:
+    """Remove a tap whose machine is over, whoever still has a descriptor of it; none of that name is no failure. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        index = int((NET / name / "ifindex").read_text(encoding="ascii"))
+        try:
+            _demand(DELETE_LINK, socket.AF_UNSPEC, index)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
 
 
 async def keep_taps(bridge: str, taps: Iterable[str], *, apart: bool, trunk: Iterable[tuple[int, int]]) -> None:

@@ -1,7 +1,7 @@
 """Addresses and names of one network: its dnsmasq, whose configuration is written from typed values only.
 
-Every server's address is fixed before it asks: who is not in the list gets none. dnsmasq reads the list again on SIGHUP. It is
-known by its configuration file on its command line, and outlives the daemon as machines do.
+Every server's address is fixed before it asks: who is not in the list gets none. dnsmasq reads the list again on SIGHUP. It
+writes down who it is before it begins (base/known.py), and outlives the daemon as machines do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtuary.base.errors import Failed
+from virtuary.base.known import RECORD, recording
 from virtuary.base.proc import ENVIRONMENT, Identity, find_program, identify, last_line
 
 LEASE = "1h"
@@ -134,8 +135,10 @@ async def start(folder: Path, settle: float = 0.05) -> Identity:
     handle = _open_words()
     try:
         process = await asyncio.create_subprocess_exec(
-            find_program("setpriv"), "--no-new-privs", f"--bounding-set=-all,+{',+'.join(RIGHTS)}",
-            find_program("dnsmasq"), mark_of(folder),
+            *recording(
+                folder / RECORD, find_program("setpriv"), "--no-new-privs", f"--bounding-set=-all,+{',+'.join(RIGHTS)}",
+                find_program("dnsmasq"), f"--conf-file={folder / 'dnsmasq.conf'}",
+            ),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=handle,
             env=ENVIRONMENT, start_new_session=True, cwd="/",
         )  # fmt: skip
@@ -168,11 +171,6 @@ def _read(handle: int) -> bytes:
     with contextlib.suppress(BlockingIOError):
         return os.read(handle, 1 << 20)
     return b""
-
-
-def mark_of(folder: Path) -> str:
-    """What stands on the command line of this network's dnsmasq."""
-    return f"--conf-file={folder / 'dnsmasq.conf'}"
 
 
 def read_again(pid: int) -> None:

@@ -13,24 +13,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from virtuary.base.errors import Failed, HostLacks, PeerAway
-from virtuary.base.proc import (
-    ENVIRONMENT,
-    Identity,
-    adopt,
-    bury,
-    end,
-    find_marked,
-    find_program,
-    identify,
-    last_line,
-    run,
-    wait_end,
-)
+from virtuary.base.known import RECORD, adopt, end_recorded, recorded
+from virtuary.base.proc import ENVIRONMENT, Identity, end, find_program, identify, last_line, run, wait_end
 from virtuary.network.bridge import NET
 from virtuary.network.within import LENGTH, READY, ask, stay, understand
 
@@ -103,17 +92,12 @@ class Private:
         self._holder: tuple[Identity, int] | None = None
         """Who stays in the namespace, and a pidfd of that process."""
         self._server: _Server | None = None
-        self.served: list[str] = []
-        """What stands on the command lines of others that are of no use when the namespace is another one."""
+        self.served: list[Path] = []
+        """Records of others that are of no use when the namespace is another one."""
 
     @property
     def net(self) -> Path:
         return Path(f"/proc/{self._holder[0].pid if self._holder else 0}/root/sys/class/net")
-
-    @property
-    def mark(self) -> str:
-        """What stands on the command line of who stays in the namespace."""
-        return f"/usr/bin/tail\0-f\0{self._anchor}\0"
 
     async def call(self, function: Callable[..., Any], *words: Any, **named: Any) -> Any:
         return await asyncio.shield(asyncio.create_task(self._ask(False, function, words, named)))
@@ -142,7 +126,7 @@ class Private:
         """Somebody to ask, in the namespace of who stays there."""
         if self._holder is None or identify(self._holder[0].pid) != self._holder[0]:
             self._let_go()
-            self._holder = _find(self.mark) or await self._stay() or await self._hold()
+            self._holder = _find([self._anchor]) or await self._stay() or await self._hold()
         if self._server is None:
             self._server = await _Server.start(self._holder[0].pid)
         return self._server
@@ -162,25 +146,24 @@ class Private:
         return await self._appear()
 
     async def _appear(self) -> tuple[Identity, int] | None:
-        """Who was just started to stay: for a moment while it executes its program it has no command line."""
+        """Who was just started to stay, once it has written down who it is."""
         for _ in range(1000):
-            if found := _find(self.mark):
+            if found := _find([self._anchor]):
                 return found
             await asyncio.sleep(0.001)
         return None
 
     @property
-    def _serving(self) -> str:
-        """What stands on the command lines of those that give addresses and names there."""
-        return f"--conf-file={self._anchor.parent}/"
+    def _serving(self) -> list[Path]:
+        """Records of those that give addresses and names there."""
+        return list(self._anchor.parent.glob(f"*/{RECORD}"))
 
     async def _hold(self) -> tuple[Identity, int]:
         """Make the namespace. What served networks in one that is lost would answer nobody."""
         await self._part()
         self._anchor.parent.mkdir(parents=True, exist_ok=True)
-        self._anchor.touch()
-        for mark in (self._serving, *self.served):
-            await end_all(mark)
+        for record in (*self._serving, *self.served):
+            await end_recorded(record)
         process = await asyncio.create_subprocess_exec(
             *PROGRAM, "hold", str(self._anchor),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=SURROUNDINGS, start_new_session=True, cwd="/",
@@ -200,7 +183,7 @@ class Private:
     async def leave(self) -> None:
         async with self._lock:
             await self._part()
-            self._holder = self._holder or _find(self.mark)
+            self._holder = self._holder or _find([self._anchor])
             if self._holder:
                 end(self._holder[1])
                 await wait_end(self._holder[1])
@@ -218,9 +201,9 @@ class Private:
         self._holder = None
 
 
-def _find(mark: str) -> tuple[Identity, int] | None:
-    """A living process with this mark, and a pidfd of it."""
-    found = ((identity, adopt(identity, mark)) for identity in find_marked(mark))
+def _find(records: Sequence[Path]) -> tuple[Identity, int] | None:
+    """A living process that one of these records names, and a pidfd of it."""
+    found = ((identity, adopt(identity)) for record in records for identity in recorded(record))
     return next(((identity, handle) for identity, handle in found if handle is not None), None)
 
 
@@ -280,16 +263,3 @@ async def prove() -> str | None:
     except (Failed, HostLacks) as error:
         return error.sentence
     return None
-
-
-async def end_all(mark: str) -> None:
-    """End every process with this mark, and wait until it is gone."""
-    for identity in find_marked(mark):
-        handle = adopt(identity, mark)
-        if handle is None:
-            continue
-        end(handle)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5):
-                await wait_end(handle)
-        bury(handle)

@@ -16,6 +16,8 @@ from virtuary.network.nft import chain, check_address, check_interface, lines, n
 
 CHECKS = ("mac", "arp", "ipv4", "ipv6", "dhcp", "ra", "vlan", "ethertype")
 """What frames of a server are checked for. `ipv6` holds neighbour discovery, `dhcp` and `ra`: being a server or router."""
+TAPS = "vt"
+"""What the names of all taps of servers begin with, see model.network.tap_of."""
 TRANSLATED = "0x02000000"
 """The bit of a packet's mark that tells the bridge that it was translated and judged."""
 
@@ -149,7 +151,13 @@ _HEARD = "".join(
 _TARGET = "iifname . @th,64,128 @targets"
 _GUARDS = "".join(
     (
-        chain("frames", "iifname @taps goto guard", hook="filter hook prerouting priority -310"),
+        # A tap that belongs to nobody we know passes nothing: it outlived its server, or is not known yet.
+        chain(
+            "frames",
+            "iifname @taps goto guard",
+            f'iifname "{TAPS}*" drop',
+            hook="filter hook prerouting priority -310",
+        ),
         chain(
             "guard_source_mac",
             "iifname != @free_mac iifname . ether saddr != @macs drop",
@@ -224,6 +232,7 @@ _GUARDS = "".join(
             "between",
             f"iifname @routed meta mark and {TRANSLATED} == 0 drop",
             f"oifname @routed meta mark and {TRANSLATED} == 0 drop",
+            f'oifname "{TAPS}*" oifname != @taps drop',
             "jump deliver",
             hook="filter hook forward priority -310",
         ),

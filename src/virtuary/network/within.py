@@ -19,12 +19,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from pydantic import TypeAdapter, validate_call
 from pydantic_core import to_jsonable_python
 
 from virtuary.base.errors import Failed, VirtuaryError, from_problem
+from virtuary.base.known import recording
 from virtuary.base.proc import die_with_parent
 from virtuary.network.bridge import raise_link
 
@@ -60,24 +62,30 @@ def isolate() -> None:
 
 
 def hold(anchor: str) -> NoReturn:
-    """Make the namespaces and stay in them; `anchor` is a file whose path tells this process from all others. Says READY on stdout."""
+    """Make the namespaces and stay in them; `anchor` is the file in which this process writes down who it is. Says READY on stdout."""
     isolate()
     os.write(1, READY)
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nothing, number)
     os.closerange(3, 1024)
-    os.execv("/usr/bin/tail", ["/usr/bin/tail", "-f", anchor])  # noqa: S606
+    words = staying(anchor)
+    os.execv(words[0], words)  # noqa: S606
 
 
 def stay(anchor: str) -> None:
     """From inside: have somebody stay here, as `hold` does."""
     nothing = subprocess.DEVNULL
-    words = ["/usr/bin/tail", "-f", anchor]
-    STAYING.append(subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True, cwd="/"))
+    STAYING.append(
+        subprocess.Popen(staying(anchor), stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True, cwd="/")
+    )
 
 
 STAYING: list[subprocess.Popen[bytes]] = []
+
+
+def staying(anchor: str) -> list[str]:
+    return recording(Path(anchor), "/usr/bin/tail", "-f", os.devnull)
 
 
 def enter(holder: int) -> None:

@@ -27,7 +27,7 @@ from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.node import operations, templates
-from virtuary.node.describe import layers_of
+from virtuary.node.describe import layers_of, user_of
 from virtuary.node.effects import Effect, printable
 from virtuary.node.launch import clean_up
 from virtuary.node.plan import unborn
@@ -148,7 +148,7 @@ async def end_copy(worker: Worker, world: World, error: VirtuaryError) -> None:
     if worker.run:
         await worker.run.close()
         worker.run = None
-    await clean_up(worker.vm_id, worker.paths.runtime)
+    await clean_up(worker.vm_id, worker.paths.runtime, user_of(worker.site, world.vm))
     origin = world.vm.spec.origin
     assert origin
     await give_up(

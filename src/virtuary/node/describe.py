@@ -145,6 +145,11 @@ def _most_memory(spec: VmSpec, most: Growth) -> int:
     return spec.memory if spec.memory_pages == "huge" else spec.memory_max or spec.memory + most.memory
 
 
+def user_of(site: Site, vm: Vm) -> int | None:
+    """The user that this server's processes have, or had in this daemon's life."""
+    return vm.status.runtime.uid if vm.status.runtime else site.uids.get(vm.id)
+
+
 def free_uid(site: Site, vm_id: str) -> int:
     """A user of its own for this machine in system mode: one no other server's record names. The caller's own in user mode."""
     if not site.capabilities.root:

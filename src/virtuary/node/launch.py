@@ -1,7 +1,8 @@
 """A machine's processes: QEMU and whoever serves its network, started together and ended together.
 
-Nothing here knows documents: a server's worker and the maker of templates both start machines by it. Processes are known by the
-machine's uuid on their command line, so that one that was started and never recorded is found and ended.
+Nothing here knows documents: a server's worker and the maker of templates both start machines by it. Processes are known by what
+the launcher wrote down of them, and by their user and control group, so that one that was started and never recorded in a
+document is found and ended, whatever it says of itself.
 """
 
 from __future__ import annotations
@@ -11,29 +12,29 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Failed
-from virtuary.base.proc import Identity, adopt, find_marked, identify, reap, wait_end
-from virtuary.base.proc import end as end_process
+from virtuary.base.errors import Failed, PeerAway
+from virtuary.base.known import RECORD, end_each, end_recorded, of_user, recorded, users_of
+from virtuary.base.proc import Identity, identify
 from virtuary.host import oom
-from virtuary.host.cgroups import ensure_group, outlive, remove_group, set_bounds
+from virtuary.host.cgroups import ensure_group, members_of, outlive, remove_group, set_bounds
 from virtuary.jail.walls import Jail, choose_jail
 from virtuary.network import passt
-from virtuary.node.site import Site
+from virtuary.node.site import UIDS, Site
 from virtuary.qemu import process, usernet
-from virtuary.qemu.argv import command
+from virtuary.qemu.argv import command, digest
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.parts import Grant
 from virtuary.storage.own import check_disk
 
 QMP_READY = 10.0
 """Seconds QEMU is given to offer its sockets and to answer its monitor after the start."""
-HELPER = ("-machine\0none\0",)
-"""What sets the command line of a network's helper apart from its machine's."""
+HELPER = "usernet"
+"""Folder of a network's helper below its machine's."""
 LOOPBACK_GAP = "the guest can reach services on the host's loopback addresses (QEMU's user network)"
 declare("start.before_spawn", "start.after_spawn", "network.after_start")
 
@@ -72,6 +73,8 @@ class Launched:
     started: process.Started
     network: Identity | None
     """The process that serves its network, where there is one."""
+    command: str
+    """Digest of QEMU's arguments."""
     jail: Jail
     gaps: tuple[str, ...]
 
@@ -101,8 +104,9 @@ async def launch(
     async with site.starts:
         crashpoint("start.before_spawn")
         links = await _plug(network, parts.grants)
+        line = command(binary.program, parts)
         order = process.Launch(
-            command(binary.program, parts), parts.grants, parts.readable, jail, machine.runtime, cgroups,
+            line, parts.grants, parts.readable, jail, machine.runtime, cgroups,
             links=links, writable=list(writable), groups=groups, bounds=parts.bounds,
         )  # fmt: skip
         wiring = None
@@ -113,7 +117,7 @@ async def launch(
             started = await process.start(order)
             oom.set_score(started.identity.pid, oom.EXPENDABLE)
         except BaseException:
-            await _stop_serving(machine.uuid, serving)
+            await _stop_serving(machine.runtime, serving)
             raise
         finally:
             for here, _ in links:
@@ -124,10 +128,10 @@ async def launch(
         crashpoint("network.after_start")
     except Exception:
         os.close(started.errors)
-        await end_marked(machine.uuid)
+        await end_machine(machine.uuid, machine.runtime, uid)
         raise
     gaps = (*jail.gaps, *dict.fromkeys((*started.gaps, *((gap,) if gap else ()))))
-    return Launched(started, helper, jail, (*gaps, LOOPBACK_GAP) if wiring and wiring.kind == "qemu-user" else gaps)
+    return Launched(started, helper, digest(line), jail, (*gaps, LOOPBACK_GAP) if wiring and wiring.kind == "qemu-user" else gaps)
 
 
 async def _plug(network: Served | Plugged | None, grants: list[Grant]) -> tuple[tuple[int, int], ...]:
@@ -142,7 +146,7 @@ async def _serve(site: Site, wiring: Wiring | None) -> Identity | None:
 
 async def serve_network(site: Site, wiring: Wiring) -> Identity:
     """Start whoever serves the network, as soon as the machine's socket is there; QEMU itself may still be starting."""
-    await end_marked(wiring.uuid, *HELPER)  # one that was started and never recorded would hold the ports
+    await end_recorded(wiring.runtime / HELPER / RECORD)  # one that was started and never recorded would hold the ports
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
         await _connect(link, wiring.runtime / "network")
         if wiring.kind == "passt":
@@ -152,11 +156,6 @@ async def serve_network(site: Site, wiring: Wiring) -> Identity:
         oom.set_score(identity.pid, oom.ORDINARY)
         outlive(identity.pid)
         return identity
-
-
-def mark_of(kind: str, uuid: str) -> str:
-    """What stands on the command line of the process that serves a network of this kind."""
-    return uuid if kind == "qemu-user" else "passt"
 
 
 async def _connect(link: socket.socket, path: Path) -> None:
@@ -171,18 +170,18 @@ async def _connect(link: socket.socket, path: Path) -> None:
             await asyncio.sleep(0.002)
 
 
-async def _stop_serving(uuid: str, serving: asyncio.Task[Identity | None]) -> None:
+async def _stop_serving(runtime: Path, serving: asyncio.Task[Identity | None]) -> None:
     """Undo a network that was begun for a machine that did not start; what listens on the socket's end goes by itself."""
     await asyncio.wait({serving}, timeout=2)  # a launch cut off half way would leave a child that nobody knows
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
-    await end_marked(uuid, *HELPER)
+    await end_recorded(runtime / HELPER / RECORD)
 
 
 async def _start_usernet(site: Site, wiring: Wiring, link: socket.socket) -> Identity:
     if any(":" in forward.address for forward in wiring.forwards):
         raise Failed("QEMU's user network publishes no IPv6 address", "publish on an IPv4 address, or install a passt that works")
-    folder = wiring.runtime / "usernet"
+    folder = wiring.runtime / HELPER
     folder.mkdir(mode=0o711, exist_ok=True)
     jail = choose_jail(site.capabilities, wiring.uid, host_network=True)
     groups, _ = ensure_group(wiring.uuid)
@@ -211,9 +210,9 @@ async def _listens(identity: Identity, port: int, limit: float = 2.0) -> bool:
     return True
 
 
-async def clean_up(uuid: str, runtime: Path) -> None:
-    """Nothing of a machine that is over stays: not its network's helper, not its sockets, not its group."""
-    await end_marked(uuid)
+async def clean_up(uuid: str, runtime: Path, uid: int | None) -> None:
+    """Nothing of a machine that is over stays: not its network's helper, not its sockets, not its group. Raises PeerAway, see `end_machine`."""
+    await end_machine(uuid, runtime, uid)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(runtime)
     for _ in range(200):
@@ -222,17 +221,26 @@ async def clean_up(uuid: str, runtime: Path) -> None:
         await asyncio.sleep(0.01)
 
 
-async def end_marked(uuid: str, *marks: str) -> None:
-    """End every process that carries this machine's uuid, and these marks, and wait until it is gone."""
-    for marked in find_marked(f"-uuid\0{uuid}\0", *marks):
-        handle = adopt(marked, uuid)
-        if handle is None:
-            continue
-        try:
-            end_process(handle)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await wait_end(handle)
-            reap(handle)
-        finally:
-            os.close(handle)
+async def end_machine(uuid: str, runtime: Path, uid: int | None) -> None:
+    """End every process of this machine. Raises PeerAway when one can't be ended: only then is the machine not gone.
+
+    `uid`: its user, where that is known; else it is told by the processes that are found.
+    """
+    users = {uid} & set(UIDS) if uid is not None else set[int]()
+    for _ in range(5):
+        found = find_processes(uuid, runtime, users)
+        if not found:
+            return
+        for identity in found:
+            users |= users_of(identity.pid) & set(UIDS)
+        await end_each(found)
+    raise PeerAway("processes of the server can't be ended", "the host's kernel may be waiting for a disk; it is tried again")
+
+
+def find_processes(uuid: str, runtime: Path, users: Iterable[int]) -> set[Identity]:
+    """The living processes of a machine: those that the launcher wrote down, and those of its control group and of its user."""
+    found = {*recorded(runtime / RECORD), *recorded(runtime / HELPER / RECORD)}
+    found |= {identity for pid in members_of(uuid) if (identity := identify(pid))}
+    for uid in users:
+        found.update(of_user(uid))
+    return found

@@ -22,7 +22,6 @@ from virtuary.base.errors import Failed, GuestSilent, VirtuaryError, of_system
 from virtuary.base.files import remove, sync_dir, sync_file, write_whole
 from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
-from virtuary.base.proc import command_line
 from virtuary.base.units import MIB
 from virtuary.guest import identity, seed
 from virtuary.model.image import Image
@@ -37,7 +36,7 @@ from virtuary.node.warm import copy_of, generation_of, make_host_key
 from virtuary.node.world import World
 from virtuary.qemu import live as engine
 from virtuary.qemu import rtc, warm
-from virtuary.qemu.argv import command
+from virtuary.qemu.argv import command, digest
 from virtuary.qemu.describe import Machine, describe, layer_parts
 from virtuary.qemu.parts import Grants
 from virtuary.storage import directory, full
@@ -75,7 +74,7 @@ async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
     else:
         machine = shaped(await machine_of(site, vm, image, runtime.accel), runtime.shape)
     words = command((await site.binary(machine.platform)).program, describe(machine))
-    if command_line(runtime.pid) != b"".join(word.encode() + b"\0" for word in words):
+    if runtime.command != digest(words):
         why = "it was changed since, or started by another Virtuary or QEMU"
         raise Failed(f"{vm.name} does not run as it would be started now: {why}", f"virtuary restart {vm.name}")
     return machine

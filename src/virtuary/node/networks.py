@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Conflict, Failed, PeerAway, VirtuaryError
+from virtuary.base.known import RECORD, adopt, end_recorded
 from virtuary.base.log import say
-from virtuary.base.proc import Identity, adopt, bury, identify, run, wait_end
+from virtuary.base.proc import Identity, bury, identify, run, wait_end
 from virtuary.host.cgroups import outlive
 from virtuary.model.firewall import Firewall, Group
 from virtuary.model.network import Lease, Network, Nic, own_mac, tap_of
 from virtuary.model.vm import Vm
 from virtuary.network import bridge, changes, dhcp, external, passt, shaping
-from virtuary.network.ground import Ground, Host, end_all
+from virtuary.network.ground import Ground, Host
 from virtuary.node.addresses import Addresses
 from virtuary.node.bandwidth import Shaper
 from virtuary.node.rules import Rules
@@ -141,6 +142,16 @@ class Networks:
             if network.status.state != "ready" or network.status.boot_id != boot:
                 return "creating", f"waiting for the network {nic.network}"
         return "ready", ""
+
+    async def close_taps(self, vm: Vm) -> None:
+        """Nothing is left of the taps of a server that is over. Raises PeerAway."""
+        runtime = vm.status.runtime.nics if vm.status.runtime else ()
+        for number in {nic.number for nic in (*vm.spec.nics, *runtime)}:
+            if bridge.is_there(tap_of(vm.id, number), self.ground.net):
+                try:
+                    await self.ground.call(bridge.remove_tap, tap_of(vm.id, number))
+                except OSError as error:
+                    raise PeerAway(f"the tap of NIC {number} can't be removed: {error.strerror}") from error
 
     async def open_tap(self, vm: Vm, nic: Nic) -> int:
         """The descriptor of a new tap of this NIC, on its network's bridge and guarded; the caller's to hand over and close.
@@ -303,7 +314,7 @@ class NetworkWorker:
                 dhcp.read_again(network.status.pid)
             return None
         self._let_go()
-        await end_all(dhcp.mark_of(self.folder))
+        await end_recorded(self.folder / RECORD)
         identity = await self.ground.call(dhcp.start, self.folder)
         outlive(identity.pid)
         crashpoint("network.after_dhcp")
@@ -311,7 +322,7 @@ class NetworkWorker:
         return {"pid": identity.pid, "start": identity.start}
 
     def _adopt(self, identity: Identity) -> None:
-        self._pidfd = adopt(identity, dhcp.mark_of(self.folder))
+        self._pidfd = adopt(identity)
         if self._pidfd is not None:
             self._watching = asyncio.create_task(self._watch(self._pidfd))
 
@@ -340,7 +351,7 @@ class NetworkWorker:
     async def _forget(self, network: Network) -> None:
         """Remove every trace of it; its document last."""
         self._let_go()
-        await end_all(dhcp.mark_of(self.folder))
+        await end_recorded(self.folder / RECORD)
         await self.ground.call(shaping.remove, network.status.bridge or network.bridge)
         await leave_interface(network)
         await external.take_away(network.status.external)

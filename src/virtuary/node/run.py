@@ -17,13 +17,13 @@ from typing import Any
 
 from virtuary.base.clock import Clock
 from virtuary.base.errors import GuestSilent, VirtuaryError
+from virtuary.base.known import adopt
 from virtuary.base.paths import VmPaths
-from virtuary.base.proc import Identity, adopt, end, reap, wait_end
+from virtuary.base.proc import Identity, end, reap, wait_end
 from virtuary.guest.agent import Agent, open_agent
 from virtuary.guest.wake import Port
 from virtuary.model.vm import Runtime
 from virtuary.node.console import Console
-from virtuary.node.launch import mark_of
 from virtuary.node.site import Site
 from virtuary.qemu.process import open_errors, read_errors
 from virtuary.qemu.qmp import DEADLINE, Monitor, open_monitor
@@ -79,12 +79,11 @@ class Run:
         self._spawn(self._keep_console())
         self._spawn(self._keep_asking())
         if self.runtime.network_pid and self.runtime.network_start:
-            mark = mark_of(self.runtime.network, self.paths.home.name)
-            self.watch_network(Identity(self.runtime.network_pid, self.runtime.network_start), mark)
+            self.watch_network(Identity(self.runtime.network_pid, self.runtime.network_start))
 
-    def watch_network(self, identity: Identity, mark: str) -> None:
-        """Notice the end of the process that serves this machine's network; `mark` stands on its command line."""
-        self.network_pidfd = adopt(identity, mark)
+    def watch_network(self, identity: Identity) -> None:
+        """Notice the end of the process that serves this machine's network."""
+        self.network_pidfd = adopt(identity)
         if self.network_pidfd is not None:
             self._spawn(self._watch_network(self.network_pidfd))
 
@@ -337,17 +336,17 @@ async def _banner(host: str, port: int, patience: float) -> bool:
 
 
 def open_run(
-    paths: VmPaths, runtime: Runtime, vm_id: str, site: Site, wake: Callable[[], None], errors: int | None = None,
+    paths: VmPaths, runtime: Runtime, site: Site, wake: Callable[[], None], errors: int | None = None,
     quiet: bool = False, wakes: bool = False,
 ) -> Run | None:  # fmt: skip
-    """Listen to the process `runtime` describes, if it still is that process (`vm_id` stands in its arguments); else None.
+    """Listen to the process `runtime` describes, if it still is that process, with that user; else None.
 
     `errors`: where its stderr is read, when it was just started; found again otherwise.
     `quiet`: until `speak` is called only its agent's pulse is felt. `wakes`: it waits at its port for that.
     """
     if runtime.boot_id != site.boot:
         return None
-    pidfd = adopt(Identity(runtime.pid, runtime.start), vm_id)
+    pidfd = adopt(Identity(runtime.pid, runtime.start), runtime.uid)
     if pidfd is None:
         return None
     if errors is None:

@@ -23,9 +23,9 @@ from virtuary.model.operation import Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Crash, Runtime, Vm
 from virtuary.node import nics, operations, templates
-from virtuary.node.describe import forwards_of, free_uid, layers_of, machine_of, shape_of, ssh_forward
+from virtuary.node.describe import forwards_of, free_uid, layers_of, machine_of, shape_of, ssh_forward, user_of
 from virtuary.node.effects import Effect, monitor_of, note_on
-from virtuary.node.launch import QMP_READY, Wiring, clean_up, end_marked, launch, mark_of, serve_network
+from virtuary.node.launch import QMP_READY, Wiring, clean_up, end_machine, launch, serve_network
 from virtuary.node.plan import CRASH_WINDOW, End, never_handed_out
 from virtuary.node.run import open_run
 from virtuary.node.site import Site
@@ -137,13 +137,13 @@ async def start_machine(
     try:
         runtime = Runtime(
             generation=vm.meta.generation, restarts=vm.spec.restarts, boot_id=site.boot, pid=started.identity.pid,
-            start=started.identity.start, uid=uid, accel=machine.accel, level=launched.jail.level, gaps=launched.gaps,
+            start=started.identity.start, uid=uid, command=launched.command, accel=machine.accel, level=launched.jail.level, gaps=launched.gaps,
             network=nics.kind_of(site, vm), network_pid=helper.pid if helper else None, network_start=helper.start if helper else None,
             ssh_host=way[0], ssh_port=way[1], started=site.clock.wall(),
             template=template.id if template else None, live=live, shape=shape_of(machine), nics=vm.spec.nics[:1],
         )  # fmt: skip
         worker.run = open_run(
-            worker.paths, runtime, vm.id, site, worker.wake, started.errors, bool(template) or live, wakes=bool(template)
+            worker.paths, runtime, site, worker.wake, started.errors, bool(template) or live, wakes=bool(template)
         )
         if worker.run is None:
             words = process.read_errors(started.errors)
@@ -164,7 +164,9 @@ async def start_machine(
             worker.run = None
         else:
             os.close(started.errors)
-        await end_marked(vm.id)  # it could not be recorded, so it must not stay: it has not executed the guest
+        await end_machine(
+            vm.id, worker.paths.runtime, uid
+        )  # it could not be recorded, so it must not stay: it has not executed the guest
         raise
     crashpoint("start.after_record")
     oom.set_score(started.identity.pid, oom.score_of(vm.spec.priority))
@@ -203,7 +205,7 @@ async def start_network(worker: Worker, world: World, _: None) -> None:
         identity = await serve_network(worker.site, wiring)
     except Failed as error:
         raise PeerAway(error.sentence) from error  # again, with backoff
-    run.watch_network(identity, mark_of(runtime.network, world.vm.id))
+    run.watch_network(identity)
     await worker.write(world.vm, runtime=runtime.but(network_pid=identity.pid, network_start=identity.start))
 
 
@@ -261,6 +263,12 @@ async def kill(worker: Worker, world: World, why: str) -> None:
     await run.wait_ended(30)
 
 
+async def clean_up_all(worker: Worker, vm: Vm) -> None:
+    """Nothing of a server's machine is left: no process, no socket, no tap."""
+    await clean_up(worker.vm_id, worker.paths.runtime, user_of(worker.site, vm))
+    await worker.site.networks.close_taps(vm)
+
+
 async def end_stray(worker: Worker, world: World, _: None) -> None:
     """End a QEMU that was started and never recorded; it has not executed the guest."""
     socket = worker.paths.socket("qmp")
@@ -274,7 +282,7 @@ async def end_stray(worker: Worker, world: World, _: None) -> None:
                 await monitor.gone()
         finally:
             await monitor.close()
-    await clean_up(worker.vm_id, worker.paths.runtime)
+    await clean_up_all(worker, world.vm)
 
 
 async def collect(worker: Worker, world: World, end: End) -> None:
@@ -288,7 +296,7 @@ async def collect(worker: Worker, world: World, end: End) -> None:
         with contextlib.suppress(OSError):
             write_whole(worker.paths.errors, worker.last_words.encode()[-LOG_CAP:])
     await drop_key(worker)
-    await clean_up(worker.vm_id, worker.paths.runtime)
+    await clean_up_all(worker, world.vm)
     crashpoint("collect.after_clean")
     current = worker.load()
     if current is None:
@@ -418,7 +426,7 @@ async def forget(worker: Worker, world: World, _: None) -> None:
         await worker.run.close()
         worker.run = None
     await drop_key(worker)
-    await clean_up(worker.vm_id, worker.paths.runtime)
+    await clean_up_all(worker, world.vm)
     crashpoint("forget.before_files")
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(worker.paths.home)

@@ -123,7 +123,7 @@ class TemplateWorker:
     async def _make_folder(self, template: Template, final: Path, operation: str | None) -> None:
         folder = final.with_name(f".making-{template.id}")
         runtime = self.site.paths.run / "vms" / template.id
-        await clean_up(template.id, runtime)
+        await clean_up(template.id, runtime, self.site.uids.get(template.id))
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(mode=0o700)
@@ -139,7 +139,7 @@ class TemplateWorker:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         finally:
-            await clean_up(template.id, runtime)
+            await clean_up(template.id, runtime, self.site.uids.get(template.id))
 
     def _image(self, template: Template) -> Image:
         record = self.site.store.get(f"image/{template.spec.image_id}")
@@ -223,7 +223,7 @@ class Making:
             generation=1, restarts=0, boot_id=site.boot, pid=launched.started.identity.pid, start=launched.started.identity.start,
             uid=uid, accel=template.spec.accel, level=launched.jail.level, ssh_port=port, started=site.clock.wall(),
         )  # fmt: skip
-        run = open_run(VmPaths(self.folder, self.runtime), runtime, template.id, site, self._wake.set, launched.started.errors)
+        run = open_run(VmPaths(self.folder, self.runtime), runtime, site, self._wake.set, launched.started.errors)
         if run is None:
             words = read_errors(launched.started.errors)
             os.close(launched.started.errors)

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from virtuary.base.errors import PeerAway, VirtuaryError
+from virtuary.base.known import RECORD, adopt, end_recorded, recorded
 from virtuary.base.log import say
-from virtuary.base.proc import Identity, adopt, bury, find_marked, wait_end
+from virtuary.base.proc import Identity, bury, wait_end
 from virtuary.jail.walls import choose_jail
 from virtuary.network import uplink
-from virtuary.network.ground import Private, end_all
+from virtuary.network.ground import Private
 from virtuary.qemu import process, usernet
 from virtuary.qemu.parts import Grant
 from virtuary.qemu.platform import PLATFORMS
@@ -36,14 +37,10 @@ class Uplink:
         self._pidfd: int | None = None
         self._monitor: Monitor | None = None
         self._watching: asyncio.Task[None] | None = None
-        ground.served.append(self._mark)
+        ground.served.append(self._folder / RECORD)
         self.faults: dict[str, str] = {}
         """Ports that could not be published, and why."""
         self.on_end: Callable[[], None] = lambda: None
-
-    @property
-    def _mark(self) -> str:
-        return f"-uuid\0{self._uuid}\0"
 
     async def keep(self, forwards: Iterable[uplink.Held]) -> None:
         """Have the way out, and exactly these ports led in. Costs little where it is so; raises VirtuaryError."""
@@ -62,7 +59,7 @@ class Uplink:
     async def _open(self) -> Monitor:
         """The monitor of the helper there is, or of a new one."""
         await self.part()
-        for identity in find_marked(self._mark):
+        for identity in recorded(self._folder / RECORD):
             if self._adopt(identity):
                 with contextlib.suppress(VirtuaryError):
                     self._monitor = await open_monitor(self._folder / "qmp")
@@ -93,7 +90,7 @@ class Uplink:
             os.close(link)
 
     def _adopt(self, identity: Identity) -> bool:
-        self._pidfd = adopt(identity, self._uuid)
+        self._pidfd = adopt(identity)
         if self._pidfd is not None:
             self._watching = asyncio.create_task(self._watch(self._pidfd))
         return self._pidfd is not None
@@ -107,7 +104,7 @@ class Uplink:
     async def end(self) -> None:
         """Nothing of it stays."""
         await self.part()
-        await end_all(self._mark)
+        await end_recorded(self._folder / RECORD)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def part(self) -> None:

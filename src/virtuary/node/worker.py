@@ -189,7 +189,7 @@ class Worker:
         if runtime is None:
             return "stray" if not self.run and self.paths.socket("qmp").exists() else "absent"
         if self.run is None and not self._looked:
-            self.run = open_run(self.paths, runtime, vm.id, self.site, self.wake, quiet=never_handed_out(vm))
+            self.run = open_run(self.paths, runtime, self.site, self.wake, quiet=never_handed_out(vm))
         self._looked = True
         return "alive" if self.run and not self.run.ended else "absent"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from virtuary.qemu.parts import Part, Parts
@@ -26,6 +27,11 @@ def command(program: str, machine: Parts, *, sandbox: bool = True) -> list[str]:
         if name == "mon":
             line += ["-mon", value]
     return line
+
+
+def digest(line: list[str]) -> str:
+    """What tells one command line from another, to be kept: a process could rewrite its own."""
+    return hashlib.sha256("\0".join(line).encode()).hexdigest()
 
 
 def _option(part: Part) -> str:

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virtuary.base.errors import Failed
+from virtuary.base.known import RECORD
 from virtuary.base.proc import Identity, bury, identify
 from virtuary.jail.launching import LAUNCHER
 from virtuary.jail.walls import Bounds, Jail, resolver_files
 from virtuary.qemu.parts import Grant
 
 SUBREAPER = 36
-RECORD = "processes"
-"""Name of the file in a runtime folder that names the processes that were started for it."""
 
 
 @dataclass(frozen=True)
