@@ -102,8 +102,9 @@ def test_every_exception_from_the_table_is_still_needed() -> None:
     assert set(ALLOWED) <= real
 
 
-def test_the_launcher_needs_nothing_but_the_standard_library() -> None:
-    tree = ast.parse((SOURCE / "jail/launcher.py").read_text())
+@pytest.mark.parametrize("name", ["jail/launcher.py", "images/fetcher.py"])
+def test_programs_of_their_own_need_nothing_but_the_standard_library(name: str) -> None:
+    tree = ast.parse((SOURCE / name).read_text())
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names

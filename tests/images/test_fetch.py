@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -11,9 +12,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import ssl
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +24,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from virtuary.base.errors import Busy, Failed, Invalid, NotFound, PeerAway, Refused, VirtuaryError
+from virtuary.base.errors import Busy, Failed, Invalid, NoRoom, NotFound, PeerAway, Refused, VirtuaryError
 from virtuary.images import catalogue
 from virtuary.images import fetch as module
-from virtuary.images.addresses import Url, follow, parse_url, resolve, why_not
+from virtuary.images.addresses import Url, follow, parse_url, why_not
 from virtuary.images.checksums import Digest
-from virtuary.images.fetch import Fetched, Patience, fetch, fetch_small, pull, verify_signature
+from virtuary.images.fetch import Fetched, Patience, fetch, fetch_small, pull, resolve, verify_signature
+from virtuary.images.making import check_source
+from virtuary.images.partial import drop_abandoned, open_partial
+from virtuary.images.remote import AROUND, BOUNDS, LONGEST, Remote
 from virtuary.images.signatures import dearmored
+from virtuary.jail.tool import run
+from virtuary.model.image import ImageSource
+from virtuary.storage.directory import free_space, reserving
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -349,6 +360,122 @@ async def test_sf1_the_clusters_own_networks_are_refused_even_where_private_ones
     assert server.seen == []
 
 
+NEVER = [
+    "0.0.0.1",
+    "169.254.169.254",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "168.63.129.16",
+    "100.100.100.200",
+    "192.0.0.192",
+    "::",
+    "fe80::1",
+    "fec0::1",
+    "feff::1",
+    "ff02::1",
+    "fd00:ec2::254",
+    "fd20:ce::254",
+    "64:ff9b:1::7f00:1",
+    "64:ff9b:1:a9fe:a9:fe00::",
+    "100::1",
+    "5f00::1",
+    "::ffff:169.254.169.254",
+    "::169.254.169.254",
+    "::ffff:0:169.254.169.254",
+    "64:ff9b::a9fe:a9fe",
+    "2002:a9fe:a9fe::1",
+    "2001:0:a9fe:a9fe::1",
+    "2001:0:808:808::5601:5601",
+    "2606:2800::5efe:a9fe:a9fe",
+    "2606:2800::200:5efe:a9fe:a9fe",
+    "::ffff:168.63.129.16",
+]
+PRIVATE = [
+    "127.0.0.1",
+    "127.255.255.254",
+    "10.0.0.1",
+    "100.64.0.1",
+    "100.127.255.255",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.1",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.19.255.255",
+    "198.51.100.1",
+    "203.0.113.1",
+    "::1",
+    "fc00::1",
+    "fd00::1",
+    "::ffff:10.0.0.1",
+    "::ffff:0:127.0.0.1",
+    "64:ff9b::7f00:1",
+    "2002:a00:1::",
+    "2001:0:a00:1::f5ff:fffe",
+    "2001:2::1",
+    "2001:10::1",
+    "2001:db8::1",
+    "3fff::1",
+    "4000::1",
+    "1::1",
+    "e000::1",
+    "2606:2800::5efe:a00:1",
+    "::127.0.0.1",
+    "0:0:1::1",
+]
+PUBLIC = [
+    "93.184.216.34",
+    "1.1.1.1",
+    "100.63.255.255",
+    "100.128.0.1",
+    "172.15.0.1",
+    "172.32.0.1",
+    "192.0.0.9",
+    "192.31.196.1",
+    "192.175.48.1",
+    "198.17.0.1",
+    "223.255.255.255",
+    "2606:2800:220:1::1",
+    "64:ff9b::5db8:d822",
+    "2002:5db8:d822::",
+    "2001:200::1",
+    "2001:4:112::1",
+    "2620:4f:8000::1",
+    "::ffff:93.184.216.34",
+    "2606:2800::5efe:5db8:d822",
+]
+
+
+@pytest.mark.parametrize("text", NEVER)
+def test_what_is_never_a_server_of_images_is_not_fetched_from_however_it_is_written(text: str) -> None:
+    address = ipaddress.ip_address(text)
+    assert why_not(address, False) and why_not(address, True)
+
+
+@pytest.mark.parametrize("text", PRIVATE)
+def test_private_addresses_and_all_that_stands_for_them_are_fetched_from_only_where_that_is_allowed(text: str) -> None:
+    address = ipaddress.ip_address(text)
+    assert why_not(address, False) == "is a private address" and why_not(address, True) is None
+
+
+@pytest.mark.parametrize("text", PUBLIC)
+def test_servers_on_the_internet_are_fetched_from(text: str) -> None:
+    assert why_not(ipaddress.ip_address(text), False) is None
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_an_address_inside_another_is_judged_as_itself(number: int) -> None:
+    inner = ipaddress.IPv4Address(number)
+    for text in ("::ffff:0:0", "::ffff:0:0:0", "64:ff9b::"):
+        outer = ipaddress.IPv6Address(int(ipaddress.IPv6Address(text)) | number)
+        for allowed in (False, True):
+            assert why_not(outer, allowed) == why_not(inner, allowed)
+    assert why_not(inner, False) or inner.is_global or str(inner).startswith("192.")
+
+
 def test_addresses_are_judged_by_what_they_stand_for() -> None:
     for text in ("93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822"):
         assert why_not(ipaddress.ip_address(text), False) is None
@@ -417,19 +544,19 @@ async def test_https_goes_to_the_checked_address_with_the_name_in_sni(tmp_path: 
         return ["127.0.0.1"]
 
     monkeypatch.setattr(module, "resolve", here)
-    trust = ssl.create_default_context(cafile=str(certificate))
-    await get(f"https://images.test:{port}/disk", tmp_path / "image", tls=trust)
+    trust = certificate.read_text()
+    await get(f"https://images.test:{port}/disk", tmp_path / "image", trust=trust)
     assert names == ["images.test"] and server.seen[0][1]["host"] == f"images.test:{port}"
     with pytest.raises(Refused, match="could not prove"):
-        await get(f"https://other.test:{port}/disk", tmp_path / "image", tls=trust)
+        await get(f"https://other.test:{port}/disk", tmp_path / "image", trust=trust)
     with pytest.raises(Refused, match="could not prove"):
         await get(f"https://images.test:{port}/disk", tmp_path / "image")
     server.acts["/down"] = redirect(plain.url + "/disk")
-    await get(f"https://images.test:{port}/down", tmp_path / "image", tls=trust)  # the digest makes up for it
+    await get(f"https://images.test:{port}/down", tmp_path / "image", trust=trust)  # the digest makes up for it
     with pytest.raises(Refused, match="from https to http"):
-        await get(f"https://images.test:{port}/down", tmp_path / "image", tls=trust, digest=None)
+        await get(f"https://images.test:{port}/down", tmp_path / "image", trust=trust, digest=None)
     with pytest.raises(Refused, match="from https to http"):
-        await fetch_small(f"https://images.test:{port}/down", tls=trust)
+        await fetch_small(f"https://images.test:{port}/down", trust=trust)
     for one in (server, plain):
         one.http.shutdown()
         one.http.server_close()
@@ -602,3 +729,82 @@ async def test_where_a_keyring_is_found_the_signature_must_be_there_and_right(
         await pull_signed("ubuntu", sums, detach(other))
     with pytest.raises(Invalid):
         await pull_signed("fedora", lambda entry: clear(entry).replace(SHA256.encode(), b"0" * 64), None)
+
+
+async def test_what_a_server_announces_is_reserved_before_its_first_byte(server: Server, tmp_path: Path) -> None:
+    with reserving(tmp_path, free_space(tmp_path) - 1_000_000, "others"), pytest.raises(NoRoom, match="are missing"):
+        await get(server.url + "/disk", tmp_path / "image")
+    assert (tmp_path / "image.partial").stat().st_size == 0
+    await get(server.url + "/disk", tmp_path / "image")
+
+
+def test_what_nobody_goes_on_with_is_removed_after_a_while(tmp_path: Path) -> None:
+    for name in ("old", "new", "held"):
+        (tmp_path / f"{name}.partial").write_bytes(b"x")
+        (tmp_path / f"{name}.partial.json").write_bytes(b"{}")
+    for name in ("old", "held"):
+        os.utime(tmp_path / f"{name}.partial", (1, 1))
+    (tmp_path / "link.partial").symlink_to(tmp_path / "new.partial")
+    (tmp_path / "whole").write_bytes(b"x")
+    os.utime(tmp_path / "whole", (1, 1))
+    with open_partial(tmp_path / "held"):
+        drop_abandoned(tmp_path, time.time() - 86400)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "new.partial", "new.partial.json", "held.partial", "held.partial.json", "link.partial", "whole",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "2130706433", "0x7f.1", "169.254.169.254", "[fec0::1]", "10.0.0.1"])
+def test_an_address_that_can_not_be_meant_is_refused_before_anything_is_begun(host: str) -> None:
+    source = ImageSource(kind="url", url=f"https://{host}/x", sha256="0" * 64)
+    with pytest.raises((Refused, Invalid)):
+        check_source(source, allow_private=False)
+    check_source(source.but(url="https://images.example/x"), allow_private=False)
+    with pytest.raises(Invalid, match="needs its digest"):
+        check_source(source.but(sha256=""), allow_private=True)
+    with pytest.raises(Invalid):
+        check_source(source.but(url="file:///etc/passwd"), allow_private=True)
+
+
+HOSTILE = {
+    "a line without an end": b"x" * 200_000,
+    "no line": b"",
+    "no object": b"[1]\n",
+    "deep": b"[" * 60_000 + b"\n",
+    "a status that is none": b'{"status": "200", "headers": {}}\n',
+    "headers that are none": b'{"status": 200, "headers": [1]}\n',
+    "another kind of error": b'{"error": {"a": 1}}\n',
+    "no text": b"\xff\xfe\n",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+async def test_a_fetcher_that_was_taken_over_is_not_believed(case: str) -> None:
+    class Over:
+        async def wait(self) -> int:
+            return -9
+
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours, limit=LONGEST)
+    theirs.setblocking(True)
+    threading.Thread(target=lambda: (theirs.recv(4096), theirs.sendall(HOSTILE[case]), theirs.close()), daemon=True).start()
+    remote = Remote(reader, writer, Over())  # type: ignore[arg-type]
+    with pytest.raises((Failed, PeerAway)):
+        await remote.get(parse_url("http://h/"), ["127.0.0.1"], {}, connect=1, silence=1, trust="")
+    writer.close()
+
+
+async def test_the_fetcher_reaches_nothing_but_what_it_is_told_to(server: Server, tmp_path: Path) -> None:
+    """It is a program in the jail: no files of the host, no sockets of its services, a user of its own."""
+    code = (
+        "import os, socket\n"
+        "for path in ('/etc/passwd', '/etc/shadow', '/run', '/proc/self/status', '/root'):\n"
+        "    try: os.stat(path); print('saw', path)\n"
+        "    except OSError: pass\n"
+        "try: socket.socket(socket.AF_UNIX); print('unix')\n"
+        "except OSError: pass\n"
+        "print(os.getuid())"
+    )
+    done = await run([os.path.realpath(sys.executable), "-I", "-S", "-c", code], BOUNDS, 20, AROUND)
+    assert done.stderr == b"" and done.stdout.decode().split()[:-1] == []
+    assert int(done.stdout) >= 2_000_060_000 or os.getuid() != 0

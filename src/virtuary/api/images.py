@@ -43,10 +43,11 @@ async def list_images(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] 
 
 
 @router.post("", status_code=202)
-async def create_image(ctx: Ctx, wish: ImageWish) -> Response:
+async def create_image(ctx: Ctx, parts: P, wish: ImageWish) -> Response:
     """Have an image built, pulled or fetched."""
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
+    touch.check_source(parts.node.site, wish.source)
     image, operation = await images.create(ctx, wish)
     return accepted(operation, {"image": body_of(image)})
 

@@ -6,7 +6,7 @@ mind in between gains nothing.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import ipaddress
 import re
 import socket
@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from virtuary.base.errors import Invalid, PeerAway, Refused
+from virtuary.base.errors import Invalid, Refused
+from virtuary.images import special
+from virtuary.images.special import Address, Network
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_URL = 2048
 PORTS = {"http": 80, "https": 443}
-_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # NAT64: the last 32 bits are an IPv4 address
 _HOST = re.compile(r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})$")
 
 
@@ -61,7 +60,7 @@ def parse_url(text: str) -> Url:
     if "@" in parts.netloc:
         raise Invalid("the URL has a user name or password in it", "publish the file where none is needed")
     host = (parts.hostname or "").rstrip(".")
-    if not host or not (_HOST.match(host) or _is_address(host)):
+    if not host or not (_HOST.match(host) or literal(host)):
         raise Invalid("the URL has no host that is understood")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Url(parts.scheme, host, PORTS[parts.scheme] if port is None else port, target)
@@ -73,53 +72,29 @@ def follow(url: Url, location: str) -> Url:
 
 
 def why_not(address: Address, allow_private: bool, deny: Sequence[Network] = ()) -> str | None:
-    """Why nothing is fetched from `address`; None when it may be. Pure.
-
-    Multicast, link-local (cloud metadata services live there) and unspecified addresses are never allowed.
-    """
-    inner = _inside(address)
-    if inner is not None:
-        return why_not(inner, allow_private, deny)
+    """Why nothing is fetched from `address`, taken as itself and as every address that it stands for; None when it may be. Pure."""
     if any(address in network for network in deny):
         return "belongs to this cluster"
-    if address.is_multicast or address.is_unspecified or address.is_link_local or str(address) == "255.255.255.255":
-        return "is a multicast, link-local or unspecified address"
-    if not allow_private and not address.is_global:
+    if never := special.why_never(address):
+        return f"is {never}"
+    if meant := special.inside(address):
+        return next((why for inner in meant if (why := why_not(inner, allow_private, deny))), None)
+    if not allow_private and special.is_private(address):
         return "is a private address"
     return None
 
 
-async def resolve(url: Url, allow_private: bool = False, deny: Sequence[Network] = (), patience: float = 15) -> list[str]:
-    """Addresses of the URL's host, all of them checked; raises Refused if a single one is not allowed."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(patience):
-            answers = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
-        raise PeerAway(f"the name {url.host} can't be resolved", "check the name and this host's name service") from error
-    found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-    for text in found:
-        if reason := why_not(ipaddress.ip_address(text), allow_private, deny):
+def check_addresses(url: Url, found: Sequence[Address], allow_private: bool = False, deny: Sequence[Network] = ()) -> None:
+    """Raise Refused if a single one of these addresses of the URL's host is not allowed."""
+    for address in found:
+        if reason := why_not(address, allow_private, deny):
             raise Refused(f"{url.host} is not fetched from: its address {reason}", "an administrator can allow private addresses")
-    return found
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _inside(address: Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address an IPv6 address stands for: mapped, 6to4, Teredo, NAT64."""
-    if address.version == 4:
-        return None
-    if address.ipv4_mapped or address.sixtofour:
-        return address.ipv4_mapped or address.sixtofour
-    if address.teredo:
-        return address.teredo[1]
-    if address in _TRANSLATED or (int(address) >> 32 == 0 and int(address) > 1):  # ::a.b.c.d, but not :: and ::1
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+def literal(host: str) -> Address | None:
+    """The address that a host is written as, in any notation that the C library takes; None for a name. Pure."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host)
+    with contextlib.suppress(OSError):
+        return ipaddress.IPv4Address(socket.inet_aton(host))
     return None

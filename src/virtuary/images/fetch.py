@@ -1,6 +1,7 @@
 """Images from the network: to a checked address, resumable, hashed whole, published at once.
 
-Promises: only http and https; each address, also behind each redirect, is checked before a byte is sent, and the connection
+The other side is spoken to by a program in the jail (fetcher.py); what is asked, which addresses are connected to, and what of the
+answer is kept is decided here. Promises: only http and https; each address, also behind each redirect, is checked before a byte is sent, and the connection
 goes to that very address; nothing of the machine (proxy settings, passwords, cookies) is sent along; size, silence and rate
 have limits. A file appears under its name complete, with the right digest, synced and mode 0400, or not at all. What an
 interrupted fetch left behind (NAME.partial and NAME.partial.json) is used by the next one if the server still has the same
@@ -12,29 +13,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import httpx2
-
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, Invalid, NotFound, PeerAway, Refused, VirtuaryError
 from virtuary.base.files import publish, remove
 from virtuary.base.units import MIB, format_size
-from virtuary.images.addresses import Network, Url, follow, parse_url, resolve
+from virtuary.images.addresses import Url, check_addresses, follow, parse_url
 from virtuary.images.catalogue import KEYRING_FOLDERS, Entry, find_keyring, mirrored
 from virtuary.images.checksums import Digest, clear_text, hash_file, parse_checksums
 from virtuary.images.header import Report
 from virtuary.images.partial import AGAIN, Partial, open_partial
+from virtuary.images.remote import Answer, Remote, open_remote
 from virtuary.images.signatures import verify_signature
+from virtuary.images.special import Network
+from virtuary.storage.directory import check_space, reserving
 
 __all__ = ["Fetched", "Patience", "Pulled", "Rules", "fetch", "fetch_small", "pull", "verify_signature"]
 
 MAX_REDIRECTS = 5
+REDIRECTS = (301, 302, 303, 307, 308)
 MAX_IMAGE = 64 * 1024 * MIB
 BUFFER = 1 * MIB
 _HEADERS = {"User-Agent": "virtuary", "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -61,7 +63,10 @@ class Rules(NamedTuple):
     allow_private: bool = False
     deny: Sequence[Network] = ()  # the cluster's own networks
     allow_downgrade: bool = False  # from https to http; harmless only when a digest is known
-    tls: ssl.SSLContext | None = None
+    trust: str = ""
+    """Certificates to be trusted besides the host's, in PEM."""
+    kept: int | None = None
+    """Bytes of the pool that stay free; None: by rule."""
 
 
 class Fetched(NamedTuple):
@@ -89,7 +94,8 @@ async def fetch(
     allow_private: bool = False,
     deny: Sequence[Network] = (),
     patience: Patience = PATIENCE,
-    tls: ssl.SSLContext | None = None,
+    trust: str = "",
+    kept: int | None = None,
 ) -> Fetched:
     """Fetch `url` into `target`, which is replaced when it exists.
 
@@ -97,7 +103,7 @@ async def fetch(
     (what came so far is kept), Refused, NotFound, NoRoom, and Busy when the same target is being fetched. `report` hears a
     sentence and the fraction done, None where it is not known.
     """
-    rules = Rules(allow_private, deny, digest is not None, tls)
+    rules = Rules(allow_private, deny, digest is not None, trust, kept)
     with open_partial(target) as partial:
         source = await _download(parse_url(url), partial, max_size, report, rules, patience)
         report("checking the file", None)
@@ -123,13 +129,13 @@ async def fetch_small(
     allow_private: bool = False,
     deny: Sequence[Network] = (),
     patience: Patience = PATIENCE,
-    tls: ssl.SSLContext | None = None,
+    trust: str = "",
 ) -> bytes:
     """The content of a small file; raises as `fetch` does. An https URL is never followed to http."""
     content = bytearray()
-    async with _answer(parse_url(url), {}, Rules(allow_private, deny, False, tls), patience) as (_, answer):
+    async with _answer(parse_url(url), {}, Rules(allow_private, deny, False, trust), patience) as (_, answer, chunks):
         _check_status(answer, (200,))
-        async for chunk in _chunks(answer, patience):
+        async for chunk in chunks:
             content += chunk
             if len(content) > max_size:
                 raise Invalid(f"the file is larger than the {format_size(max_size)} expected of it")
@@ -146,6 +152,7 @@ async def pull(
     max_size: int = MAX_IMAGE,
     allow_private: bool = False,
     deny: Sequence[Network] = (),
+    kept: int | None = None,
 ) -> Pulled:
     """Fetch an image of the catalogue: checksum file, its signature where a keyring is found, then the image.
 
@@ -170,6 +177,7 @@ async def pull(
             report=report,
             allow_private=allow_private,
             deny=deny,
+            kept=kept,
         )
         return Pulled(fetched, digest, vouched)
     raise NotFound(
@@ -196,35 +204,38 @@ async def _download(url: Url, partial: Partial, max_size: int, report: Report, r
     validator = partial.validator(str(url))
     have = partial.size if validator else 0
     headers = {"Range": f"bytes={have}-", "If-Range": validator} if validator else {}
-    async with _answer(url, headers, rules, patience) as (source, answer):
+    async with _answer(url, headers, rules, patience) as (source, answer, chunks):
         _check_status(answer, (200, 206, 416) if validator else (200,))
-        if answer.status_code == 200:
+        if answer.status == 200:
             have = 0
             partial.restart(str(url), _validator(answer))
         total = _total(answer, have)
-        complete = answer.status_code == 416 and total == have
-        if not complete and (answer.status_code == 416 or (answer.status_code == 206 and total is None)):
+        complete = answer.status == 416 and total == have
+        if not complete and (answer.status == 416 or (answer.status == 206 and total is None)):
             partial.discard()
             raise PeerAway("the server can't continue the file that was begun", "repeat the command: it starts anew")
         _check_size(total or have, max_size, partial)
         if not complete:
-            await _receive(answer, partial, have, total, max_size, report, patience)
+            with reserving(partial.path.parent, max((total or 0) - have, 0), "the file", rules.kept):
+                await _receive(chunks, partial, have, total, max_size, report)
         return source
 
 
 async def _receive(
-    answer: httpx2.Response, partial: Partial, have: int, total: int | None, max_size: int, report: Report, patience: Patience
+    chunks: AsyncIterator[bytes], partial: Partial, have: int, total: int | None, max_size: int, report: Report
 ) -> None:
     """Append what comes; what was received is in the file also when this ends in an error."""
     buffer = bytearray()
     told = -1.0
     try:
-        async for chunk in _chunks(answer, patience):
+        async for chunk in chunks:
             buffer += chunk
             have += len(chunk)
             _check_size(have, max_size, partial)
             if len(buffer) >= BUFFER:
                 piece, buffer = bytes(buffer), bytearray()
+                if total is None:  # nothing was announced, so nothing is reserved
+                    check_space(partial.path.parent, BUFFER, "the file")
                 await asyncio.to_thread(partial.append, piece)
             fraction = min(1.0, have / total) if total else None
             if fraction is None or fraction - told >= 0.01 or fraction == 1.0:
@@ -243,86 +254,63 @@ def _check_size(size: int, most: int, partial: Partial) -> None:
         raise Invalid(f"the file is larger than the {format_size(most)} allowed", "raise the limit if you trust the source")
 
 
-def _validator(answer: httpx2.Response) -> str | None:
+def _validator(answer: Answer) -> str | None:
     """What identifies this version of the file for If-Range: a strong ETag, else the date; printable and short, or None."""
-    tag = str(answer.headers.get("etag", ""))
-    value = tag if tag and not tag.startswith("W/") else str(answer.headers.get("last-modified", ""))
+    tag = answer.headers.get("etag", "")
+    value = tag if tag and not tag.startswith("W/") else answer.headers.get("last-modified", "")
     return value if value and len(value) < 512 and value.isascii() and value.isprintable() else None
 
 
-def _total(answer: httpx2.Response, have: int) -> int | None:
+def _total(answer: Answer, have: int) -> int | None:
     """Size of the whole file as far as the answer tells; None when it does not, or when a part does not begin at `have`."""
-    ranges = str(answer.headers.get("content-range", ""))
-    if answer.status_code == 416:
+    ranges = answer.headers.get("content-range", "")
+    if answer.status == 416:
         found = re.fullmatch(r"bytes \*/(\d{1,18})", ranges)
         return int(found[1]) if found else None
-    if answer.status_code == 206:
+    if answer.status == 206:
         part = _RANGE.match(ranges)
         return int(part[3]) if part and int(part[1]) == have and int(part[2]) + 1 == int(part[3]) else None
-    length = str(answer.headers.get("content-length", ""))
+    length = answer.headers.get("content-length", "")
     return int(length) if re.fullmatch(r"\d{1,18}", length) else None
 
 
 @contextlib.asynccontextmanager
 async def _answer(
     url: Url, headers: Mapping[str, str], rules: Rules, patience: Patience
-) -> AsyncIterator[tuple[Url, httpx2.Response]]:
-    """The answer to a GET, redirects followed; a client of its own for each hop, so nothing is carried from host to host."""
+) -> AsyncIterator[tuple[Url, Answer, AsyncIterator[bytes]]]:
+    """The answer to a GET and its body, redirects followed; a fetcher of its own for each hop, so nothing is carried from host to host."""
     for _ in range(MAX_REDIRECTS + 1):
-        addresses = await resolve(url, rules.allow_private, rules.deny, patience.connect)
-        async with _client(rules, patience) as client, _sent(client, url, addresses, headers) as answer:
-            if not answer.has_redirect_location:
-                yield url, answer
+        async with open_remote() as remote:
+            addresses = await resolve(url, remote, rules.allow_private, rules.deny, patience.connect)
+            asked = {**_HEADERS, **headers}
+            answer = await remote.get(
+                url, addresses, asked, connect=patience.connect, silence=patience.silence, trust=rules.trust
+            )
+            if answer.status not in REDIRECTS or "location" not in answer.headers:
+                yield url, answer, _chunks(answer, remote, patience)
                 return
-            onward = follow(url, str(answer.headers.get("location", "")))
+            onward = follow(url, answer.headers["location"])
         if url.scheme == "https" and onward.scheme == "http" and not rules.allow_downgrade:
             raise Refused(f"{url.host} leads from https to http", "give a digest, or the URL of a server that stays with https")
         url = onward
     raise Invalid(f"the URL was redirected more than {MAX_REDIRECTS} times")
 
 
-def _client(rules: Rules, patience: Patience) -> httpx2.AsyncClient:
-    timeout = httpx2.Timeout(patience.silence, connect=patience.connect)
-    return httpx2.AsyncClient(verify=rules.tls or ssl.create_default_context(), trust_env=False, timeout=timeout)
+async def resolve(
+    url: Url, remote: Remote, allow_private: bool = False, deny: Sequence[Network] = (), patience: float = 15
+) -> list[str]:
+    """Addresses of the URL's host, all of them checked; raises Refused if a single one is not allowed."""
+    found = await remote.look_up(url.host, url.port, patience)
+    check_addresses(url, found, allow_private, deny)
+    return [str(address) for address in found]
 
 
-@contextlib.asynccontextmanager
-async def _sent(
-    client: httpx2.AsyncClient, url: Url, addresses: Sequence[str], headers: Mapping[str, str]
-) -> AsyncIterator[httpx2.Response]:
-    """The answer of the first address that takes the connection; Host and SNI carry the name."""
-    answer = await _first(client, url, addresses, headers)
-    try:
-        yield answer
-    except httpx2.TransportError as error:
-        raise PeerAway(f"the connection to {url.host} broke off", AGAIN) from error
-    finally:
-        await answer.aclose()
-
-
-async def _first(client: httpx2.AsyncClient, url: Url, addresses: Sequence[str], headers: Mapping[str, str]) -> httpx2.Response:
-    problem: Exception | None = None
-    for address in addresses:
-        request = client.build_request(
-            "GET", url.at(address), headers={**_HEADERS, **headers, "Host": url.authority}, extensions={"sni_hostname": url.host}
-        )
-        try:
-            return await client.send(request, stream=True, follow_redirects=False)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            problem = error
-        except httpx2.TransportError as error:
-            raise PeerAway(f"{url.host} broke off before it answered", AGAIN) from error
-    if "CERTIFICATE_VERIFY_FAILED" in str(problem):
-        raise Refused(f"{url.host} could not prove that it is {url.host}: its certificate is not valid") from problem
-    raise PeerAway(f"{url.host} can't be reached", "check the network; " + AGAIN) from problem
-
-
-async def _chunks(answer: httpx2.Response, patience: Patience) -> AsyncIterator[bytes]:
+async def _chunks(answer: Answer, remote: Remote, patience: Patience) -> AsyncIterator[bytes]:
     """What the server sends, as long as it is not encoded and comes fast enough."""
     if answer.headers.get("content-encoding", "identity") != "identity":
         raise Failed("the server sent the file in an encoding that was not asked for")
     begin, got = time.monotonic(), 0
-    async for chunk in answer.aiter_raw():
+    async for chunk in remote.chunks(patience.silence):
         yield chunk
         got += len(chunk)
         passed = time.monotonic() - begin
@@ -332,9 +320,9 @@ async def _chunks(answer: httpx2.Response, patience: Patience) -> AsyncIterator[
             begin, got = time.monotonic(), 0
 
 
-def _check_status(answer: httpx2.Response, wanted: Sequence[int]) -> None:
+def _check_status(answer: Answer, wanted: Sequence[int]) -> None:
     """Raise the kind of error a status stands for; the server's own words are not repeated."""
-    status = answer.status_code
+    status = answer.status
     if status in wanted:
         return
     kind: type[VirtuaryError] = Failed

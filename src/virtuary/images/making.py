@@ -16,6 +16,7 @@ from virtuary.base.errors import Invalid, PeerAway, VirtuaryError
 from virtuary.base.files import remove, write_whole
 from virtuary.base.units import GIB
 from virtuary.images import build, catalogue, convert, fetch
+from virtuary.images.addresses import check_addresses, literal, parse_url
 from virtuary.images.checksums import Digest, hash_file
 from virtuary.images.formats import inspect
 from virtuary.images.header import open_reader
@@ -33,6 +34,8 @@ class Means:
     downloads: Path
     mirrors: Mapping[str, str] = field(default_factory=dict)
     allow_private: bool = False
+    kept: int | None = None
+    """Bytes of the pool that stay free; None: by rule."""
 
 
 async def make(spec: ImageSpec, folder: Path, means: Means, report: Report) -> dict[str, Any]:
@@ -75,13 +78,15 @@ async def _pull(source: ImageSource, folder: Path, means: Means, report: Report)
     entry = catalogue.find(source.entry, "amd64")
     download = means.downloads / f"{entry.name.replace(':', '-')}.download"
     try:
-        await fetch.pull(entry, download, report=report, mirrors=means.mirrors, allow_private=means.allow_private)
+        await fetch.pull(
+            entry, download, report=report, mirrors=means.mirrors, allow_private=means.allow_private, kept=means.kept
+        )
     except PeerAway as error:
         if entry.name not in BUILT:
             raise
         report(f"{error.sentence}: building it here instead", None)
         return await _build(BUILT[entry.name], folder, report)
-    facts = await _adopt(download, folder, entry.format, report)
+    facts = await _adopt(download, folder, entry.format, means, report)
     return {
         **facts,
         "firmware": list(entry.firmware),
@@ -92,15 +97,30 @@ async def _pull(source: ImageSource, folder: Path, means: Means, report: Report)
     }
 
 
-async def _fetch(source: ImageSource, folder: Path, means: Means, report: Report) -> dict[str, Any]:
+def check_source(source: ImageSource, allow_private: bool) -> None:
+    """Raise Invalid or Refused for an address that can't be meant, before anything is begun. Names are looked up later."""
+    if source.kind != "url":
+        return
     if not source.sha256:
         raise Invalid("an image from an address needs its digest", "--sha256 DIGEST, as its publisher tells it")
+    url = parse_url(source.url)
+    if address := literal(url.host):
+        check_addresses(url, [address], allow_private)
+
+
+async def _fetch(source: ImageSource, folder: Path, means: Means, report: Report) -> dict[str, Any]:
     digest = Digest.parse(f"sha256:{source.sha256}")
     download = means.downloads / f"{digest.value}.download"
     await fetch.fetch(
-        source.url, download, digest=digest, max_size=MAX_DOWNLOAD, report=report, allow_private=means.allow_private
+        source.url,
+        download,
+        digest=digest,
+        max_size=MAX_DOWNLOAD,
+        report=report,
+        allow_private=means.allow_private,
+        kept=means.kept,
     )
-    return {**await _adopt(download, folder, source.format or None, report), **_stated(source)}
+    return {**await _adopt(download, folder, source.format or None, means, report), **_stated(source)}
 
 
 async def _import(source: ImageSource, folder: Path, means: Means, report: Report) -> dict[str, Any]:
@@ -108,7 +128,7 @@ async def _import(source: ImageSource, folder: Path, means: Means, report: Repor
     if source.sha256:
         report("comparing the digest", None)
         _compare(upload, source.sha256)
-    return {**await _adopt(upload, folder, source.format or None, report, keep=True), **_stated(source)}
+    return {**await _adopt(upload, folder, source.format or None, means, report, keep=True), **_stated(source)}
 
 
 def _stated(source: ImageSource) -> dict[str, Any]:
@@ -121,13 +141,15 @@ def _stated(source: ImageSource) -> dict[str, Any]:
     }
 
 
-async def _adopt(file: Path, folder: Path, stated: str | None, report: Report, *, keep: bool = False) -> dict[str, Any]:
+async def _adopt(
+    file: Path, folder: Path, stated: str | None, means: Means, report: Report, *, keep: bool = False
+) -> dict[str, Any]:
     """Read the header of a foreign file, convert it, and remove it unless told to `keep` it; it is gone as well when it is refused."""
     try:
         with open_reader(file) as reader:
             header = inspect(reader, stated)
         disk = folder / "disk.qcow2"
-        digest = await convert.to_qcow2(file, header, disk, report)
+        digest = await convert.to_qcow2(file, header, disk, report, means.kept)
     except VirtuaryError:
         remove(file)
         raise

@@ -89,6 +89,20 @@ class Partial:
         remove(self.note)
 
 
+def drop_abandoned(folder: Path, before: float) -> None:
+    """Remove what nobody has gone on with since `before` (seconds since 1970), and nobody is fetching now."""
+    for path in folder.glob("*.partial"):
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_mtime < before:
+                    remove(path)
+                    remove(path.with_name(path.name + ".json"))
+            finally:
+                os.close(handle)
+
+
 @contextlib.contextmanager
 def open_partial(target: Path) -> Iterator[Partial]:
     """What is there of `target`, locked; raises Busy when another task or process has it."""

@@ -106,7 +106,7 @@ class ImageWorker:
 
     def _means(self) -> making.Means:
         settings = self.site.settings.images
-        return making.Means(self.site.paths.downloads, settings.mirrors, settings.allow_private)
+        return making.Means(self.site.paths.downloads, settings.mirrors, settings.allow_private, self.site.kept)
 
     async def _drop(self, operation: str | None, error: VirtuaryError | None) -> None:
         """The making ended badly: the operation tells why, and the image is gone as if never asked for."""

@@ -13,6 +13,7 @@ from typing import Protocol
 from virtuary.base.errors import Conflict, Failed, NotFound, VirtuaryError
 from virtuary.base.log import say
 from virtuary.base.proc import run
+from virtuary.images.partial import drop_abandoned
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.node import copies, operations, templates
@@ -29,6 +30,7 @@ from virtuary.qemu.process import become_subreaper
 
 logger = logging.getLogger("virtuary.node")
 TRASH_LIFE = timedelta(days=7)
+PARTIAL_LIFE = timedelta(days=1)
 KEPT_OPERATIONS = 500
 HOUSEKEEPING = 600.0
 
@@ -189,13 +191,15 @@ class Node:
             say(logger, "host was restarted", vm=vm.name, wanted=wanted)
 
     async def _keep_house(self) -> None:
-        """Empty the trash after seven days; forget old operations and idempotency keys; keep templates current and few; remove layers nobody needs."""
+        """Empty the trash after seven days; forget old operations and idempotency keys; keep templates current and few; remove layers nobody needs and
+        downloads nobody goes on with."""
         while True:
             with contextlib.suppress(VirtuaryError):
                 await describe_host(self.site)
                 await templates.renew(self.site)
                 await templates.keep_budget(self.site)
                 copies.drop_layers(self.site)
+                drop_abandoned(self.site.paths.downloads, (self.site.clock.wall() - PARTIAL_LIFE).timestamp())
                 await self._empty_trash()
                 await self._forget_operations()
             await self.site.clock.sleep(HOUSEKEEPING)

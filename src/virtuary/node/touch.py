@@ -13,10 +13,11 @@ from virtuary.base.paths import VmPaths
 from virtuary.guest.agent import Outcome
 from virtuary.guest.seed import check_user_data
 from virtuary.host import capacity
+from virtuary.images import making
 from virtuary.images.sources import canonical, find_source
 from virtuary.jail.walls import choose_jail
 from virtuary.model.host import Host
-from virtuary.model.image import Image
+from virtuary.model.image import Image, ImageSource
 from virtuary.model.vm import Vm
 from virtuary.network.routes import find_own, find_routed
 from virtuary.node.console import Console, tail
@@ -134,6 +135,11 @@ async def _receive(site: Site, chunks: AsyncIterator[bytes], length: int) -> str
     return name
 
 
+def check_source(site: Site, source: ImageSource) -> None:
+    """Raise Invalid or Refused for an image that can't be had as it is asked for."""
+    making.check_source(source, site.settings.images.allow_private)
+
+
 async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     """What a start would do: accelerator, isolation, and the exact command line."""
     platform = PLATFORMS[vm.spec.arch]
@@ -178,5 +184,5 @@ async def notice_host(site: Site) -> None:
 
 
 __all__ = [
-    "canonical", "check_user_data", "console_log", "console_of", "execute", "find_source", "notice_host", "preview", "qemu_log", "receive", "trim", "way_in",
+    "canonical", "check_source", "check_user_data", "console_log", "console_of", "execute", "find_source", "notice_host", "preview", "qemu_log", "receive", "trim", "way_in",
 ]  # fmt: skip
