@@ -19,7 +19,10 @@ from hypothesis import HealthCheck, settings
 from virtuary.base.paths import Paths, find_paths
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "live")]  # test folders are no packages; they share netlab.py, instances.py and lans.py
+sys.path[:0] = [
+    str(HERE),
+    str(HERE / "live"),
+]  # test folders are no packages; they share netlab.py, liar.py, instances.py and lans.py
 
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

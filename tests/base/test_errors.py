@@ -52,7 +52,7 @@ def test_details_may_have_any_name() -> None:
 
 
 def test_only_kinds_that_heal_by_waiting_are_retried() -> None:
-    assert {code for code, kind in KINDS.items() if kind.retry} == {"guest-silent", "store-away", "peer-away"}
+    assert {code for code, kind in KINDS.items() if kind.retry} == {"guest-silent", "misbehaves", "store-away", "peer-away"}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from virtuary.base.errors import Failed, GuestSilent, Invalid, VirtuaryError
-from virtuary.guest.agent import Agent, Outcome, open_agent
+from virtuary.base.errors import Failed, GuestSilent, Misbehaves, VirtuaryError
+from virtuary.guest.agent import OUTPUT_CAP, Agent, Outcome, open_agent
 
 Talk = Callable[["Guest"], Awaitable[None]]
 
@@ -137,7 +137,7 @@ async def test_garbage_is_refused_and_the_next_request_is_heard(short: Path) -> 
         await guest.serve({"guest-ping": "well"})
 
     async with talking(short, talk) as agent:
-        with pytest.raises(Invalid):
+        with pytest.raises(Misbehaves):
             await agent.run("guest-ping")
         assert await agent.run("guest-ping") == "well"
 
@@ -150,9 +150,45 @@ async def test_a_huge_answer_is_capped(short: Path) -> None:
             guest.raw(b"x" * 65536)
             await guest.writer.drain()
 
-    async with talking(short, talk, limit=256 * 1024) as agent:
-        with pytest.raises(GuestSilent):
+    async with talking(short, talk) as agent:
+        with pytest.raises(Misbehaves):
             await agent.run("guest-ping", deadline=5)
+
+
+async def test_many_small_values_hold_nobody_up(short: Path) -> None:
+    """45 MB of them, as an ordinary guest's root can send on the agent's port."""
+
+    async def talk(guest: Guest) -> None:
+        await guest.sync()
+        await guest.request()
+        guest.raw(b'{"return": [')
+        for _ in range(700):
+            guest.raw(b"[]," * 21_845)
+            await guest.writer.drain()
+        guest.raw(b"1]}\n")
+        await guest.serve({"guest-ping": "well"})
+
+    async with talking(short, talk) as agent:
+        slowest = await slowest_turn(expect_lie(agent))
+        assert await agent.run("guest-ping") == "well"
+    assert slowest < 0.1, f"others waited {slowest:.3f} s"
+
+
+async def expect_lie(agent: Agent) -> None:
+    with pytest.raises(Misbehaves):
+        await agent.run("guest-ping", deadline=30)
+
+
+async def slowest_turn(work: Awaitable[object]) -> float:
+    """The longest time for which nobody else had a turn while this was done."""
+    task = asyncio.ensure_future(work)
+    slowest = 0.0
+    while not task.done():
+        at = time.monotonic()
+        await asyncio.sleep(0)
+        slowest = max(slowest, time.monotonic() - at)
+    await task
+    return slowest
 
 
 @pytest.mark.slow
@@ -187,6 +223,79 @@ async def test_requests_take_turns(short: Path) -> None:
 
 
 # ---- commands in the guest
+
+
+async def test_all_the_output_that_the_agent_keeps_is_taken_and_holds_nobody_up(short: Path) -> None:
+    out = bytes(range(256)) * 65_536
+    line = (
+        json.dumps({"return": {"out-data": encoded(out), "exited": True, "err-data": encoded(b"err"), "exitcode": 0}}).encode()
+        + b"\n"
+    )
+
+    async def talk(guest: Guest) -> None:
+        await guest.sync()
+        await guest.request()
+        guest.answer({"pid": 7})
+        await guest.request()
+        for at in range(0, len(line), 65_536):
+            guest.raw(line[at : at + 65_536])
+            await guest.writer.drain()
+        await guest.serve({"guest-ping": "well"})
+
+    async with talking(short, talk) as agent:
+        outcomes: list[Outcome] = []
+
+        async def run() -> None:
+            outcomes.append(await agent.execute(["/bin/cat"], most=OUTPUT_CAP))
+
+        slowest = await slowest_turn(run())
+        assert await agent.run("guest-ping") == "well"
+    assert outcomes == [Outcome(0, out, b"err", False)]
+    assert slowest < 0.1, f"others waited {slowest:.3f} s"
+
+
+@pytest.mark.parametrize("spaces", ["", " ", "   "])
+async def test_output_is_taken_wherever_it_stands(short: Path, spaces: str) -> None:
+    first = f'{{"return":{spaces}{{"err-data"{spaces}:{spaces}"{encoded(b"e" * 100_000)}", "exited": true, "exitcode": 1, "out-data": ""}}}}\n'
+
+    async def talk(guest: Guest) -> None:
+        await guest.sync()
+        await guest.request()
+        guest.answer({"pid": 7})
+        await guest.request()
+        guest.raw(first.encode())
+        await asyncio.sleep(5)
+
+    async with talking(short, talk) as agent:
+        assert await agent.execute(["/bin/cat"]) == Outcome(1, b"", b"e" * 100_000, False)
+
+
+async def test_more_output_than_was_asked_for_is_refused(short: Path) -> None:
+    ended = {"exited": True, "exitcode": 0, "out-data": encoded(b"x" * 300_000)}
+    async with talking(short, lambda guest: guest.serve({"guest-exec": {"pid": 7}, "guest-exec-status": [ended]})) as agent:
+        with pytest.raises(Misbehaves, match="more than"):
+            await agent.execute(["/bin/cat"], most=200_000)
+
+
+TWICE = b'{"return": {"exited": true, "exitcode": 0, "out-data": "aGk=", "out-data": "aGk="}}\n'
+ENDLESS = b'{"return": {"exited": true, "x": "' + b"x" * 20_000 + b'"}}\n'
+
+
+@pytest.mark.parametrize(
+    "line", [TWICE, ENDLESS, b'"' * 20_000 + b"\n", b"\n", b"\xff\n"], ids=["twice", "long", "marks", "empty", "mark"]
+)
+async def test_an_end_that_is_told_in_an_odd_way_is_refused(short: Path, line: bytes) -> None:
+    async def talk(guest: Guest) -> None:
+        await guest.sync()
+        await guest.request()
+        guest.answer({"pid": 7})
+        await guest.request()
+        guest.raw(line)
+        await asyncio.sleep(5)
+
+    async with talking(short, talk) as agent:
+        with pytest.raises(Misbehaves):
+            await agent.execute(["/bin/cat"])
 
 
 def encoded(text: bytes) -> str:
@@ -231,7 +340,7 @@ STRANGE: dict[str, Any] = {
 @pytest.mark.parametrize("case", STRANGE)
 async def test_a_strange_answer_about_a_command_is_refused(short: Path, case: str) -> None:
     async with talking(short, lambda guest: guest.serve(json.loads(json.dumps(STRANGE[case])))) as agent:
-        with pytest.raises(Invalid):
+        with pytest.raises(Misbehaves):
             await agent.execute(["/bin/true"])
 
 
@@ -243,6 +352,48 @@ async def test_addresses_leave_out_what_is_not_reachable(short: Path) -> None:
     ]  # fmt: skip
     async with talking(short, lambda guest: guest.serve({"guest-network-get-interfaces": links})) as agent:
         assert await agent.addresses() == ("10.0.2.15", "2001:db8::1")
+
+
+async def test_an_address_is_told_in_its_canonical_form_or_not_at_all(short: Path) -> None:
+    told = [
+        "2001:DB8:0::0005",
+        "10.1.2.3",
+        "2001:db8::1%\x1b[2J",
+        "10.1.2.3\n",
+        "0x7f.1",
+        "::",
+        "ff02::1",
+        "<b>",
+        "10.0.0.0/8",
+        "",
+    ]
+    links = [{"name": "eth0", "ip-addresses": [{"ip-address": text} for text in told]}]
+    async with talking(short, lambda guest: guest.serve({"guest-network-get-interfaces": links})) as agent:
+        assert await agent.addresses() == ("10.1.2.3", "2001:db8::5")
+
+
+@pytest.mark.parametrize(
+    ("answer", "bytes_told"),
+    [
+        ({"paths": []}, None),
+        ({"paths": [{"trimmed": 5, "path": "/"}, {"path": "/x", "error": "no"}, {"trimmed": 6}]}, 11),
+        ({}, None),
+    ],
+)
+async def test_trimming_tells_how_much(short: Path, answer: Any, bytes_told: int | None) -> None:
+    async with talking(short, lambda guest: guest.serve({"guest-fstrim": answer})) as agent:
+        assert await agent.trim(5) == bytes_told
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, 5, "x", [], {"paths": 5}, {"paths": [5]}, {"paths": [{"trimmed": "5"}]}, {"paths": [{"trimmed": -1}]}, {"paths": [{"trimmed": 10**30}]}],
+    ids=str,
+)  # fmt: skip
+async def test_trimming_that_is_told_in_an_odd_way_is_refused(short: Path, answer: Any) -> None:
+    async with talking(short, lambda guest: guest.serve({"guest-fstrim": answer})) as agent:
+        with pytest.raises(Misbehaves):
+            await agent.trim(5)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

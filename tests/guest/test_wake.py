@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from virtuary.base.errors import GuestSilent, Invalid, VirtuaryError
+from virtuary.base.errors import GuestSilent, Misbehaves, VirtuaryError
 from virtuary.guest.wake import REPLY_CAP, Port, open_port
 
 Guest = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -63,7 +63,7 @@ async def test_what_a_guest_answers_is_understood(tmp_path: Path, answers: list[
     ("answer", "error"),
     [
         (b"", GuestSilent), (b"awake 0", GuestSilent), (b"asleep\n", GuestSilent), (b"awake 10 1\n", GuestSilent), (b" awake 0 1\n", GuestSilent),
-        (b"a" * (REPLY_CAP + 1), Invalid), (b"\n" * (REPLY_CAP + 1), Invalid),
+        (b"a" * (REPLY_CAP + 1), Misbehaves), (b"\n" * (REPLY_CAP + 1), Misbehaves),
     ],
 )  # fmt: skip
 async def test_what_is_no_answer_is_an_error(tmp_path: Path, answer: bytes, error: type[VirtuaryError]) -> None:

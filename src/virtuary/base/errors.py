@@ -102,6 +102,12 @@ class GuestSilent(VirtuaryError):
     code, status, exit_code, retry = "guest-silent", 504, 6, True
 
 
+class Misbehaves(GuestSilent):
+    """A guest, its QEMU or a helper answered something else than it may: that is no answer."""
+
+    code, status = "misbehaves", 502
+
+
 class StoreAway(VirtuaryError):
     """The store can't be reached or can't be written."""
 
@@ -145,6 +151,7 @@ KINDS: dict[str, type[VirtuaryError]] = {
         NoRoom,
         HostLacks,
         GuestSilent,
+        Misbehaves,
         StoreAway,
         PeerAway,
         Refused,

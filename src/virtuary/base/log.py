@@ -7,6 +7,8 @@ import os
 import sys
 import time
 
+from virtuary.base.text import shown
+
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 FIELD_CAP = 500
 
@@ -28,7 +30,7 @@ class _Line(logging.Formatter):
 
 def clean(text: str, cap: int = FIELD_CAP) -> str:
     """`text` in one line without control characters, at most `cap` characters."""
-    return "".join(char if char.isprintable() else ("\\n" if char == "\n" else "?") for char in text[:cap])
+    return shown(text[:cap].replace("\n", "\\n"), instead="?")
 
 
 def say(logger: logging.Logger, what: str, level: int = logging.INFO, **fields: object) -> None:

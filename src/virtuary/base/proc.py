@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from virtuary.base.errors import Failed, HostLacks
+from virtuary.base.text import shown
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
@@ -219,7 +220,7 @@ async def lines_of(
 def last_line(output: bytes) -> str:
     """The last line of a program's output that says anything, at most 400 characters, control characters removed."""
     lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
-    return "".join(char for char in lines[-1].strip() if char.isprintable())[:400] if lines else ""
+    return shown(lines[-1])[:400] if lines else ""
 
 
 def boot_id() -> str:

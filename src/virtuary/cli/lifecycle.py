@@ -60,7 +60,7 @@ def launch_command(image: str, name: str | None, count: int, **given: Any) -> No
     try:
         follow(wire, operation, quiet=given["output"] != "table", limit=given["timeout"])
     except VirtuaryError as error:
-        if error.code in ("guest-silent", "failed"):
+        if error.code in ("guest-silent", "misbehaves", "failed"):
             _show_console_tail(wire, vm_name)
         raise
     vm = wire.call("GET", f"/v1/vms/{path_part(vm_name)}")

@@ -1,7 +1,10 @@
-"""The QEMU guest agent: one connection, one request at a time, each under a deadline; replies are hostile text with a cap.
+"""The QEMU guest agent: one connection, one request at a time, each under a deadline; replies are a hostile guest's until they are read.
 
-The agent has no greeting and may hold leftovers of an earlier conversation, so each conversation begins with
-`guest-sync-delimited`. After a missed deadline the next request synchronises again.
+The agent has no greeting and may hold leftovers of an earlier conversation, so each conversation begins with `guest-sync-delimited`. After a missed
+deadline, or an answer that makes no sense, the next request synchronises again.
+
+Lines are at most 1 MiB but for one: the agent tells a command's whole output, up to 16 MiB of each kind, in the line that says that it has ended. Its
+two long texts are taken out as they come, piece by piece, and what is left of the line is read like any other.
 """
 
 from __future__ import annotations
@@ -12,14 +15,29 @@ import binascii
 import contextlib
 import itertools
 import json
+import re
+from collections.abc import Awaitable, Callable
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from virtuary.base.errors import Failed, GuestSilent, Invalid
+from virtuary.base.answers import Answer, read
+from virtuary.base.errors import Failed, GuestSilent, Misbehaves
+from virtuary.base.lines import CHUNK, Lines
 
-REPLY_CAP = 64 * 1024 * 1024
-STATISTICS_CAP = 256 * 1024
+WHO = "the guest agent"
 DEADLINE = 10.0
+OUTPUT_CAP = 16 * 1024 * 1024
+"""Bytes of output, and of errors, that the agent keeps of a command."""
+WORDS_CAP = 256 * 1024
+"""Bytes of each that a command of the daemon's own may say."""
+STATUS_CAP = 16 * 1024
+"""Bytes of the line that tells of a command's end, besides its output."""
+MOST_LINKS, MOST_ADDRESSES = 1000, 32
+_MARK, _QUOTE = re.compile(rb"\xff"), re.compile(rb'"')
+_QUOTE_OR_END = re.compile(rb'["\n]')
+_OUTPUT = re.compile(rb'"(out|err)-data"\s*:\s*"\Z')
 _ids = itertools.count(1)
 
 
@@ -34,17 +52,25 @@ class Outcome(NamedTuple):
 
 class Agent:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+        self._lines, self._writer = Lines(reader, WHO), writer
         self._turn = asyncio.Lock()
         self._in_step = False
 
     async def close(self) -> None:
-        self._writer.close()
+        self._writer.transport.abort()  # a guest that does not read is not waited for
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
-    async def run(self, command: str, deadline: float = DEADLINE, cap: int = REPLY_CAP, **arguments: Any) -> Any:
-        """Run an agent command. Raises GuestSilent at the deadline (seconds), Failed when the agent refuses, Invalid beyond `cap` bytes."""
+    async def run(self, command: str, deadline: float = DEADLINE, **arguments: Any) -> object:
+        """Run an agent command and return what it answers, for `read`.
+
+        Raises GuestSilent at the deadline (seconds), Failed when the agent refuses, Misbehaves for what is no answer.
+        """
+        return await self._ask(command, deadline, arguments, self._lines.next)
+
+    async def _ask(
+        self, command: str, deadline: float, arguments: dict[str, Any], take: Callable[[], Awaitable[object]]
+    ) -> object:
         async with self._turn:
             try:
                 async with asyncio.timeout(deadline):
@@ -52,125 +78,145 @@ class Agent:
                         await self._synchronise()
                     self._in_step = False
                     self._send({"execute": command, "arguments": arguments})
-                    answer = _parse(await self._line(), cap)
+                    answer = read(await take(), WHO).inner()
                     self._in_step = True
-            except (TimeoutError, asyncio.IncompleteReadError, OSError, asyncio.LimitOverrunError) as error:
+            except (TimeoutError, EOFError, OSError) as error:
                 raise GuestSilent("the guest agent did not answer", "it may not be running in the guest") from error
         if "error" in answer:
-            raise Failed(f"the guest agent refused {command}: {_describe(answer['error'])}")
-        return answer.get("return")
+            raise Failed(f"the guest agent refused {command}: {answer.inner('error').words('desc', 'it gives no reason')}")
+        return answer.value("return")
 
     async def _synchronise(self) -> None:
         number = next(_ids)
         self._writer.write(b"\xff")
         self._send({"execute": "guest-sync-delimited", "arguments": {"id": number}})
         while True:
-            await self._reader.readuntil(b"\xff")
-            await asyncio.sleep(0)  # a guest may have filled the buffer with marks: others get their turn, the deadline too
-            with contextlib.suppress(Invalid):
-                if _parse(await self._line()).get("return") == number:
+            await self._lines.skip(_MARK)
+            with contextlib.suppress(Misbehaves):
+                if read(await self._lines.next(), WHO).number("return") == number:
                     return
 
     def _send(self, request: dict[str, Any]) -> None:
         self._writer.write(json.dumps(request).encode() + b"\n")
 
-    async def _line(self) -> bytes:
-        return await self._reader.readuntil(b"\n")
+    async def _ended(self, output: dict[bytes, bytes], most: int) -> object:
+        """The line that may tell of a command's end, without its output, which goes where it belongs."""
+        line = bytearray()
+        while True:
+            piece, end = await self._lines.piece(_QUOTE_OR_END)
+            line += piece + end
+            if len(line) > STATUS_CAP:
+                raise Misbehaves(f"{WHO} answered more than {STATUS_CAP} bytes besides a command's output")
+            if end == b"\n":
+                return self._lines.parse(bytes(line).strip())
+            if end == b'"' and (begins := _OUTPUT.search(line[-64:])):
+                if begins[1] in output:
+                    raise Misbehaves(f"{WHO} answered a command's output twice")
+                output[begins[1]] = await self._text(most)
+                line += b'"'
+
+    async def _text(self, most: int) -> bytes:
+        """What is between here and the next quotation mark, decoded."""
+        found: list[bytes] = []
+        size, rest, end = 0, b"", b""
+        while not end:
+            piece, end = await self._lines.piece(_QUOTE)
+            rest += piece
+            whole = len(rest) - (0 if end else len(rest) % 4)
+            found.append(_decode(rest[:whole]))
+            rest, size = rest[whole:], size + len(found[-1])
+            if size > most:
+                raise Misbehaves(f"{WHO} answered more than {most} bytes of a command's output")
+        return await asyncio.to_thread(b"".join, found)  # what is large is put together beside the loop
 
     async def execute(
-        self, command: list[str], stdin: bytes = b"", deadline: float = 60, poll: float = 0.02, slowest: float = 0.5
-    ) -> Outcome:
-        """Run a command in the guest and wait for its end; output is captured by the agent (16 MiB each).
+        self, command: list[str], stdin: bytes = b"", deadline: float = 60, poll: float = 0.02, slowest: float = 0.5, most: int = WORDS_CAP
+    ) -> Outcome:  # fmt: skip
+        """Run a command in the guest and wait for its end; output is captured by the agent, of which `most` bytes of each kind are taken.
 
-        Raises Failed when it can't be started, GuestSilent at the deadline (the command goes on in the guest). Its end is asked for
-        after `poll` seconds, then ever more seldom, at least every `slowest`.
+        Raises Failed when it can't be started, GuestSilent at the deadline (the command goes on in the guest), Misbehaves where it says more.
+        Its end is asked for after `poll` seconds, then ever more seldom, at least every `slowest`.
         """
         arguments: dict[str, Any] = {"path": command[0], "arg": command[1:], "capture-output": True}
         if stdin:
             arguments["input-data"] = base64.b64encode(stdin).decode()
-        pid = _field(await self.run("guest-exec", **arguments), "pid")
-        if not isinstance(pid, int):
-            raise Invalid("the guest agent answered something unexpected")
+        pid = read(await self.run("guest-exec", **arguments), WHO).number("pid")
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         while True:
-            answer = await self.run("guest-exec-status", pid=pid)
-            if _field(answer, "exited"):
-                return _outcome(answer)
+            output: dict[bytes, bytes] = {}
+            answer = read(await self._ask("guest-exec-status", DEADLINE, {"pid": pid}, partial(self._ended, output, most)), WHO)
+            if "exited" not in answer:
+                raise Misbehaves(f"{WHO} answered something unexpected: it does not say whether the command ended")
+            if answer.flag("exited"):
+                return _outcome(answer, output)
             if loop.time() > end:
                 raise GuestSilent(f"the command did not end within {deadline:.0f} s", "it goes on in the guest")
             await asyncio.sleep(poll)
             poll = min(poll * 1.5, slowest)
 
     async def addresses(self) -> tuple[str, ...]:
-        """The guest's own addresses, without loopback and link-local ones; IPv4 first."""
-        found: list[str] = []
-        for link in _items(await self.run("guest-network-get-interfaces")):
-            if link.get("name") == "lo":
-                continue
-            for item in _items(link.get("ip-addresses")):
-                text = str(item.get("ip-address", ""))[:64]
-                if text and not text.startswith(("fe80:", "127.", "169.254.", "::1")):
-                    found.append(text)
-        return tuple(sorted(found[:32], key=lambda text: ":" in text))
+        """The guest's own addresses in their canonical form, without loopback and link-local ones; IPv4 first."""
+        found: dict[IPv4Address | IPv6Address, None] = {}
+        for link in await self._links(DEADLINE):
+            if link.text("name", None) != "lo":
+                texts = [item.text("ip-address", None) for item in link.items("ip-addresses")]
+                found |= dict.fromkeys(address for text in texts if (address := to_address(text)))
+        return tuple(str(address) for address in sorted(list(found)[:MOST_ADDRESSES], key=lambda address: address.version))
 
     async def traffic(self, mac: str, deadline: float = DEADLINE) -> tuple[int, int] | None:
         """Bytes that the guest's card of this address received and sent, or where none has it all its cards; None when it counts none."""
-        links = _items(await self.run("guest-network-get-interfaces", deadline, cap=STATISTICS_CAP))[:1000]
-        outward = [link for link in links if link.get("name") != "lo"]
-        chosen = [link for link in outward if str(link.get("hardware-address")).lower() == mac] or outward
-        counted = [facts for link in chosen if isinstance(facts := link.get("statistics"), dict)]
+        outward = [link for link in await self._links(deadline) if link.text("name", None) != "lo"]
+        chosen = [link for link in outward if (link.text("hardware-address", None) or "").lower() == mac] or outward
+        counted = [link.inner("statistics") for link in chosen if "statistics" in link]
         if not counted:
             return None
-        return sum(_counter(facts.get("rx-bytes")) for facts in counted), sum(
-            _counter(facts.get("tx-bytes")) for facts in counted
-        )
+        received, sent = (sum(facts.number(name, 0, most=2**64 - 1) for facts in counted) for name in ("rx-bytes", "tx-bytes"))
+        return received, sent
+
+    async def _links(self, deadline: float) -> list[Answer]:
+        found = read(await self.run("guest-network-get-interfaces", deadline), WHO).items()
+        return [link.inner() for link in found[:MOST_LINKS]]
+
+    async def trim(self, deadline: float) -> int | None:
+        """Have its filesystems tell which blocks they do not use: bytes told of, or None where none of them says."""
+        found = read(await self.run("guest-fstrim", deadline), WHO)
+        told = [item.number("trimmed") for item in found.items("paths") if "trimmed" in item.inner()]
+        return sum(told) if told else None
+
+    async def cpus(self, deadline: float = DEADLINE) -> int:
+        """How many CPUs it uses."""
+        return sum(item.flag("online") for item in read(await self.run("guest-get-vcpus", deadline), WHO).items())
 
 
-def _parse(line: bytes, cap: int = REPLY_CAP) -> dict[str, Any]:
-    if len(line) > cap:  # parsing it would hold up everybody
-        raise Invalid(f"the guest agent answered more than {cap} bytes")
+def to_address(text: str | None) -> IPv4Address | IPv6Address | None:
+    """An address by which a guest can be reached; None where it is none, or one that means nothing outside of it."""
     try:
-        answer = json.loads(line.lstrip(b"\xff"))
-    except (ValueError, RecursionError):
-        raise Invalid("the guest agent answered something that is not JSON") from None
-    if not isinstance(answer, dict):
-        raise Invalid("the guest agent answered something unexpected")
-    return answer
+        address = ip_address(text or "")
+    except ValueError:
+        return None
+    own = address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified
+    return None if own or getattr(address, "scope_id", None) else address
 
 
-def _items(answer: Any) -> list[dict[str, Any]]:
-    """The objects in a list, and nothing else."""
-    return [item for item in answer if isinstance(item, dict)] if isinstance(answer, list) else []
-
-
-def _counter(value: Any) -> int:
-    """A guest's counter: a number of at most 64 bits, or nothing."""
-    return value if isinstance(value, int) and 0 <= value < 2**64 else 0
-
-
-def _field(answer: Any, name: str) -> Any:
-    if not isinstance(answer, dict) or name not in answer:
-        raise Invalid("the guest agent answered something unexpected")
-    return answer[name]
-
-
-def _describe(error: Any) -> str:
-    text = str(error.get("desc", error)) if isinstance(error, dict) else str(error)
-    return "".join(char for char in text if char.isprintable())[:300]
-
-
-def _outcome(answer: dict[str, Any]) -> Outcome:
+def _decode(text: bytes) -> bytes:
     try:
-        out = base64.b64decode(answer.get("out-data", ""), validate=True)
-        err = base64.b64decode(answer.get("err-data", ""), validate=True)
-        status = int(answer["exitcode"]) if "exitcode" in answer else 128 + int(answer.get("signal", 0))
-    except (binascii.Error, ValueError, TypeError, OverflowError):
-        raise Invalid("the guest agent answered something unexpected") from None
-    return Outcome(status, out, err, bool(answer.get("out-truncated") or answer.get("err-truncated")))
+        return binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        raise Misbehaves(f"{WHO} answered output that is not base64") from None
+
+
+def _outcome(answer: Answer, output: dict[bytes, bytes]) -> Outcome:
+    status = (
+        answer.number("exitcode", least=-(2**31), most=2**32)
+        if "exitcode" in answer
+        else 128 + answer.number("signal", 0, most=127)
+    )
+    truncated = answer.flag("out-truncated") or answer.flag("err-truncated")
+    out, err = (output.get(name) or _decode(answer.text(f"{name.decode()}-data", "").encode()) for name in (b"out", b"err"))
+    return Outcome(status, out, err, truncated)
 
 
 async def open_agent(path: Path) -> Agent:
     """Connect to the agent's socket; says nothing about whether an agent listens in the guest."""
-    reader, writer = await asyncio.open_unix_connection(str(path), limit=REPLY_CAP)
-    return Agent(reader, writer)
+    return Agent(*await asyncio.open_unix_connection(str(path), limit=CHUNK))

@@ -9,7 +9,7 @@ import asyncio
 import re
 from pathlib import Path
 
-from virtuary.base.errors import GuestSilent, Invalid
+from virtuary.base.errors import GuestSilent, Misbehaves
 from virtuary.guest.agent import Outcome
 
 REPLY_CAP = 64 * 1024
@@ -26,7 +26,7 @@ class Port:
     async def wake(self, lines: bytes, deadline: float) -> Outcome:
         """Have the program that waits in the guest do these lines (see awaken.c), once; `status` tells how many failed, 9 for more.
 
-        Raises GuestSilent at the deadline (seconds), Invalid when it answers something else.
+        Raises GuestSilent at the deadline (seconds), Misbehaves when it answers something else.
         """
         try:
             async with asyncio.timeout(deadline):
@@ -44,7 +44,7 @@ class Port:
                 return Outcome(int(last[1]), answer, b"", False)
             if not chunk:
                 raise GuestSilent("the guest ended before it was awake")
-        raise Invalid("the guest answered something unexpected")
+        raise Misbehaves("the guest answered something unexpected")
 
 
 async def open_port(path: Path) -> Port:

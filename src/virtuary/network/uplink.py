@@ -42,7 +42,7 @@ table inet virtuary_uplink {{
 }}
 """
 """Servers have no business with what QEMU's user network has besides a way out: one of its addresses is the host's loopback."""
-_HELD = re.compile(r"^\s*(TCP|UDP)\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+(\S+)\s+(\d+)\s", re.MULTILINE)
+_HELD = re.compile(r"^ *(TCP|UDP)\[HOST_FORWARD\] +[0-9]+ +(\S+) +([0-9]{1,5}) +(\S+) +([0-9]{1,5})\s", re.MULTILINE)
 
 
 async def open_link() -> int:

@@ -11,8 +11,9 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from virtuary.base.answers import read
 from virtuary.base.clock import Clock
 from virtuary.base.errors import VirtuaryError
 from virtuary.host.metrics import Meter
@@ -124,12 +125,13 @@ async def ask_memory(told: Told, clock: Clock) -> None:
         told.next["memory"] = clock.now() + EARLY
 
 
-def note_memory(told: Told, answer: dict[str, Any]) -> None:
+def note_memory(told: Told, value: object) -> None:
     """What `guest-stats` says, as far as it makes sense: a guest may say anything."""
-    stats = {name: value for name, value in answer.get("stats", {}).items() if isinstance(value, int) and 0 <= value < UNKNOWN}
-    total, at = stats.get("stat-total-memory"), answer.get("last-update")
+    answer = read(value)
+    stats = {name: found for name, item in answer.fields("stats").items() if (found := item.sensible(limit=UNKNOWN)) is not None}
+    total, at = stats.get("stat-total-memory"), answer.sensible("last-update")
     available = stats.get("stat-available-memory", stats.get("stat-free-memory"))
-    if not isinstance(at, int) or at <= 0 or total is None or available is None or available > total:
+    if not at or total is None or available is None or available > total:
         return
     told.memory = Memory(total, available, stats.get("stat-free-memory"), stats.get("stat-disk-caches"), at)
     swapped = [stats[name] for name in ("stat-swap-in", "stat-swap-out") if name in stats]
@@ -145,14 +147,14 @@ async def ask_blocks(told: Told, clock: Clock) -> None:
     note_blocks(told, answer, clock.now())
 
 
-def note_blocks(told: Told, answer: list[dict[str, Any]], now: float) -> None:
+def note_blocks(told: Told, answer: object, now: float) -> None:
     """Operations of all the machine's disks together, and the time they took."""
-    stats = [item.get("stats", {}) for item in answer]
+    stats = [item.inner("stats") for item in read(answer).items()]
     meters = {
         "rd_operations": told.reads, "wr_operations": told.writes, "rd_total_time_ns": told.read_time, "wr_total_time_ns": told.write_time
     }  # fmt: skip
     for name, meter in meters.items():
-        if meter.read(sum(int(item.get(name, 0)) for item in stats), now, WITHIN) is None:
+        if meter.read(sum(item.number(name, 0) for item in stats), now, WITHIN) is None:
             told.next["blocks"] = now + SECOND
     told.answered["blocks"] = now
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from virtuary.base.errors import GuestSilent
+from virtuary.base.text import shown
 from virtuary.node import operations
 from virtuary.node.world import World
 from virtuary.qemu.qmp import Monitor
@@ -31,4 +32,4 @@ async def note_on(worker: Worker, world: World, *texts: str, **changes: Any) -> 
 
 def printable(text: bytes) -> str:
     """The end of what a guest said, as it may be shown."""
-    return "".join(char for char in text.decode(errors="replace")[-300:].strip() if char.isprintable()) or "it gives no reason"
+    return shown(text[-1200:], 300) or "it gives no reason"

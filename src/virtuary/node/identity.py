@@ -83,7 +83,7 @@ async def give_identity(worker: Worker, world: World, _: None) -> None:
     crashpoint("identity.before")
     outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=60)
     if outcome.status != 0:
-        raise GuestSilent(f"the guest refused its identity: {outcome.stderr.decode(errors='replace')[-300:]}")
+        raise GuestSilent(f"the guest refused its identity: {printable(outcome.stderr)}")
     crashpoint("identity.after")
     await worker.write(world.vm, identity=world.vm.name)
 

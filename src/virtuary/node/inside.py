@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from virtuary.base.errors import Conflict, VirtuaryError
 from virtuary.base.proc import run
+from virtuary.guest.agent import WORDS_CAP, to_address
 from virtuary.model.firewall import Address, Verdict
 from virtuary.model.host import Check
 from virtuary.model.network import Network, Nic, tap_of
@@ -90,7 +91,7 @@ async def _ask(node: Node, place: Place, target: str | None, target6: str | None
     others = (("outside", target), ("host6", place.gateway6), ("outside6", target6))
     tries += [f"try {what} ping_to {address}" for what, address in others if address]
     script = SCRIPT + "".join(f"{line} &\n" for line in tries) + "wait\n"
-    outcome = await execute(node, place.vm, ["/bin/sh"], script.encode(), 60)
+    outcome = await execute(node, place.vm, ["/bin/sh"], script.encode(), 60, WORDS_CAP)
     lines = outcome.stdout.decode(errors="replace").splitlines()
     return {words[0]: words[1:] for line in lines if (words := line.split())}
 
@@ -116,19 +117,12 @@ def _address(place: Place, told: dict[str, list[str]]) -> Check:
     own = place.nic.ipv4 or ""
     if own in told["addresses"]:
         return Check(name="address", state="ok", found=f"the guest has its address {own}")
-    others = [text for text in told["addresses"] if not _is_local(text)]
+    others = [str(address) for text in told["addresses"] if (address := to_address(text))]
     found = f"the guest has not taken its address {own}" + (f", it has {', '.join(others[:4])}" if others else "")
     if why := place.network.status.reason:
         return Check(name="address", state="missing", found=f"{found}: the network {place.network.name} is not there ({why})")
     remedy = f"let it ask by DHCP on the NIC with the MAC of {place.vm.name}, or give it {own} by hand; no other passes"
     return Check(name="address", state="missing", found=found, remedy=remedy)
-
-
-def _is_local(text: str) -> bool:
-    with contextlib.suppress(ValueError):
-        address = ip_address(text)
-        return address.is_loopback or address.is_link_local
-    return True
 
 
 def _worked(told: dict[str, list[str]], name: str) -> bool | None:
@@ -167,7 +161,9 @@ async def _names(node: Node, place: Place, told: dict[str, list[str]]) -> Check:
     elif stopped := [item for item in await _obstacles(node, place) if item.chain.hook == "input"]:
         found, remedy = stopped[0].sentence, "let it accept what comes from that bridge"
     else:
-        asked = ", ".join(told.get("asks", [])) or "nobody"
+        asked = (
+            ", ".join(str(address) for text in told.get("asks", []) if (address := to_address(text))) or "nobody it could reach"
+        )
         found, remedy = f"it asks {asked}", f"let it ask {place.gateway}, as DHCP tells"
     return Check(name="names", state="missing", found=f"it does not find {name}: {found}", remedy=remedy)
 

@@ -12,12 +12,15 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from virtuary.base.answers import Answer, read
 from virtuary.base.clock import Clock
-from virtuary.base.errors import GuestSilent, VirtuaryError
+from virtuary.base.errors import GuestSilent, Misbehaves, VirtuaryError
 from virtuary.base.known import adopt
+from virtuary.base.log import say
+from virtuary.base.pace import Bucket
 from virtuary.base.paths import VmPaths
 from virtuary.base.proc import Identity, end, reap, wait_end
 from virtuary.guest.agent import Agent, open_agent
@@ -37,6 +40,15 @@ SETTLING = 5.0
 """Seconds for which a guest that has just become a machine of its own is asked nothing that can wait: its processor may be an emulated one."""
 HEARTBEAT, HEARTBEAT_DEADLINE = 10.0, 2.0
 """Seconds between two questions to a monitor that answers, and how long an answer may take: a QEMU that hangs tells nobody."""
+
+SOON, LATER, LIES_LATER = 0.02, 1.0, 30.0
+"""Seconds until somebody is listened to again: the least, the most, and the most where they lie."""
+STEADY = 10.0
+"""Seconds after which all went well."""
+EVENTS = (50, 20)
+"""Events that are heeded at once, and a second for long."""
+COMPLAINTS = (3, 1 / 60)
+"""Lines in the log about one machine, at once and a second for long."""
 
 
 class Run:
@@ -61,6 +73,7 @@ class Run:
         self.exit_status: int | None = None
         self.network_pidfd: int | None = None
         self._wake, self._clock = wake, clock
+        self._complaints = Bucket(*COMPLAINTS)
         self._began = clock.now() - (clock.wall() - runtime.started).total_seconds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._agent_task: asyncio.Task[None] | None = None
@@ -75,9 +88,8 @@ class Run:
     def open(self) -> None:
         """Begin to listen; returns at once."""
         self._spawn(self._watch_process())
-        self._spawn(self._keep_monitor())
-        self._spawn(self._keep_console())
-        self._spawn(self._keep_asking())
+        for listen in (self._follow_monitor, self._follow_console, self._feel_pulse):
+            self._spawn(self._keep(listen))
         if self.runtime.network_pid and self.runtime.network_start:
             self.watch_network(Identity(self.runtime.network_pid, self.runtime.network_start))
 
@@ -132,7 +144,37 @@ class Run:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            logger.error("listening failed", exc_info=error)
+            self._complain(error)
+
+    def _complain(self, error: BaseException) -> None:
+        """Say that something unexpected was met, unless so much of it is that it would be a flood."""
+        if self._complaints.left() < 1:
+            return
+        self._complaints.take(1)
+        server = self.paths.home.name
+        if isinstance(error, VirtuaryError):
+            say(logger, "listening met something unexpected", logging.WARNING, vm=server, error=error.sentence)
+        else:
+            logger.error("listening met a defect vm=%s", server, exc_info=error)
+
+    async def _keep(self, listen: Callable[[], Awaitable[None]]) -> None:
+        """Listen until the process has ended: again whenever that breaks off, ever more seldom where nobody answers, and more so where
+        somebody lies."""
+        pause = SOON
+        while not self.ended:
+            began, most = self._clock.now(), LATER
+            try:
+                await listen()
+            except Misbehaves as error:
+                most = LIES_LATER
+                self._complain(error)
+            except (VirtuaryError, OSError):
+                pass
+            except Exception as error:
+                most = LIES_LATER
+                self._complain(error)
+            pause = SOON if self._clock.now() - began > STEADY else min(pause * 2, most)
+            await asyncio.sleep(pause)
 
     async def _watch_process(self) -> None:
         await wait_end(self.pidfd)
@@ -159,29 +201,31 @@ class Run:
             os.close(handle)
         self._wake()
 
-    async def _keep_monitor(self) -> None:
-        """Connect, learn the state, follow the events; again when the session breaks."""
-        while not self.ended:
-            try:
-                self.monitor = await open_monitor(self.paths.socket("qmp"))
-                self.qemu_status = await self.monitor.status()
-                self.misses = 0
-                self._spawn(self._ask_agent_port())
-                self._wake()
-                async for name, data in self.monitor.events():
-                    await self._on_event(name, data)
-            except VirtuaryError:
-                self.misses += 1
-                self._wake()
-            if self.monitor:
-                await self.monitor.close()
-            self.monitor = None
-            await asyncio.sleep(0.02 if self.misses < 20 else 1)
+    async def _follow_monitor(self) -> None:
+        """Connect, learn the state, follow the events until the session breaks."""
+        try:
+            self.monitor = await open_monitor(self.paths.socket("qmp"))
+            self.qemu_status = await self.monitor.status()
+            self.misses = 0
+            self._spawn(self._ask_agent_port())
+            self._wake()
+            pace = Bucket(*EVENTS)
+            async for name, data in self.monitor.events():
+                await self._on_event(name, data)
+                await asyncio.sleep(pace.take(1))
+        except VirtuaryError:
+            self.misses += 1
+            self._wake()
+            raise
+        finally:
+            monitor, self.monitor = self.monitor, None
+            if monitor:
+                await monitor.close()
 
-    async def _on_event(self, name: str, data: dict[str, Any]) -> None:
+    async def _on_event(self, name: str, data: Answer) -> None:
         if name == "VSERPORT_CHANGE":
             self.note("kernel")
-            if data.get("open"):
+            if data.flag("open"):
                 self.start_agent()
         elif name == "NIC_RX_FILTER_CHANGED":
             self.note("kernel")
@@ -192,7 +236,7 @@ class Run:
             await self.refresh()
             self._wake()
 
-    async def _keep_asking(self) -> None:
+    async def _feel_pulse(self) -> None:
         """Notice a QEMU that hangs, and that it goes on: its silence makes no event."""
         while not self.ended:
             await asyncio.sleep(0.5 if self.misses else HEARTBEAT)
@@ -206,7 +250,7 @@ class Run:
                 self._wake()
 
     async def refresh(self, deadline: float = DEADLINE) -> None:
-        """Ask QEMU for its state, when it can be asked."""
+        """Ask QEMU for its state, when it can be asked; an answer that makes no sense is none."""
         if self.monitor is None:
             return
         try:
@@ -233,11 +277,10 @@ class Run:
         if self.monitor is None:
             return
         with contextlib.suppress(VirtuaryError):
-            for item in await self.monitor.run("query-chardev"):
-                if item.get("label") == "agent" and item.get("frontend-open"):
-                    self.note("kernel")
-                    self.start_agent()
-                    self._spawn(self._probe_ssh())
+            if await has_opened(self.monitor, "agent"):
+                self.note("kernel")
+                self.start_agent()
+                self._spawn(self._probe_ssh())
 
     def start_agent(self) -> None:
         if not self.wakes and (self._agent_task is None or self._agent_task.done()):
@@ -256,9 +299,9 @@ class Run:
                 if not self.quiet:
                     await self._learn_addresses()
                 return
-            except (VirtuaryError, OSError):
+            except (VirtuaryError, OSError) as error:
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, 2)
+                pause = min(pause * 2, LIES_LATER if isinstance(error, Misbehaves) else 2)
 
     async def speak(self, ssh_listens: bool, addresses: tuple[str, ...] = ()) -> None:
         """The guest has become a machine of its own: learn its addresses, look for its SSH where it was not seen from inside.
@@ -287,11 +330,12 @@ class Run:
         await asyncio.sleep(after)
         assert self.agent
         for attempt in range(120):
-            if found := await self.agent.addresses():
-                self.addresses = found
-                self.note("network")
-                self._spawn(self._probe_ssh())
-                return
+            with contextlib.suppress(VirtuaryError):
+                if found := await self.agent.addresses():
+                    self.addresses = found
+                    self.note("network")
+                    self._spawn(self._probe_ssh())
+                    return
             await asyncio.sleep(0.1 if attempt < 20 else 1)
 
     async def _probe_ssh(self) -> None:
@@ -311,15 +355,18 @@ class Run:
                 await asyncio.sleep(patience / 5)
                 patience = min(patience * 1.3, 10.0)
 
-    async def _keep_console(self) -> None:
-        while not self.ended:
-            with contextlib.suppress(OSError):
-                await self.console.follow(self.paths.socket("serial"))
-            await asyncio.sleep(0.2)
+    async def _follow_console(self) -> None:
+        await self.console.follow(self.paths.socket("serial"))
 
     def _heard(self, chunk: bytes) -> None:
         if "kernel" not in self.signals and KERNEL_WORDS.search(chunk):
             self.note("kernel")
+
+
+async def has_opened(monitor: Monitor, port: str) -> bool:
+    """Whether a program in the guest has this port of its machine open."""
+    found = read(await monitor.run("query-chardev")).items()
+    return any(item.text("label", None) == port and item.flag("frontend-open") for item in found)
 
 
 async def _banner(host: str, port: int, patience: float) -> bool:

@@ -13,6 +13,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from virtuary.base.answers import read
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Bug, Failed, PeerAway, VirtuaryError
 from virtuary.base.files import remove, write_whole
@@ -275,8 +276,7 @@ async def end_stray(worker: Worker, world: World, _: None) -> None:
     with contextlib.suppress(VirtuaryError):
         monitor = await open_monitor(socket, deadline=2)
         try:
-            answer = await monitor.run("query-uuid")
-            if answer["UUID"] == world.vm.id:
+            if read(await monitor.run("query-uuid")).text("UUID") == world.vm.id:
                 await monitor.run("quit")
                 say(logger, "ended a stray QEMU", vm=world.vm.name)
                 await monitor.gone()

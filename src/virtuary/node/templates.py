@@ -32,8 +32,9 @@ from virtuary.model.vm import Runtime, Vm
 from virtuary.network import passt
 from virtuary.node import operations, warm
 from virtuary.node.describe import firmware_of, free_uid, ssh_forward
+from virtuary.node.effects import printable
 from virtuary.node.launch import QMP_READY, Served, clean_up, launch
-from virtuary.node.run import Run, open_run
+from virtuary.node.run import Run, has_opened, open_run
 from virtuary.node.site import Site, memory_facts
 from virtuary.node.tasks import Unwanted, carry_out
 from virtuary.qemu import rtc
@@ -41,7 +42,6 @@ from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.process import read_errors
-from virtuary.qemu.qmp import Monitor
 from virtuary.storage import directory, sparse
 
 logger = logging.getLogger("virtuary.templates")
@@ -275,16 +275,11 @@ class Making:
         run.wake_port = await open_port(self.runtime / "wake")
         await self._in_guest(run, identity.strip_script(), 120, "give up its identity")
         until = self.site.clock.now() + 20
-        while not await self._waits(run.monitor):
+        while not await has_opened(run.monitor, "wake"):  # the guest's program is there, to be told by a copy's daemon who it is
             if self.site.clock.now() > until:
                 raise GuestSilent("the guest does not wait to be told who a copy of it is")
             await asyncio.sleep(0.05)
         return {"addresses": run.addresses, "lag": lag, "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode()}
-
-    async def _waits(self, monitor: Monitor) -> bool:
-        """Whether the guest's program is at its port, to be told by a copy's daemon who it is."""
-        ports = await monitor.run("query-chardev")
-        return any(item.get("label") == "wake" and item.get("frontend-open") for item in ports)
 
     async def _until(self, run: Run, what: Callable[[], bool], limit: float, wanted: str) -> None:
         until = self.site.clock.now() + limit
@@ -301,8 +296,7 @@ class Making:
         assert run.agent
         outcome = await run.agent.execute(["/bin/sh"], stdin=script, deadline=limit)
         if outcome.status != 0:
-            words = outcome.stderr.decode(errors="replace").strip()[-300:]
-            raise Failed(f"the guest could not {what}: {''.join(c for c in words if c.isprintable()) or 'it gives no reason'}")
+            raise Failed(f"the guest could not {what}: {printable(outcome.stderr)}")
 
     async def _log_in(self, port: int) -> None:
         """Log in once as its users will: what that needs is in memory then. It is no condition."""

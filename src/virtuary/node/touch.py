@@ -10,7 +10,7 @@ from typing import Any
 
 from virtuary.base.errors import Conflict, GuestSilent, Invalid
 from virtuary.base.paths import VmPaths
-from virtuary.guest.agent import Outcome
+from virtuary.guest.agent import OUTPUT_CAP, Outcome
 from virtuary.guest.seed import check_user_data
 from virtuary.host import capacity
 from virtuary.images import making
@@ -39,14 +39,14 @@ def _run(node: Node, vm: Vm) -> Run:
     return run
 
 
-async def execute(node: Node, vm: Vm, words: list[str], stdin: bytes, deadline: float) -> Outcome:
-    """Run a command in the guest through its agent. Raises GuestSilent when there is none."""
+async def execute(node: Node, vm: Vm, words: list[str], stdin: bytes, deadline: float, most: int = OUTPUT_CAP) -> Outcome:
+    """Run a command in the guest through its agent, for at most so many bytes of output. Raises GuestSilent when there is none."""
     run = _run(node, vm)
     if (run.agent is None or run.quiet) and vm.status.state == "starting":
         raise GuestSilent(f"the guest agent of {vm.name} is not up yet", "repeat when it has started")
     if run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
         raise GuestSilent(f"{vm.name} has no guest agent that answers", f"virtuary shell {vm.name} needs none")
-    return await run.agent.execute(words, stdin, deadline)
+    return await run.agent.execute(words, stdin, deadline, most=most)
 
 
 async def trim(node: Node, vm: Vm, site: Site) -> tuple[int | None, int]:
@@ -56,9 +56,8 @@ async def trim(node: Node, vm: Vm, site: Site) -> tuple[int | None, int]:
         raise GuestSilent(f"{vm.name} has no guest agent that answers", "run fstrim in it by virtuary shell")
     disk = site.paths.vm(vm.id).home / vm.status.disk_file
     before = disk.stat().st_blocks
-    found = await run.agent.run("guest-fstrim", deadline=300)
-    told = [item["trimmed"] for item in found.get("paths", []) if isinstance(item.get("trimmed"), int)]
-    return (sum(told) if told else None), max(before - disk.stat().st_blocks, 0) * 512
+    told = await run.agent.trim(deadline=300)
+    return told, max(before - disk.stat().st_blocks, 0) * 512
 
 
 def console_of(node: Node, vm: Vm) -> Console:

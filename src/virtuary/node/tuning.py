@@ -259,10 +259,9 @@ async def _sees(worker: Worker, field: str, wanted: int) -> bool:
     if field != "cpus" or run is None or run.agent is None:
         return True
     try:
-        found = await run.agent.run("guest-get-vcpus", deadline=5)
+        return await run.agent.cpus(deadline=5) == wanted
     except VirtuaryError:
         return True  # an agent that does not know: QEMU's word counts
-    return sum(bool(item.get("online")) for item in found) == wanted
 
 
 async def give_up(worker: Worker, world: World, step: Step, error: VirtuaryError) -> None:

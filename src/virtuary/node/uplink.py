@@ -11,10 +11,12 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from virtuary.base.answers import read
 from virtuary.base.errors import PeerAway, VirtuaryError
 from virtuary.base.known import RECORD, adopt, end_recorded, recorded
 from virtuary.base.log import say
 from virtuary.base.proc import Identity, bury, wait_end
+from virtuary.base.text import shown
 from virtuary.jail.walls import choose_jail
 from virtuary.network import uplink
 from virtuary.network.ground import Private
@@ -50,10 +52,10 @@ class Uplink:
             await _tell(monitor, held.remove())
         faults = {}
         for held in sorted(wanted - there):
-            if refused := (await _tell(monitor, held.add())).strip():
+            if refused := shown(await _tell(monitor, held.add()), 200):
                 faults[held.place] = refused
                 if held.place not in self.faults:
-                    say(logger, "a port can't be published", logging.WARNING, port=held.place, why=refused[:200])
+                    say(logger, "a port can't be published", logging.WARNING, port=held.place, why=refused)
         self.faults = faults
 
     async def _open(self) -> Monitor:
@@ -119,4 +121,4 @@ class Uplink:
 
 
 async def _tell(monitor: Monitor, words: str) -> str:
-    return str(await monitor.run("human-monitor-command", DEADLINE, **{"command-line": words}))
+    return read(await monitor.run("human-monitor-command", DEADLINE, **{"command-line": words})).text()

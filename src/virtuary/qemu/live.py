@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+from virtuary.base.answers import Answer, read
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
 from virtuary.qemu.qmp import CommandFailed, Heard, Monitor
-from virtuary.qemu.warm import LOAD_LIMIT
+from virtuary.qemu.warm import NO_REASON, find_migration, why_not
 
 NAME = "copy0"
 """Of the job, of the node that is the copy's disk, and of what descriptors were handed over for."""
@@ -71,7 +72,8 @@ async def _save(
     await _mirror(monitor, heard, await monitor.give(disk, NAME), below, report, check)
     for handle in flush:
         await asyncio.to_thread(os.fdatasync, handle)
-    mapped = "mapped-ram" in {item["capability"] for item in await monitor.run("query-migrate-capabilities")}
+    known = read(await monitor.run("query-migrate-capabilities")).items()
+    mapped = "mapped-ram" in {item.text("capability") for item in known}
     await _set(monitor, {"pause-before-switchover": True, "events": True, **({"mapped-ram": True} if mapped else {})})
     await monitor.run("migrate-set-parameters", **{"max-bandwidth": 0, "downtime-limit": STILL})
     heard.clear()
@@ -102,9 +104,9 @@ async def _mirror(
     await monitor.run("blockdev-add", **file)
     await monitor.run("blockdev-add", **node)
     await monitor.run("blockdev-mirror", **job, **{"auto-dismiss": False})
-    while (found := await _job(monitor))["status"] != "ready":
+    while (found := await _job(monitor)).text("status") != "ready":
         check()
-        report("copying the disk", _share(found["current-progress"], found["total-progress"]))
+        report("copying the disk", _share(found.number("current-progress"), found.number("total-progress")))
         await heard.wait(0.25)
 
 
@@ -113,20 +115,20 @@ async def _until_still(monitor: Monitor, heard: Heard, state: int, report: Repor
     loop = asyncio.get_running_loop()
     began, allowed = loop.time(), STILL
     while True:
-        answer = await monitor.run("query-migrate", LOAD_LIMIT)
-        if answer["status"] == "pre-switchover":
+        answer = await find_migration(monitor)
+        if answer.text("status") == "pre-switchover":
             return allowed == MOST_STILL
         _check_migration(answer)
         check()
-        memory: dict[str, Any] = answer.get("ram", {})
-        total = memory.get("total", 0)
+        memory = answer.inner("ram")
+        total = memory.number("total", 0)
         too_much = os.fstat(state).st_blocks * 512 > 2 * total > 0
         if (limit := choose_limit(loop.time() - began, too_much)) > allowed:
             allowed = limit
             await monitor.run("migrate-set-parameters", **{"downtime-limit": allowed})
         if loop.time() - began > PATIENCE + STOPPED_LIMIT:
             raise GuestSilent("the memory could not be saved in time")
-        report("saving the memory", _share(total - memory.get("remaining", 0), total))
+        report("saving the memory", _share(total - memory.number("remaining", 0), total))
         await heard.wait(0.1)
 
 
@@ -138,27 +140,30 @@ def choose_limit(seconds: float, too_much: bool) -> int:
 
 
 async def _until_migrated(monitor: Monitor, heard: Heard) -> None:
-    while (answer := await monitor.run("query-migrate", LOAD_LIMIT))["status"] != "completed":
+    while (answer := await find_migration(monitor)).text("status") != "completed":
         _check_migration(answer)
         await heard.wait(0.05)
 
 
-def _check_migration(answer: dict[str, Any]) -> None:
-    if answer.get("status") in ("failed", "cancelled", "cancelling"):
-        raise Failed(f"the memory could not be saved: {answer.get('error-desc', 'QEMU gives no reason')}")
+def _check_migration(answer: Answer) -> None:
+    if answer.text("status", None) in ("failed", "cancelled", "cancelling"):
+        raise Failed(f"the memory could not be saved: {why_not(answer)}")
 
 
-async def _job(monitor: Monitor) -> dict[str, Any]:
-    for job in await monitor.run("query-jobs"):
-        if job["id"] == NAME:
-            if job.get("error"):
-                raise Failed(f"the disk could not be copied: {job['error']}")
-            return dict(job)
+async def _find_jobs(monitor: Monitor) -> list[Answer]:
+    return [job for job in read(await monitor.run("query-jobs")).items() if job.text("id") == NAME]
+
+
+async def _job(monitor: Monitor) -> Answer:
+    for job in await _find_jobs(monitor):
+        if job.text("error", None):
+            raise Failed(f"the disk could not be copied: {job.words('error', NO_REASON)}")
+        return job
     raise Failed("the disk could not be copied: its job is gone")
 
 
 async def _until_job(monitor: Monitor, heard: Heard, status: str) -> None:
-    while (await _job(monitor))["status"] != status:
+    while (await _job(monitor)).text("status") != status:
         await heard.wait(0.05)
 
 
@@ -174,26 +179,26 @@ async def _set(monitor: Monitor, wanted: dict[str, bool]) -> None:
 
 async def end_save(monitor: Monitor) -> None:
     """Let the machine run and put away everything a saving has left, whether it ended well or not. Repeats harmlessly."""
-    status = (await monitor.run("query-migrate", LOAD_LIMIT)).get("status")
+    status = (await find_migration(monitor)).text("status", None)
     if status in UNDER_WAY:
         await monitor.run("migrate_cancel")
-        await _until_none(monitor, "query-migrate", lambda answer: answer.get("status") in UNDER_WAY)
+        await _until_none(lambda: _migrates(monitor))
     if await monitor.status() in ("finish-migrate", "postmigrate", "paused"):
         await _go_on(monitor)
-    jobs = [job for job in await monitor.run("query-jobs") if job["id"] == NAME]
-    if jobs:
-        if jobs[0]["status"] != "concluded":
+    if await _find_jobs(monitor):
+        if await _works(monitor):
             await monitor.run("block-job-cancel", device=NAME, force=True)
-        await _until_none(monitor, "query-jobs", lambda answer: any(_goes_on(job) for job in answer))
+        await _until_none(lambda: _works(monitor))
         await monitor.run("job-dismiss", id=NAME)
-    there = {node["node-name"] for node in await monitor.run("query-named-block-nodes", flat=True)}
+    nodes = read(await monitor.run("query-named-block-nodes", flat=True)).items()
+    there = {node.text("node-name") for node in nodes}
     for name in (NAME, f"{NAME}-file"):
         node: dict[str, Any] = {"node-name": name}
         if name in there:
             await monitor.run("blockdev-del", **node)
-    for group in await monitor.run("query-fdsets"):
-        if any(item.get("opaque") == NAME for item in group["fds"]):
-            await monitor.run("remove-fd", **{"fdset-id": group["fdset-id"]})
+    for group in read(await monitor.run("query-fdsets")).items():
+        if any(item.text("opaque", None) == NAME for item in group.items("fds")):
+            await monitor.run("remove-fd", **{"fdset-id": group.number("fdset-id")})
     if status is not None:
         await _set(monitor, {"pause-before-switchover": False, "events": False})
 
@@ -211,13 +216,17 @@ async def _go_on(monitor: Monitor, limit: float = 5.0) -> None:
         await asyncio.sleep(0.001)
 
 
-def _goes_on(job: dict[str, Any]) -> bool:
-    return bool(job["id"] == NAME and job["status"] != "concluded")
+async def _migrates(monitor: Monitor) -> bool:
+    return (await find_migration(monitor)).text("status", None) in UNDER_WAY
 
 
-async def _until_none(monitor: Monitor, question: str, goes_on: Callable[[Any], bool], limit: float = 30.0) -> None:
+async def _works(monitor: Monitor) -> bool:
+    return any(job.text("status") != "concluded" for job in await _find_jobs(monitor))
+
+
+async def _until_none(goes_on: Callable[[], Awaitable[bool]], limit: float = 30.0) -> None:
     until = asyncio.get_running_loop().time() + limit
-    while goes_on(await monitor.run(question)):
+    while await goes_on():
         if asyncio.get_running_loop().time() > until:
             raise GuestSilent("QEMU does not put away what a copy has left")
         await asyncio.sleep(0.01)
@@ -228,9 +237,9 @@ async def load(monitor: Monitor, address: str, mapped: bool, limit: float) -> No
     await _set(monitor, {"mapped-ram": True} if mapped else {})
     await monitor.run("migrate-incoming", uri=address)
     until = asyncio.get_running_loop().time() + limit
-    while (answer := await monitor.run("query-migrate", LOAD_LIMIT)).get("status") != "completed":
-        if answer.get("status") in ("failed", "cancelled"):
-            raise Failed(f"the memory can't be taken over: {answer.get('error-desc', 'QEMU gives no reason')}")
+    while (status := (answer := await find_migration(monitor)).text("status", None)) != "completed":
+        if status in ("failed", "cancelled"):
+            raise Failed(f"the memory can't be taken over: {why_not(answer)}")
         if asyncio.get_running_loop().time() > until:
             raise GuestSilent("the memory was not taken over in time")
         await asyncio.sleep(0.005)

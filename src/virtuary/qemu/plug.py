@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from virtuary.base.answers import read
 from virtuary.base.errors import GuestSilent
 from virtuary.qemu.describe import nic_parts
 from virtuary.qemu.qmp import CommandFailed, Monitor
@@ -49,5 +50,5 @@ async def unplug_nic(monitor: Monitor, number: int) -> None:
 
 
 async def _has(monitor: Monitor, device: str) -> bool:
-    found = await monitor.run("qom-list", path="/machine/peripheral")
-    return any(item["name"] == device for item in found)
+    found = read(await monitor.run("qom-list", path="/machine/peripheral")).items()
+    return any(item.text("name") == device for item in found)

@@ -16,6 +16,7 @@ from pathlib import Path
 from virtuary.base.errors import Failed
 from virtuary.base.known import RECORD
 from virtuary.base.proc import Identity, bury, identify
+from virtuary.base.text import shown
 from virtuary.jail.launching import LAUNCHER
 from virtuary.jail.walls import Bounds, Jail, resolver_files
 from virtuary.qemu.parts import Grant
@@ -136,4 +137,4 @@ def read_errors(errors: int) -> str:
         text = os.read(errors, 65536).decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join("".join(char for char in line if char.isprintable()) for line in text.splitlines())
+    return "\n".join(shown(line) for line in text.splitlines())

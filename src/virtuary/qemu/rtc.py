@@ -6,12 +6,21 @@ import asyncio
 import calendar
 import time
 
+from virtuary.base.answers import Answer, read
 from virtuary.base.errors import GuestSilent
 from virtuary.qemu.qmp import CommandFailed, Monitor
 
 QUESTIONS = 12
 APART = 0.085
 """Seconds: all of them together see the clock's second end, whenever that is."""
+
+
+def _second(told: Answer) -> int:
+    """What a clock shows, in seconds since 1970; raises Misbehaves for a time that no clock shows."""
+    day = (1900 + told.number("tm_year", most=8000), 1 + told.number("tm_mon", most=11), told.number("tm_mday", least=1, most=31))
+    return calendar.timegm(
+        (*day, told.number("tm_hour", most=24), told.number("tm_min", most=60), told.number("tm_sec", most=61))
+    )
 
 
 async def lag(monitor: Monitor) -> float | None:
@@ -24,11 +33,9 @@ async def lag(monitor: Monitor) -> float | None:
     for _ in range(QUESTIONS):
         before = time.time()
         try:
-            told = await monitor.run("qom-get", path="/machine", property="rtc-time")
+            second = _second(read(await monitor.run("qom-get", path="/machine", property="rtc-time")))
         except (CommandFailed, GuestSilent):
             return None
-        day = (told["tm_year"] + 1900, told["tm_mon"] + 1, told["tm_mday"])
-        second = calendar.timegm((*day, told["tm_hour"], told["tm_min"], told["tm_sec"]))
         least, most = max(least, before - second - 1), min(most, time.time() - second)
         await asyncio.sleep(APART)
     middle = (least + most) / 2

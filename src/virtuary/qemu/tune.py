@@ -6,9 +6,11 @@ import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
+from virtuary.base.answers import read
+from virtuary.base.errors import Misbehaves
 from virtuary.model.resources import DiskIo
 from virtuary.qemu.qmp import CommandFailed, Monitor
-from virtuary.qemu.warm import GROWTH, STEP, plug
+from virtuary.qemu.warm import GROWTH, STEP, find_places, find_plugged, plug
 
 DISK = "/machine/peripheral/disk0-device/virtio-backend"
 
@@ -25,13 +27,13 @@ class Size(NamedTuple):
 
 async def find_size(monitor: Monitor, base: int) -> Size:
     """What the machine has; `base`: bytes of memory it began with."""
-    cpus = len(await monitor.run("query-cpus-fast"))
+    cpus = len(read(await monitor.run("query-cpus-fast")).items())
     plugged = 0
     with contextlib.suppress(CommandFailed):  # it can't grow
-        plugged = int(await monitor.run("qom-get", path=GROWTH, property="size"))
+        plugged = await find_plugged(monitor)
     kept = base
     with contextlib.suppress(CommandFailed):  # no driver in the guest: nothing was given back
-        kept = min(int((await monitor.run("query-balloon"))["actual"]), base)  # it does not count what was plugged
+        kept = min(read(await monitor.run("query-balloon")).number("actual"), base)  # it does not count what was plugged
     return Size(cpus, kept + plugged, base - kept)
 
 
@@ -46,12 +48,12 @@ async def offer_memory(monitor: Monitor, base: int, wanted: int) -> None:
 
 async def offer_cpus(monitor: Monitor, wanted: int) -> None:
     """Plug CPUs until there are `wanted`, or ask the guest to let go of those plugged last. It may take its time."""
-    places = await monitor.run("query-hotpluggable-cpus")
+    places = await find_places(monitor)
     plugged = [place for place in places if "qom-path" in place]
     if len(plugged) < wanted:
         await plug(monitor, wanted, 0)
     for place in plugged[: max(len(plugged) - wanted, 0)]:  # QEMU tells the last first
-        name = place["qom-path"].rpartition("/")[2]
+        name = place.text("qom-path").rpartition("/")[2]
         with contextlib.suppress(CommandFailed):  # asked already
             await monitor.run("device_del", id=name)
 
@@ -73,13 +75,15 @@ async def limit_disk(monitor: Monitor, io: DiskIo) -> None:
 
 async def find_disk(monitor: Monitor) -> int:
     """Bytes of the root disk as the guest sees it."""
-    nodes = await monitor.run("query-named-block-nodes", flat=True)
-    return int(next(node["image"]["virtual-size"] for node in nodes if node["node-name"] == "disk0"))
+    for node in read(await monitor.run("query-named-block-nodes", flat=True)).items():
+        if node.text("node-name") == "disk0":
+            return node.inner("image").number("virtual-size")
+    raise Misbehaves("QEMU answered something unexpected: it knows no root disk")
 
 
 async def find_threads(monitor: Monitor, pid: int) -> list[int]:
     """The host's ids of the threads that are the virtual CPUs of process `pid`; QEMU knows them by the ids of its own namespace."""
-    inner = {int(cpu["thread-id"]) for cpu in await monitor.run("query-cpus-fast")}
+    inner = {cpu.number("thread-id") for cpu in read(await monitor.run("query-cpus-fast")).items()}
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError, StopIteration):

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from virtuary.base.answers import read
 from virtuary.base.errors import Failed, GuestSilent, NoRoom, VirtuaryError
 from virtuary.base.units import GIB, MIB
 from virtuary.jail.tool import Surroundings, confined
@@ -126,17 +127,18 @@ class Blocks:
 
     async def _until_over(self, name: str, report: Report | None) -> None:
         while True:
-            found = next((job for job in await self._monitor.run("query-jobs", READY) if job.get("id") == name), None)
+            jobs = read(await self._monitor.run("query-jobs", READY), "the tool that works on disks")
+            found = next((job for job in jobs.items() if job.text("id") == name), None)
             if found is None:
                 raise Failed("the tool that works on disks forgot what it was to do")
-            if report and found.get("total-progress"):
-                report(min(1.0, found["current-progress"] / found["total-progress"]))
-            if found.get("status") == "concluded":
+            if report and (total := found.number("total-progress")):
+                report(min(1.0, found.number("current-progress") / total))
+            if found.text("status") == "concluded":
                 break
             await asyncio.sleep(0.02 if not report else 0.1)
         await self._monitor.run("job-dismiss", READY, id=name)
-        if error := found.get("error"):
-            raise _translated(str(error))
+        if error := found.text("error", ""):
+            raise _translated(error)
 
 
 @contextlib.asynccontextmanager

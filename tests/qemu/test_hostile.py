@@ -1,0 +1,208 @@
+"""Whatever a monitor or an agent answers, who asked it gets what was promised, or an error of ours, and nothing else comes out.
+
+Everything in the source that asks one of them something is here, on a real socket; that nothing is forgotten is checked by the types: what a
+peer answers is an `object` until it was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from liar import Liar, lying
+from virtuary.base.answers import LARGEST, read
+from virtuary.base.clock import SystemClock
+from virtuary.base.errors import Failed, GuestSilent, Misbehaves
+from virtuary.guest.agent import Agent, open_agent
+from virtuary.model.resources import DiskIo
+from virtuary.network.uplink import parse_held
+from virtuary.node.asking import Told, ask_blocks, ask_memory, ask_traffic
+from virtuary.node.run import has_opened
+from virtuary.qemu import live, plug, rtc, tune, warm
+from virtuary.qemu.qmp import Monitor, open_monitor
+
+NAMES = (
+    "status", "id", "error", "error-desc", "current-progress", "total-progress", "ram", "total", "remaining", "capability", "state", "node-name",
+    "image", "virtual-size", "fds", "opaque", "fdset-id", "props", "core-id", "socket-id", "type", "qom-path", "actual", "thread-id", "name", "UUID",
+    "label", "frontend-open", "tm_year", "tm_mon", "tm_mday", "tm_hour", "tm_min", "tm_sec", "stats", "stat-total-memory", "stat-free-memory",
+    "last-update", "rd_operations", "wr_total_time_ns", "desc", "driver", "command", "deadline", "self",
+)  # fmt: skip
+WORDS = (
+    "running", "completed", "failed", "active", "ready", "concluded", "pre-switchover", "copy0", "copy0-file", "disk0", "agent", "net1-device",
+    "\x1b[2J", "\u009b", "\u202e", "\ud800", "fe80::1%\x1b", "10.0.0.1", "::1", "", "a" * 300,
+)  # fmt: skip
+AGENT_NAMES = (
+    "pid", "exited", "exitcode", "signal", "out-data", "err-data", "out-truncated", "name", "ip-addresses", "ip-address", "hardware-address",
+    "statistics", "rx-bytes", "tx-bytes", "paths", "trimmed", "online", "error", "desc", "return",
+)  # fmt: skip
+
+
+def values(names: tuple[str, ...]) -> st.SearchStrategy[Any]:
+    numbers = st.integers(-2, 3) | st.sampled_from([2**63, 2**64, 10**400, -(10**30), 255])
+    scalars = st.none() | st.booleans() | numbers | st.floats() | st.sampled_from(WORDS)
+    return st.recursive(
+        scalars,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(names), inner, max_size=5),
+        max_leaves=12,
+    )
+
+
+def told(monitor: Monitor | None = None, agent: Agent | None = None) -> Told:
+    run: Any = SimpleNamespace(monitor=monitor, agent=agent)
+    found = Told(run, "52:54:00:00:00:01")
+    found.polls = True
+    return found
+
+
+async def handed(monitor: Monitor) -> int:
+    with open(os.devnull) as file:
+        return await monitor.give(file.fileno(), "it")
+
+
+async def lent(monitor: Monitor) -> None:
+    with open(os.devnull) as file:
+        await monitor.lend(file.fileno(), "it")
+
+
+async def saved(monitor: Monitor) -> None:
+    with open(os.devnull) as file:
+        await live.save(monitor, file.fileno(), file.fileno(), "below", (), lambda text, share: None, lambda: None)
+
+
+async def usernet(monitor: Monitor) -> None:
+    parse_held(read(await monitor.run("human-monitor-command")).text())
+
+
+QUESTIONS: dict[str, Callable[[Monitor], Awaitable[object]]] = {
+    "status": lambda monitor: monitor.status(),
+    "give": handed,
+    "lend": lent,
+    "size": lambda monitor: tune.find_size(monitor, 1 << 30),
+    "memory": lambda monitor: tune.offer_memory(monitor, 1 << 30, 1 << 31),
+    "cpus": lambda monitor: tune.offer_cpus(monitor, 2),
+    "limits": lambda monitor: tune.limit_disk(monitor, DiskIo(iops=5)),
+    "disk": tune.find_disk,
+    "threads": lambda monitor: tune.find_threads(monitor, os.getpid()),
+    "grown": lambda monitor: warm.wait_plugged(monitor, 1, 0.05),
+    "plugged": lambda monitor: warm.plug(monitor, 3, 1 << 21),
+    "resized": lambda monitor: warm.resize_disk(monitor, 5),
+    "template": lambda monitor: warm.save(monitor, "file:x"),
+    "resumed": lambda monitor: warm.load(monitor, "file:x"),
+    "taken over": lambda monitor: live.load(monitor, "file:x", True, 0.05),
+    "saved": saved,
+    "put away": live.end_save,
+    "nic in": lambda monitor: plug.plug_nic(monitor, 1, "52:54:00:00:00:01", None),
+    "nic out": lambda monitor: plug.unplug_nic(monitor, 1),
+    "clock": rtc.lag,
+    "ports": lambda monitor: has_opened(monitor, "agent"),
+    "guest's memory": lambda monitor: ask_memory(told(monitor), SystemClock()),
+    "blocks": lambda monitor: ask_blocks(told(monitor), SystemClock()),
+    "user network": usernet,
+}
+PROMISED = {
+    "status": str, "give": int, "size": tune.Size, "disk": int, "threads": list, "clock": float | None, "ports": bool,
+    "addresses": tuple, "traffic": tuple | None, "trim": int | None, "cpus in use": int, "command": tuple,
+}  # fmt: skip
+ASKED: dict[str, Callable[[Agent], Awaitable[object]]] = {
+    "addresses": lambda agent: agent.addresses(),
+    "traffic": lambda agent: agent.traffic("52:54:00:00:00:01"),
+    "trim": lambda agent: agent.trim(5),
+    "cpus in use": lambda agent: agent.cpus(),
+    "command": lambda agent: agent.execute(["/bin/true"], deadline=0.05),
+    "any": lambda agent: agent.run("guest-ping"),
+    "history": lambda agent: ask_traffic(told(agent=agent), SystemClock()),
+}
+given_any = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+async def judged(name: str, work: Awaitable[object]) -> None:
+    """It ends with what it promises or with an error of ours; waiting for a change that never comes is cut short."""
+    with contextlib.suppress(TimeoutError, Misbehaves, GuestSilent, Failed):
+        async with asyncio.timeout(0.2):
+            found = await work
+            assert isinstance(found, PROMISED.get(name, object)), found
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+@given_any
+@given(answers=st.lists(values(NAMES), min_size=1, max_size=4))
+def test_whatever_a_monitor_answers_is_what_was_promised_or_an_error_of_ours(short: Path, name: str, answers: list[Any]) -> None:
+    async def talk(liar: Liar) -> None:
+        await liar.greet()
+        said = iter(answers)
+        await liar.serve(lambda _: next(said, answers[-1]))
+
+    async def play() -> None:
+        async with lying(short, talk) as place:
+            monitor = await open_monitor(place)
+            try:
+                await judged(name, QUESTIONS[name](monitor))
+            finally:
+                await monitor.close()
+
+    asyncio.run(play())
+
+
+def tables() -> st.SearchStrategy[Any]:
+    """Answers that are right but for one part: what is right lets the rest be read."""
+    return values(AGENT_NAMES) | st.fixed_dictionaries(
+        {},
+        optional={
+            "pid": st.integers(1, 9),
+            "exited": st.booleans(),
+            "exitcode": values(AGENT_NAMES),
+            "out-data": values(AGENT_NAMES),
+        },
+    )
+
+
+@pytest.mark.parametrize("name", ASKED)
+@given_any
+@given(answers=st.lists(tables(), min_size=1, max_size=3))
+def test_whatever_an_agent_answers_is_what_was_promised_or_an_error_of_ours(short: Path, name: str, answers: list[Any]) -> None:
+    async def talk(liar: Liar) -> None:
+        said = iter(answers)
+        while True:
+            request = json.loads((await liar.reader.readuntil(b"\n")).lstrip(b"\xff"))
+            if request["execute"] == "guest-sync-delimited":
+                liar.raw(b"\xff")
+                liar.say({"return": request["arguments"]["id"]})
+            else:
+                liar.say({"return": next(said, answers[-1])})
+
+    async def play() -> None:
+        async with lying(short, talk, "agent") as place:
+            agent = await open_agent(place)
+            try:
+                await judged(name, ASKED[name](agent))
+            finally:
+                await agent.close()
+
+    asyncio.run(play())
+
+
+@given(values(NAMES), st.sampled_from(NAMES))
+def test_a_part_of_an_answer_is_of_its_type_or_refused(value: Any, name: str) -> None:
+    answer = read(value)
+    ways: dict[Callable[[], object], Any] = {
+        lambda: answer.text(name): str, lambda: answer.text(name, None): str | None, lambda: answer.number(name): int,
+        lambda: answer.number(name, 0): int, lambda: answer.flag(name): bool, lambda: answer.items(name): list, lambda: answer.fields(name): dict,
+        lambda: answer.words(name, "none"): str, lambda: answer.sensible(name): int | None, lambda: name in answer: bool,
+        lambda: answer.text(): str, lambda: answer.number(): int, lambda: answer.items(): list,
+    }  # fmt: skip
+    for way, kind in ways.items():
+        with contextlib.suppress(Misbehaves):
+            found = way()
+            assert isinstance(found, kind)
+            assert not isinstance(found, int) or 0 <= found <= LARGEST
+            assert not isinstance(found, str) or found.encode() is not None
