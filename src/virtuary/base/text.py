@@ -12,11 +12,13 @@ import re
 from typing import Any
 
 _ODD = re.compile(r"[^ -~]")
+LONGEST = 64
+"""Characters of an escape sequence that is waited for."""
 _BREAKS = re.compile(r"[\r\n\t]+")
 _SEQUENCE = re.compile(
     "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"
     "|(?:\x1b[\\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x80-\x9f]*(?:\x07|\x1b\\\\|\x9c)"
-    "|\x1b[ -/]*[0-~]"
+    "|\x1b[ -/]*[0-OQ-WYZ\\\\`-~]"
 )
 """Of a terminal: CSI; strings (OSC, DCS, SOS, PM, APC) with their end; every other escape. A string without an end loses its beginning alone."""
 
@@ -47,15 +49,16 @@ def shown_value(value: Any) -> Any:
 
 
 class Stream:
-    """Bytes that come piece by piece, as they may be shown; a character may be cut by the end of a piece, an escape sequence too."""
+    """Bytes that come piece by piece: a character may be cut by the end of a piece, an escape sequence too."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._kept = ""
 
-    def shown(self, piece: bytes) -> str:
+    def text(self, piece: bytes) -> str:
+        """What of it can be told now, for `shown_lines`: a sequence that is not whole yet waits for the next piece, unless it is long."""
         text = self._kept + self._decoder.decode(piece)
-        begun = text.rfind("\x1b", max(len(text) - 64, 0))
-        whole = begun < 0 or bool(_SEQUENCE.match(text, begun))
-        self._kept, text = ("", text) if whole else (text[begun:], text[:begun])
-        return shown_lines(text)
+        begun = max(text.rfind("\x1b", -LONGEST), text.rfind("\x9b", -LONGEST))
+        cut = len(text) if begun < 0 or _SEQUENCE.match(text, begun) else begun
+        self._kept = text[cut:]
+        return text[:cut]

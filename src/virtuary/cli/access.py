@@ -15,9 +15,10 @@ from typing import Any
 import click
 
 from virtuary.base.errors import Failed, GuestSilent, Invalid, NotFound, Refused, VirtuaryError
+from virtuary.base.text import Stream
 from virtuary.base.units import format_duration
 from virtuary.cli.options import NAME, Duration
-from virtuary.cli.output import emit, output_option, say
+from virtuary.cli.output import emit, output_option, say, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -94,7 +95,7 @@ def shell_command(name: str, command: tuple[str, ...], timeout: float) -> None:
 def exec_command(name: str, command: tuple[str, ...], timeout: float, output: str) -> None:
     """Run a command inside a server through its guest agent; no network is needed. Ends with the command's own status.
 
-    125: could not be run, 126: not executable, 127: not found.
+    125: could not be run, 126: not executable, 127: not found. What it prints is passed on as it is.
 
     \b
     Example:
@@ -177,12 +178,12 @@ def _typed() -> bytes | None:
 
 
 def watch_console(wire: Wire, name: str) -> None:
-    """Print what the console prints from now on."""
+    """Print what the console prints from now on, as it may be shown."""
+    stream = Stream()
     with _socket(wire, name) as socket:
         socket.recv()
         for chunk in socket:
-            sys.stdout.buffer.write(chunk if isinstance(chunk, bytes) else chunk.encode())
-            sys.stdout.buffer.flush()
+            tell(stream.text(chunk if isinstance(chunk, bytes) else chunk.encode()), end="", flush=True)
 
 
 @contextmanager
@@ -214,7 +215,7 @@ def _raw_terminal() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-        print(file=sys.stderr)
+        say()
 
 
 @click.command()
@@ -316,6 +317,6 @@ def ssh_config_command(names: tuple[str, ...]) -> None:
                 raise
             say(f"# {error.sentence}")
             continue
-        print(f"Host {name}\n  HostName {way['host']}\n  Port {way['port']}\n  User {way['user']}\n  IdentityFile {way['key']}")
-        print(f"  IdentitiesOnly yes\n  UserKnownHostsFile {way['known_hosts']}\n  HostKeyAlias {way['alias']}")
-        print("  StrictHostKeyChecking accept-new\n")
+        tell(f"Host {name}\n  HostName {way['host']}\n  Port {way['port']}\n  User {way['user']}\n  IdentityFile {way['key']}")
+        tell(f"  IdentitiesOnly yes\n  UserKnownHostsFile {way['known_hosts']}\n  HostKeyAlias {way['alias']}")
+        tell("  StrictHostKeyChecking accept-new\n")

@@ -10,7 +10,7 @@ import click
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.units import format_size
 from virtuary.cli.options import Duration, complete_names
-from virtuary.cli.output import emit, output_option, print_table, say
+from virtuary.cli.output import emit, output_option, print_table, say, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -64,7 +64,7 @@ def _show(items: list[dict[str, Any]], everything: bool) -> None:
     print_table(head, [_row(item["name"], finding) for item, finding in shown], "no server is known to be too big or too small")
     for item in items:
         if item["command"]:
-            print(f"{item['command']}   ({_saves(item['saves'])})")
+            tell(f"{item['command']}   ({_saves(item['saves'])})")
     told = {item["name"] for item, _ in shown}
     quiet = [item for item in items if item["name"] not in told]
     unknown = sum(any(finding["verdict"] == "unknown" for finding in item["findings"]) for item in quiet)
@@ -123,11 +123,11 @@ def _apply(wire: Wire, wanted: list[dict[str, Any]]) -> tuple[list[dict[str, Any
 
 def _told(changed: list[dict[str, Any]]) -> None:
     if not changed:
-        print("nothing was changed")
+        tell("nothing was changed")
     for vm in changed:
         name = vm["meta"]["name"]
         waits = vm["status"]["runtime"] and vm["meta"]["generation"] != vm["status"]["applied"]
-        print(
+        tell(
             f"{name} changed"
             + (f"; what can't change while it runs takes effect at its next start (virtuary restart {name})" if waits else "")
         )

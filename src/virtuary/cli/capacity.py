@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from virtuary.base.units import format_bandwidth, format_duration, format_size
-from virtuary.cli.output import emit, output_option, print_fields, print_table
+from virtuary.cli.output import emit, output_option, print_fields, print_table, tell
 from virtuary.cli.resources import parse_shape
 from virtuary.client.start import connect
 
@@ -43,7 +43,7 @@ def host_command(output: str) -> None:
 
     def table() -> None:
         print_fields(_facts(host))
-        print()
+        tell()
         print_table(["PROMISED", "", "OF", "LEFT", "MOST OF IT TO"], [*_rows(host)], "")
 
     emit(host, output, table, lambda item: str(item["id"]))
@@ -131,12 +131,12 @@ def capacity_command(shape: str, output: str) -> None:
 
     def table() -> None:
         each = ", ".join(f"{amount(name, number)} {NAMES[name]}" for name, number in answer["each"].items() if number)
-        print(f"each takes {each}, its emulation included")
-        print(f"{answer['servers']} more fit; {NAMES[answer['limit']]} would be used up first")
+        tell(f"each takes {each}, its emulation included")
+        tell(f"{answer['servers']} more fit; {NAMES[answer['limit']]} would be used up first")
         for name, number in sorted(answer["by"].items(), key=lambda item: item[1]):
-            print(f"  {NAMES[name]}: room for {number}")
+            tell(f"  {NAMES[name]}: room for {number}")
         if answer["wanted"] is not None:
-            print(f"{answer['wanted']} fit" if answer["fits"] else f"{answer['wanted']} do not fit: {answer['missing']}")
+            tell(f"{answer['wanted']} fit" if answer["fits"] else f"{answer['wanted']} do not fit: {answer['missing']}")
 
     emit(answer, output, table, lambda item: str(item["servers"]))
     if answer["fits"] is False:

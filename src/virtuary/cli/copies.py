@@ -9,7 +9,7 @@ import click
 from virtuary.base.errors import Invalid
 from virtuary.cli.follow import follow
 from virtuary.cli.options import DETACH, SHAPE, complete_names, idempotency, shape_wish
-from virtuary.cli.output import emit, output_option, say
+from virtuary.cli.output import emit, output_option, say, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import path_part
 
@@ -51,14 +51,14 @@ def copy_command(name: str, new: str | None, full: bool, live: bool, start: bool
     vm, operation = answer["vm"], answer["operation"]
     copy = vm["meta"]["name"]
     if given["detach"]:
-        return emit(answer, given["output"], lambda: print(operation["meta"]["id"]), lambda item: str(item["vm"]["meta"]["name"]))
+        return emit(answer, given["output"], lambda: tell(operation["meta"]["id"]), lambda item: str(item["vm"]["meta"]["name"]))
     say(f"copying {name} to {copy}")
     follow(wire, operation, quiet=given["output"] != "table")
     then = f"virtuary {'shell' if start or live else 'start'} {copy}"
     emit(
         wire.call("GET", f"/v1/vms/{path_part(vm['meta']['id'])}"),
         given["output"],
-        lambda: print(f"{copy} is a copy of {name}: {then}"),
+        lambda: tell(f"{copy} is a copy of {name}: {then}"),
     )
 
 
@@ -67,7 +67,7 @@ def _show_plan(answer: dict[str, Any], form: str) -> None:
         for blocker in answer["blockers"]:
             say(f"blocker: {blocker['detail']}" + (f" ({blocker['hint']})" if blocker.get("hint") else ""))
         if not answer["blockers"]:
-            print(f"{answer['vm']['meta']['name']} can be made")
+            tell(f"{answer['vm']['meta']['name']} can be made")
 
     emit(answer, form, table)
     if answer["blockers"]:

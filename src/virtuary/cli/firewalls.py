@@ -9,7 +9,7 @@ import click
 from virtuary.base.errors import Invalid
 from virtuary.cli.look import every
 from virtuary.cli.options import idempotency, parse_labels
-from virtuary.cli.output import ago, emit, output_option, print_fields, print_table
+from virtuary.cli.output import ago, emit, output_option, print_fields, print_table, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import path_part
 
@@ -123,7 +123,7 @@ def show_firewall(name: str, output: str) -> None:
         facts += [("description", item["spec"]["description"])] if item["spec"]["description"] else []
         facts += [("labels", labels)] if labels else []
         print_fields(facts)
-        print()
+        tell()
         rows = [[str(number), show_rule(rule)] for number, rule in enumerate(item["spec"]["rules"], 1)]
         print_table(["#", "RULE"], rows, "no rules: the default of the network decides")
 
@@ -155,9 +155,7 @@ def create_firewall(name: str, rules: tuple[str, ...], description: str | None, 
         wish["labels"] = parse_labels(label)
     item = connect().call("POST", "/v1/firewalls", wish, headers=idempotency())
     made = item["meta"]["name"]
-    emit(
-        item, output, lambda: print(f"the firewall group {made} is there: virtuary set SERVER --network NETWORK,firewall={made}")
-    )
+    emit(item, output, lambda: tell(f"the firewall group {made} is there: virtuary set SERVER --network NETWORK,firewall={made}"))
 
 
 @firewall_command.command("set")
@@ -190,7 +188,7 @@ def set_firewall(
     if not wish:
         raise Invalid("nothing to change", "--rule, --no-rules, --description or --label")
     item = connect().call("PATCH", f"/v1/firewalls/{path_part(name)}", wish)
-    emit(item, output, lambda: print(f"the firewall group {item['meta']['name']} is changed"))
+    emit(item, output, lambda: tell(f"the firewall group {item['meta']['name']} is changed"))
 
 
 @firewall_command.command("delete")
@@ -207,7 +205,7 @@ def delete_firewall(names: tuple[str, ...], output: str) -> None:
     for name in names:
         wire.call("DELETE", f"/v1/firewalls/{path_part(name)}", headers=idempotency())
         if output == "table":
-            print(f"the firewall group {name} is gone")
+            tell(f"the firewall group {name} is gone")
     if output != "table":
         emit([{"name": name} for name in names], output, name=lambda item: str(item["name"]))
 
@@ -230,4 +228,4 @@ def test_firewall(source: str, destination: str, service: str, output: str) -> N
     """
     query = {"source": source, "destination": destination, **parse_service(service)}
     verdict = connect().call("GET", "/v1/firewall-test", query=query)
-    emit(verdict, output, lambda: print(verdict["sentence"]), lambda item: str(item["action"]))
+    emit(verdict, output, lambda: tell(verdict["sentence"]), lambda item: str(item["action"]))

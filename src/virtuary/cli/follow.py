@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from virtuary.base.errors import GuestSilent, VirtuaryError, from_problem
+from virtuary.base.text import shown
 from virtuary.base.units import format_duration
 from virtuary.cli.output import colours, say
 from virtuary.client.wire import Wire
@@ -38,7 +39,7 @@ class _Screen:
     def show(self, status: dict[str, Any]) -> None:
         """Bring the screen up to a state of the operation: every log line once, the last one alive."""
         self.progress = status["progress"]
-        lines = [line["text"] for line in status["log"]]
+        lines = [shown(line["text"]) for line in status["log"]]
         for text in lines[self.told :]:
             self._settle()
             self.text, self.since = text, time.monotonic()

@@ -25,8 +25,9 @@ import click
 
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.proc import find_program, last_line
+from virtuary.base.text import shown
 from virtuary.cli.options import Duration
-from virtuary.cli.output import output_option, say
+from virtuary.cli.output import output_option, say, tell
 from virtuary.cli.sampling import COLUMNS, Reader, Row, script
 
 MOST = 256
@@ -112,7 +113,7 @@ class _Printer:
         for row in rows:
             cells = row.cells(server)
             if self.form == "table":
-                self.writer.writerow(cells)
+                self.writer.writerow([shown(cell) for cell in cells])
             else:
                 self.items.append(
                     {
@@ -124,13 +125,13 @@ class _Printer:
 
     def end(self) -> None:
         if self.form == "json":
-            print(json.dumps(self.items, indent=2))
+            tell(json.dumps(self.items, indent=2))
         elif self.form == "yaml":
             import yaml
 
-            print(yaml.safe_dump(self.items, sort_keys=False), end="")
+            tell(yaml.safe_dump(self.items, sort_keys=False), end="")
         elif self.form == "name":
-            print("\n".join(dict.fromkeys(item["server"] for item in self.items)))
+            tell("\n".join(dict.fromkeys(item["server"] for item in self.items)))
 
 
 def listen(commands: dict[str, list[str]], text: str) -> Iterator[Event]:

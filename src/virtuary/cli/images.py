@@ -12,7 +12,7 @@ from virtuary.base.units import MIB, format_size
 from virtuary.cli.follow import follow
 from virtuary.cli.look import every
 from virtuary.cli.options import DETACH, Size, idempotency, options
-from virtuary.cli.output import ago, emit, output_option, print_fields, print_table
+from virtuary.cli.output import ago, emit, output_option, print_fields, print_table, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -127,12 +127,12 @@ def _make(wire: Wire, name: str, source: dict[str, Any], detach: bool, output: s
 
 def _follow(wire: Wire, answer: dict[str, Any], detach: bool, output: str) -> None:
     if detach:
-        print(answer["operation"]["meta"]["id"])
+        tell(answer["operation"]["meta"]["id"])
         return
     follow(wire, answer["operation"], quiet=output != "table")
     name = answer["operation"]["spec"]["target_name"]
     item = wire.call("GET", f"/v1/images/{path_part(name)}")
-    emit(item, output, lambda: print(f"the image {name} is ready: virtuary launch {name}"))
+    emit(item, output, lambda: tell(f"the image {name} is ready: virtuary launch {name}"))
 
 
 @image_command.command("build")
@@ -226,11 +226,11 @@ def warm_image(name: str, memory: int | None, detach: bool, output: str) -> None
     body = {"memory": -(-memory // MIB) * MIB} if memory else {}
     answer = wire.call("POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency())
     if detach:
-        print(answer["operation"]["meta"]["id"])
+        tell(answer["operation"]["meta"]["id"])
         return
     follow(wire, answer["operation"], quiet=output != "table")
     found = [item for item in every(wire, "/v1/templates") if item["meta"]["id"] == answer["template"]["meta"]["id"]]
-    emit(found[0] if found else answer["template"], output, lambda: print(f"the image {name} is warm: virtuary launch {name}"))
+    emit(found[0] if found else answer["template"], output, lambda: tell(f"the image {name} is warm: virtuary launch {name}"))
 
 
 @image_command.command("cool")
@@ -244,7 +244,7 @@ def cool_image(name: str) -> None:
     """
     found = connect().call("POST", f"/v1/images/{path_part(name)}/actions/cool", {})["items"]
     freed = format_size(sum(item["status"]["size"] for item in found))
-    print(f"{len(found)} warm template{'' if len(found) == 1 else 's'} of {name} removed" + (f", {freed}" if found else ""))
+    tell(f"{len(found)} warm template{'' if len(found) == 1 else 's'} of {name} removed" + (f", {freed}" if found else ""))
 
 
 @image_command.command("delete")
@@ -259,4 +259,4 @@ def delete_image(names: tuple[str, ...]) -> None:
     wire = connect()
     for name in names:
         follow(wire, wire.call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())["operation"])
-        print(f"the image {name} is gone")
+        tell(f"the image {name} is gone")

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from virtuary.base.errors import Invalid, VirtuaryError
+from virtuary.base.text import shown_lines
 from virtuary.base.units import format_duration, format_size
 from virtuary.cli.follow import follow
 from virtuary.cli.options import BIRTH, DETACH, NAME, NAMES, SHAPE, Duration, birth_wish, idempotency, shape_wish
-from virtuary.cli.output import emit, output_option, print_fields, say
+from virtuary.cli.output import emit, output_option, print_fields, say, tell
 from virtuary.cli.resources import RESOURCES, resource_wish
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
@@ -52,7 +53,7 @@ def launch_command(image: str, name: str | None, count: int, **given: Any) -> No
         return emit(
             {"vm": vm, "operation": operation},
             given["output"],
-            lambda: print(operation["meta"]["id"]),
+            lambda: tell(operation["meta"]["id"]),
             lambda item: str(item["vm"]["meta"]["name"]),
         )
     vm_name = vm["meta"]["name"]
@@ -79,7 +80,7 @@ def _launch_many(wire: Wire, wish: dict[str, Any], count: int, given: dict[str, 
         except VirtuaryError as error:
             failure = _keep(failure, error, count)
     if given["detach"]:
-        emit(begun, given["output"], lambda: print("\n".join(answer["operation"]["meta"]["id"] for answer in begun)))
+        emit(begun, given["output"], lambda: tell("\n".join(answer["operation"]["meta"]["id"] for answer in begun)))
     for answer in begun if not given["detach"] else ():
         try:
             follow(wire, answer["operation"], quiet=True, limit=given["timeout"])
@@ -97,7 +98,7 @@ def _launch_many(wire: Wire, wish: dict[str, Any], count: int, given: dict[str, 
 def _ready(vm: dict[str, Any]) -> None:
     took = vm["status"]["stages"].get("ssh")
     name = vm["meta"]["name"]
-    print(f"{name} is ready" + (f", {format_duration(took)} after its start" if took else "") + f": virtuary shell {name}")
+    tell(f"{name} is ready" + (f", {format_duration(took)} after its start" if took else "") + f": virtuary shell {name}")
     _show_gaps(vm)
 
 
@@ -112,7 +113,7 @@ def _show_console_tail(wire: Wire, name: str) -> None:
         text = wire.call("GET", f"/v1/vms/{path_part(name)}/logs", query={"size": 2000})["console"]
     except VirtuaryError:
         return
-    lines = ["".join(char for char in line if char.isprintable()) for line in text.splitlines()][-12:]
+    lines = shown_lines(text).splitlines()[-12:]
     if lines:
         say("the end of its console:")
         for line in lines:
@@ -136,11 +137,11 @@ def _show_plan(wire: Wire, wish: dict[str, Any], form: str) -> None:
             ]
         )
         for number, step in enumerate(plan.get("steps", []), 1):
-            print(f"  {number}. {step}")
+            tell(f"  {number}. {step}")
         if "command" in plan:
-            print("command line:\n  " + " \\\n    ".join(_in_pairs([shlex.quote(word) for word in plan["command"]])))
+            tell("command line:\n  " + " \\\n    ".join(_in_pairs([shlex.quote(word) for word in plan["command"]])))
         elif "note" in plan:
-            print(plan["note"])
+            tell(plan["note"])
         for blocker in answer["blockers"]:
             say(f"blocker: {blocker['detail']}" + (f" ({blocker['hint']})" if blocker.get("hint") else ""))
 
@@ -184,13 +185,13 @@ def create_command(image: str, name: str | None, **given: Any) -> None:
 def _after(wire: Wire, answer: dict[str, Any], given: dict[str, Any], done: str) -> None:
     operation = answer["operation"]
     if given.get("detach"):
-        print(operation["meta"]["id"])
+        tell(operation["meta"]["id"])
         return
     form = given.get("output") or "table"
     follow(wire, operation, quiet=form != "table")
     name = operation["spec"]["target_name"]
     if form == "table":
-        print(f"{name} {done}")
+        tell(f"{name} {done}")
     else:
         emit(wire.call("GET", f"/v1/vms/{path_part(operation['spec']['target'].removeprefix('vm/'))}"), form)
 
@@ -307,7 +308,7 @@ def rename_command(name: str, new_name: str) -> None:
       virtuary rename web1 www
     """
     vm = connect().call("POST", f"/v1/vms/{path_part(name)}/actions/rename", {"name": new_name})
-    print(f"{name} is now {vm['meta']['name']}")
+    tell(f"{name} is now {vm['meta']['name']}")
 
 
 @click.command()
@@ -342,7 +343,7 @@ def set_command(name: str, dry_run: bool, **given: Any) -> None:
     def table() -> None:
         waits = vm["status"]["runtime"] and vm["meta"]["generation"] != vm["status"]["applied"]
         later = f"; takes effect at its next start (virtuary restart {name})" if waits else ""
-        print(f"{vm['meta']['name']} changed: {', '.join(sorted(wish))}{later}")
+        tell(f"{vm['meta']['name']} changed: {', '.join(sorted(wish))}{later}")
         _show_gaps(vm)
 
     emit(vm, given["output"], table)
@@ -354,9 +355,9 @@ def _show_change(wire: Wire, target: str, wish: dict[str, Any], form: str) -> No
     def table() -> None:
         now = [field for field in sorted(wish) if field not in answer["waits_for_start"]]
         if now:
-            print(f"at once: {', '.join(now)}")
+            tell(f"at once: {', '.join(now)}")
         if answer["waits_for_start"]:
-            print(f"at its next start: {', '.join(answer['waits_for_start'])}")
+            tell(f"at its next start: {', '.join(answer['waits_for_start'])}")
         for blocker in answer["blockers"]:
             say(f"blocker: {blocker['detail']}" + (f" ({blocker['hint']})" if blocker.get("hint") else ""))
 
@@ -384,7 +385,7 @@ def trim_command(names: tuple[str, ...], output: str) -> None:
 
     def table() -> None:
         for name, answer in found.items():
-            print(f"{name}: {format_size(answer['freed'])} came back")
+            tell(f"{name}: {format_size(answer['freed'])} came back")
 
     emit(found, output, table)
     if failure:
@@ -413,7 +414,7 @@ def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool) ->
             query = {"now": str(now).lower(), "force": str(force).lower()}
             answer = wire.call("DELETE", f"/v1/vms/{path_part(name)}", query=query, headers=idempotency())
             follow(wire, answer["operation"])
-            print(f"{name} is gone" if now else f"{name} lies in the trash for 7 days: virtuary undelete {name}")
+            tell(f"{name} is gone" if now else f"{name} lies in the trash for 7 days: virtuary undelete {name}")
         except VirtuaryError as error:
             failure = _keep(failure, error, len(names))
     if failure:
@@ -439,7 +440,7 @@ def undelete_command(name: str, new_name: str | None) -> None:
       virtuary undelete web1
     """
     vm = connect().call("POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name})
-    print(f"{vm['meta']['name']} is back: virtuary start {vm['meta']['name']}")
+    tell(f"{vm['meta']['name']} is back: virtuary start {vm['meta']['name']}")
 
 
 @click.command()
@@ -456,4 +457,4 @@ def purge_command(name: str, yes: bool) -> None:
     if not yes:
         _ask(f"Remove {name} for good?")
     follow(wire, wire.call("POST", f"/v1/vms/{path_part(name)}/actions/purge", {})["operation"])
-    print(f"{name} is gone")
+    tell(f"{name} is gone")

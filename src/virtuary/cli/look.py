@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from virtuary.base.text import shown_value
 from virtuary.base.units import format_bandwidth, format_size
 from virtuary.cli.options import NAME, NAMES
-from virtuary.cli.output import ago, bold, emit, output_option, print_fields, print_table, say
+from virtuary.cli.output import ago, emit, output_option, print_fields, print_table, say, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -94,7 +95,7 @@ def show_command(names: tuple[str, ...], output: str) -> None:
     def table() -> None:
         for number, vm in enumerate(found):
             if number:
-                print()
+                tell()
             print_fields([*_facts(vm), *_used(wire, vm)])
 
     emit(found if len(found) > 1 else found[0], output, table)
@@ -111,7 +112,7 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
     meta, spec, status = vm["meta"], vm["spec"], vm["status"]
     runtime = status["runtime"] or {}
     facts = [
-        ("name", bold(meta["name"])),
+        ("name", meta["name"]),
         ("id", meta["id"]),
         ("state", status["state"] + (f": {status['reason']}" if status["reason"] else "") + f" (for {ago(status['since'])})"),
         ("image", spec["image"]),
@@ -203,6 +204,8 @@ def _nic(nic: dict[str, Any], runtime: dict[str, Any]) -> str:
 def logs_command(name: str, size: int, follow: bool, output: str) -> None:
     """Show what a server's serial console printed, and what QEMU wrote when it ended badly.
 
+    What would change your terminal is left out, also where the output goes to a file; virtuary console shows it.
+
     \b
     Example:
       virtuary logs web1
@@ -211,23 +214,15 @@ def logs_command(name: str, size: int, follow: bool, output: str) -> None:
     answer = wire.call("GET", f"/v1/vms/{path_part(name)}/logs", query={"size": size})
 
     def table() -> None:
-        print(_harmless(answer["console"]), end="")
+        tell(answer["console"], end="")
         if answer["qemu"]:
-            say(f"QEMU wrote: {_harmless(answer['qemu'])}")
+            say(f"QEMU wrote: {answer['qemu']}")
 
     emit(answer, output, table)
     if follow:
         from virtuary.cli.access import watch_console
 
         watch_console(wire, name)
-
-
-def _harmless(text: str) -> str:
-    """A guest's text without what could move the reader's cursor or change the terminal."""
-    import re
-
-    text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])", "", text.replace("\r\n", "\n"))
-    return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
 @click.command()
@@ -245,9 +240,9 @@ def events_command(since: int | None, output: str) -> None:
         if event is None:
             continue
         if output in ("json", "yaml"):
-            print(json.dumps(event), flush=True)
+            tell(json.dumps(shown_value(event)), flush=True)
         elif line := _event_line(event, states):
-            print(line, flush=True)
+            tell(line, flush=True)
 
 
 def _event_line(event: dict[str, Any], states: dict[str, str]) -> str | None:
@@ -295,15 +290,15 @@ def doctor_command(server: str | None, output: str) -> None:
         signs = {"ok": "ok  ", "note": "note", "missing": "MISS"}
         width = max(len(check["name"]) for check in answer["checks"])
         for check in answer["checks"]:
-            print(f"{signs[check['state']]}  {check['name'].ljust(width)}  {check['found']}")
+            tell(f"{signs[check['state']]}  {check['name'].ljust(width)}  {check['found']}")
             if check["remedy"] and check["state"] != "ok":
-                print(f"{'':{width + 8}}→ {check['remedy']}")
+                tell(f"{'':{width + 8}}→ {check['remedy']}")
         good, bad = (
             ("its network works", "its network does not work")
             if server
             else ("a launch can work", "something a launch needs is missing")
         )
-        print(good if answer["healthy"] else bad)
+        tell(good if answer["healthy"] else bad)
 
     emit(answer, output, table, lambda item: "healthy" if item["healthy"] else "unhealthy")
     if not answer["healthy"]:
@@ -323,4 +318,4 @@ def version_command(output: str) -> None:
 
     daemon = connect().call("GET", "/")["version"]
     both = {"program": __version__, "daemon": daemon}
-    emit(both, output, lambda: print(f"virtuary {__version__} (daemon {daemon})"), lambda item: str(item["program"]))
+    emit(both, output, lambda: tell(f"virtuary {__version__} (daemon {daemon})"), lambda item: str(item["program"]))

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from virtuary.base.errors import VirtuaryError
+from virtuary.base.text import shown_value
+from virtuary.cli.output import say, say_error
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("lifecycle", "Create a server, start it, and wait until a shell is possible."),
@@ -114,7 +116,7 @@ def main() -> None:
         error.show()
         status = 2
     except (KeyboardInterrupt, click.Abort):
-        print(file=sys.stderr)
+        say()
         status = 130
     except VirtuaryError as error:
         if debug:
@@ -131,9 +133,5 @@ def show_error(error: VirtuaryError) -> None:
     """The sentence, then the hint; the whole problem as JSON when JSON was asked for."""
     words = " ".join(sys.argv)
     if "-o json" in words or "--output json" in words or "--output=json" in words or "-ojson" in words:
-        print(json.dumps(error.problem()), file=sys.stderr)
-        return
-    red, off = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-    print(f"{red}error:{off} {error.sentence}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        return say(json.dumps(shown_value(error.problem())))
+    say_error(error)

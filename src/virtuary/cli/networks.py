@@ -12,7 +12,7 @@ import click
 from virtuary.base.errors import Failed, Invalid, NotFound, Stale
 from virtuary.cli.look import every
 from virtuary.cli.options import BitRate, idempotency, parse_labels
-from virtuary.cli.output import ago, emit, output_option, print_fields, print_table
+from virtuary.cli.output import ago, emit, output_option, print_fields, print_table, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -113,7 +113,7 @@ def show_network(name: str, output: str) -> None:
             for each in leases
         ]
         if rows:
-            print()
+            tell()
             print_table(["SERVER", "MAC", "IPV4", "IPV6", "TAKEN"], rows, "")
 
     emit({**item, "leases": leases}, output, table)
@@ -170,7 +170,7 @@ def create_network(name: str, output: str, label: tuple[str, ...], **given: Any)
         wish["trunk"] = wish["trunk"].split(",")
     wire.call("POST", "/v1/networks", wish, headers=idempotency())
     item = _settled(wire, name)
-    emit(item, output, lambda: print(f"the network {name} is ready: virtuary launch debian --network {name}"))
+    emit(item, output, lambda: tell(f"the network {name} is ready: virtuary launch debian --network {name}"))
 
 
 def _settled(wire: Wire, name: str) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def set_network(name: str, output: str, label: tuple[str, ...], **given: Any) ->
     if label:
         wish["labels"] = parse_labels(label)
     item = connect().call("PATCH", f"/v1/networks/{path_part(name)}", wish)
-    emit(item, output, lambda: print(f"the network {name} is changed"))
+    emit(item, output, lambda: tell(f"the network {name} is changed"))
 
 
 @network_command.command("forward")
@@ -243,7 +243,7 @@ def forward(address: str, server: str | None, network: str | None, remove: bool,
             if not left:
                 raise
     whither = "nowhere" if remove else f"to {changed['meta']['name']}"
-    emit(changed, output, lambda: print(f"{address} leads {whither}"))
+    emit(changed, output, lambda: tell(f"{address} leads {whither}"))
 
 
 def _lead(wire: Wire, vm: dict[str, Any], nic: dict[str, Any], address: str, remove: bool) -> dict[str, Any]:
@@ -311,4 +311,4 @@ def delete_network(names: tuple[str, ...]) -> None:
             time.sleep(0.05)
         else:
             raise Failed(f"the network {name} is still there", f"virtuary network show {name}")
-        print(f"the network {name} is gone")
+        tell(f"the network {name} is gone")

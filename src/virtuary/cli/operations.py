@@ -9,7 +9,7 @@ import click
 from virtuary.cli.follow import follow
 from virtuary.cli.look import every
 from virtuary.cli.options import Duration
-from virtuary.cli.output import ago, emit, output_option, print_fields, print_table
+from virtuary.cli.output import ago, emit, output_option, print_fields, print_table, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import path_part
 
@@ -74,7 +74,7 @@ def show_operation(identity: str, output: str) -> None:
             ]
         )
         for line in status["log"]:
-            print(f"  {line['at'][11:19]}  {line['text']}")
+            tell(f"  {line['at'][11:19]}  {line['text']}")
 
     emit(item, output, table, lambda found: str(found["meta"]["id"]))
 
@@ -93,7 +93,7 @@ def wait_operation(identity: str, timeout: float | None, output: str) -> None:
     wire = connect()
     item = wire.call("GET", f"/v1/operations/{path_part(identity)}")
     item = follow(wire, item, quiet=output != "table", limit=timeout)
-    emit(item, output, lambda: print(f"{item['spec']['kind']} {item['spec']['target_name']}: {item['status']['phase']}"))
+    emit(item, output, lambda: tell(f"{item['spec']['kind']} {item['spec']['target_name']}: {item['status']['phase']}"))
 
 
 @operation_command.command("cancel")
@@ -106,4 +106,4 @@ def cancel_operation(identity: str) -> None:
       virtuary operation cancel 3f2a91c0
     """
     item = connect().call("POST", f"/v1/operations/{path_part(identity)}/actions/cancel", {})
-    print(f"{item['spec']['kind']} {item['spec']['target_name']} is being cancelled")
+    tell(f"{item['spec']['kind']} {item['spec']['target_name']} is being cancelled")

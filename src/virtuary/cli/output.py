@@ -1,4 +1,8 @@
-"""How answers look: tables for people, JSON, YAML or names for programs. Data on stdout, everything else on stderr."""
+"""How answers look: tables for people, JSON, YAML or names for programs. Data on stdout, everything else on stderr.
+
+Everything the command line prints passes here, and so the door of `base/text.py`: guests, images and users choose many of these words. What a
+terminal is to be told, such as bold type, is added behind that door.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+
+from virtuary.base.errors import VirtuaryError
+from virtuary.base.text import shown, shown_lines, shown_value
 
 FORMATS = ("table", "json", "yaml", "name")
 
@@ -26,14 +33,14 @@ def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def emit(value: Any, form: str, table: Callable[[], None] | None = None, name: Callable[[Any], str] | None = None) -> None:
     """Print `value` in the wanted form; `table` prints it for people."""
     if form == "json":
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        tell(json.dumps(shown_value(value), indent=2, ensure_ascii=False))
     elif form == "yaml":
         import yaml
 
-        print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
+        tell(yaml.safe_dump(shown_value(value), sort_keys=False, allow_unicode=True), end="")
     elif form == "name":
         for item in value if isinstance(value, list) else [value]:
-            print(name(item) if name else item["meta"]["name"])
+            tell(name(item) if name else item["meta"]["name"])
     elif table:
         table()
 
@@ -41,7 +48,7 @@ def emit(value: Any, form: str, table: Callable[[], None] | None = None, name: C
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
     """Columns as wide as they need; `empty` says what to do when there is nothing."""
     if not rows:
-        print(empty, file=sys.stderr)
+        say(empty)
         return
     for line in columns(head, rows):
         print(line)
@@ -49,7 +56,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], empty: str) 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table, the first one its head."""
-    cells = [list(head), *([_plain(cell) for cell in row] for row in rows)]
+    cells = [list(head), *([shown(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return [bold(lines[0]), *lines[1:]]
@@ -58,12 +65,12 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in fields), default=0)
     for name, value in fields:
-        print(f"{name.ljust(width)}  {_plain(value)}")
+        tell(f"{name.ljust(width)}  {shown(value)}")
 
 
-def _plain(text: str) -> str:
-    """Without control characters: guests and users choose some of these words."""
-    return "".join(char for char in text if char.isprintable())
+def print_title(text: str) -> None:
+    """The head of a part."""
+    print(f"\n{bold(shown(text))}")
 
 
 def colours(stream: Any = None) -> bool:
@@ -90,5 +97,17 @@ def ago(moment: str | None) -> str:
     return format_duration(max(1, round(seconds)))
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
+def tell(text: str = "", end: str = "\n", flush: bool = False) -> None:
+    print(shown_lines(text), end=end, flush=flush)
+
+
+def say(text: str = "") -> None:
+    print(shown_lines(text), file=sys.stderr)
+
+
+def say_error(error: VirtuaryError) -> None:
+    """The sentence, then the hint."""
+    red, off = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}error:{off} {shown_lines(error.sentence)}", file=sys.stderr)
+    if error.hint:
+        say(f"hint: {error.hint}")

@@ -10,7 +10,7 @@ import click
 
 from virtuary.base.errors import Invalid
 from virtuary.base.units import format_bandwidth, format_size, parse_bandwidth, parse_size
-from virtuary.cli.output import bold, emit, output_option, print_fields, print_table
+from virtuary.cli.output import emit, output_option, print_fields, print_table, print_title, tell
 from virtuary.client.start import connect
 
 SHOWN = 12
@@ -110,7 +110,7 @@ def show(plan: dict[str, Any]) -> None:
             ("hosts used", f"{plan['hosts_used']}; fewer than {plan['bound']} could not hold them"),
         ]
     )
-    print()
+    tell()
     rows = [
         [host["name"], host["zone"] or "-", amount("cpu", host["free"]["cpu"]), amount("memory", host["free"]["memory"]),
          str(len(host["servers"])), " ".join(new_ones(host)) or "-"]
@@ -118,11 +118,11 @@ def show(plan: dict[str, Any]) -> None:
     ]  # fmt: skip
     print_table(["HOST", "ZONE", "CPU FREE", "MEMORY FREE", "SERVERS", "NEW"], rows, "no server has a place")
     if plan["unplaced"]:
-        print(f"\n{bold('without a place')}")
+        print_title("without a place")
         for item in plan["unplaced"][:SHOWN]:
-            print(f"  {item['server']}: {why_words(item['why'])}")
+            tell(f"  {item['server']}: {why_words(item['why'])}")
         if len(plan["unplaced"]) > SHOWN:
-            print(f"  and {len(plan['unplaced']) - SHOWN} more: -o json tells all")
+            tell(f"  and {len(plan['unplaced']) - SHOWN} more: -o json tells all")
 
 
 def why_words(reasons: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.loads import LIMITS, hour_name
 from virtuary.base.units import format_rate, format_size, parse_rate, parse_size
 from virtuary.cli.gather import gather_command
-from virtuary.cli.output import bold, emit, output_option, print_fields, print_table, say
+from virtuary.cli.output import emit, output_option, print_fields, print_table, print_title, say, tell
 from virtuary.cli.place import place_command
 from virtuary.client.start import connect
 
@@ -201,7 +201,7 @@ def show(plan: dict[str, Any], wish: dict[str, Any], zone: str) -> None:
             ("considered", f"{', '.join(plan['considered'])}; hours are {zone}"),
         ]
     )
-    print()
+    tell()
     head = ["HOST", *(f"{resource.upper()} PEAK" for resource in plan["considered"]), "IF IT FAILS", "SERVERS"]
     print_table(head, [_row(host) for host in plan["hosts"]], "no server has a place")
     _show_lines("without a place", [f"{item['server']}: {strand_words(item)}" for item in plan["unplaced"]])
@@ -219,11 +219,11 @@ def _row(host: dict[str, Any]) -> list[str]:
 
 def _show_lines(title: str, lines: list[str]) -> None:
     if lines:
-        print(f"\n{bold(title)}")
+        print_title(title)
         for line in lines[:SHOWN]:
-            print(f"  {line}")
+            tell(f"  {line}")
         if len(lines) > SHOWN:
-            print(f"  and {len(lines) - SHOWN} more: -o json tells all")
+            tell(f"  and {len(lines) - SHOWN} more: -o json tells all")
 
 
 def bound_words(plan: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from virtuary.cli.output import tell
+
 
 @click.command()
 def daemon_command() -> None:
@@ -35,4 +37,4 @@ def completion_command(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind
-    print(kind(group, {}, "virtuary", "_VIRTUARY_COMPLETE").source())
+    tell(kind(group, {}, "virtuary", "_VIRTUARY_COMPLETE").source())

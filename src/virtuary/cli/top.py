@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from virtuary.base.errors import PeerAway
+from virtuary.base.text import shown as shown_text
 from virtuary.base.units import parse_duration
 from virtuary.cli.figures import HEAD, ORDERS, host_line, ordered, row
 from virtuary.cli.options import Duration
-from virtuary.cli.output import columns, emit, output_option, print_table
+from virtuary.cli.output import columns, emit, output_option, print_table, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire
 
@@ -49,7 +50,7 @@ def top_command(every: float, sort: str, once: bool, output: str) -> None:
     found["vms"] = ordered(found["vms"], sort)
 
     def table() -> None:
-        print(f"host: {host_line(found['host'])}")
+        tell(f"host: {host_line(found['host'])}")
         print_table(HEAD, [row(vm) for vm in found["vms"]], EMPTY)
 
     emit(found if output != "name" else found["vms"], output, table, lambda vm: str(vm["name"]))
@@ -72,7 +73,7 @@ def _live(wire: Wire, every: float, sort: str) -> None:
 def _draw(found: dict[str, Any] | None, sort: str, trouble: str) -> None:
     """One frame; nothing wraps, and what has no place is counted."""
     wide, high = shutil.get_terminal_size()
-    lines = frame(found, sort, high) if found else [trouble]
+    lines = frame(found, sort, high) if found else [shown_text(trouble)]
     sys.stdout.write("\033[H" + "".join(f"{line[:wide]}\033[K\r\n" for line in lines[: high - 1]) + "\033[J")
     sys.stdout.flush()
 
