@@ -23,7 +23,7 @@ from virtuary.api.app import make_app
 from virtuary.api.auth import PeerProtocol, PeerWebSocket, listening_socket
 from virtuary.api.deps import Parts
 from virtuary.base import proc
-from virtuary.base.errors import Conflict, HostLacks
+from virtuary.base.errors import Conflict
 from virtuary.base.files import write_whole
 from virtuary.base.log import say, set_up
 from virtuary.base.paths import Paths, find_paths
@@ -162,8 +162,6 @@ def _notify(text: str) -> None:
 
 def main() -> None:
     """`virtuary daemon`: in the foreground."""
-    set_up(os.environ.get("VIRTUARY_LOG", "info"))
-    try:
-        asyncio.run(serve(find_paths()))
-    except (Conflict, HostLacks):
-        raise
+    paths = find_paths()
+    set_up(os.environ.get("VIRTUARY_LOG", "info"), paths.log)
+    asyncio.run(serve(paths))

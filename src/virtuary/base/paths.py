@@ -125,7 +125,7 @@ class Paths:
 
     @property
     def log(self) -> Path:
-        """The daemon's log when it runs in the background without a service manager."""
+        """The daemon's log when it runs in the background without a service manager, capped; `daemon.old` is the part before."""
         return self.state / "daemon.log"
 
     @property

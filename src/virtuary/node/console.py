@@ -1,7 +1,8 @@
-"""The serial console of one machine: one reader for the machine's life, any number of viewers, a capped log on disk.
+"""The serial console of one machine: one reader for the machine's life, any number of viewers, a log on disk, capped in size and pace.
 
 The guest's output is hostile bytes: it is stored and passed on, never interpreted here beyond looking for words. While
-nobody is connected QEMU drops what the guest prints; a viewer that does not read loses the oldest bytes, not the guest.
+nobody is connected QEMU drops what the guest prints; a viewer that does not read loses the oldest bytes, not the guest. What is printed faster than
+the disk is to bear is seen by viewers alone, and a line in the log says how much that was. Printing takes no more of the loop than a peer's share.
 """
 
 from __future__ import annotations
@@ -9,11 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from virtuary.base.pace import Bucket, Share, offer
+
 LOG_CAP = 4 * 1024 * 1024
+LOG_BURST, LOG_RATE = 1024 * 1024, 256 * 1024
+"""Bytes that are kept at once, and a second for long."""
+CHUNK, CHUNK_COST = 16 * 1024, 100e-6
+"""Bytes that are taken at once, and seconds until they are here."""
 VIEWER_QUEUE = 256
 
 
@@ -24,28 +32,51 @@ class Console:
         self._viewers: set[asyncio.Queue[bytes]] = set()
         self._writer: asyncio.StreamWriter | None = None
         self._before = b""
+        self._pace = Bucket(LOG_BURST, LOG_RATE)
+        self._dropped = 0
 
     async def follow(self, socket: Path) -> None:
         """Read the console until it closes."""
         reader, self._writer = await asyncio.open_unix_connection(str(socket))
+        share = Share()
         try:
             with contextlib.suppress(OSError):
-                while chunk := await reader.read(16384):
+                while chunk := await reader.read(CHUNK):
+                    began = time.thread_time()
                     self._take(chunk)
+                    share.owe(time.thread_time() - began + CHUNK_COST)
+                    await share.pay()
         finally:
+            self._append(self._told_dropped())
             self._writer.close()
             self._writer = None
             for viewer in self._viewers:
-                _offer(viewer, b"")
+                offer(viewer, b"")
 
     def _take(self, chunk: bytes) -> None:
-        self._append(chunk)
+        self._append(self._kept(chunk))
         self._heard(self._before + chunk)
         self._before = (self._before + chunk)[-256:]
         for viewer in self._viewers:
-            _offer(viewer, chunk)
+            offer(viewer, chunk)
+
+    def _kept(self, chunk: bytes) -> bytes:
+        """What of a chunk goes to the disk. Once something was dropped nothing is kept until there is room for a second's worth."""
+        left = self._pace.left()
+        if len(chunk) > left or (self._dropped and left < LOG_RATE):
+            self._dropped += len(chunk)
+            return b""
+        self._pace.take(len(chunk))
+        return self._told_dropped() + chunk
+
+    def _told_dropped(self) -> bytes:
+        """The line that says how much was not kept, once; nothing, where all was."""
+        dropped, self._dropped = self._dropped, 0
+        return b"\n[%d bytes were not kept: they came faster than %d a second]\n" % (dropped, LOG_RATE) if dropped else b""
 
     def _append(self, chunk: bytes) -> None:
+        if not chunk:
+            return
         with contextlib.suppress(OSError):
             handle = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -72,12 +103,6 @@ class Console:
             yield queue
         finally:
             self._viewers.discard(queue)
-
-
-def _offer(queue: asyncio.Queue[bytes], chunk: bytes) -> None:
-    if queue.full():
-        queue.get_nowait()
-    queue.put_nowait(chunk)
 
 
 def tail(log: Path, size: int = 16384) -> bytes:
