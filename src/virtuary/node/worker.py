@@ -14,6 +14,7 @@ from typing import Any
 
 from virtuary.base.errors import Bug, Conflict, VirtuaryError, of_system
 from virtuary.base.log import say
+from virtuary.base.pace import Bucket
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
 from virtuary.node import copies, identity, live, nics, operations, steps, tuning
@@ -27,6 +28,8 @@ from virtuary.node.world import Process, Step, World
 logger = logging.getLogger("virtuary.worker")
 IDLE_LOOK, BUSY_LOOK = 30.0, 1.0
 """Seconds after which the worker looks again unasked."""
+STEPS_AT_ONCE, STEPS_A_SECOND = 100, 10
+"""A machine that says that nothing has changed after each step is not to keep the daemon busy."""
 MAX_BACKOFF = 30.0
 STEPS: dict[str, Effect] = {**steps.STEPS, **identity.STEPS, **copies.STEPS, **live.STEPS, **tuning.STEPS, **nics.STEPS}
 
@@ -51,6 +54,7 @@ class Worker:
         """What its guest would not take of cpus, memory and disk, and until when it is not asked again."""
         self._wake = asyncio.Event()
         self._looked = False
+        self._pace = Bucket(STEPS_AT_ONCE, STEPS_A_SECOND)
 
     def wake(self) -> None:
         self._wake.set()
@@ -72,6 +76,7 @@ class Worker:
                 if step is None:
                     await self.sleep(BUSY_LOOK if self._busy(world) else IDLE_LOOK)
                     continue
+                await asyncio.sleep(self._pace.take(1))
                 done = await self._do(step, world)
                 pause = 0.5 if done else min(pause * 2, MAX_BACKOFF)
                 if not done:
