@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from virtuary.api.vms import PIECE, outcome_body
 from virtuary.base.paths import Paths
 from virtuary.base.units import GIB
+from virtuary.guest.agent import Outcome
 from virtuary.host import capacity
 from virtuary.model.host import HugePages
 from virtuary.model.vm import Runtime, Vm
@@ -694,3 +696,10 @@ async def test_huge_pages_that_were_just_set_aside_count_at_once(api: Service, m
     assert (await api.call("POST", "/v1/vms", wish)).status == 202
     refused = await api.call("POST", "/v1/vms", {**wish, "name": "b"})
     assert refused.status != 202 and "128 MiB are missing" in refused.json["detail"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 5])
+def test_the_output_of_a_command_is_one_answer_whatever_its_length(size: int) -> None:
+    found = json.loads(outcome_body(Outcome(3, bytes(size), b"e" * size, True)))
+    assert (found["status"], found["truncated"]) == (3, True)
+    assert (base64.b64decode(found["stdout"], validate=True), base64.b64decode(found["stderr"])) == (bytes(size), b"e" * size)

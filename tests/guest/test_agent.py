@@ -256,7 +256,7 @@ async def test_all_the_output_that_the_agent_keeps_is_taken_and_holds_nobody_up(
 
 @pytest.mark.parametrize("spaces", ["", " ", "   "])
 async def test_output_is_taken_wherever_it_stands(short: Path, spaces: str) -> None:
-    first = f'{{"return":{spaces}{{"err-data"{spaces}:{spaces}"{encoded(b"e" * 100_000)}", "exited": true, "exitcode": 1, "out-data": ""}}}}\n'
+    first = f'{{"return":{spaces}{{"err-data"{spaces}:{spaces}"{encoded(b"e" * 50_000)}", "exited": true, "exitcode": 1, "out-data": ""}}}}\n'
 
     async def talk(guest: Guest) -> None:
         await guest.sync()
@@ -267,7 +267,7 @@ async def test_output_is_taken_wherever_it_stands(short: Path, spaces: str) -> N
         await asyncio.sleep(5)
 
     async with talking(short, talk) as agent:
-        assert await agent.execute(["/bin/cat"]) == Outcome(1, b"", b"e" * 100_000, False)
+        assert await agent.execute(["/bin/cat"]) == Outcome(1, b"", b"e" * 50_000, False)
 
 
 async def test_more_output_than_was_asked_for_is_refused(short: Path) -> None:

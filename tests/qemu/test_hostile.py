@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from liar import Liar, lying
-from virtuary.base.answers import LARGEST, read
+from virtuary.base.answers import LARGEST, LINE_CAP, TEXT_CAP, read
 from virtuary.base.clock import SystemClock
 from virtuary.base.errors import Failed, GuestSilent, Misbehaves
 from virtuary.guest.agent import Agent, open_agent
@@ -80,7 +80,7 @@ async def saved(monitor: Monitor) -> None:
 
 
 async def usernet(monitor: Monitor) -> None:
-    parse_held(read(await monitor.run("human-monitor-command")).text())
+    parse_held(read(await monitor.run("human-monitor-command")).text(most=LINE_CAP))
 
 
 QUESTIONS: dict[str, Callable[[Monitor], Awaitable[object]]] = {
@@ -205,4 +205,4 @@ def test_a_part_of_an_answer_is_of_its_type_or_refused(value: Any, name: str) ->
             found = way()
             assert isinstance(found, kind)
             assert not isinstance(found, int) or 0 <= found <= LARGEST
-            assert not isinstance(found, str) or found.encode() is not None
+            assert not isinstance(found, str) or len(found.encode()) < 4 * TEXT_CAP

@@ -23,6 +23,8 @@ OUTSIDE_CAP = 8 * PARTS_CAP
 MARKS_CAP = 4 * PARTS_CAP
 """Quotation marks and backslashes."""
 LARGEST = 2**63 - 1
+TEXT_CAP = 4096
+"""Characters of a text: paths, names and states are shorter."""
 _BUT_MARKS = bytes(set(range(256)) - set(b'"\\'))
 _BUT_PARTS = bytes(set(range(256)) - set(b",:[]{}"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
@@ -111,18 +113,18 @@ class Answer:
         return {key: Answer(item, self._who, key) for key, item in value.items()}
 
     @overload
-    def text(self, name: str | None = None) -> str: ...
+    def text(self, name: str | None = None, *, most: int = TEXT_CAP) -> str: ...
     @overload
-    def text(self, name: str, default: str) -> str: ...
+    def text(self, name: str, default: str, *, most: int = TEXT_CAP) -> str: ...
     @overload
-    def text(self, name: str, default: None) -> str | None: ...
-    def text(self, name: str | None = None, default: object = _MISSING) -> object:
-        """A text that can be written down; halves of surrogate pairs can't."""
+    def text(self, name: str, default: None, *, most: int = TEXT_CAP) -> str | None: ...
+    def text(self, name: str | None = None, default: object = _MISSING, *, most: int = TEXT_CAP) -> object:
+        """A text of at most so many characters that can be written down; halves of surrogate pairs can't."""
         value = self._part(name, default)
         if value is default:
             return value
-        if not isinstance(value, str) or not _writable(value):
-            raise self._at(name)._is_not("a text")
+        if not isinstance(value, str) or len(value) > most or not _writable(value):
+            raise self._at(name)._is_not(f"a text of at most {most} characters")
         return value
 
     @overload

@@ -30,7 +30,7 @@ WHO = "the guest agent"
 DEADLINE = 10.0
 OUTPUT_CAP = 16 * 1024 * 1024
 """Bytes of output, and of errors, that the agent keeps of a command."""
-WORDS_CAP = 256 * 1024
+WORDS_CAP = 64 * 1024
 """Bytes of each that a command of the daemon's own may say."""
 STATUS_CAP = 16 * 1024
 """Bytes of the line that tells of a command's end, besides its output."""
@@ -213,7 +213,10 @@ def _outcome(answer: Answer, output: dict[bytes, bytes]) -> Outcome:
         else 128 + answer.number("signal", 0, most=127)
     )
     truncated = answer.flag("out-truncated") or answer.flag("err-truncated")
-    out, err = (output.get(name) or _decode(answer.text(f"{name.decode()}-data", "").encode()) for name in (b"out", b"err"))
+    out, err = (
+        output.get(name) or _decode(answer.text(f"{name.decode()}-data", "", most=STATUS_CAP).encode())
+        for name in (b"out", b"err")
+    )
     return Outcome(status, out, err, truncated)
 
 

@@ -183,5 +183,6 @@ async def notice_host(site: Site) -> None:
 
 
 __all__ = [
-    "canonical", "check_source", "check_user_data", "console_log", "console_of", "execute", "find_source", "notice_host", "preview", "qemu_log", "receive", "trim", "way_in",
+    "Outcome", "canonical", "check_source", "check_user_data", "console_log", "console_of", "execute", "find_source", "notice_host", "preview", "qemu_log",
+    "receive", "trim", "way_in",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from virtuary.base.answers import read
+from virtuary.base.answers import LINE_CAP, read
 from virtuary.base.errors import PeerAway, VirtuaryError
 from virtuary.base.known import RECORD, adopt, end_recorded, recorded
 from virtuary.base.log import say
@@ -121,4 +121,4 @@ class Uplink:
 
 
 async def _tell(monitor: Monitor, words: str) -> str:
-    return read(await monitor.run("human-monitor-command", DEADLINE, **{"command-line": words})).text()
+    return read(await monitor.run("human-monitor-command", DEADLINE, **{"command-line": words})).text(most=LINE_CAP)

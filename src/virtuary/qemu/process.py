@@ -16,7 +16,7 @@ from pathlib import Path
 from virtuary.base.errors import Failed
 from virtuary.base.known import RECORD
 from virtuary.base.proc import Identity, bury, identify
-from virtuary.base.text import shown
+from virtuary.base.text import shown_lines
 from virtuary.jail.launching import LAUNCHER
 from virtuary.jail.walls import Bounds, Jail, resolver_files
 from virtuary.qemu.parts import Grant
@@ -132,9 +132,9 @@ def open_errors(runtime: Path) -> int:
 
 
 def read_errors(errors: int) -> str:
-    """What QEMU has written to stderr since the last call, at most 64 KiB, control characters removed; never blocks."""
+    """The end of what QEMU has written to stderr since the last call, at most 8 KiB, as it may be shown; never blocks."""
     try:
-        text = os.read(errors, 65536).decode(errors="replace")
+        text = os.read(errors, 65536)[-8192:].decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(shown(line) for line in text.splitlines())
+    return shown_lines(text).strip()

@@ -10,7 +10,7 @@ from virtuary.base.answers import read
 from virtuary.base.errors import Misbehaves
 from virtuary.model.resources import DiskIo
 from virtuary.qemu.qmp import CommandFailed, Monitor
-from virtuary.qemu.warm import GROWTH, STEP, find_places, find_plugged, plug
+from virtuary.qemu.warm import GROWTH, MOST_MEMORY, STEP, find_places, find_plugged, plug
 
 DISK = "/machine/peripheral/disk0-device/virtio-backend"
 
@@ -33,7 +33,9 @@ async def find_size(monitor: Monitor, base: int) -> Size:
         plugged = await find_plugged(monitor)
     kept = base
     with contextlib.suppress(CommandFailed):  # no driver in the guest: nothing was given back
-        kept = min(read(await monitor.run("query-balloon")).number("actual"), base)  # it does not count what was plugged
+        kept = min(
+            read(await monitor.run("query-balloon")).number("actual", most=MOST_MEMORY), base
+        )  # it does not count what was plugged
     return Size(cpus, kept + plugged, base - kept)
 
 

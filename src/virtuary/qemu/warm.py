@@ -16,6 +16,8 @@ from virtuary.qemu.parts import Parts
 from virtuary.qemu.qmp import Monitor
 
 GROWTH = "/machine/peripheral/growth0-device"
+MOST_MEMORY = 2**52
+"""Bytes: more has no machine."""
 STEP = 2 * MIB
 """Memory is plugged in blocks of this size."""
 LOAD_LIMIT = 30.0
@@ -97,7 +99,7 @@ def _order(place: Answer) -> tuple[int, ...]:
 
 async def find_plugged(monitor: Monitor) -> int:
     """Bytes of memory that the guest has taken besides the base. Raises CommandFailed where it can't."""
-    return read(await monitor.run("qom-get", path=GROWTH, property="size")).number()
+    return read(await monitor.run("qom-get", path=GROWTH, property="size")).number(most=MOST_MEMORY)
 
 
 async def wait_plugged(monitor: Monitor, memory: int, limit: float) -> None:
