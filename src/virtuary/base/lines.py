@@ -15,10 +15,8 @@ from virtuary.base.pace import Share
 
 CHUNK = 64 * 1024
 """Bytes that are taken at once."""
-COST = 20e-6
-"""Seconds a line takes besides its parsing."""
-CHUNK_COST = 200e-6
-"""Seconds a chunk takes until it is here, and is decoded."""
+COST, BYTE_COST = 20e-6, 3e-9
+"""Seconds a line or a chunk takes besides its parsing, and each byte of it until it is here."""
 END = re.compile(rb"\n")
 
 
@@ -63,7 +61,7 @@ class Lines:
         await self._share.pay()
         if self._at >= len(self._chunk):
             self._chunk, self._at = await self._reader.read(CHUNK), 0
-            self._share.owe(CHUNK_COST)
+            self._share.owe(len(self._chunk) * BYTE_COST)
             if not self._chunk:
                 raise EOFError(f"{self._who} has closed the connection")
         began, found = self._at, ends.search(self._chunk, self._at)

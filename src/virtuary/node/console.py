@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from virtuary.base.lines import BYTE_COST, COST
 from virtuary.base.pace import Bucket, Share, offer
 
 LOG_CAP = 4 * 1024 * 1024
 LOG_BURST, LOG_RATE = 1024 * 1024, 256 * 1024
 """Bytes that are kept at once, and a second for long."""
-CHUNK, CHUNK_COST = 16 * 1024, 100e-6
-"""Bytes that are taken at once, and seconds until they are here."""
+CHUNK = 16 * 1024
 VIEWER_QUEUE = 256
 
 
@@ -44,7 +44,7 @@ class Console:
                 while chunk := await reader.read(CHUNK):
                     began = time.thread_time()
                     self._take(chunk)
-                    share.owe(time.thread_time() - began + CHUNK_COST)
+                    share.owe(time.thread_time() - began + COST + len(chunk) * BYTE_COST)
                     await share.pay()
         finally:
             self._append(self._told_dropped())
