@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from liar import Liar, lying
+from liar import Liar, Talk, lying
 from virtuary.base.answers import LARGEST, LINE_CAP, TEXT_CAP, read
 from virtuary.base.clock import SystemClock
 from virtuary.base.errors import Failed, GuestSilent, Misbehaves
@@ -122,7 +123,7 @@ ASKED: dict[str, Callable[[Agent], Awaitable[object]]] = {
     "any": lambda agent: agent.run("guest-ping"),
     "history": lambda agent: ask_traffic(told(agent=agent), SystemClock()),
 }
-given_any = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+given_any = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 async def judged(name: str, work: Awaitable[object]) -> None:
@@ -153,35 +154,159 @@ def test_whatever_a_monitor_answers_is_what_was_promised_or_an_error_of_ours(sho
     asyncio.run(play())
 
 
-def tables() -> st.SearchStrategy[Any]:
-    """Answers that are right but for one part: what is right lets the rest be read."""
-    return values(AGENT_NAMES) | st.fixed_dictionaries(
-        {},
-        optional={
-            "pid": st.integers(1, 9),
-            "exited": st.booleans(),
-            "exitcode": values(AGENT_NAMES),
-            "out-data": values(AGENT_NAMES),
-        },
-    )
+# ---- answers that are right but for one part: what is right lets the rest be read
+
+CPU = {"type": "x-cpu", "vcpus-count": 1, "props": {"core-id": 1, "thread-id": 0, "socket-id": 0}}
+CLOCK = {"tm_year": 126, "tm_mon": 0, "tm_mday": 1, "tm_hour": 1, "tm_min": 1, "tm_sec": 1}
+MIGRATION = {"status": "completed", "ram": {"total": 9, "remaining": 3}, "error-desc": "none"}
+JOB = {"id": "copy0", "status": "ready", "current-progress": 1, "total-progress": 2}
+RIGHT: dict[str, Any] = {
+    "query-status": {"status": "running"},
+    "query-cpus-fast": [{"thread-id": 7, "qom-path": "/x"}],
+    "query-hotpluggable-cpus": [CPU, {**CPU, "qom-path": "/machine/peripheral/cpu0"}],
+    "query-balloon": {"actual": 1 << 29},
+    "query-named-block-nodes": [{"node-name": "disk0", "image": {"virtual-size": 5}}, {"node-name": "copy0"}],
+    "query-migrate": MIGRATION,
+    "query-migrate-capabilities": [{"capability": "mapped-ram", "state": False}],
+    "query-jobs": [JOB],
+    "query-fdsets": [{"fdset-id": 3, "fds": [{"opaque": "copy0"}]}],
+    "query-chardev": [{"label": "agent", "frontend-open": True}],
+    "query-blockstats": [{"stats": {"rd_operations": 1, "wr_operations": 1, "rd_total_time_ns": 1, "wr_total_time_ns": 1}}],
+    "qom-list": [{"name": "net1-device"}],
+    "add-fd": {"fdset-id": 3, "fd": 9},
+    "human-monitor-command": "TCP[HOST_FORWARD]  9 127.0.0.1 80 10.0.2.15 80 0 0\r\n",
+    "guest-exec": {"pid": 7},
+    "guest-exec-status": {"exited": True, "exitcode": 0, "out-data": "aGk=", "err-data": "aGk=", "out-truncated": False},
+    "guest-network-get-interfaces": [
+        {"name": "eth0", "hardware-address": "52:54:00:00:00:01", "ip-addresses": [{"ip-address": "10.0.0.1"}], "statistics": {"rx-bytes": 1, "tx-bytes": 2}}
+    ],
+    "guest-fstrim": {"paths": [{"path": "/", "trimmed": 5}]},
+    "guest-get-vcpus": [{"online": True, "logical-id": 0}],
+}  # fmt: skip
+STATS = {"stats": {"stat-total-memory": 9, "stat-free-memory": 5}, "last-update": 7}
+QOM = {"clock": CLOCK, "guest's memory": STATS}
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    5,
+    2**64,
+    10**400,
+    1.5,
+    "",
+    "x" * 5000,
+    "\x1b[2J",
+    "\ud800",
+    [],
+    [5],
+    {},
+    {"a": 1},
+    [[]],
+    "2001:db8::1%\x1b",
+    [None],
+]
+
+
+def places(value: Any) -> list[tuple[Any, ...]]:
+    """The way to each part of a value, the whole one first."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [(), *((key, *rest) for key, item in inner for rest in places(item))]
+
+
+def but(value: Any, place: tuple[Any, ...], odd: Any) -> Any:
+    """The same with another part in that place; `...` for none."""
+    if not place:
+        return {} if odd is ... else odd
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    if odd is ... and len(place) == 1:
+        del copy[place[0]]
+    else:
+        copy[place[0]] = but(copy[place[0]], place[1:], odd)
+    return copy
+
+
+def spoiled(chance: random.Random, right: Any) -> Any:
+    """Right, or wrong in one place."""
+    return right if chance.random() < 0.4 else but(right, chance.choice(places(right)), chance.choice([..., *ODD]))
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+@given_any
+@given(seed=st.integers(0, 2**32))
+def test_a_monitor_that_lies_in_one_place_is_found_out(short: Path, name: str, seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def talk(liar: Liar) -> None:
+        await liar.greet()
+        await liar.serve(
+            lambda command: spoiled(chance, RIGHT.get(command, QOM.get(name, 1 << 21) if command == "qom-get" else {}))
+        )
+
+    async def play() -> None:
+        async with lying(short, talk) as place:
+            monitor = await open_monitor(place)
+            try:
+                await judged(name, QUESTIONS[name](monitor))
+            finally:
+                await monitor.close()
+
+    asyncio.run(play())
 
 
 @pytest.mark.parametrize("name", ASKED)
 @given_any
-@given(answers=st.lists(tables(), min_size=1, max_size=3))
-def test_whatever_an_agent_answers_is_what_was_promised_or_an_error_of_ours(short: Path, name: str, answers: list[Any]) -> None:
+@given(seed=st.integers(0, 2**32))
+def test_an_agent_that_lies_in_one_place_is_found_out(short: Path, name: str, seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def play() -> None:
+        async with lying(short, agent_of(lambda command: spoiled(chance, RIGHT.get(command, {}))), "agent") as place:
+            agent = await open_agent(place)
+            try:
+                await judged(name, ASKED[name](agent))
+            finally:
+                await agent.close()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("name", sorted(PROMISED))
+async def test_who_says_what_is_right_is_understood(short: Path, name: str) -> None:
+    """Else everything above would be refused for another reason."""
+
     async def talk(liar: Liar) -> None:
-        said = iter(answers)
+        await liar.greet()
+        await liar.serve(lambda command: RIGHT.get(command, CLOCK if name == "clock" else 1 << 21))
+
+    async with lying(short, talk) as place, lying(short, agent_of(lambda command: RIGHT.get(command, {})), "agent") as port:
+        monitor, agent = await open_monitor(place), await open_agent(port)
+        found = await (QUESTIONS[name](monitor) if name in QUESTIONS else ASKED[name](agent))
+        assert isinstance(found, PROMISED[name]) and (found or name in ("threads", "clock"))
+        await monitor.close()
+        await agent.close()
+
+
+def agent_of(answer: Callable[[str], Any]) -> Talk:
+    async def talk(liar: Liar) -> None:
         while True:
             request = json.loads((await liar.reader.readuntil(b"\n")).lstrip(b"\xff"))
             if request["execute"] == "guest-sync-delimited":
                 liar.raw(b"\xff")
                 liar.say({"return": request["arguments"]["id"]})
             else:
-                liar.say({"return": next(said, answers[-1])})
+                liar.say({"return": answer(request["execute"])})
+
+    return talk
+
+
+@pytest.mark.parametrize("name", ASKED)
+@given_any
+@given(answers=st.lists(values(AGENT_NAMES), min_size=1, max_size=3))
+def test_whatever_an_agent_answers_is_what_was_promised_or_an_error_of_ours(short: Path, name: str, answers: list[Any]) -> None:
+    said = iter(answers)
 
     async def play() -> None:
-        async with lying(short, talk, "agent") as place:
+        async with lying(short, agent_of(lambda command: next(said, answers[-1])), "agent") as place:
             agent = await open_agent(place)
             try:
                 await judged(name, ASKED[name](agent))

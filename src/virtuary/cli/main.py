@@ -120,7 +120,9 @@ def main() -> None:
         status = 130
     except VirtuaryError as error:
         if debug:
-            raise
+            import traceback
+
+            say("".join(traceback.format_exception(error)))
         show_error(error)
         status = error.exit_code
     except BrokenPipeError:
