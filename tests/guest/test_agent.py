@@ -217,6 +217,19 @@ async def test_a_flood_keeps_neither_its_caller_nor_anybody_else_waiting(short: 
     assert max(gaps) < 0.5
 
 
+async def test_a_guest_that_reads_nothing_leaves_little_in_the_daemon(short: Path) -> None:
+    async def talk(guest: Guest) -> None:
+        await guest.sync()
+        guest.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(60)
+
+    async with talking(short, talk) as agent:
+        with pytest.raises(GuestSilent, match="did not answer"):
+            await agent.run("guest-exec", deadline=0.3, **{"input-data": "x" * 2_000_000})
+        with pytest.raises(GuestSilent, match="does not read"):
+            await agent.run("guest-exec", deadline=0.3, **{"input-data": "x" * 2_000_000})
+
+
 async def test_requests_take_turns(short: Path) -> None:
     async with talking(short, lambda guest: guest.serve({"a": 1, "b": 2})) as agent:
         assert await asyncio.gather(*(agent.run(name) for name in "abababab")) == [1, 2] * 4

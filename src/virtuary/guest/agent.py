@@ -34,6 +34,8 @@ WORDS_CAP = 64 * 1024
 """Bytes of each that a command of the daemon's own may say."""
 STATUS_CAP = 16 * 1024
 """Bytes of the line that tells of a command's end, besides its output."""
+UNSENT_CAP = 256 * 1024
+"""Bytes of earlier requests that a guest which does not read may leave in the daemon."""
 MOST_LINKS, MOST_ADDRESSES = 1000, 32
 _MARK, _QUOTE = re.compile(rb"\xff"), re.compile(rb'"')
 _QUOTE_OR_END = re.compile(rb'["\n]')
@@ -74,6 +76,8 @@ class Agent:
         async with self._turn:
             try:
                 async with asyncio.timeout(deadline):
+                    if self._writer.transport.get_write_buffer_size() > UNSENT_CAP:
+                        raise GuestSilent("the guest agent does not read what it is asked")
                     if not self._in_step:
                         await self._synchronise()
                     self._in_step = False
