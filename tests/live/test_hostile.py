@@ -1,0 +1,73 @@
+"""A guest whose root is an adversary's: whatever it sends, the daemon answers others, and the guest is as usable as before once it stops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from instances import Instance, until
+
+pytestmark = pytest.mark.live
+PORT = "/dev/virtio-ports/org.qemu.guest_agent.0"
+SMALL = "a='[],[],[],[],[],[],[],[],'; for i in 1 2 3 4 5 6 7; do a=$a$a; done; while :; do printf %s $a; done"
+FLOODS = {
+    "small values on the agent's port": f"(printf '\\377{{\"return\": [';{SMALL}) > {PORT}",
+    "marks on the agent's port": f"tr '\\0' '\\377' < /dev/zero > {PORT}",
+    "prints on the console": "while :; do printf '\\033]0;title\\007%01000d' 5; done > /dev/console",
+}
+
+
+@pytest.fixture(scope="module")
+def victim(instance: Instance) -> Iterator[str]:
+    instance.ok("launch", "tiny", "other")
+    instance.ok("launch", "tiny", "victim")
+    yield "victim"
+    instance.ok("delete", "victim", "other", "--now", "--force", "--yes")
+
+
+def by_ssh(instance: Instance, name: str, script: str) -> str:
+    return instance.ok("shell", name, "--", script).out.strip()
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_from_a_guest_holds_nobody_up(instance: Instance, victim: str, flood: str) -> None:
+    again = (
+        f"while :; do\nkill -KILL $(pidof qemu-ga)\n{FLOODS[flood]}\ndone"  # the port has one opener, and the agent comes back
+    )
+    by_ssh(
+        instance,
+        victim,
+        f"cat > /tmp/flood <<'END'\n{again}\nEND\nsetsid sh /tmp/flood >/dev/null 2>&1 </dev/null & echo $! > /tmp/pid",
+    )
+    asking = instance.start_cli("exec", victim, "--", "true")
+    slowest = 0.0
+    try:
+        for _ in range(15):
+            began = time.monotonic()
+            instance.call("GET", "/v1/vms")
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.2)
+        assert instance.in_guest("other", "echo usable") == "usable"
+        instance.ok("pause", victim)
+        assert instance.state(victim) == "paused"
+        instance.ok("resume", victim)
+    finally:
+        asking.kill()
+        asking.communicate()
+        by_ssh(instance, victim, "kill -KILL -$(cat /tmp/pid)")
+    assert slowest < 0.5, f"a look took {slowest:.2f} s"
+    assert by_ssh(instance, victim, "echo usable") == "usable"
+
+
+def test_what_a_guest_prints_changes_no_terminal(instance: Instance, victim: str) -> None:
+    by_ssh(instance, victim, "printf 'a\\033]0;title\\007\\302\\2332Jb\\n' > /dev/console")
+    until(lambda: "ab" in instance.ok("logs", victim).out, 10, "it is printed")
+    for words in (["logs", victim], ["logs", victim, "-o", "json"], ["logs", victim, "-o", "yaml"]):
+        printed = instance.ok(*words).out
+        assert all(char.isprintable() or char in "\n\t" for char in printed)
+
+
+def test_large_output_of_a_command_is_whole(instance: Instance, victim: str) -> None:
+    done = instance.ok("exec", "other", "--", "sh", "-c", "head -c 9000000 /dev/zero | tr '\\0' x; echo error >&2")
+    assert done.out == "x" * 9_000_000 and done.err == "error\n"
