@@ -74,6 +74,20 @@ async def test_an_answer_of_another_type_is_silence_and_what_follows_is_heard(sh
         await until(lambda: run.qemu_status == "paused" and run.monitor and not run.misses)
 
 
+async def test_a_monitor_that_refuses_to_say_how_it_is_counts_as_silent(short: Path) -> None:
+    async def talk(liar: Liar) -> None:
+        await liar.greet()
+        liar.say({"return": {"status": "running"}, "id": (await liar.asked())["id"]})
+        while True:
+            liar.say({"error": {"class": "GenericError", "desc": "no"}, "id": (await liar.asked())["id"]})
+
+    async with listening(short, talk) as (run, _):
+        await until(lambda: run.qemu_status == "running" and run.monitor)
+        for _ in range(running.SILENT_AFTER):
+            await run.refresh()
+        assert run.silent
+
+
 @pytest.mark.parametrize(
     "lie",
     [b"rubbish\n", b'{"event": 5}\n', b'{"event": "STOP", "data": 5}\n', b'{"event": "VSERPORT_CHANGE", "data": {"open": 5}}\n'],

@@ -17,7 +17,7 @@ from typing import Any
 
 from virtuary.base.answers import Answer, read
 from virtuary.base.clock import Clock
-from virtuary.base.errors import GuestSilent, Misbehaves, VirtuaryError
+from virtuary.base.errors import Misbehaves, VirtuaryError
 from virtuary.base.known import adopt
 from virtuary.base.log import say
 from virtuary.base.pace import Bucket
@@ -256,7 +256,7 @@ class Run:
         try:
             self.qemu_status = await self.monitor.status(deadline)
             self.misses = 0
-        except GuestSilent:
+        except VirtuaryError:
             self.misses += 1
 
     async def measure(self) -> None:
