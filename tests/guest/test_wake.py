@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from virtuary.base.errors import GuestSilent, Misbehaves, VirtuaryError
 from virtuary.guest.wake import REPLY_CAP, Port, open_port
@@ -115,3 +117,22 @@ async def test_the_program_behind_it_takes_lines_in_pieces_and_tells_how_it_went
         outcome = await port.wake(lines, 20)
     assert outcome.status == 1 and outcome.stdout.splitlines()[0].startswith(b"it failed: q")
     assert (tmp_path / "file").read_bytes() == content
+
+
+@given(
+    pieces=st.lists(
+        st.binary(max_size=40) | st.sampled_from([b"awake 0 1\n", b"\n", b"awake", b"awake 10 1\n", b"\xff" * 70_000]), max_size=4
+    )
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_whatever_a_guest_says_it_woke_up_or_that_is_no_answer(tmp_path: Path, pieces: list[bytes]) -> None:
+    async def play() -> None:
+        async with behind(tmp_path, says(*pieces)) as port:
+            try:
+                outcome = await port.wake(b"", 5)
+            except GuestSilent:
+                return
+            assert 0 <= outcome.status <= 9 and b"awake " in outcome.stdout
+
+    (tmp_path / "wake").unlink(missing_ok=True)
+    asyncio.run(play())

@@ -61,7 +61,9 @@ ODD: list[Any] = [None, 5, "running", [], {}, {"status": 5}, {"status": ["x"]}, 
 
 
 @pytest.mark.parametrize("odd", ODD, ids=str)
-async def test_an_answer_of_another_type_is_silence_and_what_follows_is_heard(short: Path, odd: Any) -> None:
+async def test_an_answer_of_another_type_is_silence_and_is_said_and_what_follows_is_heard(
+    short: Path, odd: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     answers: dict[str, Any] = {"query-status": odd, "query-chardev": odd}
 
     async def talk(liar: Liar) -> None:
@@ -69,7 +71,7 @@ async def test_an_answer_of_another_type_is_silence_and_what_follows_is_heard(sh
         await liar.serve(lambda name: answers.get(name, {}))
 
     async with listening(short, talk) as (run, _):
-        await until(lambda: run.misses)
+        await until(lambda: run.misses and any("unexpected" in line for line in caplog.messages))
         answers.update({"query-status": {"status": "paused"}, "query-chardev": []})
         await until(lambda: run.qemu_status == "paused" and run.monitor and not run.misses)
 
@@ -172,7 +174,9 @@ async def test_a_flood_of_events_is_heeded_at_a_pace(short: Path) -> None:
         assert len(asked) < at_once + 3 * a_second + 10 and len(woken) < at_once + 3 * a_second + 10
 
 
-async def test_an_agent_that_lies_is_asked_again_and_its_addresses_are_learned_once_it_does_not(short: Path) -> None:
+async def test_an_agent_that_lies_is_asked_again_and_its_addresses_are_learned_once_it_does_not(
+    short: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     answers: dict[str, Any] = {"guest-ping": {}, "guest-network-get-interfaces": [{"ip-addresses": 5}]}
 
     async def talk(liar: Liar) -> None:
@@ -191,7 +195,7 @@ async def test_an_agent_that_lies_is_asked_again_and_its_addresses_are_learned_o
 
     async with listening(short, talk, agent) as (run, _):
         await until(lambda: "agent" in run.signals)
-        await asyncio.sleep(0.3)
+        await until(lambda: any("not a list" in line for line in caplog.messages))
         assert run.addresses == ()
         answers["guest-network-get-interfaces"] = [
             {"name": "eth0", "ip-addresses": [{"ip-address": "10.9.8.7"}, {"ip-address": "\x1b[2J"}]}

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from virtuary.base.answers import read
 from virtuary.base.clock import Clock
-from virtuary.base.errors import VirtuaryError
+from virtuary.base.errors import Misbehaves, VirtuaryError
+from virtuary.base.log import say
 from virtuary.host.metrics import Meter
 from virtuary.node.run import Run
 from virtuary.qemu.qmp import CommandFailed
@@ -75,6 +76,8 @@ class Told:
         self.polls = False
         self.mute: set[str] = set()
         """Questions this QEMU does not know."""
+        self.odd: set[str] = set()
+        """Questions it has answered in a way that makes no sense, which is said once."""
 
     def rest(self) -> None:
         """The machine does not run: nothing moves."""
@@ -198,8 +201,11 @@ async def _ask(told: Told, question: str, clock: Clock) -> None:
         await QUESTIONS[question](told, clock)
     except CommandFailed:
         told.mute.add(question)
-    except VirtuaryError:
+    except VirtuaryError as error:
         told.next[question] = clock.now() + SULK
+        if isinstance(error, Misbehaves) and question not in told.odd:
+            told.odd.add(question)
+            say(logger, "an odd answer", logging.WARNING, question=question, pid=told.run.runtime.pid, error=error.sentence)
     except Exception:
         told.mute.add(question)
         logger.exception("question=%s: a defect", question)

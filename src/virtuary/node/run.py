@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from virtuary.base.answers import Answer, read
@@ -157,6 +157,16 @@ class Run:
         else:
             logger.error("listening met a defect vm=%s", server, exc_info=error)
 
+    @contextlib.contextmanager
+    def _unanswered(self) -> Iterator[None]:
+        """What fails in here is asked again, or is not that important; what makes no sense is said."""
+        try:
+            yield
+        except Misbehaves as error:
+            self._complain(error)
+        except VirtuaryError:
+            pass
+
     async def _keep(self, listen: Callable[[], Awaitable[None]]) -> None:
         """Listen until the process has ended: again whenever that breaks off, ever more seldom where nobody answers, and more so where
         somebody lies."""
@@ -256,14 +266,16 @@ class Run:
         try:
             self.qemu_status = await self.monitor.status(deadline)
             self.misses = 0
-        except VirtuaryError:
+        except VirtuaryError as error:
             self.misses += 1
+            if isinstance(error, Misbehaves):
+                self._complain(error)
 
     async def measure(self) -> None:
         """Ask QEMU what the machine has; wakes the worker when that is something else than before."""
         if self.monitor is None or not self.base:
             return
-        with contextlib.suppress(VirtuaryError):
+        with self._unanswered():
             before, self.size = self.size, await find_size(self.monitor, self.base)
             if before != self.size:
                 self._wake()
@@ -276,7 +288,7 @@ class Run:
         """After adoption the port may be open already; no event will tell."""
         if self.monitor is None:
             return
-        with contextlib.suppress(VirtuaryError):
+        with self._unanswered():
             if await has_opened(self.monitor, "agent"):
                 self.note("kernel")
                 self.start_agent()
@@ -299,9 +311,13 @@ class Run:
                 if not self.quiet:
                     await self._learn_addresses()
                 return
-            except (VirtuaryError, OSError) as error:
+            except Misbehaves as error:
+                self._complain(error)
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, LIES_LATER if isinstance(error, Misbehaves) else 2)
+                pause = min(pause * 2, LIES_LATER)
+            except (VirtuaryError, OSError):
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2)
 
     async def speak(self, ssh_listens: bool, addresses: tuple[str, ...] = ()) -> None:
         """The guest has become a machine of its own: learn its addresses, look for its SSH where it was not seen from inside.
@@ -330,7 +346,7 @@ class Run:
         await asyncio.sleep(after)
         assert self.agent
         for attempt in range(120):
-            with contextlib.suppress(VirtuaryError):
+            with self._unanswered():
                 if found := await self.agent.addresses():
                     self.addresses = found
                     self.note("network")
