@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from virtuary.api.vms import PIECE, outcome_body
+from virtuary.api.vms import PIECE, logs_body, outcome_body
 from virtuary.base.paths import Paths
 from virtuary.base.units import GIB
 from virtuary.guest.agent import Outcome
@@ -703,3 +703,12 @@ def test_the_output_of_a_command_is_one_answer_whatever_its_length(size: int) ->
     found = json.loads(outcome_body(Outcome(3, bytes(size), b"e" * size, True)))
     assert (found["status"], found["truncated"]) == (3, True)
     assert (base64.b64decode(found["stdout"], validate=True), base64.b64decode(found["stderr"])) == (bytes(size), b"e" * size)
+
+
+@pytest.mark.parametrize("text", ["", "a", 'é\x1b\n"' * 40_000, "x" * (PIECE // 12), "x" * (PIECE // 12 - 1) + "é"], ids=len)
+def test_a_log_is_one_answer_whatever_its_length(text: str) -> None:
+    assert json.loads(logs_body(text.encode(), 'its "last" words')) == {"console": text, "qemu": 'its "last" words'}
+
+
+def test_bytes_that_are_no_text_are_marked_in_a_log() -> None:
+    assert json.loads(logs_body(b"a\xffb\xc3", "")) == {"console": "a\ufffdb\ufffd", "qemu": ""}

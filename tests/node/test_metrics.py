@@ -289,6 +289,19 @@ async def test_a_monitor_that_is_silent_is_left_alone_for_a_while() -> None:
     assert monitor.asked == ["qom-set", "query-blockstats", "qom-set"] and one.busy == set()
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [None, 5, "x", {}, [5], [{"stats": 5}], [{"stats": {"rd_operations": "1"}}], [{"stats": {"wr_operations": -1}}]],
+    ids=str,
+)
+async def test_an_odd_answer_is_said_once_and_asked_for_more_seldom(odd: Any, caplog: pytest.LogCaptureFixture) -> None:
+    monitor = Monitor({"qom-set": GuestSilent("no answer"), "query-blockstats": odd})
+    one, clock = Told(machine(monitor=monitor), ""), Clock()
+    await ask(one, clock, 65)
+    assert monitor.asked.count("query-blockstats") == 3 and one.mute == set()
+    assert sum("odd answer" in line for line in caplog.messages) == 1
+
+
 async def test_a_defect_mutes_one_question_of_one_machine(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -94,7 +94,7 @@ class Answer:
 
     def inner(self, name: str | None = None) -> Answer:
         """An object; an empty one, where a name is not there."""
-        found = self._at(name) if name is None or name in self else Answer({}, self._who, name)
+        found = Answer(self._part(name, {}), self._who, name or self._what)
         if not isinstance(found._value, dict):
             raise found._is_not("an object")
         return found
@@ -110,7 +110,7 @@ class Answer:
         """What an object holds, by its names."""
         value = self.inner(name)._value
         assert isinstance(value, dict)
-        return {key: Answer(item, self._who, key) for key, item in value.items()}
+        return {key: Answer(item, self._who, f"a part of {name or self._what or 'it'}") for key, item in value.items()}
 
     @overload
     def text(self, name: str | None = None, *, most: int = TEXT_CAP) -> str: ...
