@@ -171,7 +171,7 @@ async def test_many_small_values_hold_nobody_up(short: Path) -> None:
     async with talking(short, talk) as agent:
         slowest = await slowest_turn(expect_lie(agent))
         assert await agent.run("guest-ping") == "well"
-    assert slowest < 0.1, f"others waited {slowest:.3f} s"
+    assert slowest < 0.05, f"others waited {slowest:.3f} s"
 
 
 async def expect_lie(agent: Agent) -> None:
@@ -180,13 +180,13 @@ async def expect_lie(agent: Agent) -> None:
 
 
 async def slowest_turn(work: Awaitable[object]) -> float:
-    """The longest time for which nobody else had a turn while this was done."""
+    """The longest time of this processor for which nobody else had a turn while this was done; others use the host too."""
     task = asyncio.ensure_future(work)
     slowest = 0.0
     while not task.done():
-        at = time.monotonic()
+        at = time.thread_time()
         await asyncio.sleep(0)
-        slowest = max(slowest, time.monotonic() - at)
+        slowest = max(slowest, time.thread_time() - at)
     await task
     return slowest
 
@@ -264,7 +264,7 @@ async def test_all_the_output_that_the_agent_keeps_is_taken_and_holds_nobody_up(
         slowest = await slowest_turn(run())
         assert await agent.run("guest-ping") == "well"
     assert outcomes == [Outcome(0, out, b"err", False)]
-    assert slowest < 0.1, f"others waited {slowest:.3f} s"
+    assert slowest < 0.05, f"others waited {slowest:.3f} s"
 
 
 @pytest.mark.parametrize("spaces", ["", " ", "   "])
