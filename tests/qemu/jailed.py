@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from virtuary.base.errors import VirtuaryError
-from virtuary.base.proc import adopt, end, find_program, start_time, wait_end
+from virtuary.base.known import adopt
+from virtuary.base.proc import end, find_program, start_time, wait_end
 from virtuary.base.units import MIB
 from virtuary.jail.walls import choose_jail, find_capabilities
 from virtuary.qemu.argv import command
@@ -101,7 +102,7 @@ async def main(folder: Path) -> dict[str, Any]:
     told["opened to read"] = [name for name in given if await opens(monitor, given[name], read_only=True)]
     told["free while alive"] = free(disk)
     await monitor.close()
-    handle = adopt(started.identity, ID)
+    handle = adopt(started.identity)
     assert handle is not None
     end(handle)
     await asyncio.wait_for(wait_end(handle), 10)
