@@ -31,7 +31,7 @@ def log_in(bench: Any, name: str) -> None:
     """An SSH command as a user's own would be: no retry, an error is an error."""
     way = bench.client.way_in(name)
     subprocess.run(
-        [*bench.ours.namespace, "ssh", "-F", "none", "-p", str(way["port"]), "-i", way["key"], "-oBatchMode=yes", "-oStrictHostKeyChecking=accept-new",
+        [*bench.ours.namespace, "ssh", "-F", "none", "-p", str(way["port"]), "-i", way["key"], "-oBatchMode=yes", "-oStrictHostKeyChecking=yes",
          f"-oUserKnownHostsFile={way['known_hosts']}", f"-oHostKeyAlias={way['alias']}", "-oKexAlgorithms=^curve25519-sha256",
          "-oConnectTimeout=60", f"root@{way['host']}", "true"],
         check=True, timeout=120,

@@ -550,6 +550,7 @@ async def test_the_way_in_is_told(api: Service) -> None:
     await write(api, "web1", **running(), stages={"ssh": 1.0})
     way = (await api.call("GET", "/v1/vms/web1/ssh")).json
     assert (way["host"], way["port"], way["user"], way["ready"]) == ("127.0.0.1", 2222, "root", True)
+    assert way["known"] is False and way["alias"] == "virtuary-" + (await api.call("GET", "/v1/vms/web1")).json["meta"]["id"]
 
 
 async def test_logs_are_there_for_a_server_that_never_ran(api: Service) -> None:

@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from virtuary.base.errors import Invalid
-from virtuary.guest.seed import check_user_data, seed_files, write_seed
+from virtuary.guest.seed import HostKey, check_user_data, seed_files, write_seed
 
 
 @pytest.mark.parametrize("scheme", ["rr_path", "joliet_path"])
@@ -21,7 +22,7 @@ def test_a_seed_is_read_back_as_it_was_written(tmp_path: Path, scheme: str) -> N
     import pycdlib
 
     place = tmp_path / "seed.iso"
-    files = seed_files("ID", "web1", ("ssh-ed25519 AAAA",), "#!/bin/sh\necho ü\n" + "x" * 10_000)
+    files = seed_files("ID", "web1", ("ssh-ed25519 AAAA",), "#!/bin/sh\necho ü\n" + "x" * 10_000, HostKey("a", "b"))
     write_seed(place, files)
     iso = pycdlib.PyCdlib()
     iso.open(str(place))
@@ -43,6 +44,15 @@ def test_a_seed_names_the_instance_the_host_and_the_keys() -> None:
     files = seed_files("ID", "web1", ("a", "b"), "")
     assert json.loads(files["meta-data"]) == {"instance-id": "ID", "local-hostname": "web1", "public-keys": ["a", "b"]}
     assert check_user_data(files["user-data"].decode())
+
+
+def test_a_seed_brings_a_host_key_behind_what_the_user_data_says() -> None:
+    key = HostKey("-----BEGIN\nEND-----", "ssh-ed25519 AAAA")
+    files = seed_files("ID", "web1", (), "#!/bin/sh\n", key)
+    told = yaml.safe_load(files["vendor-data"])
+    assert files["vendor-data"].startswith(b"#cloud-config\n") and files["user-data"] == b"#!/bin/sh\n"
+    assert told == {"ssh_keys": {"ed25519_private": "-----BEGIN\nEND-----\n", "ed25519_public": "ssh-ed25519 AAAA\n"}}
+    assert "vendor-data" not in seed_files("ID", "web1", (), "#cloud-config\nssh_keys: {rsa_private: x}\n", key)
 
 
 GOOD = [

@@ -223,7 +223,7 @@ async def examine_network(parts: P, name: str) -> dict[str, Any]:
 async def way_in(parts: P, name: str) -> dict[str, Any]:
     """How to log in by SSH."""
     vm = find_vm(parts.store, name)
-    return touch.way_in(parts.node.site, vm, _image(parts, vm))
+    return await touch.way_in(parts.node, vm, _image(parts, vm))
 
 
 @router.get("/{name}/logs", response_model=dict[str, str])

@@ -126,7 +126,7 @@ class AsyncClient:
         return Vm.model_validate(await self._call("POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name}))
 
     async def way_in(self, name: str) -> dict[str, Any]:
-        """How to log in by SSH: host, port, user, key, known_hosts, alias (of its host key), ready."""
+        """How to log in by SSH: host, port, user, key, known_hosts, known (whether its host key is there), alias (of that), ready."""
         found: dict[str, Any] = await self._call("GET", f"/v1/vms/{path_part(name)}/ssh")
         return found
 

@@ -115,7 +115,7 @@ class Client:
         return Vm.model_validate(self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name}))
 
     def way_in(self, name: str) -> dict[str, Any]:
-        """How to log in by SSH: host, port, user, key, known_hosts, alias (of its host key), ready."""
+        """How to log in by SSH: host, port, user, key, known_hosts, known (whether its host key is there), alias (of that), ready."""
         found: dict[str, Any] = self._wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
         return found
 

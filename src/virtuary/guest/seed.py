@@ -1,4 +1,4 @@
-"""The cloud-init seed: a NoCloud ISO labelled `cidata` with meta-data, user-data and, for images without an agent, keys.
+"""The cloud-init seed: a NoCloud ISO labelled `cidata` with meta-data, user-data, keys and a host key.
 
 Rock Ridge 1.09 and Joliet 3 are both on: without them the names are not found. The user's own text is passed as it is.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -43,13 +44,34 @@ def check_user_data(text: str) -> str:
     return text
 
 
-def seed_files(instance: str, hostname: str, keys: tuple[str, ...], user_data: str) -> dict[str, bytes]:
-    """The files of a seed. `keys` go to the image's default user; `instance` is stable over reboots. Pure."""
+class HostKey(NamedTuple):
+    """An SSH host key as ssh-keygen writes it, without the last newlines."""
+
+    private: str
+    public: str
+
+
+def has_host_keys(user_data: str) -> bool:
+    """Whether the user data may bring host keys of its own, which then are the server's. Pure."""
+    return "ssh_keys" in user_data
+
+
+def seed_files(
+    instance: str, hostname: str, keys: tuple[str, ...], user_data: str, host_key: HostKey | None = None
+) -> dict[str, bytes]:
+    """The files of a seed. `keys` go to the image's default user; `instance` is stable over reboots. Pure.
+
+    `host_key` is in the vendor data, where it stands behind whatever the user data says.
+    """
     meta = {"instance-id": instance, "local-hostname": hostname, "public-keys": list(keys)}
-    return {
+    files = {
         "meta-data": json.dumps(meta, indent=1).encode() + b"\n",
         "user-data": (user_data or "#cloud-config\n{}\n").encode(),
     }
+    if host_key and not has_host_keys(user_data):
+        pair = {"ed25519_private": f"{host_key.private}\n", "ed25519_public": f"{host_key.public}\n"}
+        files["vendor-data"] = b"#cloud-config\n" + json.dumps({"ssh_keys": pair}).encode() + b"\n"
+    return files
 
 
 def write_seed(path: Path, files: dict[str, bytes]) -> None:

@@ -23,6 +23,7 @@ from virtuary.base.files import remove, sync_dir, write_whole
 from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
 from virtuary.guest import identity
+from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
@@ -350,14 +351,10 @@ async def renew_copy(worker: Worker, world: World, _: None) -> None:
     outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=120)
     if outcome.status != 0:
         raise GuestSilent(f"the guest refused its identity: {printable(outcome.stderr)}")
-    write_whole(worker.paths.known_hosts, known_host(vm, key.public))
+    write_whole(worker.paths.known_hosts, known_hosts(alias(vm.id), (key.public,)))
+    run.host_keys_told = worker.site.clock.now()
     crashpoint("copy.after_renew")
     await worker.write(vm, identity=vm.name, renew=False)
-
-
-def known_host(vm: Vm, public: str) -> bytes:
-    """The line by which clients know the server's host key."""
-    return f"virtuary-{vm.id} {' '.join(public.split()[:2])}\n".encode()
 
 
 STEPS: dict[str, Effect] = {

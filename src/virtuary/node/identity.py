@@ -16,12 +16,13 @@ from virtuary.base.files import write_whole
 from virtuary.base.log import say
 from virtuary.guest import identity
 from virtuary.guest.agent import Outcome
+from virtuary.guest.seed import HostKey
 from virtuary.guest.wake import open_port
 from virtuary.node import templates
 from virtuary.node.effects import Effect, monitor_of, note_on, printable
 from virtuary.node.steps import kill, pin_machine, start_machine
 from virtuary.node.templates import find_template, keys_of
-from virtuary.node.warm import HostKey, copy_of, make_host_key, more_memory, renewal_of, reset_disk
+from virtuary.node.warm import copy_of, make_host_key, more_memory, renewal_of, reset_disk
 from virtuary.node.world import World
 from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import describe
@@ -115,6 +116,7 @@ async def _renew(worker: Worker, world: World) -> None:
         return
     crashpoint("renew.after")
     await worker.write(vm, identity=vm.name)
+    run.host_keys_told = worker.site.clock.now()
     await run.speak(outcome.stdout.endswith(identity.LISTENS), addresses)
 
 

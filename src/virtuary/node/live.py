@@ -24,6 +24,7 @@ from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
 from virtuary.base.units import MIB
 from virtuary.guest import identity, seed
+from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.model.image import Image
 from virtuary.model.network import own_mac
 from virtuary.model.template import Template
@@ -243,11 +244,12 @@ async def renew_live(worker: Worker, world: World, _: None) -> None:
         outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=RENEWAL_LIMIT, slowest=0.05)
         if outcome.status != 0:
             raise Failed(f"its identity was refused: {printable(identity.complaints(outcome.stdout + outcome.stderr))}")
-        write_whole(worker.paths.known_hosts, copies.known_host(vm, facts["host_key_public"]))
+        write_whole(worker.paths.known_hosts, known_hosts(alias(vm.id), (facts["host_key_public"],)))
     except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
         return
     crashpoint("live.after_renew")
+    run.host_keys_told = site.clock.now()
     await worker.write(vm, identity=vm.name)
     crashpoint("live.after_identity")
     drop_memory(worker.paths)

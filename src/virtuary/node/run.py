@@ -83,6 +83,8 @@ class Run:
         self.wakes = wakes
         """Whether the guest waits at its port to be told who it is. Its agent is not asked before: that takes an emulated processor a while."""
         self.wake_port: Port | None = None
+        self.host_keys_told: float | None = None
+        """Monotonic time at which its host keys were given or told last; None when another daemon knew."""
         self.console = Console(paths.console, self._heard)
 
     def open(self) -> None:

@@ -19,6 +19,7 @@ from virtuary.base.errors import Bug, Failed, PeerAway, VirtuaryError
 from virtuary.base.files import remove, write_whole
 from virtuary.base.log import say
 from virtuary.guest import seed
+from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.host import oom
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template
@@ -32,7 +33,7 @@ from virtuary.node.run import open_run
 from virtuary.node.site import Site
 from virtuary.node.templates import keys_of
 from virtuary.node.tuning import untuned
-from virtuary.node.warm import GROUP, choose_template, reset_disk
+from virtuary.node.warm import GROUP, choose_template, make_host_key, reset_disk
 from virtuary.node.world import Step, World
 from virtuary.qemu import process
 from virtuary.qemu.describe import Machine
@@ -101,10 +102,13 @@ async def grow_disk(worker: Worker, world: World, size: int) -> None:
 
 
 async def make_seed(worker: Worker, world: World, _: None) -> None:
-    """The cloud-init seed, from the user data that is kept apart."""
+    """The cloud-init seed, from the user data that is kept apart, with a host key of its own that is known from then on."""
     record = worker.site.store.get(f"secret/{world.vm.id}")
     text = record.value.decode() if record else ""
-    files = seed.seed_files(world.vm.id, world.vm.name, keys_of(worker.site, world.vm), text)
+    key = None if seed.has_host_keys(text) else await make_host_key(worker.paths.home)
+    files = seed.seed_files(world.vm.id, world.vm.name, keys_of(worker.site, world.vm), text, key)
+    if key:  # before the seed: where that is, this step is over
+        write_whole(worker.paths.known_hosts, known_hosts(alias(world.vm.id), (key.public,)))
     await asyncio.to_thread(seed.write_seed, worker.paths.seed, files)
     crashpoint("seed.after_write")
 

@@ -24,6 +24,8 @@ from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
 from virtuary.base.proc import run as run_program
 from virtuary.guest import identity
+from virtuary.guest.agent import Agent
+from virtuary.guest.hostkeys import ask, known_hosts
 from virtuary.guest.wake import open_port
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta, utcnow
@@ -266,8 +268,8 @@ class Making:
         await self._until(run, lambda: "ssh" in run.signals, self.site.settings.templates.patience, "SSH")
         self.report("waiting until the guest has settled")
         await self._in_guest(run, identity.settle_script(), self.site.settings.templates.patience, "settle")
-        await self._log_in(port)
         assert run.agent
+        await self._log_in(run.agent, port)
         dmi = await run.agent.execute(["cat", "/sys/firmware/dmi/tables/DMI"], deadline=60)
         assert run.monitor
         lag = await rtc.lag(run.monitor)
@@ -298,15 +300,14 @@ class Making:
         if outcome.status != 0:
             raise Failed(f"the guest could not {what}: {printable(outcome.stderr)}")
 
-    async def _log_in(self, port: int) -> None:
+    async def _log_in(self, agent: Agent, port: int) -> None:
         """Log in once as its users will: what that needs is in memory then. It is no condition."""
         options = (
-            "-oBatchMode=yes",
-            "-oStrictHostKeyChecking=no",
-            f"-oUserKnownHostsFile={self.folder}/known_hosts",
-            "-oConnectTimeout=20",
+            *("-oBatchMode=yes", "-oConnectTimeout=20", "-oStrictHostKeyChecking=yes"),
+            *(f"-oUserKnownHostsFile={self.folder}/known_hosts", "-oHostKeyAlias=template"),
         )
         with contextlib.suppress(VirtuaryError):
+            write_whole(self.folder / "known_hosts", known_hosts("template", await ask(agent)))
             await run_program(
                 "ssh", "-F", "none", "-i", str(self.site.paths.key), *options, "-p", str(port), "root@127.0.0.1", "true", deadline=60
             )  # fmt: skip

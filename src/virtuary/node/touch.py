@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from virtuary.base.errors import Conflict, GuestSilent, Invalid
+from virtuary.base.errors import Conflict, GuestSilent, Invalid, VirtuaryError
+from virtuary.base.files import write_whole
 from virtuary.base.paths import VmPaths
+from virtuary.guest import hostkeys
 from virtuary.guest.agent import OUTPUT_CAP, Outcome
 from virtuary.guest.seed import check_user_data
 from virtuary.host import capacity
@@ -30,6 +33,9 @@ from virtuary.qemu.argv import command
 from virtuary.qemu.describe import describe
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.storage.directory import reserving
+
+HOST_KEYS_HOLD = 10.0
+"""Seconds for which host keys count as told: a first login asks nothing, and one after keys were changed inside finds the new ones."""
 
 
 def _run(node: Node, vm: Vm) -> Run:
@@ -78,22 +84,42 @@ def qemu_log(paths: VmPaths) -> str:
         return ""
 
 
-def way_in(site: Site, vm: Vm, image: Image | None) -> dict[str, Any]:
-    """How to reach the server's SSH: user, address, port, the key to show and where its host key is remembered."""
+async def way_in(node: Node, vm: Vm, image: Image | None) -> dict[str, Any]:
+    """How to reach the server's SSH: user, address, port, the key to show, where its host keys are written down, and whether they are."""
+    site, paths = node.site, node.site.paths.vm(vm.id)
     runtime = vm.status.runtime
     if runtime is None or runtime.ssh_port is None:
         raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
+    ready = "ssh" in vm.status.stages and vm.status.state == "running"
+    if ready:
+        await _learn_host_keys(node, vm)
     return {
         "host": runtime.ssh_host,
         "port": runtime.ssh_port,
         "user": image.status.user if image else "root",
         "key": str(site.paths.key),
-        "known_hosts": str(site.paths.vm(vm.id).known_hosts),
-        "alias": f"virtuary-{vm.id}",
-        "ready": "ssh" in vm.status.stages and vm.status.state == "running",
+        "known_hosts": str(paths.known_hosts),
+        "known": paths.known_hosts.exists(),
+        "alias": hostkeys.alias(vm.id),
+        "ready": ready,
         "state": vm.status.state,
         "stages": vm.status.stages,
     }
+
+
+async def _learn_host_keys(node: Node, vm: Vm) -> None:
+    """Write down which host keys the guest's agent says it has, unless they were told a moment ago. Where none answers nothing changes."""
+    now = node.site.clock.now()
+    with contextlib.suppress(VirtuaryError):
+        run = _run(node, vm)
+        told = run.host_keys_told is not None and now - run.host_keys_told < HOST_KEYS_HOLD
+        if told or run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
+            return
+        if keys := await hostkeys.ask(run.agent):
+            place, lines = node.site.paths.vm(vm.id).known_hosts, hostkeys.known_hosts(hostkeys.alias(vm.id), keys)
+            if not place.exists() or place.read_bytes() != lines:
+                write_whole(place, lines)
+            run.host_keys_told = now
 
 
 def routed() -> list[str]:

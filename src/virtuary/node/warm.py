@@ -20,7 +20,8 @@ from virtuary.base.errors import Failed, HostLacks, VirtuaryError
 from virtuary.base.proc import run
 from virtuary.base.units import format_size
 from virtuary.guest import identity
-from virtuary.guest.seed import seed_files
+from virtuary.guest.hostkeys import alias, known_hosts
+from virtuary.guest.seed import HostKey, seed_files
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta
 from virtuary.model.network import own_mac
@@ -188,13 +189,6 @@ def generation_of(vm: Vm) -> str:
     return str(uuid.uuid5(uuid.UUID(vm.id), "generation"))
 
 
-class HostKey(NamedTuple):
-    """An SSH host key as ssh-keygen writes it, without the last newlines."""
-
-    private: str
-    public: str
-
-
 async def renewal_of(
     site: Site, vm: Vm, template: Template, keys: tuple[str, ...], key: HostKey
 ) -> tuple[identity.Renewal, tuple[str, ...], bytes]:
@@ -222,9 +216,9 @@ async def renewal_of(
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
         cpus=vm.spec.cpus,
         grown=bool(vm.spec.disk and vm.spec.disk > template.status.disk_size),
-        seed=tuple(seed_files(vm.id, vm.name, keys, text).items()) if text else (),
+        seed=tuple(seed_files(vm.id, vm.name, keys, text, key).items()) if text else (),
     )
-    return renewal, addresses, f"virtuary-{vm.id} {' '.join(key.public.split()[:2])}\n".encode()
+    return renewal, addresses, known_hosts(alias(vm.id), (key.public,))
 
 
 async def make_host_key(scratch: Path) -> HostKey:

@@ -15,6 +15,7 @@ from typing import Any
 from virtuary.base.errors import Bug, Conflict, VirtuaryError, of_system
 from virtuary.base.log import say
 from virtuary.base.pace import Bucket
+from virtuary.guest.seed import HostKey
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
 from virtuary.node import copies, identity, live, nics, operations, steps, tuning
@@ -22,7 +23,6 @@ from virtuary.node.effects import Effect
 from virtuary.node.plan import never_handed_out, plan
 from virtuary.node.run import Run, open_run
 from virtuary.node.site import Site
-from virtuary.node.warm import HostKey
 from virtuary.node.world import Process, Step, World
 
 logger = logging.getLogger("virtuary.worker")
