@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from instances import Instance, Json, until
 
+from virtuary.cli.login import ssh_command
+
 pytestmark = pytest.mark.live
 
 
@@ -142,10 +144,31 @@ def test_cp_takes_files_and_folders_both_ways(instance: Instance, one: str, tmp_
     assert missing.status == 8 and "could not be copied" in missing.err
 
 
+def test_host_keys_are_those_the_guest_says_it_has(instance: Instance, one: str) -> None:
+    way = instance.call("GET", f"/v1/vms/{one}/ssh")
+    assert way["known"] and way["alias"] in Path(way["known_hosts"]).read_text()
+    before = Path(way["known_hosts"]).read_text()
+    instance.in_guest(one, "rm /etc/dropbear/*_host_key; kill -9 $(cat /var/run/dropbear.pid)")
+    until(lambda: instance.run("shell", one, "--", "true").status == 0, 30, "the new key is known")
+    assert Path(way["known_hosts"]).read_text() != before
+
+
+def test_another_machine_in_the_place_of_a_server_is_not_believed(instance: Instance, one: str) -> None:
+    instance.ok("launch", "tiny", "other")
+    way, other = (instance.call("GET", f"/v1/vms/{name}/ssh") for name in (one, "other"))
+    words = ssh_command(way | {"host": other["host"], "port": other["port"]}, "true")
+    said = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert said.returncode == 255 and "Host key verification failed" in said.stderr
+    assert subprocess.run(ssh_command(way, "true"), timeout=30, check=False).returncode == 0
+    instance.ok("delete", "other", "--now", "--force", "--yes")
+
+
 def test_ssh_config_lets_plain_ssh_in(instance: Instance, one: str, tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text(instance.ok("ssh-config", one).out)
-    said = subprocess.run(["ssh", "-F", str(config), one, "hostname"], capture_output=True, text=True, timeout=30, check=True)
+    said = subprocess.run(
+        ["ssh", "-F", str(config), "-oBatchMode=yes", one, "hostname"], capture_output=True, text=True, timeout=30, check=True
+    )
     assert said.stdout == "one\n"
 
 

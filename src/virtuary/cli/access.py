@@ -1,4 +1,4 @@
-"""Commands that go inside a server: shell, exec, console, cp, ssh-config."""
+"""Commands that go inside a server: shell, exec, console, cp, ssh-config; how they log in is in cli/login.py."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from virtuary.base.errors import Failed, GuestSilent, Invalid, NotFound, Refused, VirtuaryError
+from virtuary.base.errors import Failed, GuestSilent, Invalid, NotFound, VirtuaryError
 from virtuary.base.text import Stream
-from virtuary.base.units import format_duration
+from virtuary.cli.login import config_block, ssh_command, wait_for_ssh
 from virtuary.cli.options import NAME, Duration
 from virtuary.cli.output import emit, output_option, say, tell
 from virtuary.client.start import connect
@@ -26,54 +25,37 @@ DETACH = b"\x1d"  # Ctrl-]
 SHELL_WAIT = 600.0
 
 
-def ssh_command(way: dict[str, Any], *words: str, options: tuple[str, ...] = ()) -> list[str]:
-    """The ssh command that logs in; the first host key seen is remembered per server, a changed one is refused.
+class Inside(click.Command):
+    """From the first word of the command that runs inside, everything is that command's, also what looks like an option of ours."""
 
-    Keys are agreed on by X25519 first: the way leads over loopback, and the hybrid default costs an emulated guest 0.2-0.4 s.
-    """
-    return [
-        "ssh",
-        *("-p", str(way["port"]), "-i", way["key"], "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=accept-new"),
-        *("-o", f"UserKnownHostsFile={way['known_hosts']}", "-o", f"HostKeyAlias={way['alias']}", "-o", "LogLevel=ERROR"),
-        *("-o", "KexAlgorithms=^curve25519-sha256"),
-        *options,
-        f"{way['user']}@{way['host']}",
-        *words,
-    ]
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        valued = {
+            name for option in self.params if isinstance(option, click.Option) and not option.is_flag for name in option.opts
+        }
+        words = [at for at, word in enumerate(args) if not word.startswith("-") and (at == 0 or args[at - 1] not in valued)]
+        if len(words) > 1 and "--" not in args[: words[1]]:
+            args = [*args[: words[1]], "--", *args[words[1] :]]
+        return super().parse_args(ctx, args)
 
 
-def wait_for_ssh(wire: Wire, name: str, limit: float) -> dict[str, Any]:
-    """How to log in, once that is possible. Raises GuestSilent at `limit` seconds with the last stage reached."""
-    began, told = time.monotonic(), ""
-    while True:
-        way: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
-        if way["ready"]:
-            if not os.access(way["key"], os.R_OK):
-                hint = f"launch it with --ssh-key, then ssh -p {way['port']} {way['user']}@{way['host']}"
-                raise Refused("Virtuary's key may be read by the daemon's user only", hint)
-            return way
-        stage = list(way["stages"])[-1] if way["stages"] else "firmware"
-        if time.monotonic() - began > limit:
-            raise GuestSilent(
-                f"{name} offers no SSH after {format_duration(limit)} (last stage: {stage})", f"virtuary console {name}"
-            )
-        if stage != told:
-            say(f"waiting for {name} (reached: {stage})")
-            told = stage
-        time.sleep(0.25)
-
-
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(cls=Inside, context_settings={"ignore_unknown_options": True})
 @NAME
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "-A", "--forward-agent", is_flag=True, help="Let the server use your ssh agent's keys for as long as the shell is open."
+)
 @click.option("--timeout", type=Duration(), default=SHELL_WAIT, help="How long to wait for the server's SSH.")
-def shell_command(name: str, command: tuple[str, ...], timeout: float) -> None:
+def shell_command(name: str, command: tuple[str, ...], forward_agent: bool, timeout: float) -> None:
     """Open a shell inside a server, by SSH with a key that Virtuary manages; by the serial console where there is no SSH.
+
+    Your own ssh configuration is not read: a server is given neither your agent nor variables, ports or your display, unless options of ssh
+    after its name say so.
 
     \b
     Examples:
       virtuary shell web1
       virtuary shell web1 -- uname -a
+      virtuary shell web1 -L 8080:localhost:80
     """
     wire = connect()
     try:
@@ -83,7 +65,7 @@ def shell_command(name: str, command: tuple[str, ...], timeout: float) -> None:
             raise
         say(f"{error.sentence}: falling back to the serial console")
         return attach(wire, name)
-    words = ssh_command(way, *command, options=() if command else ("-t",))
+    words = ssh_command(way, *command, terminal=not command, agent=forward_agent)
     os.execvp(words[0], words)  # noqa: S606
 
 
@@ -300,6 +282,9 @@ def _judge(first: subprocess.Popen[bytes], second: int, what: str) -> None:
 def ssh_config_command(names: tuple[str, ...]) -> None:
     """Print an OpenSSH configuration, so that ssh, scp, rsync and editors reach servers by name.
 
+    Put it before what your configuration says of all hosts: of two values ssh takes the first, but for forwarded ports and variables sent,
+    which add up.
+
     \b
     Example:
       virtuary ssh-config web1 >> ~/.ssh/config && ssh web1
@@ -317,6 +302,6 @@ def ssh_config_command(names: tuple[str, ...]) -> None:
                 raise
             say(f"# {error.sentence}")
             continue
-        tell(f"Host {name}\n  HostName {way['host']}\n  Port {way['port']}\n  User {way['user']}\n  IdentityFile {way['key']}")
-        tell(f"  IdentitiesOnly yes\n  UserKnownHostsFile {way['known_hosts']}\n  HostKeyAlias {way['alias']}")
-        tell("  StrictHostKeyChecking accept-new\n")
+        if not way["known"]:
+            say(f"# the host key of {name} is not known yet: ssh will ask")
+        tell(config_block(name, way))
