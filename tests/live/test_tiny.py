@@ -142,6 +142,23 @@ def test_cp_takes_files_and_folders_both_ways(instance: Instance, one: str, tmp_
     assert (tmp_path / "copy/deep/er").read_text() == "down here"
     missing = instance.run("cp", f"{one}:/nowhere", str(tmp_path))
     assert missing.status == 8 and "could not be copied" in missing.err
+    assert instance.ok("cp", f"{one}:/root/site/deep/er", "-").out == "down here"
+
+
+def test_cp_writes_nothing_but_its_target_whatever_the_guest_sends(instance: Instance, one: str, tmp_path: Path) -> None:
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.mkdir()
+    out.mkdir()
+    (victim / "file").write_text("original")
+    instance.in_guest(one, f"mkdir /root/d; ln -s {victim} /root/d/x; ln -s {victim}/file /root/d/y; mknod /root/d/null c 1 3")
+    said = instance.ok("cp", f"{one}:/root/d", str(out))
+    assert said.err == "1 special file was left out: './null'\n" and os.readlink(out / "d/x") == str(victim)
+    instance.in_guest(one, "cd /root/d; rm x y; mkdir x; echo evil > x/new; echo evil > y")
+    said = instance.run("cp", f"{one}:/root/d", str(out))
+    assert said.status == 8 and "not copied: 'd/x' is in the way" in said.err
+    assert {path.name: path.read_text() for path in victim.iterdir()} == {"file": "original"}
+    assert (out / "d/y").read_text() == "evil\n" and os.readlink(out / "d/x") == str(victim)
+    instance.in_guest(one, "rm -r /root/d")
 
 
 def test_host_keys_are_those_the_guest_says_it_has(instance: Instance, one: str) -> None:

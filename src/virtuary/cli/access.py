@@ -1,11 +1,9 @@
-"""Commands that go inside a server: shell, exec, console, cp, ssh-config; how they log in is in cli/login.py."""
+"""Commands that go inside a server: shell, exec, console, ssh-config; cp is in cli/copying.py, how they log in in cli/login.py."""
 
 from __future__ import annotations
 
 import base64
 import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +11,7 @@ from typing import Any
 
 import click
 
-from virtuary.base.errors import Failed, GuestSilent, Invalid, NotFound, VirtuaryError
+from virtuary.base.errors import Failed, GuestSilent, NotFound, VirtuaryError
 from virtuary.base.text import Stream
 from virtuary.cli.login import config_block, ssh_command, wait_for_ssh
 from virtuary.cli.options import NAME, Duration
@@ -198,83 +196,6 @@ def _raw_terminal() -> Iterator[None]:
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
         say()
-
-
-@click.command()
-@click.argument("source")
-@click.argument("target")
-def cp_command(source: str, target: str) -> None:
-    """Copy a file or a folder into or out of a server.
-
-    \b
-    Examples:
-      virtuary cp site web1:/var/www/
-      virtuary cp web1:/etc/hosts .
-    """
-    there, here = _split(source), _split(target)
-    if bool(there) == bool(here):
-        raise Invalid("exactly one side must be in a server", "virtuary cp FILE web1:/path, or virtuary cp web1:/path FILE")
-    wire = connect()
-    if here:
-        _copy_in(wait_for_ssh(wire, here[0], 60), source, here[1])
-    elif there:
-        _copy_out(wait_for_ssh(wire, there[0], 60), there[1], target)
-
-
-def _split(text: str) -> tuple[str, str] | None:
-    """(server, path) of `server:path`; None for a path of this machine."""
-    name, colon, path = text.partition(":")
-    return (name, path or ".") if colon and "/" not in name and name else None
-
-
-# Runs in the guest: unpack into the target when it is a folder or is meant as one, else rename what was unpacked to it.
-_PUT = """set -e
-t={target}
-if [ -d "$t" ]; then tar -xf - -C "$t"
-else case "$t" in */) mkdir -p "$t"; tar -xf - -C "$t";;
-*) d=$(dirname "$t"); w=$(mktemp -d "$d/.virtuary-XXXXXX"); trap 'rm -rf "$w"' EXIT; tar -xf - -C "$w"; mv "$w"/{base} "$t";; esac; fi
-"""
-
-
-def _copy_in(way: dict[str, Any], source: str, target: str) -> None:
-    if not os.path.exists(source):
-        raise NotFound(f"there is no file {source!r} here")
-    folder, base = os.path.split(os.path.abspath(source))
-    script = _PUT.format(target=shlex.quote(target), base=shlex.quote(base))
-    tar = subprocess.Popen(["tar", "-C", folder, "-cf", "-", "--", base], stdout=subprocess.PIPE)
-    done = subprocess.run(ssh_command(way, script), stdin=tar.stdout, check=False)
-    _judge(tar, done.returncode, source)
-
-
-def _copy_out(way: dict[str, Any], source: str, target: str) -> None:
-    """Unpack into a fresh folder first: an archive made by a guest is hostile, and only one name is taken from it."""
-    import shutil
-    import tempfile
-
-    base = os.path.basename(source.rstrip("/")) or "root"
-    final = os.path.join(target, base) if os.path.isdir(target) or target.endswith("/") else target
-    parent = os.path.dirname(os.path.abspath(final))
-    os.makedirs(parent, exist_ok=True)
-    script = f'p={shlex.quote(source)}; exec tar -cf - -C "$(dirname "$p")" -- "$(basename "$p")"'
-    with tempfile.TemporaryDirectory(prefix=".virtuary-", dir=parent) as folder:
-        remote = subprocess.Popen(ssh_command(way, script), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
-        unpack = ["tar", "-xf", "-", "-C", folder, "--no-same-owner", "--no-same-permissions"]
-        done = subprocess.run(unpack, stdin=remote.stdout, check=False)
-        _judge(remote, done.returncode, source)
-        got = os.listdir(folder)
-        if got != [base]:
-            raise Failed(f"the server answered {len(got)} files where {base!r} was asked for")
-        if os.path.isdir(final) and not os.path.islink(final):
-            shutil.copytree(os.path.join(folder, base), final, symlinks=True, dirs_exist_ok=True)
-        else:
-            os.replace(os.path.join(folder, base), final)
-
-
-def _judge(first: subprocess.Popen[bytes], second: int, what: str) -> None:
-    if first.stdout:
-        first.stdout.close()
-    if first.wait() or second:
-        raise Failed(f"{what} could not be copied", "what was written above tells why")
 
 
 @click.command()

@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shell": ("access", "Open a shell inside a server."),
     "exec": ("access", "Run a command inside a server."),
     "console": ("access", "Attach to a server's serial console."),
-    "cp": ("access", "Copy files into or out of a server."),
+    "cp": ("copying", "Copy files into or out of a server."),
     "ssh-config": ("access", "Print an OpenSSH configuration for servers."),
     "image": ("images", "Build, pull, import, list and delete images."),
     "network": ("networks", "Create, list, change and delete networks."),
