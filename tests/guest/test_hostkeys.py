@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtuary.base.errors import GuestSilent
+from virtuary.base.errors import GuestSilent, Invalid
 from virtuary.guest import hostkeys
 from virtuary.guest.agent import open_agent
 
@@ -76,21 +79,62 @@ def test_whatever_a_guest_says_makes_lines_of_this_server_alone(keys: dict[str, 
             assert name == "virtuary-1" and kind in hostkeys.KINDS
 
 
-async def test_a_guest_that_says_nothing_is_not_waited_for(short: Path) -> None:
-    """An agent that takes the command, and never says that it ended."""
+async def told(short: Path, answer: Callable[[dict[str, Any]], object], limit: float = 5) -> tuple[str, ...]:
+    """What is learned of a guest whose agent answers so; None: with a refusal, ...: not at all."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
             request = json.loads(line.lstrip(b"\xff"))
-            if request["execute"] == "guest-sync-delimited":
-                writer.write(b"\xff" + json.dumps({"return": request["arguments"]["id"]}).encode() + b"\n")
-            elif request["execute"] == "guest-exec":
-                writer.write(b'{"return": {"pid": 1}}\n')
+            arguments = request["arguments"]
+            value = arguments["id"] if request["execute"] == "guest-sync-delimited" else answer(request)
+            if value is not ...:
+                reply = {"return": value} if value is not None else {"error": {"desc": "no"}}
+                writer.write(b"\xff" * ("id" in arguments) + json.dumps(reply).encode() + b"\n")
+        writer.close()
 
     async with await asyncio.start_unix_server(serve, short / "agent"):
         agent = await open_agent(short / "agent")
-        began = asyncio.get_running_loop().time()
-        with pytest.raises(GuestSilent):
-            await hostkeys.ask(agent, limit=0.2)
-        assert asyncio.get_running_loop().time() - began < 5
-        await agent.close()
+        try:
+            return await hostkeys.ask(agent, limit)
+        finally:
+            await agent.close()
+
+
+async def test_the_keys_of_openssh_are_read_and_nothing_is_started_for_it(short: Path, keys: dict[str, str]) -> None:
+    def answer(request: dict[str, Any]) -> object:
+        assert request["execute"].startswith("guest-file-")
+        arguments = request["arguments"]
+        if request["execute"] == "guest-file-open":
+            return {hostkeys.PUBLIC[0]: 1000, hostkeys.PUBLIC[2]: 1001}.get(arguments["path"])
+        line = keys["ed25519" if arguments["handle"] == 1000 else "rsa"]
+        return {"count": len(line), "buf-b64": base64.b64encode(line.encode()).decode(), "eof": True}
+
+    assert await told(short, answer) == (plain(keys["ed25519"]), plain(keys["rsa"]))
+
+
+async def test_the_keys_of_dropbear_are_asked_of_its_own_program(short: Path, keys: dict[str, str]) -> None:
+    out = base64.b64encode(f"Public key portion is:\n{keys['ed25519']}".encode()).decode()
+    answers = {"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": True, "exitcode": 1, "out-data": out}}
+    assert await told(short, lambda request: answers.get(request["execute"])) == (plain(keys["ed25519"]),)
+
+
+@pytest.mark.parametrize("value", ["x", [], {}, {"buf-b64": 7}, {"buf-b64": "!"}, {"buf-b64": ["A"]}])
+@pytest.mark.parametrize("opened", [False, True])
+async def test_a_guest_that_answers_nonsense_has_no_keys(short: Path, value: object, opened: bool) -> None:
+    with pytest.raises(Invalid, match="unexpected"):
+        await told(short, lambda request: 1000 if opened and request["execute"] == "guest-file-open" else value)
+
+
+@pytest.mark.parametrize("silent", ["guest-file-open", "guest-file-read", "guest-file-close", "guest-exec", "guest-exec-status"])
+async def test_a_guest_that_says_nothing_is_not_waited_for(short: Path, silent: str) -> None:
+    answers: dict[str, object] = {
+        "guest-file-open": 1,
+        "guest-file-read": {"buf-b64": ""},
+        "guest-file-close": {},
+        "guest-exec": {"pid": 1},
+    }
+    answers |= {"guest-exec-status": {"exited": False}, silent: ...}
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(GuestSilent):
+        await told(short, lambda request: answers[request["execute"]], limit=0.2)
+    assert asyncio.get_running_loop().time() - began < 5

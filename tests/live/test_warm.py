@@ -394,8 +394,13 @@ def test_a_debian_copy_is_grown_runs_user_data_and_boots_later_by_itself(debian:
     until(lambda: debian.run("exec", "grown", "--", "test", "-e", "/root/ran").status == 0, 120, "cloud-init ran", 2)
     assert debian.in_guest("grown", "cat /root/by-cloud-init") == "hello"
     before = facts(debian, "grown")
+    known = debian.paths.vm(debian.vm("grown")["meta"]["id"]).known_hosts.read_text()
+    assert debian.in_guest("grown", "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub") == known.split()[2], (
+        "cloud-init left it its host key"
+    )
     debian.ok("stop", "grown", limit=150)
     debian.ok("start", "grown", limit=300)
+    assert debian.paths.vm(debian.vm("grown")["meta"]["id"]).known_hosts.read_text() == known
     after = facts(debian, "grown")
     same: dict[str, Any] = {fact: before[fact] for fact in ("hostname", "mac", "uuid", "machine", "key")}
     assert {fact: after[fact] for fact in same} == same

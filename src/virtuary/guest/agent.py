@@ -159,6 +159,15 @@ class Agent:
             await asyncio.sleep(poll)
             poll = min(poll * 1.5, slowest)
 
+    async def read_file(self, path: str, cap: int) -> bytes:
+        """The beginning of a file in the guest, at most `cap` bytes; no process is started for it. Raises Failed when it can't be opened."""
+        handle = read(await self.run("guest-file-open", path=path, mode="r"), WHO).number()
+        try:
+            told = read(await self.run("guest-file-read", handle=handle, count=cap), WHO)
+            return _decode(told.text("buf-b64", most=2 * cap + 4).encode())[:cap]
+        finally:
+            await self.run("guest-file-close", handle=handle)
+
     async def addresses(self) -> tuple[str, ...]:
         """The guest's own addresses in their canonical form, without loopback and link-local ones; IPv4 first."""
         found: dict[IPv4Address | IPv6Address, None] = {}

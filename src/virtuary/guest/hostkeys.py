@@ -10,19 +10,16 @@ import base64
 import binascii
 from collections.abc import Iterable
 
-from virtuary.base.errors import GuestSilent
+from virtuary.base.errors import Failed, GuestSilent
 from virtuary.guest.agent import Agent
 
-SCRIPT = b"""for key in /etc/ssh/ssh_host_*_key.pub; do
-    [ ! -f "$key" ] || head -c 4096 "$key"
-done
-if [ -d /etc/dropbear ] && command -v dropbearkey > /dev/null; then
-    own=/etc/dropbear/dropbear_ed25519_host_key
-    [ -e "$own" ] || dropbearkey -t ed25519 -f "$own"
-    for key in /etc/dropbear/dropbear_*_host_key; do dropbearkey -y -f "$key"; done
-fi 2> /dev/null
+PUBLIC = tuple(f"/etc/ssh/ssh_host_{kind}_key.pub" for kind in ("ed25519", "ecdsa", "rsa"))
+DROPBEAR = b"""[ -d /etc/dropbear ] || exit 0
+own=/etc/dropbear/dropbear_ed25519_host_key
+[ -e "$own" ] || dropbearkey -t ed25519 -f "$own"
+for key in /etc/dropbear/dropbear_*_host_key; do dropbearkey -y -f "$key"; done
 """
-"""Prints the public halves. Dropbear makes its key when the first client comes: that is too late, so it is made here."""
+"""Prints the public halves of dropbear's keys. It makes its own when the first client comes: that is too late, so it is made here."""
 KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 ANSWER_CAP = 32 * 1024
 LIMIT = 5.0
@@ -33,13 +30,21 @@ async def ask(agent: Agent, limit: float = LIMIT) -> tuple[str, ...]:
     """The host keys that the guest says it has. Raises GuestSilent at the limit."""
     try:
         async with asyncio.timeout(limit):
-            return parse((await agent.execute(["/bin/sh"], SCRIPT, limit)).stdout)
+            found = parse(b"\n".join([await _read(agent, path) for path in PUBLIC]))
+            return found or parse((await agent.execute(["/bin/sh"], DROPBEAR, limit)).stdout)
     except TimeoutError as error:
         raise GuestSilent("the guest agent did not tell the host keys in time") from error
 
 
+async def _read(agent: Agent, path: str) -> bytes:
+    try:
+        return await agent.read_file(path, ANSWER_CAP // len(PUBLIC))
+    except Failed:
+        return b""
+
+
 def parse(answer: bytes) -> tuple[str, ...]:
-    """The public keys in what the guest printed, at most one of each kind: `KIND BASE64`. Whatever is no such key is left out. Pure."""
+    """The public keys in what the guest said, at most one of each kind: `KIND BASE64`. Whatever is no such key is left out. Pure."""
     found: dict[str, str] = {}
     for line in answer[:ANSWER_CAP].decode("ascii", "replace").splitlines():
         kind, _, rest = line.partition(" ")

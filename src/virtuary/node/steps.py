@@ -102,10 +102,11 @@ async def grow_disk(worker: Worker, world: World, size: int) -> None:
 
 
 async def make_seed(worker: Worker, world: World, _: None) -> None:
-    """The cloud-init seed, from the user data that is kept apart, with a host key of its own that is known from then on."""
+    """The cloud-init seed, from the user data that is kept apart, and for a first boot a host key that is known from then on."""
     record = worker.site.store.get(f"secret/{world.vm.id}")
     text = record.value.decode() if record else ""
-    key = None if seed.has_host_keys(text) else await make_host_key(worker.paths.home)
+    first = world.vm.status.identity is None  # cloud-init writes host keys once, and a copy had its own before it had a seed
+    key = await make_host_key(worker.paths.home) if first and not seed.has_host_keys(text) else None
     files = seed.seed_files(world.vm.id, world.vm.name, keys_of(worker.site, world.vm), text, key)
     if key:  # before the seed: where that is, this step is over
         write_whole(worker.paths.known_hosts, known_hosts(alias(world.vm.id), (key.public,)))

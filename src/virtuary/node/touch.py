@@ -110,7 +110,7 @@ async def way_in(node: Node, vm: Vm, image: Image | None) -> dict[str, Any]:
 async def _learn_host_keys(node: Node, vm: Vm) -> None:
     """Write down which host keys the guest's agent says it has, unless they were told a moment ago. Where none answers nothing changes."""
     now = node.site.clock.now()
-    with contextlib.suppress(VirtuaryError):
+    with contextlib.suppress(VirtuaryError, OSError):
         run = _run(node, vm)
         told = run.host_keys_told is not None and now - run.host_keys_told < HOST_KEYS_HOLD
         if told or run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
