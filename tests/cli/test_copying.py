@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -302,20 +303,25 @@ def test_a_cut_archive_is_an_error_and_leaves_no_half_of_a_file(out: Path, begin
     assert not [name for name in tree(out) if name != "d"]
 
 
+WAY = {"host": "127.0.0.1", "port": 1, "user": "root", "key": "/k", "known_hosts": "/h", "alias": "a", "known": True}
+
+
+@contextlib.contextmanager
+def copying(short: Path, out: Path, server: str, sent: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    """The command's own way out of a server, with a shell script that stands for ssh; `$SENT` is a file with this content."""
+    (short / "ssh").write_text(f"#!/bin/sh\n{server}\n")
+    (short / "ssh").chmod(0o755)
+    (short / "sent").write_bytes(sent)
+    env = os.environ | {"PATH": f"{short}:{os.environ['PATH']}", "SENT": str(short / "sent")}
+    code = f"import sys; from virtuary.cli import copying; copying.heed_ends(); copying.copy_out({WAY}, '/d', sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], env=env, stderr=subprocess.PIPE) as process:
+        yield process
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_copy_leaves_no_half_of_a_file(out: Path, short: Path, number: signal.Signals) -> None:
-    """The command itself, with a program that stands for ssh and a daemon that says where the server is."""
-    (short / "ssh").write_text('#!/bin/sh\ncat "$ARCHIVE"\nsleep 60\n')
-    (short / "ssh").chmod(0o755)
-    (short / "archive").write_bytes(archive(Item(b"./", "folder"), end=False) + header(b"./a", b"0", 10**9) + bytes(3 * 2**20))
-    env = os.environ | {"PATH": f"{short}:{os.environ['PATH']}", "ARCHIVE": str(short / "archive")}
-    code = (
-        "import sys; from virtuary.cli import copying\n"
-        "copying.heed_ends()\n"
-        "way = dict(host='127.0.0.1', port=1, user='root', key='/k', known_hosts='/h', alias='a', known=True)\n"
-        "copying.copy_out(way, '/d', sys.argv[1])\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(out)], env=env, stderr=subprocess.PIPE) as process:
+    sent = archive(Item(b"./", "folder"), end=False) + header(b"./a", b"0", 10**9) + bytes(3 * 2**20)
+    with copying(short, out, 'cat "$SENT"; exec sleep 60', sent) as process:
         end = time.monotonic() + 10
         while not any(path.stat().st_size for path in out.rglob(".virtuary-*")) and time.monotonic() < end:
             time.sleep(0.02)
@@ -323,6 +329,17 @@ def test_an_interrupted_copy_leaves_no_half_of_a_file(out: Path, short: Path, nu
         process.send_signal(number)
         assert process.wait(10) != 0
     assert tree(out / "d") == {}
+
+
+def test_what_a_server_complains_of_steers_no_terminal(out: Path, short: Path) -> None:
+    with copying(short, out, "printf 'no \\033[2Jsuch\\007 file\\n' >&2; exit 2", b"") as process:
+        said = process.communicate()[1]
+    assert said.startswith(b"no [2Jsuch file\n") and b"/d could not be copied" in said and process.returncode
+
+
+def test_a_server_that_fails_after_all_was_sent_is_not_believed(out: Path, short: Path) -> None:
+    with copying(short, out, 'cat "$SENT"; exit 1', folder(Item(b"./a")).getvalue()) as process:
+        assert b"could not be copied" in process.communicate()[1] and process.returncode
 
 
 NAMES = [b"a", b"b", b"a/b", b"a/b/c", b"b/a", b"l", b"l/a", b"l/l/x"]

@@ -14,9 +14,10 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from io import BufferedReader
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import click
 
@@ -60,7 +61,8 @@ def cp_command(source: str, target: str) -> None:
 def heed_ends() -> None:
     """From now on this process ends on SIGTERM and SIGHUP as on Ctrl-C: what is half-written is removed on the way."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _end)
 
 
 def _end(number: int, _: object) -> None:
@@ -82,7 +84,7 @@ else case "$t" in */) mkdir -p "$t"; tar -xf - -C "$t";;
 """
 # Runs in the guest: what was named is followed if it is a link; links in a folder are sent as links.
 _GET = """p={source}
-if [ -d "$p" ]; then cd -- "$p" && exec tar -cf - .; fi
+if [ -d "$p" ]; then CDPATH= cd -- "$p" && exec tar -cf - .; fi
 exec tar -chf - -C "$(dirname -- "$p")" -- "$(basename -- "$p")"
 """
 
@@ -93,40 +95,53 @@ def copy_in(way: dict[str, Any], source: str, target: str) -> None:
         raise NotFound(f"there is no file {source!r} here")
     folder, base = os.path.split(os.path.abspath(source))
     script = _PUT.format(target=shlex.quote(target), base=shlex.quote(base))
-    with _program("tar", "-C", folder, "-cf", "-", "--", base) as tar:
-        done = subprocess.run(ssh_command(way, script), stdin=tar.stdout, check=False)
-        _judge(tar, done.returncode, source)
+    with (
+        subprocess.Popen(["tar", "-C", folder, "-cf", "-", "--", base], stdout=subprocess.PIPE) as tar,
+        _logged_in(way, script, stdin=tar.stdout) as remote,
+    ):
+        assert tar.stdout
+        tar.stdout.close()
+        if remote.wait() or tar.wait():
+            raise _failure(source)
 
 
 def copy_out(way: dict[str, Any], source: str, target: str) -> None:
     """Fetch a file or folder. Raises Failed or Refused when not all of it is there then."""
-    with _program(*ssh_command(way, _GET.format(source=shlex.quote(source)))) as remote:
+    with _logged_in(way, _GET.format(source=shlex.quote(source)), stdout=subprocess.PIPE) as remote:
         assert isinstance(remote.stdout, BufferedReader)
         if not remote.stdout.peek(1):
             raise _failure(source)
         try:
             unpack(remote.stdout, source, target)
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise of_system(error) from error
-        _judge(remote, 0, source)
+        remote.stdout.close()
+        if remote.wait():
+            raise _failure(source)
 
 
 @contextlib.contextmanager
-def _program(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A program whose output is read here; it does not outlive this."""
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+def _logged_in(
+    way: dict[str, Any], script: str, stdin: IO[bytes] | int | None = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A script that runs in a server, for as long as this. What it complains of is shown without what would steer a terminal."""
+    with subprocess.Popen(ssh_command(way, script), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE) as process:
+        relay = threading.Thread(target=_relay, args=(process.stderr,), daemon=True)
+        relay.start()
         try:
             yield process
         except BaseException:
             process.terminate()
             raise
+        finally:
+            relay.join()
 
 
-def _judge(first: subprocess.Popen[bytes], second: int, what: str) -> None:
-    if first.stdout:
-        first.stdout.close()
-    if first.wait() or second:
-        raise _failure(what)
+def _relay(complaints: IO[bytes]) -> None:
+    while line := complaints.readline(4096):
+        say("".join(char for char in line.decode(errors="replace") if char.isprintable()))
 
 
 def _failure(what: str) -> Failed:
