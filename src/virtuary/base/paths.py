@@ -58,7 +58,7 @@ class VmPaths:
 
     @property
     def known_hosts(self) -> Path:
-        """The guest's SSH host keys as first seen."""
+        """The guest's SSH host keys, as it was given them or its agent tells them."""
         return self.home / "known_hosts"
 
     @property

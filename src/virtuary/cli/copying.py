@@ -127,21 +127,25 @@ def _logged_in(
     way: dict[str, Any], script: str, stdin: IO[bytes] | int | None = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A script that runs in a server, for as long as this. What it complains of is shown without what would steer a terminal."""
-    with subprocess.Popen(ssh_command(way, script), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE) as process:
-        relay = threading.Thread(target=_relay, args=(process.stderr,), daemon=True)
-        relay.start()
+    complaints, theirs = os.pipe()
+    with open(theirs, "wb") as stderr:
+        process = subprocess.Popen(ssh_command(way, script), stdin=stdin, stdout=stdout, stderr=stderr)
+    relay = threading.Thread(target=_relay, args=(complaints,), daemon=True)
+    relay.start()
+    with process:
         try:
             yield process
         except BaseException:
             process.terminate()
             raise
         finally:
-            relay.join()
+            relay.join(1)  # what ssh started may outlive it, if it is a wrapper
 
 
-def _relay(complaints: IO[bytes]) -> None:
-    while line := complaints.readline(4096):
-        say("".join(char for char in line.decode(errors="replace") if char.isprintable()))
+def _relay(complaints: int) -> None:
+    with open(complaints, "rb") as lines:
+        while line := lines.readline(4096):
+            say("".join(char for char in line.decode(errors="replace") if char.isprintable()))
 
 
 def _failure(what: str) -> Failed:
