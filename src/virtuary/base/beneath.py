@@ -31,11 +31,11 @@ def split(name: bytes) -> Path:
     """The parts of a relative name. Raises Refused for one that could lead anywhere else, or lies too deep."""
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
     if name.startswith(b"/") or b".." in parts or b"\0" in name or len(name) > PATH_CAP or len(parts) > DEPTH_CAP:
-        raise Refused(f"{shown(name)} is no name of a file beneath the folder that is copied")
+        raise Refused(f"{named(name)} is no name of a file beneath the folder that is copied")
     return parts
 
 
-def shown(name: bytes | Path) -> str:
+def named(name: bytes | Path) -> str:
     """A name as people may see it: whatever it holds, it moves no cursor."""
     whole = name if isinstance(name, bytes) else b"/".join(name)
     return repr(os.fsdecode(whole[:200])) + ("..." if len(whole) > 200 else "")
@@ -100,7 +100,7 @@ class Beneath:
     def link(self, path: Path, target: bytes, modified: int) -> None:
         """Make a symbolic link, over a file or a link that is there. Nothing here ever follows it."""
         if b"\0" in target:
-            raise Refused(f"{shown(path)} leads to {shown(target)}, which is no name")
+            raise Refused(f"{named(path)} leads to {named(target)}, which is no name")
         with self._replacing(path) as (at, name):
             os.symlink(target, name, dir_fd=at)
             os.utime(name, (modified, modified), dir_fd=at, follow_symlinks=False)
@@ -111,7 +111,7 @@ class Beneath:
             origin = self._enter(source[:-1], make=False)
             facts = _facts(origin, source[-1])
             if not stat.S_ISREG(facts.st_mode) or facts.st_ino not in inodes:
-                raise Refused(f"{shown(path)} is to be the same file as {shown(source)}, which was not copied before it")
+                raise Refused(f"{named(path)} is to be the same file as {named(source)}, which was not copied before it")
             os.link(source[-1], name, src_dir_fd=origin, dst_dir_fd=at, follow_symlinks=False)
 
     @contextlib.contextmanager
@@ -171,7 +171,7 @@ def _open_folder(at: int, path: Path, make: bool) -> int:
 
 
 def _no_folder(path: Path) -> Refused:
-    return Refused(f"{shown(path)} is in the way: it is no folder, and no link is followed")
+    return Refused(f"{named(path)} is in the way: it is no folder, and no link is followed")
 
 
 def _facts(at: int, name: bytes) -> os.stat_result:
@@ -182,7 +182,7 @@ def _check_replaceable(at: int, path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         mode = _facts(at, path[-1]).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-            raise Refused(f"{shown(path)} is in the way: it is {'a folder' if stat.S_ISDIR(mode) else 'no plain file'}")
+            raise Refused(f"{named(path)} is in the way: it is {'a folder' if stat.S_ISDIR(mode) else 'no plain file'}")
 
 
 @contextlib.contextmanager
@@ -192,7 +192,7 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _IN_THE_WAY:
-            raise Refused(f"{shown(path)} is in the way: it is something else") from error
+            raise Refused(f"{named(path)} is in the way: it is something else") from error
         if error.errno in _IMPOSSIBLE:
-            raise Refused(f"{shown(path)} can't be written: {error.strerror}") from error
+            raise Refused(f"{named(path)} can't be written: {error.strerror}") from error
         raise

@@ -21,9 +21,10 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 import click
 
-from virtuary.base.beneath import Beneath, Path, shown, write_all
+from virtuary.base.beneath import Beneath, Path, named, write_all
 from virtuary.base.errors import Failed, Invalid, NotFound, Refused, of_system
 from virtuary.base.tar import Archive, Entry
+from virtuary.base.text import shown
 from virtuary.cli.login import ssh_command, wait_for_ssh
 from virtuary.cli.output import say
 from virtuary.cli.unpacking import Unpacking
@@ -145,7 +146,7 @@ def _logged_in(
 def _relay(complaints: int) -> None:
     with open(complaints, "rb") as lines:
         while line := lines.readline(4096):
-            say("".join(char for char in line.decode(errors="replace") if char.isprintable()))
+            say(shown(line))
 
 
 def _failure(what: str) -> Failed:
@@ -186,7 +187,7 @@ def unpack(stream: BinaryIO, source: str, target: str) -> None:
     else:
         _unpack_at(find_place(source, target), first, archive, entries, source)
     if more := next(entries, None):
-        raise Failed(f"the server sent {shown(more.name)} where one file was asked for")
+        raise Failed(f"the server sent {named(more.name)} where one file was asked for")
 
 
 def _unpack_at(place: Place, first: Entry, archive: Archive, entries: Iterator[Entry], source: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from virtuary.base.beneath import Beneath, Path, shown, split
+from virtuary.base.beneath import Beneath, Path, named, split
 from virtuary.base.errors import Failed, Refused
 from virtuary.base.tar import Archive, Entry
 
@@ -49,18 +49,18 @@ class Unpacking:
         """Where here what is named so in the archive goes."""
         parts = split(name)
         if parts[: len(top)] != top:
-            raise Refused(f"{shown(name)} is not in the folder that was asked for")
+            raise Refused(f"{named(name)} is not in the folder that was asked for")
         return self._into + parts[len(top) :]
 
     def _take(self, path: Path, top: Path, entry: Entry) -> None:
         if entry.kind == "special":
             self.left_out += 1
-            self.special += [shown(entry.name)] if self.left_out <= 3 else []
+            self.special += [named(entry.name)] if self.left_out <= 3 else []
             return
         if entry.kind == "folder":
             return self._folder(path, entry)
         if path == self._into:
-            raise Refused(f"{shown(entry.name)} is a folder first, and then it is none")
+            raise Refused(f"{named(entry.name)} is a folder first, and then it is none")
         source = self._place(top, entry.target) if entry.kind == "hard link" else None
         link = entry if entry.kind == "link" else self._links.get(source) if source else None
         self._links.pop(path, None)  # of two things of one name the later one counts
