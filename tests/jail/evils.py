@@ -1,4 +1,4 @@
-"""Starts evil.py in a jail, as whoever runs this, and prints what it told: `python evils.py KIND FOLDER`, KIND being machine, network or tool.
+"""Starts evil.py in a jail, as whoever runs this, and prints what it told: `python evils.py KIND FOLDER`, KIND being machine, network, tool or fetcher.
 
 A program of its own, so that the same is tried as root and as an ordinary user. As root it runs in a network namespace of its own.
 """
@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from virtuary.jail.tool import Surroundings, confined
 from virtuary.jail.walls import Bounds, Jail, choose_jail, find_capabilities
 from virtuary.qemu.process import Launch, become_subreaper, read_errors, start
 
@@ -41,10 +42,32 @@ def a_tap() -> int | None:
     return handle
 
 
+async def as_machine(launch: Launch) -> tuple[int, str]:
+    """Exit status as wait(2) has it, and what it said."""
+    started = await start(launch)
+    words = ""
+    while True:
+        words += read_errors(started.errors)
+        done, status = os.waitpid(started.identity.pid, os.WNOHANG)
+        if done:
+            return status, words + read_errors(started.errors)
+        await asyncio.sleep(0.01)
+
+
+async def as_tool(argv: list[str], descriptors: dict[int, int], bounds: Bounds, around: Surroundings) -> tuple[int, str]:
+    reader, writer = os.pipe()
+    async with confined(argv, {**descriptors, 2: writer}, bounds, around) as tied:
+        os.close(writer)
+        status = await tied.wait()
+    with open(reader, "rb") as said:
+        return -status, said.read().decode()
+
+
 async def main(kind: str, folder: Path) -> dict[str, Any]:
     become_subreaper()
     host = await find_capabilities()
-    jail: Jail = choose_jail(host, 2_000_000_321 if host.root else os.getuid(), host_network=kind == "network")
+    outward = kind in ("network", "fetcher")
+    jail: Jail = choose_jail(host, 2_000_000_321 if host.root else os.getuid(), host_network=outward)
     (folder / "canary").write_text("secret")
     (folder / "canary").chmod(0o666)
     shutil.copy(Path(__file__).with_name("evil.py"), folder / "evil.py")
@@ -67,16 +90,11 @@ async def main(kind: str, folder: Path) -> dict[str, Any]:
     runtime.mkdir(mode=0o711)
     argv = [PYTHON, "-I", "-S", str(folder / "evil.py"), json.dumps(facts)]
     bounds = Bounds(file_size=LARGEST, processes=200)
-    started = await start(Launch(argv, [], [folder / "evil.py"], jail, runtime, links=links, bounds=bounds))
-    words, ended = "", os.pidfd_open(started.identity.pid)
-    while True:
-        words += read_errors(started.errors)
-        done, status = os.waitpid(started.identity.pid, os.WNOHANG)
-        if done:
-            words += read_errors(started.errors)
-            break
-        await asyncio.sleep(0.01)
-    os.close(ended)
+    if kind in ("tool", "fetcher"):
+        around = Surroundings(readable=[folder / "evil.py"], internet=outward)
+        status, words = await as_tool(argv, {there: here for here, there in links}, bounds, around)
+    else:
+        status, words = await as_machine(Launch(argv, [], [folder / "evil.py"], jail, runtime, links=links, bounds=bounds))
     address = Path("/sys/class/net/vtevil/address")
     told = {"level": jail.level, "gaps": jail.gaps, "status": status, "words": words, "canary": (folder / "canary").read_text()}
     return {**told, "alive": True, "address": address.read_text().strip() if tap and address.exists() else None}

@@ -55,6 +55,13 @@ def test_only_who_was_granted_page_faults_may_ask_for_them() -> None:
     assert verdict("x86_64", ioctl, (5, 0xAE80)) == 0x7FFF0000, "a virtual CPU runs"
 
 
+def test_what_is_granted_beyond_the_ordinary_is_told() -> None:
+    host = Capabilities(True, True, 6)
+    assert choose_jail(host, 4711).gaps == () and choose_jail(host, 4711).grants == NO_GRANTS
+    granted = choose_jail(host, 4711, userfaults=True)
+    assert granted.grants.userfaults and granted.gaps == ("it handles page faults of its own memory (/dev/userfaultfd)",)
+
+
 def test_an_unknown_architecture_has_no_filter() -> None:
     assert program(machine="sparc64") == b""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from instances import Instance, until
@@ -56,7 +59,7 @@ def test_a_flood_from_a_guest_holds_nobody_up(instance: Instance, victim: str, f
         asking.kill()
         asking.communicate()
         by_ssh(instance, victim, "kill -KILL -$(cat /tmp/pid)")
-    assert slowest < 0.5, f"a look took {slowest:.2f} s"
+    assert slowest < 2, f"a look took {slowest:.2f} s; it was 14 s before answers were bounded"
     assert by_ssh(instance, victim, "echo usable") == "usable"
 
 
@@ -71,3 +74,40 @@ def test_what_a_guest_prints_changes_no_terminal(instance: Instance, victim: str
 def test_large_output_of_a_command_is_whole(instance: Instance, victim: str) -> None:
     done = instance.ok("exec", "other", "--", "sh", "-c", "head -c 9000000 /dev/zero | tr '\\0' x; echo error >&2")
     assert done.out == "x" * 9_000_000 and done.err == "error\n"
+
+
+VERBS = {
+    "start": ("start", "victim"),
+    "a copy": ("copy", "victim", "taken"),
+    "a full copy": ("copy", "victim", "taken", "--full"),
+}
+
+
+def test_a_disk_whose_header_its_qemu_has_written_is_refused_by_every_verb_and_left_as_it_is(
+    instance: Instance, victim: str, tmp_path: Path
+) -> None:
+    """An external data file: root made a host file larger, and copied another one, before headers were held against what we wrote."""
+    instance.ok("stop", victim, "--force")
+    vm = instance.vm(victim)
+    disk = instance.paths.vm(vm["meta"]["id"]).home / vm["status"]["disk_file"]
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"of the host" * 1000)
+    before = disk.read_bytes()[:65536]
+    name = os.fsencode(secret)
+    with disk.open("r+b") as file:
+        file.seek(72)
+        file.write(struct.pack(">Q", 1 << 4 | 1 << 2))
+        file.seek(struct.unpack_from(">I", before, 100)[0])
+        file.write(struct.pack(">II", 0x44415441, len(name)) + name.ljust(-(-len(name) // 8) * 8, b"\0") + bytes(8))
+    try:
+        for what, words in VERBS.items():
+            refused = instance.run(*words)
+            assert refused.status != 0 and "the disk" in refused.err, (what, refused)
+        instance.ok("set", victim, "--disk", "2G")  # it grows as it starts
+        assert "the disk" in instance.run("start", victim).err
+        assert secret.read_bytes() == b"of the host" * 1000
+    finally:
+        with disk.open("r+b") as file:
+            file.write(before)
+    instance.ok("start", victim)
+    assert by_ssh(instance, victim, "echo usable") == "usable"

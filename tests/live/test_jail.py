@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from instances import Instance, Json, until
 
 from virtuary.base.known import of_user
+from virtuary.base.units import MIB
 
 pytestmark = [pytest.mark.live, pytest.mark.host]
 
@@ -64,6 +66,26 @@ def test_the_daemon_goes_before_the_machines_and_nothing_that_it_starts_does(ins
 def test_each_machine_lives_in_namespaces_of_its_own(pair: list[Json], space: str) -> None:
     seen = {os.readlink(f"/proc/{pid}/ns/{space}") for pid in (os.getpid(), *map(pid_of, pair))}
     assert len(seen) == 3
+
+
+def test_a_machine_of_128_mib_can_have_neither_700_mib_nor_a_thousand_threads(pair: list[Json]) -> None:
+    found = bounds_of(pid_of(pair[0]))
+    assert found["memory"] < 700 * MIB and found["pids"] < 1000
+    limits = dict(re.findall(r"^(Max [a-z ]+?)  +(\S+)", Path(f"/proc/{pid_of(pair[0])}/limits").read_text(), re.MULTILINE))
+    assert int(limits["Max processes"]) < 1000 and int(limits["Max open files"]) <= 1024 and limits["Max core file size"] == "0"
+
+
+def bounds_of(pid: int) -> dict[str, int]:
+    """What its control group lets a process have."""
+    found = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, place = line.split(":", 2)
+        for name, file in (("memory", "memory.limit_in_bytes"), ("pids", "pids.max"), ("", "memory.max"), ("", "pids.max")):
+            if name in names.split(","):
+                path = Path("/sys/fs/cgroup") / name / place.lstrip("/") / file
+                if path.exists():
+                    found[name or file.partition(".")[0]] = int(path.read_text())
+    return found
 
 
 def test_its_network_namespace_holds_nothing_but_loopback(pair: list[Json]) -> None:

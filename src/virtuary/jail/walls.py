@@ -137,10 +137,11 @@ async def find_capabilities() -> Capabilities:
     return Capabilities(root, process.returncode == 0, landlock_abi(), last_line(err))
 
 
-def choose_jail(host: Capabilities, uid: int, *, host_network: bool = False) -> Jail:
+def choose_jail(host: Capabilities, uid: int, *, host_network: bool = False, userfaults: bool = False) -> Jail:
     """The strongest jail this host allows, with what is missing said in words. Pure.
 
-    `host_network`: for who opens connections for others, and so can't be cut off from the host's network.
+    `host_network`: for who opens connections for others, and so can't be cut off from the host's network. `userfaults`: for a QEMU
+    that is to handle page faults of its guest's memory; it has to be given /dev/userfaultfd as a writable file as well.
     """
     gaps: list[str] = []
     if not host.namespaces:
@@ -149,6 +150,8 @@ def choose_jail(host: Capabilities, uid: int, *, host_network: bool = False) -> 
         gaps.append("no Landlock (the kernel is too old or has it off)")
     if not program():
         gaps.append(f"no filter of system calls for {os.uname().machine}")
+    if userfaults:
+        gaps.append("it handles page faults of its own memory (/dev/userfaultfd)")
     wanted = NAMESPACES[:-1] if host_network else NAMESPACES
     namespaces = wanted if host.namespaces else ()
     return Jail(
@@ -159,7 +162,7 @@ def choose_jail(host: Capabilities, uid: int, *, host_network: bool = False) -> 
         empty_root=bool(namespaces),
         landlock=host.landlock_abi >= 1,
         gaps=tuple(gaps),
-        grants=Grants(internet=host_network),
+        grants=Grants(internet=host_network, userfaults=userfaults),
     )
 
 
