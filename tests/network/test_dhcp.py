@@ -268,6 +268,10 @@ def test_it_is_nobody_and_can_become_nothing_more(lab: Lab, serving: Path) -> No
     assert set(said["Uid"].split()) == {"65534"} and said["NoNewPrivs"] == "1"
     assert int(said["CapPrm"], 16) == low_ports | networks | raw
     assert int(said["CapBnd"], 16) == low_ports | networks | raw | users
+    limits = Path(f"/proc/{pid}/limits").read_text().split("\n")
+    assert [line.split()[-3] for line in limits if line.startswith(("Max address space", "Max file size", "Max core"))] == [
+        str(64 << 20), "0", str(1 << 30),
+    ]  # fmt: skip
 
 
 @pytest.mark.host

@@ -35,6 +35,7 @@ PACKAGES = {
     "dnsmasq": "dnsmasq-base",
     "ping": "iputils-ping",
     "setpriv": "util-linux",
+    "prlimit": "util-linux",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
     "sfdisk": "fdisk",
@@ -68,6 +69,11 @@ def find_program(name: str) -> str:
         package = PACKAGES.get(name, name)
         raise HostLacks(f"the program {name} is not installed", f"apt install {package}", program=name, package=package)
     return found
+
+
+def bounded(memory: int, file_size: int) -> list[str]:
+    """Words that start a program, to follow them, with at most so many bytes of address space and of each file, and no core dumps."""
+    return [find_program("prlimit"), f"--as={memory}", f"--fsize={file_size}", "--core=0", "--"]
 
 
 def session() -> dict[str, str]:

@@ -18,12 +18,15 @@ from pathlib import Path
 
 from virtuary.base.errors import Failed
 from virtuary.base.known import RECORD, recording
-from virtuary.base.proc import ENVIRONMENT, Identity, find_program, identify, last_line
+from virtuary.base.proc import ENVIRONMENT, Identity, bounded, find_program, identify, last_line
+from virtuary.base.units import GIB, MIB
 
 LEASE = "1h"
 USER = "nobody"
 RIGHTS = ("net_bind_service", "net_admin", "net_raw", "setuid", "setgid")
 """All that dnsmasq is started with: it becomes USER and keeps the first three, without which it serves no DHCP."""
+MEMORY, LARGEST = GIB, 64 * MIB
+"""Bytes of address space that dnsmasq may have, and of each file it writes, the leases."""
 WORDS = 4096
 """Bytes of what dnsmasq says that are kept; Linux rounds up to a page."""
 
@@ -136,7 +139,7 @@ async def start(folder: Path, settle: float = 0.05) -> Identity:
     try:
         process = await asyncio.create_subprocess_exec(
             *recording(
-                folder / RECORD, find_program("setpriv"), "--no-new-privs", f"--bounding-set=-all,+{',+'.join(RIGHTS)}",
+                folder / RECORD, *bounded(MEMORY, LARGEST), find_program("setpriv"), "--no-new-privs", f"--bounding-set=-all,+{',+'.join(RIGHTS)}",
                 find_program("dnsmasq"), f"--conf-file={folder / 'dnsmasq.conf'}",
             ),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=handle,

@@ -15,11 +15,16 @@ import socket
 from typing import NamedTuple
 
 from virtuary.base.errors import Failed, HostLacks
-from virtuary.base.proc import ENVIRONMENT, Identity, find_program, identify, last_line
+from virtuary.base.proc import ENVIRONMENT, Identity, bounded, find_program, identify, last_line
+from virtuary.base.units import GIB
 from virtuary.network import frames
 
 ADDRESS, GATEWAY, NAMESERVER, PREFIX = "10.0.2.15", "10.0.2.2", "10.0.2.3", 24
 """What the guest is given by DHCP; the same numbers as QEMU's own user network."""
+
+
+MEMORY = 2 * GIB
+"""Bytes of address space that passt may have: its tables of connections are made for more than it ever serves."""
 
 
 class Forward(NamedTuple):
@@ -56,6 +61,7 @@ async def start(link: socket.socket, forwards: tuple[Forward, ...], settle: floa
     os.set_blocking(errors_write, False)
     try:
         process = await asyncio.create_subprocess_exec(
+            *bounded(MEMORY, 0),
             *command(program, link.fileno(), forwards),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
