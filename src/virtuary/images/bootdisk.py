@@ -14,6 +14,7 @@ from pathlib import Path
 from virtuary.base import proc
 from virtuary.base.errors import Failed
 from virtuary.base.units import MIB
+from virtuary.images.build_tree import BOUNDS, in_jail
 
 SECTOR = 512
 BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"
@@ -108,8 +109,10 @@ async def make_esp(disk: Path, layout: Layout, tree: Path, volume_id: str, confi
     image = scratch / "esp.img"
     with open(image, "wb") as handle:
         handle.truncate(layout.esp.size)
-    await proc.run("mkfs.vfat", "-F", "32", "-s", "1", "-n", "ESP", "-i", volume_id, str(image), deadline=30)
-    await proc.run("mcopy", "-s", "-i", str(image), str(folder / "EFI"), "::/", deadline=60, env={"MTOOLS_SKIP_CHECK": "1"})
+    made = ("mkfs.vfat", "-F", "32", "-s", "1", "-n", "ESP", "-i", volume_id, str(image))
+    await in_jail(made, BOUNDS, readable=[], writable=[image])
+    filled = ("mcopy", "-s", "-i", str(image), str(folder / "EFI"), "::/")
+    await in_jail(filled, BOUNDS, readable=[folder], writable=[image], environment={"MTOOLS_SKIP_CHECK": "1"})
     with open(disk, "r+b") as handle:
         handle.seek(layout.esp.start)
         _copy_sparse(image, handle.fileno(), layout.esp.start)

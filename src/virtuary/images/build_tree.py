@@ -13,16 +13,20 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from virtuary.base import proc
 from virtuary.base.errors import Failed, HostLacks
+from virtuary.base.units import GIB
 from virtuary.images import build_sources
+from virtuary.jail.inner import inner
+from virtuary.jail.walls import Bounds
 
 Report = Callable[[str, float | None], None]
 DEADLINE = 1800.0
+BOUNDS = Bounds(memory=2 * GIB, cpu=600, processes=16, files=256, file_size=64 * GIB)
 _PACKAGE_LINE = re.compile(r"^(Get:\d+|Preparing|Unpacking|Selecting|Setting up|Processing)\b")
 
 
@@ -30,10 +34,10 @@ def as_root() -> bool:
     return os.geteuid() == 0
 
 
-def namespace() -> list[str]:
-    """Words that start a program as root of its own namespaces, to be followed by the program."""
+def namespace(*more: str) -> list[str]:
+    """Words that start a program as root of its own namespaces, to be followed by the program. `more`: of them, as unshare calls them."""
     users = [] if as_root() else ["--user", "--map-root-user", "--map-auto"]
-    return ["unshare", *users, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+    return ["unshare", *users, *more, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
 
 
 def missing_programs(names: Sequence[str]) -> list[str]:
@@ -191,12 +195,24 @@ async def fill_filesystem(
     config = image.with_name("mke2fs.conf")
     config.write_text(MKE2FS_CONFIG, encoding="ascii")
     options = f"offset={offset},lazy_itable_init=1,lazy_journal_init=1,nodiscard"
-    await proc.run(
-        *namespace(),
-        "mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-U", uuid or "random", "-m", "1", "-E", options, "-d", str(tree),
-        str(image), f"{size // 1024}k",
-        deadline=300, env={"MKE2FS_CONFIG": str(config)},
+    words = ("mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-U", uuid or "random", "-m", "1", "-E", options, "-d", str(tree))
+    await in_jail(
+        (*words, str(image), f"{size // 1024}k"),
+        BOUNDS, readable=[tree, config], writable=[image], environment={"MKE2FS_CONFIG": str(config)},
     )  # fmt: skip
+
+
+async def in_jail(
+    argv: Sequence[str],
+    bounds: Bounds,
+    *,
+    readable: Sequence[Path],
+    writable: Sequence[Path],
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run a tool that reads or makes a file system: root of namespaces of its own, with a right to read and no other."""
+    words = inner(argv, bounds, readable=readable, writable=writable, environment=environment)
+    await proc.run(*namespace("--net", "--ipc", "--uts"), *words, deadline=300)
 
 
 async def remove_tree(scratch: Path) -> None:

@@ -15,6 +15,8 @@ gaps, parted by NUL, as soon as the child is there; `error` with words when it f
 socket, which is exec when no error came before. Nothing is executed whose pid the daemon was not told, nor for a daemon that is
 gone or listens no more.
 
+With an order in hexadecimal as its argument it becomes that program itself, where it is, in whatever namespaces those are.
+
 Order: argv; environment; fds (numbers wanted for the descriptors); stderr (path of a FIFO, or null where 1 and 2 are among fds);
 uid, gid; groups (supplementary, kept by root only); own_user_namespace; namespaces (of mnt net pid ipc uts); root (an empty
 folder to mount the new root on, or null); readable and writable (paths); links (path: target); landlock (bool); filter (bytes);
@@ -32,6 +34,7 @@ import os
 import resource
 import select
 import struct
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ NAMESPACES = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "pid": 0x20000
 NEW_USER = 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 1 << 14, 1 << 18
 MNT_DETACH = 2
-NO_NEW_PRIVS, SECCOMP, FILTER, JOIN_SESSION_KEYRING = 38, 22, 2, 1
+NO_NEW_PRIVS, SECCOMP, FILTER, JOIN_SESSION_KEYRING, CAPBSET_DROP, DAC_READ_SEARCH = 38, 22, 2, 1, 24, 2
 CLONE3, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 435, 444, 445, 446  # the same on every 64-bit architecture
 CLONE_INTO_CGROUP = 1 << 33
 EXECUTE, WRITE, READ, READ_DIR, TRUNCATE, IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
@@ -374,7 +377,24 @@ def serve(control: _socket.socket) -> None:
                 os.close(number)
 
 
+def confine(order: Order) -> NoReturn:
+    """Become a program here, root of its namespaces as it is, for it reads files of many owners; see inner.py."""
+    for number in range(64):
+        if number != DAC_READ_SEARCH:
+            libc.prctl(CAPBSET_DROP, number, 0, 0, 0)  # fails for numbers that this kernel does not know
+    check(libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    close_all_but([])
+    if order["landlock"]:
+        landlock(order)
+    limit(order)
+    if order["filter"]:
+        filter_calls(order["filter"])
+    os.execve(order["argv"][0], order["argv"], order["environment"])
+
+
 def main() -> None:
+    if sys.argv[1:]:
+        confine(marshal.loads(bytes.fromhex(sys.argv[1])))  # noqa: S302  (our own words)
     os.chdir("/")
     libc.signal(SIGCHLD, ctypes.c_void_p(SIG_IGN))  # the kernel buries the processes in between
     control = _socket.socket(fileno=os.dup(0))
