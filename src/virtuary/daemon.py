@@ -11,8 +11,10 @@ import fcntl
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket as sockets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -61,6 +63,14 @@ class _Server(uvicorn.Server):
                     self.should_exit = True
 
 
+def _clear_scratch(paths: Paths) -> None:
+    """Temporary folders are ours alone from here on, and what a daemon left that was killed is gone."""
+    shutil.rmtree(paths.scratch, ignore_errors=True)
+    paths.scratch.mkdir(mode=0o711, exist_ok=True)
+    paths.scratch.chmod(0o711)
+    tempfile.tempdir = str(paths.scratch)
+
+
 async def serve(paths: Paths) -> None:
     """Run until SIGTERM or SIGINT. Raises Conflict when another daemon runs."""
     os.umask(0o077)
@@ -70,6 +80,7 @@ async def serve(paths: Paths) -> None:
         if why := cgroups.prepare():
             say(logger, "no limits", logging.WARNING, why=why)
         proc.aside = cgroups.builds_group()
+        _clear_scratch(paths)
         _go_first()
         _open_many()
         store = SqliteStore(paths.store, Ballast(paths.ballast))

@@ -119,6 +119,11 @@ class Paths:
         return self.run / "virtuary.sock"
 
     @property
+    def scratch(self) -> Path:
+        """What tools need while they run; emptied when the daemon starts."""
+        return self.run / "scratch"
+
+    @property
     def lock(self) -> Path:
         """Held by the daemon for its whole life: one daemon a mode."""
         return self.state / "daemon.lock"
