@@ -164,9 +164,13 @@ def api_page() -> str:
     from fastapi.routing import APIRoute
 
     from virtuary.api import firewalls, images, metrics, networks, operations, plans, vms
+    from virtuary.api.app import BODY_CAP, HEAD_CAP
+    from virtuary.base.jsontext import DEPTH_CAP, PARTS_CAP
 
     lines = ["# API", "", "HTTP on the daemon's Unix socket; the schema is at `/openapi.json`. Errors are RFC 9457 problem documents."]
-    lines += ["What takes time answers 202 with an operation. Made by `docs/generate.py`.", "", "| request | what it does |", "|---|---|"]
+    lines += ["What takes time answers 202 with an operation. Made by `docs/generate.py`.", ""]
+    lines += [f"A body has a length, of at most {BODY_CAP} bytes (a plan's {plans.BODY_CAP}, an image as long as there is room), {PARTS_CAP} values and"]
+    lines += [f"{DEPTH_CAP} levels; address and headers have at most {HEAD_CAP} bytes.", "", "| request | what it does |", "|---|---|"]
     for router in (vms.router, images.router, networks.router, firewalls.router, operations.router, plans.router, metrics.router):
         for route in router.routes:
             if isinstance(route, APIRoute):

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
-from typing import Any
+from collections.abc import Iterable, Set
+from typing import Any, NamedTuple
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from virtuary import __version__
 from virtuary.api import capacity, firewalls, images, metrics, networks, operations, plans, problems, vms
 from virtuary.api.deps import P, Parts, actor_of
 from virtuary.base.errors import Invalid, VirtuaryError
+from virtuary.base.jsontext import find_excess
 from virtuary.base.log import say
 from virtuary.node.doctor import examine
 
 logger = logging.getLogger("virtuary.api")
 BODY_CAP = 1024 * 1024
+"""Bytes of a body, but for routes that declare another `max_body_size`."""
+HEAD_CAP = 32 * 1024
+"""Bytes of a request's target and headers; the query is the target's, and may have half of them."""
 EXTENSIONS = ["dry-run", "events", "firewall", "idempotency", "networks", "operations", "serial-console", "usage"]
 
 
@@ -28,32 +36,55 @@ def make_app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     problems.install(app)
     every = (vms, images, networks, firewalls, operations, metrics, plans, capacity)
-    for router in (*(room.router for room in every), images.templates):
+    routers = (*(room.router for room in every), images.templates)
+    for router in routers:
         app.include_router(router)
     _add_host_routes(app)
 
-    app.add_middleware(Door)
+    app.add_middleware(Door, large=_find_large(routers))
     return app
 
 
-class Door:
-    """Authenticate, cap the size, then let it be parsed; one line of log for every change. Wraps every HTTP route."""
+class Large(NamedTuple):
+    """A route that takes more than others do, and reads it itself."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    methods: Set[str]
+    path: re.Pattern[str]
+    cap: int
+
+
+def _find_large(routers: Iterable[APIRouter]) -> list[Large]:
+    routes = (route for router in routers for route in router.routes if isinstance(route, APIRoute))
+    return [
+        Large(route.methods or set(), route.path_regex, route.max_body_size)
+        for route in routes
+        if route.max_body_size is not None
+    ]
+
+
+class Door:
+    """Authenticate, cap the size, then let it be parsed; one line of log for every change. Wraps every HTTP route.
+
+    The body of all but `large` routes is read here, and held against what a parser can bear.
+    """
+
+    def __init__(self, app: ASGIApp, large: list[Large]) -> None:
+        self._app, self._large = app, large
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        request = Request(scope)
+        request = Request(scope, receive)
         request.state.request_id = request.headers.get("x-request-id", "")[:64] or uuid.uuid4().hex
         try:
             request.state.actor = actor_of(request)
-            _check_size(request)
+            receive = await self._admit(request)
         except VirtuaryError as error:
             await problems.problem(error, request)(scope, receive, send)
+            return
+        except ClientDisconnect:
             return
 
         async def answering(message: Message) -> None:
@@ -65,19 +96,53 @@ class Door:
 
         await self._app(scope, receive, answering)
 
+    async def _admit(self, request: Request) -> Receive:
+        """Where the application is to read the body; raises Invalid for a request that is too much."""
+        path, head = request.scope["path"], sum(len(name) + len(value) for name, value in request.headers.raw)
+        if len(request.url.query) > HEAD_CAP // 2 or len(path) + len(request.url.query) + head > HEAD_CAP:
+            raise Invalid(f"a request's address and headers may hold at most {HEAD_CAP} bytes, its query half of them")
+        for large in self._large:
+            if request.method in large.methods and large.path.match(path):
+                _check_length(request, large.cap)
+                return request.receive
+        _check_length(request, BODY_CAP)
+        return _after(await _read(request), request.receive)
+
+
+def _check_length(request: Request, cap: int) -> None:
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 18 or int(length) > cap or "transfer-encoding" in request.headers:
+        raise _too_long(cap)
+
+
+def _too_long(cap: int) -> Invalid:
+    return Invalid(f"a request body may hold at most {cap} bytes, and its length must be given")
+
+
+async def _read(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_CAP:
+            raise _too_long(BODY_CAP)
+    if excess := find_excess(bytes(body)):
+        raise Invalid(f"the request body holds {excess}")
+    return bytes(body)
+
+
+def _after(body: bytes, receive: Receive) -> Receive:
+    """A body that was read, then whatever else comes."""
+    read: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return read.pop() if read else await receive()
+
+    return replayed
+
 
 def _log(request: Request, status: int, seconds: float) -> None:
     route = f"{request.method} {request.url.path}"
     say(logger, "request", actor=request.state.actor, route=route, status=status, took=f"{seconds * 1000:.0f}ms")
-
-
-def _check_size(request: Request) -> None:
-    if request.url.path.endswith("/content"):
-        return
-    length = request.headers.get("content-length", "0")
-    cap = plans.body_cap(request.url.path, BODY_CAP)
-    if not length.isdecimal() or int(length) > cap or "transfer-encoding" in request.headers:
-        raise Invalid(f"a request body may hold at most {cap} bytes, and its length must be given")
 
 
 def _add_host_routes(app: FastAPI) -> None:

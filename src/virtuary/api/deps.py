@@ -37,12 +37,24 @@ def parts(request: Request) -> Parts:
     return found
 
 
-async def context(request: Request, idempotency_key: Annotated[str | None, Header(max_length=200)] = None) -> Context:
+IdempotencyKey = Annotated[str | None, Header(max_length=200)]
+
+
+async def context(request: Request, idempotency_key: IdempotencyKey = None) -> Context:
     """The context of an action; with an Idempotency-Key the mark that lets a repetition be recognised."""
+    return _context(request, idempotency_key, await request.body() if idempotency_key else b"")
+
+
+async def upload_context(request: Request, idempotency_key: IdempotencyKey = None) -> Context:
+    """The same where the body is streamed: a repetition is known by its address and its length, and the body is not read for it."""
+    return _context(request, idempotency_key, request.headers.get("content-length", "").encode())
+
+
+def _context(request: Request, idempotency_key: str | None, body: bytes) -> Context:
     found = parts(request)
     mark = None
     if idempotency_key:
-        digest = hashlib.sha256(await request.body() + str(request.url.query).encode()).hexdigest()
+        digest = hashlib.sha256(body + str(request.url.query).encode()).hexdigest()
         scope = f"{request.state.actor} {request.method} {request.url.path} {idempotency_key}"
         mark = (f"idempotency/{hashlib.sha256(scope.encode()).hexdigest()}", digest)
     free = shutil.disk_usage(found.node.site.paths.vms).free
@@ -63,6 +75,7 @@ def replay(context: Context) -> Operation | bool | None:
 
 
 Ctx = Annotated[Context, Depends(context)]
+UploadCtx = Annotated[Context, Depends(upload_context)]
 P = Annotated[Parts, Depends(parts)]
 DryRun = Annotated[bool, Query(description="tell the plan and all blockers, change nothing")]
 

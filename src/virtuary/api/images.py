@@ -11,14 +11,17 @@ from starlette.responses import Response
 
 from virtuary.actions import images
 from virtuary.actions.context import find_image
-from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, accepted, answer, body_of, page, replay
+from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, UploadCtx, accepted, answer, body_of, page, replay
 from virtuary.base.errors import Invalid
-from virtuary.base.units import MIB
+from virtuary.base.units import MAX_SIZE, MIB
 from virtuary.model.image import ImageSource, ImageWish
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
 from virtuary.model.vm import MAX_MEMORY, MIN_MEMORY
 from virtuary.node import touch
+
+UPLOAD_CAP = MAX_SIZE
+"""Bytes of an image that is brought; how much room there is decides sooner."""
 
 
 class ImportFacts(Model):
@@ -52,17 +55,17 @@ async def create_image(ctx: Ctx, parts: P, wish: ImageWish) -> Response:
     return accepted(operation, {"image": body_of(image)})
 
 
-@router.put("/{name}/content", status_code=202)
-async def import_image(ctx: Ctx, parts: P, request: Request, name: str, facts: Annotated[ImportFacts, Query()]) -> Response:
+@router.put("/{name}/content", status_code=202, max_body_size=UPLOAD_CAP)
+async def import_image(ctx: UploadCtx, parts: P, request: Request, name: str, facts: Annotated[ImportFacts, Query()]) -> Response:
     """Bring an image: the body is the file as it is (qcow2, raw, vmdk, vhdx or vdi). It is checked, then converted."""
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
-    length = request.headers.get("content-length", "")
-    if not length.isdigit() or int(length) == 0:
+    length = int(request.headers.get("content-length", "0"))
+    if length == 0:
         raise Invalid("the length of the file must be given and more than 0")
     wish = ImageWish(name=name, source=ImageSource(kind="file", **facts.model_dump()))
     images.check_new(ctx, wish)
-    upload = await touch.receive(parts.node.site, request.stream(), int(length))
+    upload = await touch.receive(parts.node.site, request.stream(), length)
     image, operation = await images.create(ctx, wish.but(source=wish.source.but(path=upload)))
     return accepted(operation, {"image": body_of(image)})
 

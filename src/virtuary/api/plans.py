@@ -27,14 +27,10 @@ from virtuary.planning import PROBLEM
 logger = logging.getLogger("virtuary.api")
 router = APIRouter(prefix="/v1/plans", tags=["plans"])
 BODY_CAP = 96 * 1024 * 1024
+"""Loads of thousands of servers are long."""
 SMALL = 64 * 1024
 DEADLINE = 300.0
 _COMMAND = (sys.executable, "-I", "-m", "virtuary.planning")
-
-
-def body_cap(path: str, usual: int) -> int:
-    """How long the body of a request to `path` may be: loads of thousands of servers are long."""
-    return BODY_CAP if path.startswith(router.prefix + "/") else usual
 
 
 def _inlined(model: type[BaseModel]) -> dict[str, Any]:
@@ -76,6 +72,7 @@ desk = _Desk()
 
 @router.post(
     "/consolidation",
+    max_body_size=BODY_CAP,
     responses={200: {"model": ConsolidationPlan}},
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(ConsolidationWish)}}}},
 )
@@ -86,6 +83,7 @@ async def plan_consolidation(request: Request) -> Response:
 
 @router.post(
     "/placement",
+    max_body_size=BODY_CAP,
     responses={200: {"model": PlacementPlan}},
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(PlacementWish)}}}},
 )

@@ -17,6 +17,8 @@ from virtuary.model.meta import invalid
 
 logger = logging.getLogger("virtuary.api")
 MEDIA = "application/problem+json"
+MOST_FINDINGS = 100
+"""Of what is wrong with a request, as many are told."""
 
 
 def problem(error: VirtuaryError, request: Request, status: int | None = None) -> Response:
@@ -43,7 +45,7 @@ def install(app: FastAPI) -> None:
                 "pointer": "/" + "/".join(str(part) for part in item["loc"][1:]),
                 "detail": str(item["msg"]).removeprefix("Value error, "),
             }
-            for item in error.errors()
+            for item in error.errors()[:MOST_FINDINGS]
         ]
         words = "; ".join(f"{finding['pointer'].strip('/') or 'the body'}: {finding['detail']}" for finding in findings[:5])
         return problem(Invalid(words, errors=findings), request)
