@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ GOOD = [
     "#include\nhttp://x\n",
     "Content-Type: multipart/mixed; boundary=x\n",
     "## template: jinja\n#cloud-config\n",
+    "#cloud-config\r\npackages: [vim]\r\n",
+    "#cloud-config\nhostname: zoë\nruncmd:\n- echo é > /root/utf8\n",
+    "#cloud-config\nruncmd: not-a-list\nfoo: bar\nusers: 12\n",
+    "#cloud-config\nruncmd:\n- rm /tmp/*.log && echo *\n- '*'\n- [sh, -c, 'a && b &']\n- |\n  ls *\n  *x &y\n  [[[[\n- >\n  {{{{ *a\n",
+    "#cloud-config\na: &name x\nb: A&B\nc: 2*3\n",
+    "#cloud-config\nk: " + "[" * 60 + "]" * 60,
+    "#cloud-config\npackages:\n" + "- vim\n" * 16_000,
+    "#cloud-config\nid: 123456789012345678901234567890\n",
 ]
 BAD = {
     "nothing": ("", "must begin with"),
@@ -76,6 +85,8 @@ BAD = {
     "a number that is none": ("#cloud-config\na: !!int ''\n", "not valid YAML"),
     "a time that is none": ("#cloud-config\na: !!timestamp x\n", "not valid YAML"),
     "deeper than anybody writes": ("#cloud-config\n" + "[" * 3000, "not valid YAML"),
+    "an alias": ("#cloud-config\na: &a [x]\nb: *a\n", "has an alias, \\*a"),
+    "an alias that is merged": ("#cloud-config\na: &a {x: y}\nb: {<<: [*a, *a]}\n", "has an alias"),
     "a key that is a list": ("#cloud-config\n? [a]\n: b\n", "not valid YAML"),
 }
 
@@ -90,6 +101,35 @@ def test_bad_user_data_is_refused_with_the_reason(case: str) -> None:
     text, words = BAD[case]
     with pytest.raises(Invalid, match=words):
         check_user_data(text)
+
+
+MOST = 256 * 1024 - 30
+LONG = {
+    "brackets": "a: " + "[" * 5000,
+    "brackets to the end": "[" * MOST,
+    "brackets in lines": "[\n " * (MOST // 3),
+    "closed brackets": "a: " + "[" * 1000 + "]" * 1000,
+    "braces": "{a: " * (MOST // 4),
+    "dashes": "- " * (MOST // 2),
+    "question marks": "? " * (MOST // 2),
+    "indentation": "".join(" " * depth + "a:\n" for depth in range(700)),
+    "aliases of aliases": "a: &a [x, x]\n" + "".join(f"b{number}: &b{number} [*a, *a]\n" for number in range(1000)),
+    "merged aliases": "a: &a {x: y}\n" + "b: {<<: [" + "*a, " * 1000 + "]}\n",
+    "directives": "%TAG !a! x\n" * (MOST // 11) + "---\na: b\n",
+    "a number of base 60": "a: 1" + ":1" * (MOST // 2),
+    "keys of one hash": "\n".join(f"{number * (2**61 - 1)}: 1" for number in range(1, 8000)),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_user_data_that_would_take_long_is_refused_within_5_ms(case: str) -> None:
+    took = []
+    for _ in range(5):
+        began = time.thread_time()
+        with pytest.raises(Invalid, match="not valid YAML: it has"):
+            check_user_data("#cloud-config\n" + LONG[case])
+        took.append(time.thread_time() - began)
+    assert min(took) < 0.005
 
 
 @given(st.text(max_size=60))

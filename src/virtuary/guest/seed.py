@@ -1,12 +1,16 @@
 """The cloud-init seed: a NoCloud ISO labelled `cidata` with meta-data, user-data, keys and a host key.
 
 Rock Ridge 1.09 and Joliet 3 are both on: without them the names are not found. The user's own text is passed as it is.
+
+A #cloud-config is gone through event by event, and given up at the first that is too much, before anything is made of it: no text
+that a user may send holds up the daemon.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +30,15 @@ _STARTS = (
     "MIME-Version:",
     "From ",
 )
+DEPTH_CAP = 64
+EVENTS_CAP = 16_384
+"""Parts of a #cloud-config: each word, and the beginning and end of each list and mapping."""
+DIRECTIVES_CAP = 64
+"""Lines that may be directives, each of which libyaml compares with all others."""
+NUMBERS_CAP = 4096
+"""Characters of all numbers that do not fit into 64 bits: to make them, and to keep them apart as keys, takes their number squared."""
+_NUMBER = re.compile(r"[-+0-9_.:]{19,}")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_user_data(text: str) -> str:
@@ -36,8 +49,9 @@ def check_user_data(text: str) -> str:
         )
     if text.startswith("#cloud-config"):
         try:
-            body = yaml.safe_load(text)
-        except Exception as error:  # besides YAMLError whatever a broken date, number or depth makes of it
+            _check_extent(text)
+            body = _LOADER(text).get_single_data()
+        except Exception as error:  # besides YAMLError whatever a broken date, number or tag makes of it
             raise Invalid(f"the user data is not valid YAML: {' '.join(str(error).split())[:300]}") from error
         if body is not None and not isinstance(body, dict):
             raise Invalid("a #cloud-config must be a mapping of keys to values")
@@ -54,6 +68,23 @@ class HostKey(NamedTuple):
 def has_host_keys(user_data: str) -> bool:
     """Whether the user data may bring host keys of its own, which then are the server's. Pure."""
     return "ssh_keys" in user_data
+
+
+def _check_extent(text: str) -> None:
+    """Raise ValueError for YAML that would take long to make something of; in time that goes by what is accepted."""
+    if text.count("\n%") > DIRECTIVES_CAP:
+        raise ValueError("it has too many directives")
+    depth = numbers = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.ScalarEvent) and _NUMBER.fullmatch(event.value):
+            numbers += len(event.value)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it has an alias, *{event.anchor}: write out what that stands for")
+        if depth > DEPTH_CAP or count > EVENTS_CAP or numbers > NUMBERS_CAP:
+            raise ValueError(
+                f"it has more than {DEPTH_CAP} levels, {EVENTS_CAP} parts or {NUMBERS_CAP} characters of long numbers"
+            )
 
 
 def seed_files(
