@@ -154,7 +154,7 @@ KEYS = {
     "firewall/ID": "a firewall group's document",
     "firewall-name/NAME": "the id of the firewall group of this name",
     "operation/ID": "an operation; the last 500 that ended are kept",
-    "secret/VM-ID": "a server's user data, never shown",
+    "secret/VM-ID": "a server's user data, never shown; sealed under `secret-key`, and gone without a trace with its server",
     "host/ID": "the host as it described itself when the daemon started",
     "idempotency/DIGEST": "what a request with an Idempotency-Key did; kept for 24 hours",
 }

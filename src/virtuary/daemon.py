@@ -34,7 +34,9 @@ from virtuary.model.meta import new_id
 from virtuary.node.node import Node
 from virtuary.node.site import describe_host, open_site
 from virtuary.settings import read
+from virtuary.store.api import Store
 from virtuary.store.ballast import Ballast
+from virtuary.store.sealed import SealedStore
 from virtuary.store.sqlite import SqliteStore
 
 logger = logging.getLogger("virtuary.daemon")
@@ -83,8 +85,9 @@ async def serve(paths: Paths) -> None:
         _clear_scratch(paths)
         _go_first()
         _open_many()
-        store = SqliteStore(paths.store, Ballast(paths.ballast))
+        store = SealedStore(SqliteStore(paths.store, Ballast(paths.ballast)), paths.secret_key)
         try:
+            await _keep_secrets(store)
             host_id = _host_id(paths)
             site = await open_site(paths, store, host_id, settings)
             await describe_host(site)
@@ -93,6 +96,13 @@ async def serve(paths: Paths) -> None:
             await _serve(paths, node, store)
         finally:
             await store.close()
+
+
+async def _keep_secrets(store: SealedStore) -> None:
+    if loss := store.find_loss():
+        say(logger, "secrets lost", logging.ERROR, why=loss)
+    else:
+        await store.seal_all()
 
 
 def _go_first() -> None:
@@ -110,7 +120,7 @@ def _open_many() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-async def _serve(paths: Paths, node: Node, store: SqliteStore) -> None:
+async def _serve(paths: Paths, node: Node, store: Store) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

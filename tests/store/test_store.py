@@ -16,12 +16,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from virtuary.base.errors import Bug, Conflict
 from virtuary.store.api import ABSENT, Change, Compacted, Record, Store
 from virtuary.store.memory import MemoryStore
+from virtuary.store.sealed import SealedStore
 from virtuary.store.sqlite import SqliteStore
 
-KINDS = ("memory", "sqlite")
+KINDS = ("memory", "sqlite", "sealed")
 
 
 def make(kind: str, folder: Path) -> Store:
+    if kind == "sealed":
+        return SealedStore(SqliteStore(folder / "store.db"), folder / "secret.key")
     return MemoryStore() if kind == "memory" else SqliteStore(folder / "store.db")
 
 

@@ -85,6 +85,12 @@ class Paths:
         return self.state / "virtuary.db"
 
     @property
+    def secret_key(self) -> Path:
+        """The key under which user data is kept in the store, made with the first one; without it that can't be read. A copy of the host's state
+        has to hold it, a copy of the store alone should not."""
+        return self.state / "secret.key"
+
+    @property
     def ballast(self) -> Path:
         """Space kept for the store: given up piece by piece when the disk is full, so that servers can still be stopped and removed."""
         return self.state / "ballast"

@@ -2,6 +2,8 @@
 
 Documents are bytes under keys. One revision counts every transaction of the whole store; a key remembers the revision
 of its last write. A watch sees every change once, in order, from any revision that is still remembered.
+
+What is under `secret/` is neither remembered nor told, and once it was deleted or written anew no byte of it is left.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from virtuary.base.errors import Bug, Changed, Conflict
 
+SECRETS = "secret/"
 ABSENT = 0
 """As an expected revision: the key must not be there."""
 
@@ -80,3 +83,8 @@ def check_distinct(puts: Mapping[str, bytes], deletes: Sequence[str]) -> None:
     both = set(puts) & set(deletes)
     if both:
         raise Bug(f"a transaction puts and deletes {min(both)}")
+
+
+def told(changes: Sequence[Change]) -> list[Change]:
+    """Those of `changes` that are remembered, and that watchers hear of."""
+    return [change for change in changes if not change.key.startswith(SECRETS)]

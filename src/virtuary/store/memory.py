@@ -6,7 +6,7 @@ import bisect
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from virtuary.store.api import Change, Compacted, Page, Record, check_distinct, conflict
+from virtuary.store.api import Change, Compacted, Page, Record, check_distinct, conflict, told
 from virtuary.store.feed import Feed
 
 
@@ -42,8 +42,8 @@ class MemoryStore:
         changes = [Change(self._revision, key, value) for key, value in puts.items()]
         changes += [Change(self._revision, key, None) for key in deletes if self._records.pop(key, None)]
         self._records.update({key: Record(key, value, self._revision) for key, value in puts.items()})
-        self._remember(changes)
-        self._feed.publish(changes)
+        self._remember(told(changes))
+        self._feed.publish(told(changes))
         return self._revision
 
     def _remember(self, changes: Sequence[Change]) -> None:

@@ -3,6 +3,9 @@
 A transaction is durable before it is acknowledged. Reads are small and inline, on a connection of their own, and never
 wait for a write. A file written by a newer Virtuary is refused. After an input/output error the store is read-only:
 a retry that seems to work would prove nothing.
+
+What is deleted is overwritten with zeros; after a transaction that deletes or rewrites a secret the write-ahead log, which holds
+pages as they were, is emptied before it is acknowledged.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from pathlib import Path
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import HostLacks, StoreAway, VirtuaryError
-from virtuary.store.api import Change, Compacted, Page, Record, check_distinct, conflict
+from virtuary.store.api import SECRETS, Change, Compacted, Page, Record, check_distinct, conflict, told
 from virtuary.store.ballast import Ballast
 from virtuary.store.feed import Feed
 
-VERSION = 1
+VERSION = 2
+"""1: secrets were remembered, and left behind when they were deleted."""
 LOG_LENGTH = 10_000
 declare("store.before_commit", "store.after_commit")
 
@@ -82,10 +86,10 @@ class SqliteStore:
                 changes = await asyncio.shield(work)
             except asyncio.CancelledError:
                 with contextlib.suppress(VirtuaryError):
-                    self._feed.publish(await work)  # committed all the same, so its changes must be heard of
+                    self._feed.publish(told(await work))  # committed all the same, so its changes must be heard of
                 raise
             crashpoint("store.after_commit")
-            self._feed.publish(changes)
+            self._feed.publish(told(changes))
             return changes[-1].revision if changes else self.revision
 
     def _write(self, expect: dict[str, int], puts: dict[str, bytes], deletes: Sequence[str]) -> Sequence[Change]:
@@ -113,6 +117,8 @@ class SqliteStore:
             if db.in_transaction:
                 db.execute("rollback")
             raise
+        if any(key.startswith(SECRETS) for key in (*puts, *deletes)):
+            _empty_log(db)
         return changes
 
     def _remembered(self, since: int) -> Sequence[Change]:
@@ -136,9 +142,16 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
     db.executescript(
         "pragma journal_mode=wal; pragma synchronous=full; pragma foreign_keys=on; pragma trusted_schema=off;"
-        "pragma wal_autocheckpoint=1000; pragma journal_size_limit=16777216;"
+        "pragma wal_autocheckpoint=1000; pragma journal_size_limit=16777216; pragma secure_delete=on; pragma temp_store=memory;"
     )
     return db
+
+
+def _empty_log(db: sqlite3.Connection) -> None:
+    """Move all of the write-ahead log into the store and cut it to nothing; waits for whoever is reading. When that can't be, the next
+    transaction of its kind does it, or the next start."""
+    with contextlib.suppress(sqlite3.Error):
+        db.execute("pragma wal_checkpoint(truncate)").fetchone()
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
@@ -150,6 +163,10 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
         )
     if found == 0:
         db.executescript(f"begin immediate; {_SCHEMA} pragma user_version = {VERSION}; commit;")
+    elif found == 1:
+        db.execute("delete from log where key like ?", (SECRETS + "%",))
+        db.executescript(f"vacuum; pragma user_version = {VERSION};")
+    _empty_log(db)
 
 
 def _apply(db: sqlite3.Connection, expect: dict[str, int], puts: dict[str, bytes], deletes: Sequence[str]) -> list[Change]:
@@ -165,7 +182,7 @@ def _apply(db: sqlite3.Connection, expect: dict[str, int], puts: dict[str, bytes
     for key in deletes:
         if db.execute("delete from object where key = ?", (key,)).rowcount:
             changes.append(Change(revision, key, None))
-    db.executemany("insert into log values(?, ?, ?)", changes)
+    db.executemany("insert into log values(?, ?, ?)", told(changes))
     if revision % 256 == 0:
         db.execute("update counter set compacted = max(compacted, ?)", (revision - LOG_LENGTH,))
         db.execute("delete from log where revision <= (select compacted from counter)")
