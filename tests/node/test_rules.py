@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from netlab import Lab, lab_of
+from virtuary.host.neighbours import claim
 from virtuary.model.firewall import Firewall, FirewallSpec
 from virtuary.model.meta import Meta, utcnow
 from virtuary.model.network import Network, NetworkSpec, NetworkStatus, Nic, tap_of
@@ -298,3 +299,29 @@ def test_a_daemon_removes_what_one_before_it_did_not_come_to_remove_and_nothing_
     assert "virtuary:vb1:0" in lab.run("h", "nft list ruleset") and "inet virtuary" in lab.run("h", "nft list tables")
     lab.on_host(follow, tmp_path)
     assert "virtuary" not in lab.run("h", "nft list ruleset") and not list(tmp_path.iterdir())
+
+
+async def follow_beside(folder: Path, notes: Path, name: str, *documents: Any) -> None:
+    """The same of one of several instances that know of each other."""
+    store = MemoryStore()
+    await store.txn({}, {item.key: item.dump() for item in documents})
+    networks = Networks(store, folder)
+    networks.claim = claim(notes, "networks", folder / name, folder)
+    await networks.rules.apply()
+
+
+@pytest.mark.host
+@pytest.mark.slow
+def test_of_two_instances_with_networks_the_second_neither_changes_nor_removes_rules(lab: Lab, tmp_path: Path) -> None:
+    one, two, notes = tmp_path / "one", tmp_path / "two", tmp_path / "notes"
+    lab.on_host(follow_beside, one, notes, "state", LAN)
+    before = lab.run("h", "nft list ruleset")
+    lab.on_host(follow_beside, two, notes, "state", OFFICE)
+    two.mkdir(exist_ok=True)
+    (two / "ruled").touch()  # as one has it that was here before instances knew of each other
+    lab.on_host(follow_beside, two, notes, "state")
+    assert lab.run("h", "nft list ruleset") == before and not list(two.iterdir())
+    lab.on_host(follow_beside, one, notes, "state")
+    lab.on_host(follow_beside, two, notes, "state", OFFICE)
+    assert "vbr4" in lab.run("h", "nft list ruleset"), "what is free is taken"
+    lab.on_host(follow_beside, two, notes, "state")

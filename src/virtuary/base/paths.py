@@ -135,6 +135,11 @@ class Paths:
         return self.state / "daemon.lock"
 
     @property
+    def instances(self) -> Path:
+        """Which instance, as root, has which users and networks of the host: the same folder for all of them, also with `VIRTUARY_ROOT`."""
+        return Path("/run/virtuary-instances")
+
+    @property
     def log(self) -> Path:
         """The daemon's log when it runs in the background without a service manager, capped; `daemon.old` is the part before."""
         return self.state / "daemon.log"

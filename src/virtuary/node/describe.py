@@ -15,7 +15,7 @@ from virtuary.model.image import Image
 from virtuary.model.network import NONE, USER, Network, own_mac, tap_of
 from virtuary.model.vm import Shape, Vm, VmSpec
 from virtuary.network.passt import Forward
-from virtuary.node.site import UIDS, Site, memory_facts
+from virtuary.node.site import Site, memory_facts
 from virtuary.qemu.describe import Machine
 from virtuary.qemu.firmware import BIOS, Firmware, find_uefi
 from virtuary.qemu.platform import PLATFORMS
@@ -157,9 +157,9 @@ def free_uid(site: Site, vm_id: str) -> int:
     running = [Vm.load(record.value, record.revision) for record in site.store.list("vm/").records]
     taken = {vm.status.runtime.uid for vm in running if vm.status.runtime and vm.id != vm_id}
     taken |= {uid for other, uid in site.uids.items() if other != vm_id}
-    first = int(hashlib.sha256(vm_id.encode()).hexdigest(), 16) % len(UIDS)
-    for offset in range(len(UIDS)):
-        uid = UIDS[(first + offset) % len(UIDS)]
+    first = int(hashlib.sha256(vm_id.encode()).hexdigest(), 16) % len(site.users)
+    for offset in range(len(site.users)):
+        uid = site.users[(first + offset) % len(site.users)]
         if uid not in taken:
             site.uids[vm_id] = uid
             return uid

@@ -80,6 +80,11 @@ async def isolation(site: Site) -> Check:
 
 async def networks(site: Site) -> Check:
     """Whether servers can join networks, and not only have one of their own each."""
+    if other := site.networks.find_fault():
+        remedy = "use --network user, or the other one; they are free once it has no networks"
+        return Check(
+            name="networks", state="note", found=f"each server has one of its own, and shares none: {other}", remedy=remedy
+        )
     if site.nat_fault:
         remedy = "apt install nftables dnsmasq-base iproute2" + (
             "" if site.capabilities.root else ", and let users have user namespaces and open /dev/net/tun"

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Conflict, Failed, PeerAway, VirtuaryError
+from virtuary.base.errors import Conflict, Failed, HostLacks, PeerAway, VirtuaryError
 from virtuary.base.known import RECORD, adopt, end_recorded
 from virtuary.base.log import say
 from virtuary.base.proc import Identity, bury, identify, run, wait_end
 from virtuary.host.cgroups import outlive
+from virtuary.host.neighbours import Claim, Owner
 from virtuary.model.firewall import Firewall, Group
 from virtuary.model.network import Lease, Network, Nic, own_mac, tap_of
 from virtuary.model.vm import Vm
@@ -74,6 +75,8 @@ class Networks:
         self.ground: Ground = ground or Host()
         self.uplink = uplink
         """The way out, where these are a user's own."""
+        self.claim: Claim | None = None
+        """Of what only one instance in a network namespace can have; None where nobody else can want it."""
         self._vms: dict[str, tuple[int, Vm]] = {}
         self.rules = Rules(self)
         if uplink:
@@ -83,6 +86,20 @@ class Networks:
         """How often something was heard to be taken away."""
         self.on_missing: Callable[[str], None] = lambda key: None
         """Called with the key of a network that should be there and is not."""
+
+    def take(self) -> Owner | None:
+        """Have the bridges and the packet filter of the host, unless another instance has them: that one."""
+        return self.claim.take() if self.claim else None
+
+    def give_back(self) -> None:
+        """Nothing of ours is left on the host."""
+        if self.claim and self.claim.is_mine():
+            self.claim.give_back()
+
+    def find_fault(self) -> str | None:
+        """Why the networks of this host are not ours, in words."""
+        other = self.claim.find_other() if self.claim else None
+        return f"{other} has the networks of this host" if other else None
 
     def folder(self, network_id: str) -> Path:
         return self._folder / network_id
@@ -228,7 +245,9 @@ class NetworkWorker:
             self._let_go()
 
     async def _make(self, network: Network) -> None:
-        """Everything as it shall be; repeats harmlessly, and costs little when it is."""
+        """Everything as it shall be; repeats harmlessly, and costs little when it is. Raises HostLacks while another instance has the networks."""
+        if other := self.networks.take():
+            raise HostLacks(f"{other} has the networks of this host", "--network user needs none of them")
         spec, name = network.spec, network.bridge
         now, heard = self.site.clock.now(), self.networks.changes
         look = now - self._looked >= self._pace or heard != self._heard or network.status.state != "ready" or not self._looked

@@ -116,8 +116,11 @@ class Rules:
                 if self._networks.uplink and self._networks.any_left():
                     return  # one is being removed, in the namespace that goes with the last one
                 await self._take_away()
+                self._networks.give_back()
                 self._applied, self._facts, self.left_out, self._led_in = None, (), {}, None
                 return
+            if self._networks.take():
+                return  # another instance's: there is no bridge of ours, and the packet filter is theirs
             for what, why in wanted.left_out.items() - self.left_out.items():
                 say(logger, "left out of the rules", logging.WARNING, of=what, why=why)
             self.left_out = wanted.left_out
@@ -143,6 +146,9 @@ class Rules:
     async def _take_away(self) -> None:
         """Remove all that is ours from the packet filter, also what a daemon before this one did not come to remove."""
         if not self._note.exists():
+            return
+        if self._networks.take():
+            self._note.unlink()
             return
         if self._networks.uplink:
             await self._networks.uplink.end()

@@ -18,7 +18,7 @@ from virtuary.base.errors import HostLacks, VirtuaryError
 from virtuary.base.files import write_whole
 from virtuary.base.paths import Paths
 from virtuary.base.proc import boot_id, find_program
-from virtuary.host import capacity, shares
+from virtuary.host import capacity, neighbours, shares
 from virtuary.jail.walls import Capabilities, choose_jail, find_capabilities
 from virtuary.model.host import Host, HostStatus
 from virtuary.model.meta import Meta
@@ -34,7 +34,7 @@ from virtuary.qemu.probe import Binary, find_binary
 from virtuary.store.api import Store
 
 UIDS = range(2_000_000_000, 2_000_060_000)
-"""Users of virtual machines in system mode, one each; above every range that distributions hand out."""
+"""Users of virtual machines in system mode, one each; above every range that distributions hand out. Each instance has a part of them."""
 
 
 @dataclass
@@ -50,8 +50,10 @@ class Site:
     network_fault: str | None = None
     """Why passt is not used, in words."""
     nat_fault: str | None = "not asked yet"
-    """Why no networks can be made besides those of single servers, in words."""
+    """Why this host lets no networks be made besides those of single servers, in words."""
     networks: Networks = field(init=False)
+    users: range = UIDS
+    """Those that are this instance's to give."""
     uids: dict[str, int] = field(default_factory=dict)
     """Users given to servers in this daemon's life; they own no file, so nothing is left when one is given again."""
     held: set[str] = field(default_factory=set)
@@ -71,6 +73,11 @@ class Site:
         folder = self.paths.run / "networks"
         own = ground.Private(folder) if self.paths.mode == "user" else None
         self.networks = Networks(self.store, folder, own, Uplink(self, own) if own else None)
+
+    @property
+    def networks_fault(self) -> str | None:
+        """Why no networks can be made here now, in words."""
+        return self.nat_fault or self.networks.find_fault()
 
     async def binary(self, platform: Platform) -> Binary:
         return await find_binary(platform, self.paths.probes)
@@ -111,6 +118,9 @@ async def open_site(paths: Paths, store: Store, host_id: str, settings: Settings
     site.network_fault = await prove_passt(paths.probes)
     site.network = "qemu-user" if site.network_fault else "passt"
     site.nat_fault = await (bridge.prove() if site.capabilities.root else ground.prove())
+    if site.capabilities.root:
+        site.users = neighbours.take_users(paths.instances, paths.state, paths.vms, UIDS)
+        site.networks.claim = neighbours.claim_networks(paths.instances, paths.state, paths.run / "networks")
     return site
 
 
@@ -197,7 +207,7 @@ async def describe_host(site: Site) -> None:
 def default_network(site: Site) -> str:
     """The network that a server joins when nobody says which."""
     wanted = site.settings.network.default
-    joins = USER if site.nat_fault or site.networks.ground.private else DEFAULT
+    joins = USER if site.networks_fault or site.networks.ground.private else DEFAULT
     return joins if wanted == "auto" else wanted
 
 
