@@ -177,6 +177,21 @@ async def test_a_lost_key_says_what_is_lost_and_what_to_do(tmp_path: Path) -> No
     await store.close()
 
 
+@pytest.mark.parametrize("content", [b"", b"x" * 31, b"y" * 32], ids=["empty", "cut", "another"])
+async def test_another_key_opens_nothing(tmp_path: Path, content: bytes) -> None:
+    store, key = sealed(tmp_path), tmp_path / "secret.key"
+    await store.txn({}, {"secret/a": SECRET})
+    await store.close()
+    key.write_bytes(content)
+    store = sealed(tmp_path)
+    with pytest.raises(Failed, match="missing or another"):
+        store.get("secret/a")
+    if len(content) != 32:
+        with pytest.raises(Failed, match="missing or another"):
+            await store.txn({}, {"secret/b": SECRET})
+    await store.close()
+
+
 def test_the_library_is_loaded_with_the_first_secret_only() -> None:
     code = "import sys, virtuary.daemon; print([name for name in sys.modules if name.startswith('cryptography')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -69,7 +69,7 @@ class SealedStore:
         nonce, text = record.value[len(MAGIC) :][:NONCE], record.value[len(MAGIC) + NONCE :]
         try:
             return record._replace(value=ChaCha20Poly1305(self._read_key()).decrypt(nonce, text, record.key.encode()))
-        except (InvalidTag, OSError, ValueError) as error:
+        except InvalidTag as error:
             raise self._lost() from error
 
     def _seal(self, key: str, value: bytes) -> bytes:
@@ -84,7 +84,14 @@ class SealedStore:
         return MAGIC + nonce + ChaCha20Poly1305(self._read_key()).encrypt(nonce, value, key.encode())
 
     def _read_key(self) -> bytes:
-        self._key = self._key or self._path.read_bytes()
+        if not self._key:
+            try:
+                found = self._path.read_bytes()
+            except OSError as error:
+                raise self._lost() from error
+            if len(found) != KEY:
+                raise self._lost()
+            self._key = found
         return self._key
 
     def _lost(self) -> Failed:
