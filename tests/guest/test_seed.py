@@ -69,7 +69,7 @@ GOOD = [
     "#cloud-config\nruncmd:\n- rm /tmp/*.log && echo *\n- '*'\n- [sh, -c, 'a && b &']\n- |\n  ls *\n  *x &y\n  [[[[\n- >\n  {{{{ *a\n",
     "#cloud-config\na: &name x\nb: A&B\nc: 2*3\n",
     "#cloud-config\nk: " + "[" * 60 + "]" * 60,
-    "#cloud-config\npackages:\n" + "- vim\n" * 16_000,
+    "#cloud-config\npackages:\n" + "- vim\n" * 8000,
     "#cloud-config\nid: 123456789012345678901234567890\n",
 ]
 BAD = {

@@ -31,7 +31,7 @@ _STARTS = (
     "From ",
 )
 DEPTH_CAP = 64
-EVENTS_CAP = 16_384
+EVENTS_CAP = 8192
 """Parts of a #cloud-config: each word, and the beginning and end of each list and mapping."""
 DIRECTIVES_CAP = 64
 """Lines that may be directives, each of which libyaml compares with all others."""
