@@ -20,8 +20,8 @@ from virtuary.base.errors import Failed
 from virtuary.jail.launching import LAUNCHER, Tied
 from virtuary.jail.walls import Bounds, Capabilities, choose_jail, find_capabilities, resolver_files
 
-UIDS = range(2_000_060_000, 2_000_061_000)
-"""Users of tools where the daemon is root, one a run; behind those of machines."""
+UIDS = range(2_000_061_000, 2_000_062_000)
+"""Users of tools where the daemon is root, one a run; behind those of machines and their groups."""
 _turns = itertools.count()
 _host: dict[int, Capabilities] = {}
 """What this host allows, by the user who asked: found once."""

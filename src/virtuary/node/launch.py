@@ -226,13 +226,13 @@ async def end_machine(uuid: str, runtime: Path, uid: int | None) -> None:
 
     `uid`: its user, where that is known; else it is told by the processes that are found.
     """
-    users = {uid} & set(UIDS) if uid is not None else set[int]()
+    users = {uid} if uid is not None and uid in UIDS else set[int]()
     for _ in range(5):
         found = find_processes(uuid, runtime, users)
         if not found:
             return
         for identity in found:
-            users |= users_of(identity.pid) & set(UIDS)
+            users |= {user for user in users_of(identity.pid) if user in UIDS}
         await end_each(found)
     raise PeerAway("processes of the server can't be ended", "the host's kernel may be waiting for a disk; it is tried again")
 
