@@ -118,8 +118,8 @@ async def test_im7_an_image_whose_every_cluster_is_the_same_one_ends_at_what_is_
     bomb(source, size)
     header = header_of(source, "qcow2")
     assert source.stat().st_size < 16 * MIB and header.virtual_size == size
-    assert convert.room_for(header) == GIB
-    with pytest.raises(Failed, match="unpacks to more than 1 GiB"):
+    assert convert.room_for(header) == GIB + size // 4096
+    with pytest.raises(Failed, match=r"unpacks to more than 1(\.0)? GiB"):
         await convert.to_qcow2(source, header, target, silent)
     assert {path.name for path in tmp_path.iterdir()} == {"bomb"}
 

@@ -7,6 +7,7 @@ succeed stand in test_evil.py, with the reason. `python3 evil.py FACTS`, facts b
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -195,6 +196,23 @@ opening("a file of its own in its root", "/evil", os.O_CREAT | os.O_WRONLY)
 opening("a file of its own among temporary ones", "/tmp/evil", os.O_CREAT | os.O_WRONLY)
 opening("a library to write", "/usr/lib/evil", os.O_CREAT | os.O_WRONLY)
 opening("page faults of the kernel", "/dev/userfaultfd", os.O_RDWR)
+
+
+def on_held(name, function):
+    """What the owner of a file may do with it by any descriptor: as an ordinary user that is who started us."""
+    ACTS[name] = lambda: function(FACTS["held"])
+
+
+on_held("change the mode of a file that it may only read", lambda held: os.fchmod(held, 0o777))
+on_held("give away a file that it may only read", lambda held: os.fchown(held, os.getuid(), os.getgid()))
+on_held("change the times of a file that it may only read", lambda held: os.utime(held, (1, 1)))
+on_held("set an attribute of a file that it may only read", lambda held: os.setxattr(held, "user.evil", b"x"))
+on_held("lock a file that it may only read", lambda held: fcntl.flock(held, fcntl.LOCK_EX))
+on_held("lease a file that it may only read", lambda held: fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_RDLCK))
+on_held("write a file that it may only read", lambda held: os.pwrite(held, b"x", 0))
+ACTS["lease its own file"] = lambda: fcntl.fcntl(FACTS["file"], fcntl.F_SETLEASE, fcntl.F_WRLCK)
+ACTS["take more of the processors"] = lambda: os.sched_setaffinity(0, range(os.cpu_count()))
+ACTS["go before others"] = lambda: call("ioprio_set", 1, 0, 0x4000, number=251)
 
 
 @act

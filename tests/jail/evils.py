@@ -21,7 +21,7 @@ from virtuary.jail.tool import Surroundings, confined
 from virtuary.jail.walls import Bounds, Jail, choose_jail, find_capabilities
 from virtuary.qemu.process import Launch, become_subreaper, read_errors, start
 
-FILE, TAP = 30, 31
+FILE, TAP, HELD = 30, 31, 32
 LARGEST = 1 << 20
 PYTHON = os.path.realpath("/usr/bin/python3")
 
@@ -80,12 +80,14 @@ async def main(kind: str, folder: Path) -> dict[str, Any]:
         sock.listen()
     os.chmod(folder / "socket", 0o777)
     own = os.open(folder / "own", os.O_RDWR | os.O_CREAT, 0o600)
+    (folder / "shared").write_text("shared")
+    held = os.open(folder / "shared", os.O_RDONLY)
     tap = a_tap()
     facts = {
         "key": a_key(), "port": listener.getsockname()[1], "abstract": f"virtuary-test-{os.getpid()}", "socket": str(folder / "socket"),
-        "canary": str(folder / "canary"), "daemon": os.getpid(), "file": FILE, "largest": LARGEST, "tap": TAP if tap else None, "name": "vtevil",
+        "canary": str(folder / "canary"), "daemon": os.getpid(), "file": FILE, "held": HELD, "largest": LARGEST, "tap": TAP if tap else None, "name": "vtevil",
     }  # fmt: skip
-    links = ((own, FILE), *(((tap, TAP),) if tap else ()))
+    links = ((own, FILE), (held, HELD), *(((tap, TAP),) if tap else ()))
     runtime = folder / "run"
     runtime.mkdir(mode=0o711)
     argv = [PYTHON, "-I", "-S", str(folder / "evil.py"), json.dumps(facts)]

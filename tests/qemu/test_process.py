@@ -15,7 +15,7 @@ import pytest
 from virtuary.base.errors import Failed, HostLacks
 from virtuary.jail.walls import Capabilities, Jail, choose_jail
 from virtuary.qemu.parts import Grant, Mode
-from virtuary.qemu.process import Launch, start
+from virtuary.qemu.process import Launch, listening_socket, start
 
 ALL = ("mnt", "pid", "ipc", "uts", "net")
 JAILS: dict[str, tuple[Capabilities, tuple[Any, ...]]] = {
@@ -144,3 +144,12 @@ async def test_a_disk_that_is_a_link_is_not_followed(short: Path) -> None:
 async def test_a_program_that_is_not_there_is_a_fault_of_the_jail(short: Path) -> None:
     with pytest.raises(HostLacks, match="No such file"):
         await start(Launch(["/no/such/program"], [], [], NO_JAIL, short))
+
+
+def test_a_socket_at_which_qemu_listens_does_not_block_it(short: Path) -> None:
+    """Two threads of a QEMU that starts may see one caller: the second would wait for ever, and nobody would be answered."""
+    handle = listening_socket(short / "qmp")
+    try:
+        assert not os.get_blocking(handle)
+    finally:
+        os.close(handle)

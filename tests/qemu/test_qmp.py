@@ -117,6 +117,22 @@ async def test_a_line_that_makes_no_sense_ends_the_session_and_says_so(short: Pa
         await monitor.close()
 
 
+async def test_a_qemu_that_is_still_starting_may_greet_twice_and_later_no_more(short: Path) -> None:
+    async def talk(liar: Liar) -> None:
+        liar.raw(GREETING + GREETING)
+        for value in ({}, "yes"):
+            liar.say({"return": value, "id": (await liar.asked())["id"]})
+        liar.raw(GREETING)
+        await asyncio.sleep(5)
+
+    async with lying(short, talk) as place:
+        monitor = await open_monitor(place)
+        assert await monitor.run("query-status") == "yes"
+        await asyncio.wait_for(monitor.gone(), 1)
+        assert monitor.fault
+        await monitor.close()
+
+
 @pytest.mark.parametrize("greeting", [b"{}\n", b"5\n", b"\n", b"x" * (LINE_CAP + 2), b""])
 async def test_who_does_not_greet_is_no_monitor(short: Path, greeting: bytes) -> None:
     async def talk(liar: Liar) -> None:

@@ -16,7 +16,7 @@ from virtuary.base.errors import Failed
 from virtuary.base.units import GIB, MIB
 from virtuary.storage.directory import ensure_overlay, grow
 from virtuary.storage.full import flatten, make_empty
-from virtuary.storage.overlay import header
+from virtuary.storage.overlay import header, write_overlay
 from virtuary.storage.own import LAYOUT, Damaged, check_disk, check_header, open_disk
 
 SIZE = 4 * MIB
@@ -110,6 +110,42 @@ async def test_a_file_of_the_host_named_by_an_extension_is_neither_grown_nor_cop
         with pytest.raises(Damaged):
             await flatten((*layers(disk), disk), tmp_path / "copy.qcow2", SIZE, lambda text, fraction: None)
     assert secret.read_bytes() == b"of the host" * 100
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "short", "empty"])
+async def test_what_is_no_disk_any_more_holds_nobody_up(disk: Path, kind: str) -> None:
+    head = disk.read_bytes()[:111]
+    disk.unlink()
+    match kind:
+        case "pipe":
+            os.mkfifo(disk)
+        case "folder":
+            disk.mkdir()
+        case _:
+            disk.write_bytes(head if kind == "short" else b"")
+    with pytest.raises(Damaged, match="any more"):
+        check_disk(disk, layers(disk), SIZE)
+
+
+async def test_a_disk_whose_every_cluster_is_the_same_one_ends_at_what_is_reserved_for_its_copy(
+    disk: Path, tmp_path: Path
+) -> None:
+    """One L2 table for all of it, whose entries all name one cluster: a file of 400 KiB that stands for 6 GiB."""
+    size, cluster = 6 * GIB, 1 << 17
+    disk.unlink()
+    write_overlay(disk, os.path.relpath(layers(disk)[0], disk.parent), size)
+    table, data = 5 * cluster, 6 * cluster
+    with disk.open("r+b") as file:
+        for place, content in (
+            (3 * cluster, struct.pack(">Q", table | 1 << 63) * (size // (cluster * 8192))),
+            (table, struct.pack(">QQ", data | 1 << 63, 0xFFFFFFFF) * 8192),
+            (data, b"x" * cluster),
+        ):
+            file.seek(place)
+            file.write(content)
+    with pytest.raises(Damaged, match="more than its file can hold"):
+        await flatten((*layers(disk), disk), tmp_path / "copy.qcow2", size, lambda text, fraction: None)
+    assert not list(tmp_path.glob("*copy*"))
 
 
 async def test_a_disk_that_became_a_link_is_not_followed(disk: Path) -> None:

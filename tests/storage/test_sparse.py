@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtuary.storage.sparse import BLOCK, digest, punch
+from virtuary.storage.sparse import BLOCK, detach, digest, punch
 
 SIZE = 8 * BLOCK + 100
 
@@ -66,3 +66,19 @@ def test_zeroes_are_given_back(tmp_path: Path) -> None:
 def test_an_empty_file_has_a_digest(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert len(digest(tmp_path / "empty")) == 64 and punch(tmp_path / "empty") == 0
+
+
+def test_a_file_of_its_own_has_the_same_content_holes_and_mode_and_nobody_has_it_open(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    with path.open("wb") as file:
+        file.write(b"begin")
+        file.seek(5 << 20)
+        file.write(b"end")
+        file.truncate(9 << 20)
+    path.chmod(0o640)
+    before = path.read_bytes()
+    with path.open("r+b") as kept:
+        detach(path)
+        kept.write(b"later")
+    assert path.read_bytes() == before and path.stat().st_mode & 0o777 == 0o640
+    assert path.stat().st_blocks * 512 < 1 << 20 and [item.name for item in tmp_path.iterdir()] == ["disk"]

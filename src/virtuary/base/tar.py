@@ -51,8 +51,12 @@ class Archive:
 
     def __iter__(self) -> Iterator[Entry]:
         told: dict[bytes, bytes] = {}
+        said = 0
         while header := self._header():
             kind, size = header[156:157], _number(header[124:136])
+            said += size if kind in b"xgLK" else -said
+            if said > HEADER_CAP:
+                raise Failed(f"the archive says {said} bytes of one file before it comes, and at most {HEADER_CAP} are read")
             if kind == b"x":
                 told |= _records(self._whole(size))
             elif kind == b"g":

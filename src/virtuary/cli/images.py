@@ -198,6 +198,8 @@ def import_image(file: str, name: str, form: str | None, sha256: str | None, det
     Example:
       virtuary image import disk.vmdk --name old-server
     """
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise Invalid(f"{file} is not a regular file", "give an image file, not a folder, pipe or device")
     wire = connect()
     query = {**_given(facts), **({"format": form} if form else {}), **({"sha256": sha256} if sha256 else {})}
     with open(file, "rb") as handle:

@@ -77,8 +77,11 @@ def why_not(address: Address, allow_private: bool, deny: Sequence[Network] = ())
         return "belongs to this cluster"
     if never := special.why_never(address):
         return f"is {never}"
-    if meant := special.inside(address):
-        return next((why for inner in meant if (why := why_not(inner, allow_private, deny))), None)
+    for inner in (*special.inside(address), *special.behind(address)):
+        if why := why_not(inner, allow_private, deny):
+            return why
+    if special.inside(address):
+        return None
     if not allow_private and special.is_private(address):
         return "is a private address"
     return None

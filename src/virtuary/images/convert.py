@@ -24,7 +24,7 @@ from virtuary.storage.full import fresh
 from virtuary.storage.own import check_disk
 
 UNPACKED, LEAST = 16, GIB
-"""How many times larger than its file an image is taken to be when it is unpacked, and what any image may have."""
+"""How many times larger than its file an image is taken to be when it is unpacked, and what any image may have; besides its tables."""
 
 declare("image-converted")
 
@@ -55,7 +55,7 @@ async def to_qcow2(source: Path, header: Header, target: Path, report: Report, k
 
 def room_for(header: Header) -> int:
     """Bytes that the converted image may have: what all of its disk needs, and no more than an honest file unpacks to. Pure."""
-    return min(written(header.virtual_size), max(UNPACKED * header.file_size, LEAST))
+    return min(written(header.virtual_size), max(UNPACKED * header.file_size, LEAST) + header.virtual_size // 4096)
 
 
 async def _convert(reader: File, header: Header, output: int, most: int, report: Report) -> None:

@@ -105,7 +105,12 @@ async def fetch(
     """
     rules = Rules(allow_private, deny, digest is not None, trust, kept)
     with open_partial(target) as partial:
-        source = await _download(parse_url(url), partial, max_size, report, rules, patience)
+        try:
+            source = await _download(parse_url(url), partial, max_size, report, rules, patience)
+        except BaseException:
+            if not partial.size and not partial.discarded:
+                partial.discard()
+            raise
         report("checking the file", None)
         hashes = await asyncio.to_thread(hash_file, partial.descriptor, [digest.algorithm] if digest else [])
         if digest is not None and not digest.matches(hashes):

@@ -43,7 +43,7 @@ _embedded = tuple(IPv6Network(text) for text in EMBEDDED)
 
 
 def inside(address: Address) -> tuple[IPv4Address, ...]:
-    """The IPv4 addresses that an IPv6 address stands for; none for one that is only itself. Pure."""
+    """The IPv4 addresses that an IPv6 address stands for, and nothing else; none for one that is itself. Pure."""
     if isinstance(address, IPv4Address):
         return ()
     number = int(address)
@@ -53,7 +53,14 @@ def inside(address: Address) -> tuple[IPv4Address, ...]:
         return (IPv4Address(number >> 80 & 0xFFFFFFFF),)
     if address in TEREDO:
         return IPv4Address(number >> 64 & 0xFFFFFFFF), IPv4Address(~number & 0xFFFFFFFF)
-    return (IPv4Address(number & 0xFFFFFFFF),) if number >> 32 & 0xFFFFFFFF in ISATAP else ()
+    return ()
+
+
+def behind(address: Address) -> tuple[IPv4Address, ...]:
+    """The IPv4 address to which a router of the address's own network may lead it (ISATAP): both count then. Pure."""
+    number = int(address)
+    tunnelled = isinstance(address, IPv6Address) and number >> 32 & 0xFFFFFFFF in ISATAP
+    return (IPv4Address(number & 0xFFFFFFFF),) if tunnelled else ()
 
 
 def why_never(address: Address) -> str | None:

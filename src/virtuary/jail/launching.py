@@ -94,24 +94,27 @@ class Launcher:
 
     async def tie(self, order: dict[str, Any], descriptors: list[int]) -> Tied:
         """Have one order done whose program is to end with us; returns when it is there. To be closed. Raises HostLacks."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        try:
-            async with asyncio.timeout(PATIENCE):
-                with theirs:
-                    await self._order(marshal.dumps({**order, "tied": True}), [theirs.fileno(), *descriptors])
-                message = await asyncio.get_running_loop().sock_recv(ours, LONGEST_ANSWER)
-            kind, _, words = message.decode(errors="replace").partition(" ")
-            if kind != "pid":
-                raise HostLacks(
-                    f"the jail can't be made: {words or 'the launcher ended'}", "virtuary doctor tells what is missing"
-                )
-            return Tied(int(words.partition(" ")[0]), ours)
-        except BaseException as error:
+        message = marshal.dumps({**order, "tied": True})
+        for _ in range(2):  # as in `launch`
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.setblocking(False)
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    with theirs:
+                        await self._order(message, [theirs.fileno(), *descriptors])
+                    answer = await asyncio.get_running_loop().sock_recv(ours, LONGEST_ANSWER)
+            except BaseException as error:
+                ours.close()
+                if isinstance(error, TimeoutError):
+                    raise Failed(f"the launcher did not answer within {PATIENCE:.0f} s") from None
+                raise
+            kind, _, words = answer.decode(errors="replace").partition(" ")
+            if kind == "pid":
+                return Tied(int(words.partition(" ")[0]), ours)
             ours.close()
-            if isinstance(error, TimeoutError):
-                raise Failed(f"the launcher did not answer within {PATIENCE:.0f} s") from None
-            raise
+            if answer:
+                raise HostLacks(f"the jail can't be made: {words}", "virtuary doctor tells what is missing")
+        raise HostLacks("the launcher ends at once", "the daemon's log has its words")
 
     async def _order(self, message: bytes, descriptors: list[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]

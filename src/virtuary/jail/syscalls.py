@@ -42,10 +42,30 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     **{"fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "clone3": (435, 435), "pidfd_getfd": (438, 438)},
     **{"process_madvise": (440, 440), "mount_setattr": (442, 442), "quotactl_fd": (443, 443), "memfd_secret": (447, 447)},
     "process_mrelease": (448, 448),
+    # what its owner may do with a file that it holds for reading alone
+    **{
+        "chmod": (90, None),
+        "fchmod": (91, 52),
+        "chown": (92, None),
+        "fchown": (93, 55),
+        "lchown": (94, None),
+        "utime": (132, None),
+    },
+    **{"setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15)},
+    **{"fremovexattr": (199, 16), "utimes": (235, None), "fchownat": (260, 54), "futimesat": (261, None), "fchmodat": (268, 53)},
+    **{"utimensat": (280, 88), "flock": (73, 32)},
+    # what it has of the processors is others' to say
+    **{
+        "setpriority": (141, 140),
+        "sched_setparam": (142, 118),
+        "sched_setscheduler": (144, 119),
+        "sched_setaffinity": (203, 122),
+    },
+    **{"ioprio_set": (251, 30), "sched_setattr": (314, 274)},
 }
 JUDGED = {
     **{"ioctl": (16, 29), "socket": (41, 198), "clone": (56, 220), "sendto": (44, 206), "sendmsg": (46, 211)},
-    **{"sendmmsg": (307, 269), "setsockopt": (54, 208)},
+    **{"sendmmsg": (307, 269), "setsockopt": (54, 208), "fcntl": (72, 25)},
 }
 """Calls that depend on their arguments."""
 
@@ -59,6 +79,8 @@ REQUESTS = (
     *(0x400454D0, 0x400454D4, 0x400454D8, 0x400454DC, 0x400454DE),  # its offloads, buffer, header and byte order
 )
 """All other requests fail: those by which a tap takes another address, name or owner, or outlives its descriptor, among them."""
+UNFIT = (1024, 1026)
+"""Commands of fcntl: F_SETLEASE, F_NOTIFY."""
 UNIX, INET, INET6, RAW, MPTCP = 1, 2, 10, 3, 262
 TCP, TCP_FASTOPEN_CONNECT, TCP_ULP, MSG_FASTOPEN = 6, 30, 31, 0x20000000
 THREAD, NAMESPACES = 0x10000, 0x7E020000
@@ -91,7 +113,13 @@ def program(grants: Grants = Grants(), machine: str = os.uname().machine) -> byt
     column = list(AUDIT).index(machine)
     numbers = {name: row[column] for name, row in JUDGED.items()}
     steps = [Step(LOAD, ARCHITECTURE), Step(EQUAL, AUDIT[machine], 1), Step(RETURN, KILL), Step(LOAD, NUMBER)]
-    for name, judge in (("ioctl", _ioctl(grants)), ("clone", _clone()), ("socket", _socket(grants)), *_sending()):
+    for name, judge in (
+        ("ioctl", _ioctl(grants)),
+        ("clone", _clone()),
+        ("socket", _socket(grants)),
+        ("fcntl", _fcntl()),
+        *_sending(),
+    ):
         steps += [Step(EQUAL, numbers[name] or 0, 0, len(judge)), *judge]
     for first, last in _ranges([row[column] for row in REFUSED.values()]):
         steps += [Step(AT_LEAST, first, 0, 2), Step(ABOVE, last, 1), Step(RETURN, FAIL | errno.ENOSYS)]
@@ -143,6 +171,12 @@ def _socket(grants: Grants) -> list[Step]:
         *(_argument(1), Step(AND, 0xF), Step(EQUAL, RAW, 0, 1), _refuse(errno.EPERM)),
         *(_argument(2), Step(EQUAL, MPTCP, 0, 1), _refuse(errno.EPROTONOSUPPORT), Step(RETURN, ALLOW)),
     ]
+
+
+def _fcntl() -> list[Step]:
+    """No leases: who has one makes others wait that open the file. Nor signals about it."""
+    refused = [Step(EQUAL, command, len(UNFIT) - place) for place, command in enumerate(UNFIT)]
+    return [_argument(1), *refused, Step(RETURN, ALLOW), _refuse(errno.EINVAL)]
 
 
 def _sending() -> list[tuple[str, list[Step]]]:

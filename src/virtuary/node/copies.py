@@ -310,11 +310,10 @@ async def _convert(worker: Worker, world: World, copy: Vm) -> None:
     site, vm, paths = worker.site, world.vm, worker.site.paths.vm(copy.id)
     operation = operation_of(site, copy).key
     files, size = (*layers_of(site, vm), worker.paths.home / vm.status.disk_file), vm.status.disk_size or 0
-    directory.check_space(site.paths.vms, full.needed(files, size), "a full copy", site.kept)
     give_variables(worker, copy)
     remove(paths.disk)
     await operations.note(site.store, operation, "copying the disk", stage="disk")
-    task = asyncio.create_task(full.flatten(files, paths.disk, size, operations.reporter(site.store, operation)))
+    task = asyncio.create_task(full.flatten(files, paths.disk, size, operations.reporter(site.store, operation), site.kept))
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=0.25)

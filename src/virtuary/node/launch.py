@@ -96,9 +96,9 @@ async def launch(
     """
     binary = await site.binary(machine.platform)
     jail = choose_jail(site.capabilities, uid)
+    check_disk(machine.disk, machine.layers, machine.disk_size)
     machine.runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
     parts = describe(machine)
-    check_disk(machine.disk, machine.layers, machine.disk_size)
     cgroups, gap = ensure_group(machine.uuid)
     gap = gap or set_bounds(machine.uuid, parts.memory, parts.bounds.processes)
     async with site.starts:

@@ -40,7 +40,7 @@ from virtuary.qemu import rtc, warm
 from virtuary.qemu.argv import command, digest
 from virtuary.qemu.describe import Machine, describe, layer_parts
 from virtuary.qemu.parts import Grants
-from virtuary.storage import directory, full
+from virtuary.storage import directory, full, sparse
 
 if TYPE_CHECKING:
     from virtuary.node.worker import Worker
@@ -118,6 +118,7 @@ async def _save(worker: Worker, world: World, copy: Vm) -> None:
         "boot": site.boot, "accel": machine.accel, "lag": lag, "mapped": still.mapped, "shape": shape_of(machine).model_dump(),
         "host_key": key.private, "host_key_public": key.public,
     }  # fmt: skip
+    await asyncio.to_thread(sparse.detach, paths.disk)  # its source's QEMU may keep what it wrote to open
     await asyncio.to_thread(sync_file, paths.disk)  # the memory need not outlive a power cut: nothing of the copy does
     write_whole(paths.origin, json.dumps(facts).encode())
     sync_dir(site.paths.vms)
@@ -171,7 +172,7 @@ async def _save_into(worker: Worker, machine: Machine, paths: VmPaths, copy: Vm,
         for path, flags in (
             (paths.state, os.O_WRONLY | os.O_CREAT | os.O_EXCL), (paths.disk, os.O_RDWR), (machine.disk, os.O_RDONLY),
         ):  # fmt: skip
-            opened.append(os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            opened.append(os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600))
         state, disk, _ = opened
         below, _parts = layer_parts(machine, Grants())
         report = operations.reporter(site.store, operation)

@@ -109,20 +109,26 @@ async def _start(launch: Launch, fifo: Path, errors: int) -> Started:
 
 def _open(grant: Grant, jail: Jail) -> int:
     if grant.mode == "socket":
-        return _listening_socket(grant.path)
+        return listening_socket(grant.path)
     try:
         return os.open(grant.path, grant.flags | os.O_NOFOLLOW)
     except OSError as error:
         raise Failed(f"{grant.role} can't be opened: {error.strerror}", path=str(grant.path)) from error
 
 
-def _listening_socket(path: Path) -> int:
+def listening_socket(path: Path) -> int:
+    """A socket at which QEMU is to listen.
+
+    It does not block: while a monitor moves to a thread of its own, both threads of QEMU may see the same caller, and whoever
+    comes second would wait for another one for ever.
+    """
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     sock.bind(str(path))
     os.chmod(path, 0o600)
     sock.listen(1)
+    sock.setblocking(False)
     return sock.detach()
 
 

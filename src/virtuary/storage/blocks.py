@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from virtuary.base.units import GIB, MIB
 from virtuary.jail.tool import Surroundings, confined
 from virtuary.jail.walls import Bounds
 from virtuary.qemu.argv import SANDBOX
+from virtuary.qemu.process import listening_socket
 from virtuary.qemu.qmp import CommandFailed, Monitor, open_monitor
 from virtuary.storage.own import open_disk
 
@@ -148,11 +148,14 @@ async def block_layer(largest: int, deadline: float) -> AsyncIterator[Blocks]:
     Raises NoRoom when the disk is full, Failed when it gives up or is given up.
     """
     bounds = Bounds(file_size=largest, processes=THREADS, files=FILES, memory=MEMORY, cpu=int(deadline))
-    with tempfile.TemporaryDirectory(prefix="virtuary-blocks-") as folder, _listening(Path(folder) / "qmp") as door:
+    with tempfile.TemporaryDirectory(prefix="virtuary-blocks-") as folder, contextlib.ExitStack() as stack:
+        place = Path(folder) / "qmp"
+        door = listening_socket(place)
+        stack.callback(os.close, door)
         try:
             async with asyncio.timeout(deadline):
                 async with confined(COMMAND, {MONITOR: door}, bounds, AROUND):
-                    monitor = await open_monitor(Path(folder) / "qmp", READY)
+                    monitor = await open_monitor(place, READY)
                     try:
                         yield Blocks(monitor)
                     finally:
@@ -163,14 +166,6 @@ async def block_layer(largest: int, deadline: float) -> AsyncIterator[Blocks]:
             raise _translated(error.sentence) from error
         except GuestSilent as error:
             raise Failed("the tool that works on disks ended: it was refused what it wanted, or met a defect") from error
-
-
-@contextlib.contextmanager
-def _listening(path: Path) -> Iterator[int]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
-        listener.bind(str(path))
-        listener.listen(1)
-        yield listener.fileno()
 
 
 def _node(name: str) -> dict[str, Any]:

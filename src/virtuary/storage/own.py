@@ -11,6 +11,7 @@ Layout: docs/interop/qcow2 of the QEMU documentation.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ FEATURE_NAMES = 0x6803F857
 LENGTHS = (HEADER_LENGTH, HEADER_LENGTH + 8)
 """Ours, and the one with a type of compression, which QEMU writes."""
 CLUSTER_BITS = (16, 17)
+LEAST = 4096
+"""Bytes that any of our files has; its header and what follows it lie within."""
+UNTOUCHED = "it is not touched; launch a new server, or copy one whose disk is sound"
 MOST_EXTENSIONS = 8
 LAYOUT = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 
@@ -73,10 +77,12 @@ def check_disk(disk: Path, layers: Sequence[Path], most: int | None) -> int:
 def open_disk(path: Path, below: Path | None, most: int | None = None, flags: int = os.O_RDONLY) -> int:
     """A descriptor of a disk or layer whose header was checked by it; the caller's to close. Raises Damaged or Failed."""
     try:
-        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # neither a pipe nor a lease holds us up
     except OSError as error:
         raise Failed(f"the disk {path.name} can't be opened: {error.strerror}") from error
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            _refuse(path.name, "is no file any more")
         check_header(os.pread(handle, 1 << CLUSTER_BITS[0], 0), os.fstat(handle).st_size, below, most, path.name)
     except BaseException:
         os.close(handle)
@@ -91,7 +97,7 @@ def read_size(handle: int) -> int:
 
 def check_header(head: bytes, file_size: int, below: Path | None, most: int | None, name: str) -> None:
     """Raise Damaged unless a file that begins with `head` is a qcow2 as we write them, on `below` (None: on nothing). Pure."""
-    if len(head) < LENGTHS[0] or head[:4] != MAGIC:
+    if len(head) < LEAST or head[:4] != MAGIC:
         _refuse(name, "is no qcow2 file any more")
     fields = _Fields._make(LAYOUT.unpack_from(head))
     if fields.version != 3 or fields.header_length not in LENGTHS or fields.cluster_bits not in CLUSTER_BITS:
@@ -139,4 +145,4 @@ def _check_extensions(head: bytes, fields: _Fields, name: str) -> None:
 
 
 def _refuse(name: str, why: str) -> NoReturn:
-    raise Damaged(f"the disk {name} {why}", "it is not touched; launch a new server, or copy one whose disk is sound")
+    raise Damaged(f"the disk {name} {why}", UNTOUCHED)

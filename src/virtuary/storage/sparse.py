@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from virtuary.base.files import remove
+
 BLOCK = 64 * 1024
 _CHUNK = 16 * BLOCK
 _ZERO = bytes(BLOCK)
@@ -52,6 +54,21 @@ def punch(path: Path) -> int:
     finally:
         os.close(handle)
     return saved
+
+
+def detach(path: Path) -> None:
+    """Put the same content, with the same holes and mode, into a file of its own in place of this one: nobody has that open."""
+    partial = path.with_name(f".{path.name}.partial")
+    remove(partial)
+    with open(path, "rb") as source, open(partial, "xb") as target:
+        os.fchmod(target.fileno(), os.fstat(source.fileno()).st_mode & 0o777)
+        os.ftruncate(target.fileno(), os.fstat(source.fileno()).st_size)
+        for offset, chunk in _data(source.fileno()):
+            for start in range(0, len(chunk), BLOCK):
+                block = chunk[start : start + BLOCK]
+                if block != _ZERO[: len(block)]:
+                    os.pwrite(target.fileno(), block, offset + start)
+    os.replace(partial, path)
 
 
 def _data(handle: int) -> Iterator[tuple[int, bytes]]:
