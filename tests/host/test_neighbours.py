@@ -13,7 +13,8 @@ from virtuary.base.errors import HostLacks
 from virtuary.base.proc import identify
 from virtuary.host.neighbours import EACH, MOST, SYSTEM, Claim, Owner, claim_networks, take_users
 
-WHOLE = range(2_000_000_000, 2_000_000_000 + MOST + 4 * EACH)
+WHOLE = range(1_500_000_000, 1_500_000_000 + MOST + 4 * EACH)
+"""Users that nobody has, whatever else runs on this host."""
 
 
 class Other:
