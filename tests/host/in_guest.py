@@ -39,6 +39,12 @@ found: dict[str, object] = {"version": cgroups.version(), "prepare": cgroups.pre
 for name in ("one", "two"):
     found[f"group {name}"] = cgroups.ensure_group(name)[1]
 first, second = spinner("one"), spinner("two")
+group = cgroups.group_paths("one")[0]
+found["bounds"] = [
+    cgroups.set_bounds("one", 64 << 20, 50),
+    *((group / name).read_text().strip() for name in ("memory.max", "pids.max")),
+]
+found["members"] = cgroups.members_of("one") == {first.pid}
 try:
     limited, free = SimpleNamespace(limit=30, pin=()), SimpleNamespace(limit=None, pin=())
     second.send_signal(signal.SIGSTOP)

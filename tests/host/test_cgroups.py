@@ -21,6 +21,7 @@ from virtuary.host.cgroups import (
     prepare,
     remove_group,
     servers_unit,
+    set_bounds,
     unit_command,
     version,
 )
@@ -61,6 +62,18 @@ def test_what_is_refused_is_said(tmp_path: Path) -> None:
     (root / CONTROLLERS_V1[0] / "virtuary").write_text("in the way")
     made, gap = ensure_group("ID", root)
     assert made == [] and gap and gap.startswith("no control group of its own (")
+
+
+@pytest.mark.parametrize(("kind", "names"), [(1, ("memory.limit_in_bytes", "pids.max")), (2, ("memory.max", "pids.max"))])
+def test_a_group_is_bounded_by_the_controllers_that_there_are(tmp_path: Path, kind: int, names: tuple[str, ...]) -> None:
+    root = host(tmp_path, kind)
+    made, _ = ensure_group("ID", root)
+    assert set_bounds("ID", 7 << 20, 9, root) == "no bound of memory and pids (this host gives no controller for it)"
+    for name in names:
+        (made[-1] / name).touch()
+    assert set_bounds("ID", 7 << 20, 9, root) is None
+    found = {path.name: path.read_text() for folder in made for path in folder.iterdir() if path.name in names}
+    assert found == {names[0]: str(7 << 20), names[1]: "9"}
 
 
 # ---- a unit of systemd for machines

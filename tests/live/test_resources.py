@@ -342,6 +342,7 @@ def test_control_groups_of_version_2_limit_and_weigh(debian: Instance) -> None:
         "host/cgroups.py",
         "host/shares.py",
         "base/proc.py",
+        "base/text.py",
         "base/errors.py",
         *(f"{room}__init__.py" for room in ("", "host/", "base/")),
     ]
@@ -370,5 +371,6 @@ def _try_groups(debian: Instance) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(told.splitlines()[-1])
     nothing = {name: found[name] for name in ("prepare", "repeated", "group one", "group two")}
     assert found["version"] == 2 and not any(nothing.values()), found
+    assert found["bounds"] == [None, str(64 * MIB), "50"] and found["members"], found
     assert found["limit gaps"] == found["weight gaps"] == [] and not found["left one"] and not found["left two"], found
     return found
