@@ -128,8 +128,10 @@ def memory_bound(memory: int, began: int, cpus: int, *, emulated: bool) -> int:
 
 
 def bounds_of(machine: Machine) -> Bounds:
-    """The largest file that it writes is its disk, or one that holds its memory: up to three times, when that changes while it is saved."""
-    largest = max(disk_bound(machine.disk_size), 3 * machine.memory + SLACK)
+    """The largest file that it writes is its disk, or one that holds its memory: up to three times, when that changes while it is saved, or
+    with a place for each page that it could be given."""
+    most = max(machine.memory, machine.max_memory)
+    largest = max(disk_bound(machine.disk_size), 3 * machine.memory + SLACK, most + most // 256 + SLACK)
     return Bounds(file_size=largest, growing=True, processes=THREADS + max(machine.cpus, machine.max_cpus))
 
 
