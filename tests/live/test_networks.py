@@ -33,6 +33,13 @@ def test_the_first_server_makes_the_network_and_is_on_it(lan: Instance, one: str
     assert ipv4(lan, one) in listed["status"]["addresses"]
 
 
+def test_its_qemu_complains_of_nothing_that_its_tap_refuses(lan: Instance) -> None:
+    lan.ok("launch", "tiny", "calm", "--cold")
+    lan.ok("stop", "calm", "--force")  # then its last words are kept
+    assert "ioctl" not in lan.ok("logs", "calm").out
+    lan.ok("delete", "calm", "--now", "--force", "--yes")
+
+
 def test_a_shell_is_a_shell(lan: Instance, one: str) -> None:
     assert lan.ok("shell", one, "hostname").out.strip() == one
 
