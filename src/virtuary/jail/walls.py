@@ -81,7 +81,6 @@ class Bounds:
     """Bytes of its address space."""
     cpu: int | None = None
     """Seconds of processor time."""
-
     growing: bool = False
     """Whether the largest file may have to grow while the program runs."""
 

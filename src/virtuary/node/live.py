@@ -104,7 +104,7 @@ async def _save(worker: Worker, world: World, copy: Vm) -> None:
     if vm.spec.memory > machine.memory:  # an emulating QEMU dies of it: it mistakes where the grown part lies
         raise Failed(f"{vm.name} was given memory while it ran, which can't be saved", f"virtuary restart {vm.name}")
     paths = site.paths.vm(copy.id)
-    own = (worker.paths.home / vm.status.disk_file).stat().st_blocks * 512
+    own = 2 * (worker.paths.home / vm.status.disk_file).stat().st_blocks * 512  # its disk is written twice, see sparse.detach
     directory.check_space(site.paths.vms, vm.spec.memory + own + 64 * MIB, "a live copy", site.kept)
     await operations.note(site.store, operation, f"saving {vm.name} while it runs", stage="memory")
     dmi = await run.agent.execute(["cat", "/sys/firmware/dmi/tables/DMI"], deadline=30)

@@ -170,9 +170,8 @@ async def start_machine(
             worker.run = None
         else:
             os.close(started.errors)
-        await end_machine(
-            vm.id, worker.paths.runtime, uid
-        )  # it could not be recorded, so it must not stay: it has not executed the guest
+        # it could not be recorded, so it must not stay: it has not executed the guest
+        await end_machine(vm.id, worker.paths.runtime, uid)
         raise
     crashpoint("start.after_record")
     oom.set_score(started.identity.pid, oom.score_of(vm.spec.priority))
