@@ -24,21 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from virtuary.base.errors import Busy, Failed, Invalid, NoRoom, NotFound, PeerAway, Refused, VirtuaryError
 from virtuary.images import catalogue
 from virtuary.images import fetch as module
-from virtuary.images.addresses import Url, follow, parse_url, why_not
+from virtuary.images.addresses import Url, parse_url
 from virtuary.images.checksums import Digest
 from virtuary.images.fetch import Fetched, Patience, fetch, fetch_small, pull, resolve, verify_signature
-from virtuary.images.making import check_source
 from virtuary.images.partial import drop_abandoned, open_partial
-from virtuary.images.remote import AROUND, BOUNDS, LONGEST, Remote
+from virtuary.images.remote import BOUNDS, LONGEST, NAMING, TRUSTING, Remote
 from virtuary.images.signatures import dearmored
-from virtuary.jail.tool import run
-from virtuary.model.image import ImageSource
+from virtuary.jail.tool import Surroundings, run
 from virtuary.storage.directory import free_space, reserving
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
@@ -297,8 +293,6 @@ async def test_redirects_are_followed_five_times_and_carry_nothing_along(server:
     result = await get(server.url + "/4", tmp_path / "image")
     assert result.source == server.url + "/disk" and len(server.seen) == 6
     assert not any("cookie" in headers for _, headers in server.seen)
-    with pytest.raises(Invalid, match="more than 5 times"):
-        await get(server.url + "/5", tmp_path / "image")
 
 
 @pytest.mark.parametrize(
@@ -358,154 +352,6 @@ async def test_sf1_the_clusters_own_networks_are_refused_even_where_private_ones
     with pytest.raises(Refused, match="belongs to this cluster"):
         await get(server.url + "/disk", tmp_path / "image", deny=[ipaddress.ip_network("127.0.0.0/8")])
     assert server.seen == []
-
-
-NEVER = [
-    "0.0.0.1",
-    "169.254.169.254",
-    "224.0.0.1",
-    "240.0.0.1",
-    "255.255.255.255",
-    "168.63.129.16",
-    "100.100.100.200",
-    "192.0.0.192",
-    "::",
-    "fe80::1",
-    "fec0::1",
-    "feff::1",
-    "ff02::1",
-    "fd00:ec2::254",
-    "fd20:ce::254",
-    "64:ff9b:1::7f00:1",
-    "64:ff9b:1:a9fe:a9:fe00::",
-    "100::1",
-    "5f00::1",
-    "::ffff:169.254.169.254",
-    "::169.254.169.254",
-    "::ffff:0:169.254.169.254",
-    "64:ff9b::a9fe:a9fe",
-    "2002:a9fe:a9fe::1",
-    "2001:0:a9fe:a9fe::1",
-    "2001:0:808:808::5601:5601",
-    "2606:2800::5efe:a9fe:a9fe",
-    "2606:2800::200:5efe:a9fe:a9fe",
-    "::ffff:168.63.129.16",
-]
-PRIVATE = [
-    "127.0.0.1",
-    "127.255.255.254",
-    "10.0.0.1",
-    "100.64.0.1",
-    "100.127.255.255",
-    "172.16.0.1",
-    "172.31.255.255",
-    "192.0.0.1",
-    "192.0.2.1",
-    "192.88.99.1",
-    "192.168.1.1",
-    "198.18.0.1",
-    "198.19.255.255",
-    "198.51.100.1",
-    "203.0.113.1",
-    "::1",
-    "fc00::1",
-    "fd00::1",
-    "::ffff:10.0.0.1",
-    "::ffff:0:127.0.0.1",
-    "64:ff9b::7f00:1",
-    "2002:a00:1::",
-    "2001:0:a00:1::f5ff:fffe",
-    "2001:2::1",
-    "2001:10::1",
-    "2001:db8::1",
-    "3fff::1",
-    "4000::1",
-    "1::1",
-    "e000::1",
-    "2606:2800::5efe:a00:1",
-    "fd00::5efe:808:808",
-    "fdab::200:5efe:808:808",
-    "2001:db8::5efe:808:808",
-    "::127.0.0.1",
-    "0:0:1::1",
-]
-PUBLIC = [
-    "93.184.216.34",
-    "1.1.1.1",
-    "100.63.255.255",
-    "100.128.0.1",
-    "172.15.0.1",
-    "172.32.0.1",
-    "192.0.0.9",
-    "192.31.196.1",
-    "192.175.48.1",
-    "198.17.0.1",
-    "223.255.255.255",
-    "2606:2800:220:1::1",
-    "64:ff9b::5db8:d822",
-    "2002:5db8:d822::",
-    "2001:200::1",
-    "2001:4:112::1",
-    "2620:4f:8000::1",
-    "::ffff:93.184.216.34",
-    "2606:2800::5efe:5db8:d822",
-]
-
-
-@pytest.mark.parametrize("text", NEVER)
-def test_what_is_never_a_server_of_images_is_not_fetched_from_however_it_is_written(text: str) -> None:
-    address = ipaddress.ip_address(text)
-    assert why_not(address, False) and why_not(address, True)
-
-
-@pytest.mark.parametrize("text", PRIVATE)
-def test_private_addresses_and_all_that_stands_for_them_are_fetched_from_only_where_that_is_allowed(text: str) -> None:
-    address = ipaddress.ip_address(text)
-    assert why_not(address, False) == "is a private address" and why_not(address, True) is None
-
-
-@pytest.mark.parametrize("text", PUBLIC)
-def test_servers_on_the_internet_are_fetched_from(text: str) -> None:
-    assert why_not(ipaddress.ip_address(text), False) is None
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_an_address_inside_another_is_judged_as_itself(number: int) -> None:
-    inner = ipaddress.IPv4Address(number)
-    for text in ("::ffff:0:0", "::ffff:0:0:0", "64:ff9b::"):
-        outer = ipaddress.IPv6Address(int(ipaddress.IPv6Address(text)) | number)
-        for allowed in (False, True):
-            assert why_not(outer, allowed) == why_not(inner, allowed)
-    assert why_not(inner, False) or inner.is_global or str(inner).startswith("192.")
-
-
-def test_addresses_are_judged_by_what_they_stand_for() -> None:
-    for text in ("93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822"):
-        assert why_not(ipaddress.ip_address(text), False) is None
-    for text in ("127.0.0.1", "10.0.0.1", "::1", "fd00::1"):
-        assert why_not(ipaddress.ip_address(text), False) and not why_not(ipaddress.ip_address(text), True)
-    for text in ("169.254.169.254", "fe80::1", "224.0.0.1", "0.0.0.0", "::", "::ffff:169.254.169.254"):
-        assert why_not(ipaddress.ip_address(text), True)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["file:///etc/passwd", "/etc/passwd", "", "http://", "http:///x", "http://a b/", "http://a\r\nX: y/", "http://user@h/", "ftp://h/",
-     "http://u:p@h/", "http://h:99999/", "http://h:x/", "http://[::1", "http://h\\@g/", "http://ä.de/",
-     "http://-/", "http://" + "a" * 3000],
-)  # fmt: skip
-def test_urls_that_could_be_read_two_ways_are_refused(text: str) -> None:
-    with pytest.raises(Invalid):
-        parse_url(text)
-
-
-def test_urls_are_taken_apart_once() -> None:
-    url = parse_url("https://Host.Example.:8443/a/b?c=d#e")
-    assert url == Url("https", "host.example", 8443, "/a/b?c=d") and url.authority == "host.example:8443"
-    assert parse_url("http://h").target == "/" and parse_url("https://h:443/").authority == "h"
-    assert str(parse_url("http://[2001:db8::1]:80/x")) == "http://[2001:db8::1]/x"
-    assert url.at("::1") == "https://[::1]:8443/a/b?c=d"
-    assert str(follow(url, "../x")) == "https://host.example:8443/x"
 
 
 async def test_two_fetches_of_one_target_do_not_meet(server: Server, tmp_path: Path) -> None:
@@ -757,18 +603,6 @@ def test_what_nobody_goes_on_with_is_removed_after_a_while(tmp_path: Path) -> No
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "2130706433", "0x7f.1", "169.254.169.254", "[fec0::1]", "10.0.0.1"])
-def test_an_address_that_can_not_be_meant_is_refused_before_anything_is_begun(host: str) -> None:
-    source = ImageSource(kind="url", url=f"https://{host}/x", sha256="0" * 64)
-    with pytest.raises((Refused, Invalid)):
-        check_source(source, allow_private=False)
-    check_source(source.but(url="https://images.example/x"), allow_private=False)
-    with pytest.raises(Invalid, match="needs its digest"):
-        check_source(source.but(sha256=""), allow_private=True)
-    with pytest.raises(Invalid):
-        check_source(source.but(url="file:///etc/passwd"), allow_private=True)
-
-
 HOSTILE = {
     "a line without an end": b"x" * 200_000,
     "no line": b"",
@@ -793,21 +627,26 @@ async def test_a_fetcher_that_was_taken_over_is_not_believed(case: str) -> None:
     threading.Thread(target=lambda: (theirs.recv(4096), theirs.sendall(HOSTILE[case]), theirs.close()), daemon=True).start()
     remote = Remote(reader, writer, Over())  # type: ignore[arg-type]
     with pytest.raises((Failed, PeerAway)):
-        await remote.get(parse_url("http://h/"), ["127.0.0.1"], {}, connect=1, silence=1, trust="")
+        await remote.get(parse_url("http://h/"), {}, silence=1, trust="")
     writer.close()
 
 
-async def test_the_fetcher_reaches_nothing_but_what_it_is_told_to(server: Server, tmp_path: Path) -> None:
-    """It is a program in the jail: no files of the host, no sockets of its services, a user of its own."""
+@pytest.mark.parametrize("around", [TRUSTING, NAMING], ids=["reads", "looks names up"])
+async def test_what_speaks_to_others_reaches_nothing_of_the_host(around: Surroundings) -> None:
+    """Programs in the jail: no files of the host, no sockets of its services, a user of their own, no connections."""
     code = (
-        "import os, socket\n"
+        "import os, socket, sys\n"
         "for path in ('/etc/passwd', '/etc/shadow', '/run', '/proc/self/status', '/root'):\n"
         "    try: os.stat(path); print('saw', path)\n"
         "    except OSError: pass\n"
         "try: socket.socket(socket.AF_UNIX); print('unix')\n"
         "except OSError: pass\n"
+        "try: socket.socket(); print('connections')\n"
+        "except OSError: pass\n"
+        "try: socket.socket(type=socket.SOCK_DGRAM); print('datagrams', file=sys.stderr)\n"
+        "except OSError: pass\n"
         "print(os.getuid())"
     )
-    done = await run([os.path.realpath(sys.executable), "-I", "-S", "-c", code], BOUNDS, 20, AROUND)
-    assert done.stderr == b"" and done.stdout.decode().split()[:-1] == []
+    done = await run([os.path.realpath(sys.executable), "-I", "-S", "-c", code], BOUNDS, 20, around)
+    assert done.stderr == (b"datagrams\n" if around is NAMING else b"") and done.stdout.decode().split()[:-1] == []
     assert int(done.stdout) >= 2_000_061_000 or os.getuid() != 0

@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 libc = ctypes.CDLL(None, use_errno=True)
 FACTS = json.loads(sys.argv[1])
@@ -114,6 +115,8 @@ family("a unix socket", socket.AF_UNIX, socket.SOCK_STREAM)
 family("a raw socket", socket.AF_INET, socket.SOCK_RAW, 1)
 family("a multipath socket", socket.AF_INET, socket.SOCK_STREAM, 262)
 family("an internet socket", socket.AF_INET, socket.SOCK_STREAM)
+family("a datagram socket", socket.AF_INET, socket.SOCK_DGRAM)
+family("a ping socket", socket.AF_INET, socket.SOCK_DGRAM, 1)
 
 
 @act
@@ -298,6 +301,8 @@ def main():
         except BaseException as error:
             told[name] = repr(error)
     print(json.dumps(told), file=sys.stderr, flush=True)
+    while not os.pread(FACTS["held"], 16, 0).endswith(b"seen"):  # who ends before it was seen was no machine
+        time.sleep(0.01)
     by_the_old_door()
     print("the old door is open", file=sys.stderr, flush=True)
 

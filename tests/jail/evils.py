@@ -1,4 +1,4 @@
-"""Starts evil.py in a jail, as whoever runs this, and prints what it told: `python evils.py KIND FOLDER`, KIND being machine, network, tool or fetcher.
+"""Starts evil.py in a jail, as whoever runs this, and prints what it told: `python evils.py KIND FOLDER`, KIND being machine, network, tool or lookup.
 
 A program of its own, so that the same is tried as root and as an ordinary user. As root it runs in a network namespace of its own.
 """
@@ -17,11 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from virtuary.jail.syscalls import Reach
 from virtuary.jail.tool import Surroundings, confined
 from virtuary.jail.walls import Bounds, Jail, choose_jail, find_capabilities
 from virtuary.qemu.process import Launch, become_subreaper, read_errors, start
 
 FILE, TAP, HELD = 30, 31, 32
+REACHES: dict[str, Reach] = {"network": "internet", "lookup": "names"}
 LARGEST = 1 << 20
 PYTHON = os.path.realpath("/usr/bin/python3")
 
@@ -42,9 +44,10 @@ def a_tap() -> int | None:
     return handle
 
 
-async def as_machine(launch: Launch) -> tuple[int, str]:
+async def as_machine(launch: Launch, shared: Path) -> tuple[int, str]:
     """Exit status as wait(2) has it, and what it said."""
     started = await start(launch)
+    shared.write_text("seen")
     words = ""
     while True:
         words += read_errors(started.errors)
@@ -66,8 +69,8 @@ async def as_tool(argv: list[str], descriptors: dict[int, int], bounds: Bounds, 
 async def main(kind: str, folder: Path) -> dict[str, Any]:
     become_subreaper()
     host = await find_capabilities()
-    outward = kind in ("network", "fetcher")
-    jail: Jail = choose_jail(host, 2_000_000_321 if host.root else os.getuid(), host_network=outward)
+    reach = REACHES.get(kind, "nothing")
+    jail: Jail = choose_jail(host, 2_000_000_321 if host.root else os.getuid(), reach=reach)
     (folder / "canary").write_text("secret")
     (folder / "canary").chmod(0o666)
     shutil.copy(Path(__file__).with_name("evil.py"), folder / "evil.py")
@@ -92,11 +95,14 @@ async def main(kind: str, folder: Path) -> dict[str, Any]:
     runtime.mkdir(mode=0o711)
     argv = [PYTHON, "-I", "-S", str(folder / "evil.py"), json.dumps(facts)]
     bounds = Bounds(file_size=LARGEST, processes=200)
-    if kind in ("tool", "fetcher"):
-        around = Surroundings(readable=[folder / "evil.py"], internet=outward)
+    if kind in ("tool", "lookup"):
+        (folder / "shared").write_text("seen")
+        around = Surroundings(readable=[folder / "evil.py"], reach=reach)
         status, words = await as_tool(argv, {there: here for here, there in links}, bounds, around)
     else:
-        status, words = await as_machine(Launch(argv, [], [folder / "evil.py"], jail, runtime, links=links, bounds=bounds))
+        status, words = await as_machine(
+            Launch(argv, [], [folder / "evil.py"], jail, runtime, links=links, bounds=bounds), folder / "shared"
+        )
     address = Path("/sys/class/net/vtevil/address")
     told = {"level": jail.level, "gaps": jail.gaps, "status": status, "words": words, "canary": (folder / "canary").read_text()}
     return {**told, "alive": True, "address": address.read_text().strip() if tap and address.exists() else None}

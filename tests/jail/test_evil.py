@@ -30,7 +30,8 @@ ON_THE_NETWORK = {
     "an internet socket": "a guest's connections are made by it",
     "connect to a service of the host": "the host's own addresses are on the host's network; `show` says so",
 }
-KINDS = {"machine": MAY, "network": MAY | ON_THE_NETWORK, "tool": MAY, "fetcher": MAY | ON_THE_NETWORK}
+NAMES = {"a datagram socket": "by which names are looked up"}
+KINDS = {"machine": MAY, "network": MAY | ON_THE_NETWORK | NAMES, "tool": MAY, "lookup": MAY | NAMES}
 PEOPLE = ["root", "user"]
 
 

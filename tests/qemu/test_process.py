@@ -39,7 +39,7 @@ def test_the_jail_is_the_strongest_this_host_allows(case: str) -> None:
 
 
 def test_the_networks_helper_keeps_the_hosts_network_and_nothing_more() -> None:
-    jail = choose_jail(Capabilities(True, True, 6), 4711, host_network=True)
+    jail = choose_jail(Capabilities(True, True, 6), 4711, reach="internet")
     assert "net" not in jail.namespaces and set(jail.namespaces) == {"mnt", "pid", "ipc", "uts"}
     assert jail.landlock and jail.empty_root and jail.level == "L3"
 

@@ -1,6 +1,6 @@
 """Images from the network: to a checked address, resumable, hashed whole, published at once.
 
-The other side is spoken to by a program in the jail (fetcher.py); what is asked, which addresses are connected to, and what of the
+The other side is spoken to by programs in the jail (remote.py); what is asked, which addresses are connected to, and what of the
 answer is kept is decided here. Promises: only http and https; each address, also behind each redirect, is checked before a byte is sent, and the connection
 goes to that very address; nothing of the machine (proxy settings, passwords, cookies) is sent along; size, silence and rate
 have limits. A file appears under its name complete, with the right digest, synced and mode 0400, or not at all. What an
@@ -23,12 +23,12 @@ from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, Invalid, NotFound, PeerAway, Refused, VirtuaryError
 from virtuary.base.files import publish, remove
 from virtuary.base.units import MIB, format_size
-from virtuary.images.addresses import Url, check_addresses, follow, parse_url
+from virtuary.images.addresses import Url, check_addresses, follow, literal, parse_url
 from virtuary.images.catalogue import KEYRING_FOLDERS, Entry, find_keyring, mirrored
 from virtuary.images.checksums import Digest, clear_text, hash_file, parse_checksums
 from virtuary.images.header import Report
 from virtuary.images.partial import AGAIN, Partial, open_partial
-from virtuary.images.remote import Answer, Remote, open_remote
+from virtuary.images.remote import Answer, Remote, connect, look_up, open_remote
 from virtuary.images.signatures import verify_signature
 from virtuary.images.special import Network
 from virtuary.storage.directory import check_space, reserving
@@ -285,12 +285,9 @@ async def _answer(
 ) -> AsyncIterator[tuple[Url, Answer, AsyncIterator[bytes]]]:
     """The answer to a GET and its body, redirects followed; a fetcher of its own for each hop, so nothing is carried from host to host."""
     for _ in range(MAX_REDIRECTS + 1):
-        async with open_remote() as remote:
-            addresses = await resolve(url, remote, rules.allow_private, rules.deny, patience.connect)
-            asked = {**_HEADERS, **headers}
-            answer = await remote.get(
-                url, addresses, asked, connect=patience.connect, silence=patience.silence, trust=rules.trust
-            )
+        addresses = await resolve(url, rules.allow_private, rules.deny, patience.connect)
+        async with open_remote(await connect(url, addresses, patience.connect)) as remote:
+            answer = await remote.get(url, {**_HEADERS, **headers}, silence=patience.silence, trust=rules.trust)
             if answer.status not in REDIRECTS or "location" not in answer.headers:
                 yield url, answer, _chunks(answer, remote, patience)
                 return
@@ -301,11 +298,10 @@ async def _answer(
     raise Invalid(f"the URL was redirected more than {MAX_REDIRECTS} times")
 
 
-async def resolve(
-    url: Url, remote: Remote, allow_private: bool = False, deny: Sequence[Network] = (), patience: float = 15
-) -> list[str]:
+async def resolve(url: Url, allow_private: bool = False, deny: Sequence[Network] = (), patience: float = 15) -> list[str]:
     """Addresses of the URL's host, all of them checked; raises Refused if a single one is not allowed."""
-    found = await remote.look_up(url.host, url.port, patience)
+    address = literal(url.host)
+    found = [address] if address else await look_up(url.host, url.port, patience)
     check_addresses(url, found, allow_private, deny)
     return [str(address) for address in found]
 

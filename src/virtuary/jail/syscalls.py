@@ -14,7 +14,7 @@ import errno
 import functools
 import os
 import struct
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 LOAD, EQUAL, ABOVE, AT_LEAST, ANY_OF, AND, RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x54, 0x06
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
@@ -82,17 +82,20 @@ REQUESTS = (
 """All other requests fail: those by which a tap takes another address, name or owner, or outlives its descriptor, among them."""
 UNFIT = (1024, 1026)
 """Commands of fcntl: F_SETLEASE, F_NOTIFY."""
-UNIX, INET, INET6, RAW, MPTCP = 1, 2, 10, 3, 262
+INET, INET6, DATAGRAMS, RAW, UDP, MPTCP = 2, 10, 2, 3, 17, 262
 TCP, TCP_FASTOPEN_CONNECT, TCP_ULP, MSG_FASTOPEN = 6, 30, 31, 0x20000000
 THREAD, NAMESPACES = 0x10000, 0x7E020000
 """Flags of clone: what is no thread is a process."""
 
 
+Reach = Literal["nothing", "names", "internet"]
+"""What a jail may open sockets for: none; UDP, by which names are looked up; IPv4 and IPv6, but raw ones."""
+
+
 class Grants(NamedTuple):
     """What a jail may do beyond the ordinary. Features ask for it, and `show` tells."""
 
-    internet: bool = False
-    """Sockets of IPv4 and IPv6, but raw ones."""
+    reach: Reach = "nothing"
     userfaults: bool = False
     """Requests of a /dev/userfaultfd that it was given."""
 
@@ -165,10 +168,15 @@ def _clone() -> list[Step]:
 
 
 def _socket(grants: Grants) -> list[Step]:
-    if not grants.internet:
+    if grants.reach == "nothing":
         return [_refuse(errno.EAFNOSUPPORT)]
+    families = (_argument(0), Step(EQUAL, INET, 2), Step(EQUAL, INET6, 1), _refuse(errno.EAFNOSUPPORT))
+    if grants.reach == "names":
+        kinds = (_argument(1), Step(AND, 0xF), Step(EQUAL, DATAGRAMS, 1), _refuse(errno.EPERM))
+        protocols = (_argument(2), Step(EQUAL, 0, 2), Step(EQUAL, UDP, 1), _refuse(errno.EPROTONOSUPPORT))
+        return [*families, *kinds, *protocols, Step(RETURN, ALLOW)]
     return [
-        *(_argument(0), Step(EQUAL, INET, 2), Step(EQUAL, INET6, 1), _refuse(errno.EAFNOSUPPORT)),
+        *families,
         *(_argument(1), Step(AND, 0xF), Step(EQUAL, RAW, 0, 1), _refuse(errno.EPERM)),
         *(_argument(2), Step(EQUAL, MPTCP, 0, 1), _refuse(errno.EPROTONOSUPPORT), Step(RETURN, ALLOW)),
     ]

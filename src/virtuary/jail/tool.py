@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 from virtuary.base import proc
 from virtuary.base.errors import Failed
 from virtuary.jail.launching import LAUNCHER, Tied
+from virtuary.jail.syscalls import Reach
 from virtuary.jail.walls import Bounds, Capabilities, choose_jail, find_capabilities, resolver_files
 
 UIDS = range(2_000_061_000, 2_000_062_000)
@@ -33,8 +34,8 @@ class Surroundings(NamedTuple):
     readable: Sequence[Path] = ()
     """Files and folders, at their own places. Their modes must let everybody read them."""
     environment: Mapping[str, str] = {"LC_ALL": "C.UTF-8"}
-    internet: bool = False
-    """Whether it may open connections, on the host's network."""
+    reach: Reach = "nothing"
+    """What it may open sockets for, on the host's network."""
 
 
 NOTHING = Surroundings()
@@ -51,8 +52,8 @@ async def confined(
     program = argv[0] if argv[0].startswith("/") else proc.find_program(argv[0])
     host = _host.get(os.getuid()) or _host.setdefault(os.getuid(), await find_capabilities())
     uid = UIDS[next(_turns) % len(UIDS)] if host.root else os.getuid()
-    jail = choose_jail(host, uid, host_network=around.internet)
-    resolver, links = resolver_files() if around.internet else ([], {})
+    jail = choose_jail(host, uid, reach=around.reach)
+    resolver, links = resolver_files() if around.reach != "nothing" else ([], {})
     with tempfile.TemporaryDirectory(prefix="virtuary-tool-") as folder, open(os.devnull, "r+b") as nothing:
         os.chmod(folder, 0o711)  # noqa: S103  (its empty root is mounted there, and passed through by a user of its own)
         given = {0: nothing.fileno(), 1: nothing.fileno(), 2: nothing.fileno(), **descriptors}

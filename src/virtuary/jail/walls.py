@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from virtuary.base.proc import last_line
-from virtuary.jail.syscalls import Grants, program
+from virtuary.jail.syscalls import Grants, Reach, program
 
 Level = Literal["L0", "L1", "L2", "L3"]
 KEYCTL = {"x86_64": 250, "aarch64": 219}
@@ -48,7 +48,7 @@ class Jail:
     @property
     def level(self) -> Level:
         """What holds, in one word: told by the walls that there are, not by what was wished for."""
-        needed = set(NAMESPACES) - ({"net"} if self.grants.internet else set())
+        needed = set(NAMESPACES) - ({"net"} if self.grants.reach != "nothing" else set())
         if not self.empty_root or not needed <= set(self.namespaces):
             return "L0"
         if self.own_user_namespace:
@@ -136,10 +136,10 @@ async def find_capabilities() -> Capabilities:
     return Capabilities(root, process.returncode == 0, landlock_abi(), last_line(err))
 
 
-def choose_jail(host: Capabilities, uid: int, *, host_network: bool = False, userfaults: bool = False) -> Jail:
+def choose_jail(host: Capabilities, uid: int, *, reach: Reach = "nothing", userfaults: bool = False) -> Jail:
     """The strongest jail this host allows, with what is missing said in words. Pure.
 
-    `host_network`: for who opens connections for others, and so can't be cut off from the host's network. `userfaults`: for a QEMU
+    `reach`: for who opens connections for others or looks names up, and so can't be cut off from the host's network. `userfaults`: for a QEMU
     that is to handle page faults of its guest's memory; it has to be given /dev/userfaultfd as a writable file as well.
     """
     gaps: list[str] = []
@@ -151,7 +151,7 @@ def choose_jail(host: Capabilities, uid: int, *, host_network: bool = False, use
         gaps.append(f"no filter of system calls for {os.uname().machine}")
     if userfaults:
         gaps.append("it handles page faults of its own memory (/dev/userfaultfd)")
-    wanted = NAMESPACES[:-1] if host_network else NAMESPACES
+    wanted = NAMESPACES if reach == "nothing" else NAMESPACES[:-1]
     namespaces = wanted if host.namespaces else ()
     return Jail(
         uid=uid,
@@ -161,7 +161,7 @@ def choose_jail(host: Capabilities, uid: int, *, host_network: bool = False, use
         empty_root=bool(namespaces),
         landlock=host.landlock_abi >= 1,
         gaps=tuple(gaps),
-        grants=Grants(internet=host_network, userfaults=userfaults),
+        grants=Grants(reach, userfaults),
     )
 
 

@@ -183,7 +183,7 @@ async def _start_usernet(site: Site, wiring: Wiring, link: socket.socket) -> Ide
         raise Failed("QEMU's user network publishes no IPv6 address", "publish on an IPv4 address, or install a passt that works")
     folder = wiring.runtime / HELPER
     folder.mkdir(mode=0o711, exist_ok=True)
-    jail = choose_jail(site.capabilities, wiring.uid, host_network=True)
+    jail = choose_jail(site.capabilities, wiring.uid, reach="internet")
     groups, _ = ensure_group(wiring.uuid)
     argv = usernet.command(wiring.program, wiring.uuid, wiring.forwards)
     order = process.Launch(argv, [], [], jail, folder, groups, links=((link.fileno(), usernet.LINK),))

@@ -82,7 +82,7 @@ class Uplink:
     async def _start(self) -> process.Started:
         binary = await self._site.binary(PLATFORMS["x86_64"])
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        jail = choose_jail(self._site.capabilities, os.getuid(), host_network=True)
+        jail = choose_jail(self._site.capabilities, os.getuid(), reach="internet")
         grants = [Grant("qmp", usernet.MONITOR, self._folder / "qmp", "socket")]
         link = await self._ground.lend(uplink.open_link)
         try:

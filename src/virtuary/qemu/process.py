@@ -74,7 +74,7 @@ async def _start(launch: Launch, fifo: Path, errors: int) -> Started:
     root = launch.runtime / "root"
     root.mkdir(mode=0o711, exist_ok=True)
     opened: list[tuple[int, int]] = []
-    resolver, links = resolver_files() if launch.jail.grants.internet else ([], {})
+    resolver, links = resolver_files() if launch.jail.grants.reach != "nothing" else ([], {})
     try:
         for grant in (grant for grant in launch.grants if grant.mode != "given"):
             opened.append((_open(grant, launch.jail), grant.number))
