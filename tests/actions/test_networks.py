@@ -161,6 +161,27 @@ async def test_one_mac_is_used_on_networks_apart_and_kept_by_its_own_server(ctx:
         await network(ctx, name, kind="bridge", interface="eth1", **fields)
 
 
+async def test_an_address_that_somebody_has_a_lease_of_is_chosen_last(ctx: Context) -> None:
+    await network(ctx, "small", ipv4="10.9.0.0/29")
+    leased = {f"10.9.0.{number}": MAC for number in range(2, 6)}
+    ctx = replace(ctx, leased=lambda network_id: leased)
+    found = [(await server(ctx, f"s{number}", {"network": "small"})).spec.nics[0].ipv4 for number in range(5)]
+    assert found[0] == "10.9.0.6" and set(found[1:]) == set(leased), "before somebody is refused it is"
+
+
+async def test_a_full_subnet_names_the_servers_in_the_trash_that_hold_addresses(ctx: Context) -> None:
+    await network(ctx, "small", ipv4="10.9.0.0/29")
+    for number in range(5):
+        await server(ctx, f"s{number}", {"network": "small"})
+    with pytest.raises(NoRoom, match=r"every address of small is taken$"):
+        await server(ctx, "more", {"network": "small"})
+    await trash(ctx, "s1")
+    await trash(ctx, "s3")
+    with pytest.raises(NoRoom, match=r"taken, some by servers in the trash: (s1, s3|s3, s1)") as told:
+        await server(ctx, "more", {"network": "small"})
+    assert told.value.hint and told.value.hint.startswith("virtuary purge s")
+
+
 async def test_of_those_who_ask_at_once_for_the_same_one_gets_it(ctx: Context) -> None:
     asked = [network(ctx, name, kind="bridge", interface="eth2") for name in "abc"]
     asked += [server(ctx, name, {**LAN, "mac": MAC}) for name in "abc"]  # type: ignore[misc]

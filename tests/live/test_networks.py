@@ -58,6 +58,22 @@ def test_a_server_that_was_just_launched_stays_reachable(lan: Instance, place: P
         lan.ok("delete", "fresh", "--now", "--force", "--yes")
 
 
+def test_the_address_of_a_deleted_server_is_the_next_ones_at_once(lan: Instance) -> None:
+    lan.ok("network", "create", "small", "--ipv4", "10.99.0.0/29")
+    fillers = [f"filler{number}" for number in range(4)]
+    for name in fillers:
+        lan.ok("create", "tiny", name, "--network", "small")
+    (free,) = {f"10.99.0.{number}" for number in range(2, 7)} - {ipv4(lan, name) for name in fillers}
+    for number, how in enumerate((None, "--cold")):
+        name = f"heir{number}"
+        lan.ok("launch", "tiny", name, "--network", "small", *([how] if how else []))
+        assert ipv4(lan, name) == free
+        until(lambda name=name: leases(lan, "small")[name]["taken"], 30, "it was given its address")
+        lan.ok("delete", name, "--now", "--force", "--yes")
+    lan.ok("delete", *fillers, "--now", "--yes")
+    lan.ok("network", "delete", "small")
+
+
 def test_it_has_a_name_an_address_and_the_way_out_by_both_protocols(lan: Instance, place: Place, one: str) -> None:
     six = lan.vm(one)["spec"]["nics"][0]["ipv6"]
     until(

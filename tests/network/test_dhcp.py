@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import signal
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from dhcp_rig import ACK, DISCOVER, GATEWAYS, RESERVED, SERVICE, ask_address, look_up, message, own, served
 from netlab import OUTSIDE, Lab, lab_of, mac, v4, v6
 from virtuary.base.errors import Failed
 from virtuary.base.known import RECORD, recorded
-from virtuary.network import dhcp
-from virtuary.network.dhcp import Reservation, Service
-
-SERVICE = Service("vbr1", "virtuary", "10.1.0.0/24", "fd01::/64", outside=True)
-GATEWAYS = ("10.1.0.1", "fd01::1")
-RESERVED = [Reservation("web1", mac("a"), v4("a"), v6("a")), Reservation("db1", mac("b"), v4("b"), v6("b"))]
-DISCOVER, OFFER, REQUEST, ACK = 1, 2, 3, 5
+from virtuary.network import dhcp, leases
+from virtuary.network.dhcp import Service
 
 
 def test_the_configuration_is_the_one_that_was_reviewed(golden: Callable[[str, str], None], tmp_path: Path) -> None:
@@ -46,96 +39,11 @@ def lab() -> Iterator[Lab]:
     yield from lab_of(False)
 
 
-@contextlib.contextmanager
-def served(lab: Lab, folder: Path, *more: str) -> Iterator[Path]:
-    """A dnsmasq for network 1, told so much more. It has a user of its own, who has to come to `folder`."""
-    place = folder / "net"
-    dhcp.write(place, SERVICE, GATEWAYS, RESERVED)
-    with open(place / "dnsmasq.conf", "a", encoding="utf-8") as conf:
-        conf.writelines(f"{line}\n" for line in more)
-    identity = lab.on_host(dhcp.start, place, 0.3)
-    try:
-        for _ in range(100):  # until it listens
-            with contextlib.suppress(ConnectionError):
-                assert look_up(lab, "host.virtuary") == [GATEWAYS[0]]
-                break
-            time.sleep(0.1)
-        yield place
-    finally:
-        os.kill(identity.pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(identity.pid, 0)
-
-
 @pytest.fixture
 def serving(lab: Lab, short: Path) -> Iterator[Path]:
     """The folder of a dnsmasq that serves network 1."""
     with served(lab, short) as folder:
         yield folder
-
-
-def ask_address(lab: Lab, place: str, own: bytes, *options: bytes, tries: int = 20) -> tuple[str, int] | None:
-    """The address that a guest is given, and the kind of the last answer; None when nobody answers so many tries of a second."""
-    sock = lab.socket(place, socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, 25, b"eth0\0")  # SO_BINDTODEVICE
-    sock.bind(("", 68))
-    sock.settimeout(1)
-    try:
-        offered = _exchange(sock, tries, own, DISCOVER, *options)
-        if offered is None or offered[1] != OFFER:
-            return offered
-        wanted = bytes([50, 4]) + IPv4Address(offered[0]).packed
-        return _exchange(sock, tries, own, REQUEST, wanted, bytes([54, 4]) + IPv4Address(GATEWAYS[0]).packed, *options)
-    finally:
-        sock.close()
-
-
-def _exchange(sock: socket.socket, tries: int, own: bytes, kind: int, *options: bytes) -> tuple[str, int] | None:
-    number = random.randrange(2**32)
-    for _ in range(tries):
-        sock.sendto(message(own, number, kind, *options), ("255.255.255.255", 67))
-        with contextlib.suppress(TimeoutError):
-            while True:
-                answer = sock.recv(2000)
-                if struct.unpack(">I", answer[4:8])[0] == number:
-                    place = answer.index(bytes([53, 1]), 240)
-                    return str(IPv4Address(answer[16:20])), answer[place + 2]
-    return None
-
-
-def message(own: bytes, number: int, kind: int, *options: bytes) -> bytes:
-    head = struct.pack(">BBBBIHH16x16s64x128xI", 1, 1, 6, 0, number, 0, 0x8000, own.ljust(16, b"\0"), 0x63825363)
-    return head + bytes([53, 1, kind]) + b"".join(options) + b"\xff"
-
-
-def look_up(lab: Lab, name: str, kind: int = 1) -> list[str]:
-    """The addresses of a name (kind 1), or the names of an address (kind 12)."""
-    sock = lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM)
-    sock.settimeout(20)
-    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
-    sock.sendto(struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", kind, 1), (GATEWAYS[0], 53))
-    answer = sock.recv(2000)
-    sock.close()
-    count, place = struct.unpack(">H", answer[6:8])[0], 12 + len(labels) + 5
-    found = []
-    for _ in range(count):
-        _, what, _, _, length = struct.unpack(">HHHIH", answer[place : place + 12])
-        data = answer[place + 12 : place + 12 + length]
-        found.append(str(ip_address(data)) if what in (1, 28) else ".".join(_labels(data)))
-        place += 12 + length
-    return found
-
-
-def _labels(data: bytes) -> Iterator[str]:
-    while data and 0 < data[0] < 64:
-        yield data[1 : data[0] + 1].decode()
-        data = data[data[0] + 1 :]
-
-
-def own(server: str) -> bytes:
-    return bytes.fromhex(mac(server).replace(":", ""))
 
 
 @pytest.mark.host
@@ -144,7 +52,7 @@ def test_each_is_given_what_is_kept_for_it_and_a_stranger_nothing(lab: Lab, serv
     assert ask_address(lab, "a", own("a")) == (v4("a"), ACK)
     assert ask_address(lab, "b", own("b")) == (v4("b"), ACK)
     assert ask_address(lab, "a", bytes.fromhex("525400999999"), tries=2) is None
-    assert {(item.mac, item.address) for item in dhcp.leases(serving)} == {(mac("a"), v4("a")), (mac("b"), v4("b"))}
+    assert {(item.mac, item.address) for item in leases.read(serving)} == {(mac("a"), v4("a")), (mac("b"), v4("b"))}
     assert look_up(lab, "web1.virtuary") == [v4("a")] and look_up(lab, "web1.virtuary", 28) == [v6("a")]
     assert look_up(lab, "host.virtuary") == [GATEWAYS[0]]
     assert look_up(lab, "3.0.1.10.in-addr.arpa", 12) == ["db1.virtuary"] and look_up(lab, "nobody.virtuary") == []
@@ -204,7 +112,7 @@ def test_what_a_guest_calls_itself_changes_nothing(lab: Lab, serving: Path, case
     for strange in ("wpad.virtuary", "evil.virtuary", "x.virtuary", "passwd.virtuary"):
         assert look_up(lab, strange) == []
     known = {(mac("a"), v4("a"), "web1"), (mac("b"), v4("b"), "db1")}
-    assert {(item.mac, item.address, item.hostname) for item in dhcp.leases(serving)} <= known
+    assert {(item.mac, item.address, item.hostname) for item in leases.read(serving)} <= known
 
 
 def resident(pid: int) -> int:
@@ -247,7 +155,7 @@ def test_who_calls_itself_as_a_neighbour_does_not_get_or_release_what_that_has(l
     sock.sendto(bytes(release), (GATEWAYS[0], 67))
     sock.close()
     assert ask_address(lab, "a", own("a"), words) == (v4("a"), ACK), "what was sent before is worked off"
-    assert {(item.mac, item.address) for item in dhcp.leases(serving)} == {(mac("a"), v4("a")), (mac("b"), v4("b"))}
+    assert {(item.mac, item.address) for item in leases.read(serving)} == {(mac("a"), v4("a")), (mac("b"), v4("b"))}
 
 
 @pytest.mark.host

@@ -39,6 +39,8 @@ class Context:
     """Every prefix that this host routes, as CIDR, where the caller can look."""
     own_addresses: Callable[[], Collection[str]] = tuple
     """Every address this host has, where the caller can look."""
+    leased: Callable[[str], Mapping[str, str]] = lambda network_id: {}
+    """The MAC of who has a lease of an IPv4 address of a network, by address, where the caller can look."""
 
     async def commit(
         self,

@@ -111,14 +111,29 @@ def _place(
         found.blockers.append(Invalid(f"the addresses of {network.name} are the physical network's", "leave out ip="))
     if network.spec.ipv4 is None:
         return nic
-    address = claims.get(number) or choose_ipv4(network.spec.ipv4, mac, {*taken.addresses, *claims.values()})
+    address = claims.get(number) or _choose(context, network, network.spec.ipv4, mac, {*taken.addresses, *claims.values()})
     if address is None:
-        found.blockers.append(NoRoom(f"every address of {network.name} is taken", "virtuary network create makes another one"))
+        found.blockers.append(_full(context, network))
         return nic
     if wish.ipv4:
         found.blockers += networks.unfit(network, address, taken.addresses)
     taken.addresses[address] = "this server"
     return nic.but(ipv4=address, ipv6=eui64(network.spec.ipv6, mac) if network.spec.ipv6 else None)
+
+
+def _choose(context: Context, network: Network, subnet: str, mac: str, busy: set[str]) -> str | None:
+    """A free address, one that nobody has a lease of where there is one: a lease that its NIC outlived is released in a moment."""
+    leased = {address for address, whose in context.leased(network.id).items() if whose != mac}
+    return choose_ipv4(subnet, mac, busy | leased) or choose_ipv4(subnet, mac, busy)
+
+
+def _full(context: Context, network: Network) -> NoRoom:
+    trashed = [vm for vm in networks.users_of(context.store, network) if vm.meta.deleted]
+    if not trashed:
+        return NoRoom(f"every address of {network.name} is taken", "virtuary network create makes another one")
+    names = ", ".join(vm.name for vm in trashed[:10]) + (f" and {len(trashed) - 10} more" if len(trashed) > 10 else "")
+    what = f"every address of {network.name} is taken, some by servers in the trash: {names}"
+    return NoRoom(what, f"virtuary purge {trashed[0].name} gives its addresses back")
 
 
 def _attach(found: Joined, context: Context, wish: NicWish, network: Network) -> None:

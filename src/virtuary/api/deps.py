@@ -57,9 +57,10 @@ def _context(request: Request, idempotency_key: str | None, body: bytes) -> Cont
         digest = hashlib.sha256(body + str(request.url.query).encode()).hexdigest()
         scope = f"{request.state.actor} {request.method} {request.url.path} {idempotency_key}"
         mark = (f"idempotency/{hashlib.sha256(scope.encode()).hexdigest()}", digest)
-    free = shutil.disk_usage(found.node.site.paths.vms).free
+    site = found.node.site
+    free = shutil.disk_usage(site.paths.vms).free
     return Context(
-        found.store, request.state.actor, found.node.site.host_id, touch, mark, free, touch.routed, touch.own_addresses
+        found.store, request.state.actor, site.host_id, touch, mark, free, touch.routed, touch.own_addresses, site.networks.leased
     )
 
 

@@ -327,6 +327,11 @@ def own_mac(vm_id: str, nic: Nic) -> str:
     return nic.mac or mac_of(vm_id, nic.number)
 
 
+def name_of(vm_name: str, number: int) -> str:
+    """What one of a server's NICs is called on its network."""
+    return f"{vm_name}-{number}" if number else vm_name
+
+
 def tap_of(vm_id: str, number: int) -> str:
     """The name of a NIC's interface on the host: at most 15 characters, ours to recognise."""
     return f"vt{hashlib.sha256(vm_id.encode()).hexdigest()[:10]}n{number}"

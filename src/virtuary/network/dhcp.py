@@ -56,13 +56,6 @@ class Service:
     """Who is asked for those; None: the host's own resolvers."""
 
 
-@dataclass(frozen=True)
-class Taken:
-    mac: str
-    address: str
-    hostname: str
-
-
 def config(service: Service, folder: Path) -> str:
     """dnsmasq's configuration file. Pure."""
     lines = [
@@ -180,27 +173,3 @@ def read_again(pid: int) -> None:
     """Have dnsmasq read its lists again."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGHUP)
-
-
-def written(folder: Path) -> tuple[int, int] | None:
-    """When the leases were written last, in nanoseconds since 1970, and their size in bytes; None where there are none yet."""
-    try:
-        found = os.stat(folder / "leases")
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
-
-
-def leases(folder: Path) -> list[Taken]:
-    """The addresses that were asked for, as dnsmasq keeps them; what is no lease is passed over."""
-    found = []
-    try:
-        lines = (folder / "leases").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        words = line.split(" ")
-        if len(words) >= 4 and ":" in words[1] and len(words[1]) == 17:
-            with contextlib.suppress(ValueError):
-                found.append(Taken(words[1], str(ipaddress.ip_address(words[2])), words[3]))
-    return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from virtuary.base.errors import VirtuaryError
 from virtuary.model.network import own_mac, tap_of
 from virtuary.model.vm import Vm
-from virtuary.network import dhcp, ruleset
+from virtuary.network import leases, ruleset
 from virtuary.store.api import Store
 
 if TYPE_CHECKING:
@@ -47,15 +47,16 @@ class Addresses:
     def learn_leases(self) -> set[str]:
         """Look at what was asked for since the last time; the ids of the servers that did."""
         folders = list(self._folder.iterdir()) if self._folder.is_dir() else []
-        written = {folder.name: dhcp.written(folder) for folder in folders}
+        written = {folder.name: leases.written(folder) for folder in folders}
         newest = max((stamp[0] for stamp in written.values() if stamp), default=0)
         if written == self._written and time.time_ns() - newest > SETTLED:
             return set()
         self._written = written
         found: dict[str, tuple[str, ...]] = {}
         for folder in folders:
-            for item in dhcp.leases(folder):
-                found[item.mac] = (*found.get(item.mac, ()), item.address)
+            for item in leases.read(folder):
+                if item.mac:
+                    found[item.mac] = (*found.get(item.mac, ()), item.address)
         changed = {mac for mac in found.keys() | self.leased.keys() if found.get(mac) != self.leased.get(mac)}
         self.leased = found
         return {member.vm.id for member in self._networks.members() if member.mac in changed} if changed else set()

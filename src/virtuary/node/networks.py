@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Conflict, Failed, HostLacks, PeerAway, VirtuaryError
-from virtuary.base.known import RECORD, adopt, end_recorded
 from virtuary.base.log import say
-from virtuary.base.proc import Identity, bury, identify, run, wait_end
-from virtuary.host.cgroups import outlive
+from virtuary.base.proc import identify, run
 from virtuary.host.neighbours import Claim, Owner
 from virtuary.model.firewall import Firewall, Group
-from virtuary.model.network import Lease, Network, Nic, own_mac, tap_of
+from virtuary.model.network import Lease, Network, Nic, name_of, own_mac, tap_of
 from virtuary.model.vm import Vm
-from virtuary.network import bridge, changes, dhcp, external, passt, shaping
+from virtuary.network import bridge, changes, dhcp, external, leases, shaping
 from virtuary.network.ground import Ground, Host
 from virtuary.node.addresses import Addresses
 from virtuary.node.bandwidth import Shaper
 from virtuary.node.rules import Rules
+from virtuary.node.serving import Serving
 from virtuary.node.uplink import Uplink
 from virtuary.store.api import Store
 
@@ -47,7 +46,6 @@ SETTLE = 0.1
 declare(
     "network.after_bridge",
     "network.after_external",
-    "network.after_dhcp",
     "network.after_record",
     "network.after_remove",
     "tap.after_open",
@@ -140,11 +138,15 @@ class Networks:
 
     def leases(self, network: Network) -> list[Lease]:
         """Who has which address, and whether they asked for it."""
-        taken = {item.mac for item in dhcp.leases(self.folder(network.id))}
+        taken = {item.mac for item in leases.read(self.folder(network.id))}
         return [
             Lease(vm=item.vm.name, mac=item.mac, ipv4=item.nic.ipv4, ipv6=item.nic.ipv6, taken=item.mac in taken)
             for item in self.members(network.id)
         ]
+
+    def leased(self, network_id: str) -> dict[str, str]:
+        """The MAC of who has a lease of an IPv4 address, by address."""
+        return {item.address: item.mac for item in leases.read(self.folder(network_id)) if item.mac}
 
     def readiness(self, vm: Vm, boot: str) -> tuple[Literal["ready", "creating", "failed", "gone"], str]:
         """Whether the networks of a server are there, as its NICs need them."""
@@ -197,11 +199,6 @@ class Networks:
         return handle
 
 
-def service_of(network: Network, *, private: bool = False) -> dhcp.Service:
-    spec, resolver = network.spec, passt.NAMESERVER if private else None
-    return dhcp.Service(network.bridge, spec.domain, spec.ipv4, spec.ipv6, outside=spec.kind == "nat", resolver=resolver)
-
-
 class NetworkWorker:
     """Makes one network true, and writes what became of it: the only writer of its status."""
 
@@ -210,8 +207,7 @@ class NetworkWorker:
         self.networks, self.ground = site.networks, site.networks.ground
         self.folder = site.networks.folder(network_id)
         self._wake = asyncio.Event()
-        self._pidfd: int | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._serving = Serving(self.folder, self.ground, self.wake)
         self._shaper = Shaper(self.ground)
         self._looked, self._heard = 0.0, 0
         self._pace = BLIND_LOOK if self.ground.private else LOOK
@@ -242,7 +238,7 @@ class NetworkWorker:
                     async with asyncio.timeout(pause):
                         await self._wake.wait()
         finally:
-            self._let_go()
+            self._serving.let_go()
 
     async def _make(self, network: Network) -> None:
         """Everything as it shall be; repeats harmlessly, and costs little when it is. Raises HostLacks while another instance has the networks."""
@@ -261,7 +257,9 @@ class NetworkWorker:
         await self._keep_taps(network, name)
         crashpoint("network.after_bridge")
         await self._lead_in(network)
-        started = None if spec.kind == "bridge" else await self._serve(network)
+        started = (
+            None if spec.kind == "bridge" else await self._serving.keep(network, self._reservations(network), self.site.boot)
+        )
         if network.status.state != "ready" or network.status.bridge != name:
             await self.networks.rules.apply()
         speed = shaping.measure_link(name) if spec.kind == "bridge" else None
@@ -277,6 +275,12 @@ class NetworkWorker:
             state="ready", reason=None, bridge=name, boot_id=self.site.boot, speed=speed, gaps=gaps, **(started or {})
         )
         crashpoint("network.after_record")
+
+    def _reservations(self, network: Network) -> list[dhcp.Reservation]:
+        return [
+            dhcp.Reservation(name_of(item.vm.name, item.nic.number), item.mac, item.nic.ipv4, item.nic.ipv6)
+            for item in self.networks.members(network.id)
+        ]
 
     async def _keep_taps(self, network: Network, name: str) -> None:
         """Every tap that is there on the bridge, as it shall be; one whose machine ends meanwhile is no failure of the network."""
@@ -316,49 +320,6 @@ class NetworkWorker:
         await external.take_away(gone)
         await self._record(external=placed)
 
-    async def _serve(self, network: Network) -> dict[str, int] | None:
-        """Its dnsmasq, alive and with the newest lists; what is to be recorded of one that was started."""
-        members = self.networks.members(network.id)
-        hosts = [
-            dhcp.Reservation(item.vm.name if not item.nic.number else f"{item.vm.name}-{item.nic.number}", item.mac, item.nic.ipv4, item.nic.ipv6)
-            for item in members
-        ]  # fmt: skip
-        configured, listed = await asyncio.to_thread(
-            dhcp.write, self.folder, service_of(network, private=self.ground.private), network.gateways, hosts
-        )
-        if self._pidfd is None and network.status.pid and network.status.boot_id == self.site.boot:
-            self._adopt(Identity(network.status.pid, network.status.start or 0))
-        if self._pidfd is not None and not configured:
-            if listed and network.status.pid:
-                dhcp.read_again(network.status.pid)
-            return None
-        self._let_go()
-        await end_recorded(self.folder / RECORD)
-        identity = await self.ground.call(dhcp.start, self.folder)
-        outlive(identity.pid)
-        crashpoint("network.after_dhcp")
-        self._adopt(identity)
-        return {"pid": identity.pid, "start": identity.start}
-
-    def _adopt(self, identity: Identity) -> None:
-        self._pidfd = adopt(identity)
-        if self._pidfd is not None:
-            self._watching = asyncio.create_task(self._watch(self._pidfd))
-
-    async def _watch(self, handle: int) -> None:
-        await wait_end(handle)
-        if self._pidfd == handle:
-            self._pidfd = None
-            bury(handle)
-        self.wake()
-
-    def _let_go(self) -> None:
-        if self._watching:
-            self._watching.cancel()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-        self._watching, self._pidfd = None, None
-
     async def _record(self, **changes: Any) -> None:
         current = self.networks.load(self.network_id)
         if current is None or all(getattr(current.status, field) == value for field, value in changes.items()):
@@ -369,8 +330,7 @@ class NetworkWorker:
 
     async def _forget(self, network: Network) -> None:
         """Remove every trace of it; its document last."""
-        self._let_go()
-        await end_recorded(self.folder / RECORD)
+        await self._serving.end()
         await self.ground.call(shaping.remove, network.status.bridge or network.bridge)
         await leave_interface(network)
         await external.take_away(network.status.external)

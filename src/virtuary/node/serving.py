@@ -1,0 +1,90 @@
+"""The dnsmasq of one network, kept alive, with the newest lists, and without leases of NICs that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from virtuary.base.crash import crashpoint, declare
+from virtuary.base.known import RECORD, adopt, end_recorded
+from virtuary.base.proc import Identity, bury, wait_end
+from virtuary.host.cgroups import outlive
+from virtuary.model.network import Network
+from virtuary.network import dhcp, leases, passt
+from virtuary.network.ground import Ground
+
+declare("network.after_dhcp")
+
+
+def service_of(network: Network, *, private: bool = False) -> dhcp.Service:
+    spec, resolver = network.spec, passt.NAMESERVER if private else None
+    return dhcp.Service(network.bridge, spec.domain, spec.ipv4, spec.ipv6, outside=spec.kind == "nat", resolver=resolver)
+
+
+class Serving:
+    def __init__(self, folder: Path, ground: Ground, wake: Callable[[], None]) -> None:
+        """`wake` is called when dnsmasq ends."""
+        self._folder, self._ground, self._wake = folder, ground, wake
+        self._pidfd: int | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._looked: tuple[int, int] | None = None
+        """When the leases were written that were looked at last."""
+
+    async def keep(self, network: Network, reservations: Sequence[dhcp.Reservation], boot: str) -> dict[str, int] | None:
+        """Have it serve these NICs and no others; what is to be recorded of one that was started. Raises Failed."""
+        service = service_of(network, private=self._ground.private)
+        configured, listed = await asyncio.to_thread(dhcp.write, self._folder, service, network.gateways, reservations)
+        if self._pidfd is None and network.status.pid and network.status.boot_id == boot:
+            self._adopt(Identity(network.status.pid, network.status.start or 0))
+        if self._pidfd is not None and not configured:
+            if listed and network.status.pid:
+                dhcp.read_again(network.status.pid)  # first, or who is gone might be given the same again
+            if await self._release(network, reservations, listed):
+                return None
+        await self.end()
+        leases.strike(self._folder, leases.outlived(leases.read(self._folder), reservations))
+        identity = await self._ground.call(dhcp.start, self._folder)
+        outlive(identity.pid)
+        crashpoint("network.after_dhcp")
+        self._adopt(identity)
+        return {"pid": identity.pid, "start": identity.start}
+
+    async def _release(self, network: Network, reservations: Sequence[dhcp.Reservation], listed: bool) -> bool:
+        """Have it forget the leases whose NIC is gone; whether it did."""
+        if not listed and leases.written(self._folder) == self._looked:
+            return True
+        gone = leases.outlived(await leases.settled(self._folder), reservations)
+        gateway = next((address for address in network.gateways if ":" not in address), None)
+        if gone and not await self._ground.call(leases.release, str(self._folder), network.bridge, gateway, gone):
+            return False
+        self._looked = leases.written(self._folder)
+        return True
+
+    def _adopt(self, identity: Identity) -> None:
+        self._pidfd = adopt(identity)
+        if self._pidfd is not None:
+            self._watching = asyncio.create_task(self._watch(self._pidfd))
+
+    async def _watch(self, handle: int) -> None:
+        await wait_end(handle)
+        if self._pidfd == handle:
+            self._pidfd = None
+            bury(handle)
+        self._wake()
+
+    def let_go(self) -> None:
+        """Look after it no more; it goes on."""
+        if self._watching:
+            self._watching.cancel()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        self._watching, self._pidfd = None, None
+
+    async def end(self) -> None:
+        watching = self._watching
+        self.let_go()
+        if watching:
+            await asyncio.wait([watching])  # until then it may take a descriptor for its own that has the same number
+        await end_recorded(self._folder / RECORD)
