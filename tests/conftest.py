@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [
     str(HERE),
     str(HERE / "live"),
-]  # test folders are no packages; they share netlab.py, liar.py, instances.py and lans.py
+]  # test folders are no packages; they share netlab.py, liar.py, freestanding.py, instances.py and lans.py
 
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

@@ -46,6 +46,7 @@ ALLOWED = {
     ("api/capacity.py", "virtuary.node.site"): "a touch: the host's figures",
     ("api/deps.py", "virtuary.node.node"): "the type of what the daemon lends",
     ("api/vms.py", "virtuary.node"): "touches",
+    ("api/sessions.py", "virtuary.node"): "touches",
     ("api/images.py", "virtuary.node"): "touches",
     ("api/deps.py", "virtuary.node"): "touches",
     ("cli/service.py", "virtuary.daemon"): "the command that is the daemon",

@@ -128,6 +128,7 @@ async def _serve(paths: Paths, node: Node, store: Store) -> None:
     config = uvicorn.Config(
         make_app(Parts(node, store)), http=PeerProtocol, ws=PeerWebSocket, lifespan="off", log_config=None, access_log=False,
         timeout_graceful_shutdown=1, loop="asyncio", ws_per_message_deflate=False,
+        ws_ping_interval=None,  # the other side is on this machine: the kernel tells of its end, and one that takes its time may
     )  # fmt: skip
     server = _Server(config, stop)
     sock = listening_socket(str(paths.socket), paths.mode == "system")

@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-BUILD = (
-    "gcc", "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables",
-    "-fcf-protection=none", "-Wall", "-Wno-error", "-Wl,--build-id=none,-z,noseparate-code,-n", "-s",
-)  # fmt: skip
+from freestanding import BUILD
 
 
 @pytest.fixture

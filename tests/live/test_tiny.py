@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.server
 import json
 import os
@@ -11,7 +12,10 @@ import re
 import select
 import signal
 import socket
+import struct
 import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -124,9 +128,80 @@ def test_exec_of_a_missing_command_ends_with_127(instance: Instance, one: str) -
     assert said.status == 127 and "No such file" in said.err
 
 
-def test_exec_stops_waiting_at_its_timeout(instance: Instance, one: str) -> None:
-    said = instance.run("exec", one, "--timeout", "1s", "--", "sleep", "20")
-    assert said.status == 6 and "did not end within 1 s" in said.err
+def test_exec_ends_the_command_at_its_timeout_and_with_whoever_waits(instance: Instance, one: str) -> None:
+    said = instance.run("exec", one, "--timeout", "1s", "--", "sleep", "71")
+    assert said.status == 6 and "did not end within 1.0 s" in said.err
+    waiting = instance.start_cli("exec", one, "--", "sleep", "72", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until(lambda: "sleep 72" in instance.in_guest(one, "ps"), 10, "the command runs")
+    waiting.kill()
+    waiting.wait(10)
+    until(lambda: "sleep 7" not in instance.in_guest(one, "ps"), 10, "the commands were ended")
+
+
+def test_exec_passes_on_more_than_the_agent_keeps(instance: Instance, one: str) -> None:
+    data = os.urandom(2**20) * 18
+    command = [sys.executable, "-m", "virtuary", "exec", one, "--", "sh", "-c", "cat; exit 5"]
+    done = subprocess.run(command, env=instance.env, input=data, capture_output=True, timeout=90, check=False)
+    assert (done.returncode, done.stderr) == (5, b"") and done.stdout == data
+
+
+def test_exec_streams_and_leaves_input_that_nobody_read(instance: Instance, one: str, tmp_path: Path) -> None:
+    talking = instance.start_cli("exec", one, "--", "sh", "-c", "while read x; do echo got $x; done", stdin=subprocess.PIPE)
+    assert talking.stdin and talking.stdout
+    for word in ("one", "two"):
+        talking.stdin.write(f"{word}\n")
+        talking.stdin.flush()
+        assert talking.stdout.readline() == f"got {word}\n"
+    assert talking.communicate(timeout=10) == ("", "")
+    (tmp_path / "list").write_text("1\n2\n3\n")
+    virtuary = f"{sys.executable} -m virtuary exec"
+    loops = f"while read x; do {virtuary} {one} -- echo $x; done < list; cat list | while read x; do {virtuary} -n {one} -- cat; echo $x; done"
+    told = subprocess.run(
+        ["sh", "-c", loops], env=instance.env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert told.stdout.split() == ["1", "2", "3"] * 2
+
+
+@pytest.mark.parametrize(
+    ("closed", "expected"), [("<&-", (0, "")), (">&-", (125, "could not be written")), ("2>&-", (0, "")), ("| true", (0, ""))]
+)
+def test_exec_with_a_closed_descriptor_says_so_or_does_without(
+    instance: Instance, one: str, closed: str, expected: tuple[int, str]
+) -> None:
+    command = f"{sys.executable} -m virtuary exec {one} -- sh -c 'cat; echo out' {closed}"
+    told = subprocess.run(
+        ["sh", "-c", command], env=instance.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
+    )
+    assert (told.returncode, expected[1] in told.stderr) == (expected[0], True)
+
+
+def test_exec_gives_a_terminal_of_the_size_of_ones_own(instance: Instance, one: str) -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 33, 111, 0, 0))
+    viewer = instance.start_cli(
+        "exec", "-t", one, "--", "sh", "-c", "stty size; read x; sleep 73", stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    try:
+        read_until(master, "33 111")
+        os.write(master, b"\r\x03")
+        assert viewer.wait(10) == 130
+    finally:
+        viewer.kill()
+        os.close(master)
+
+
+def test_a_paused_server_lets_nobody_in_and_says_so(instance: Instance, one: str) -> None:
+    running = instance.start_cli("exec", one, "--", "sh", "-c", "echo begun; sleep 1; echo done")
+    assert running.stdout and running.stdout.readline() == "begun\n"
+    instance.ok("pause", one)
+    try:
+        for words in (["exec", one, "--", "true"], ["shell", one, "--", "true"], ["cp", f"{one}:/etc/hosts", "-"]):
+            said = instance.run(*words, limit=10)
+            assert (said.status, said.err) == (4, f"error: {one} is paused\nhint: virtuary resume {one}\n")
+    finally:
+        instance.ok("resume", one)
+    assert running.communicate(timeout=20) == ("done\n", f"{one} is paused: the command goes on when it is resumed\n")
 
 
 def test_cp_takes_files_and_folders_both_ways(instance: Instance, one: str, tmp_path: Path) -> None:

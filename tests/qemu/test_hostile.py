@@ -24,7 +24,9 @@ from liar import Liar, Talk, lying
 from virtuary.base.answers import LARGEST, LINE_CAP, TEXT_CAP, read
 from virtuary.base.clock import SystemClock
 from virtuary.base.errors import Failed, GuestSilent, Misbehaves
+from virtuary.guest import relay
 from virtuary.guest.agent import Agent, open_agent
+from virtuary.guest.relay import Command
 from virtuary.model.resources import DiskIo
 from virtuary.network.uplink import parse_held
 from virtuary.node.asking import Told, ask_blocks, ask_memory, ask_traffic
@@ -44,7 +46,7 @@ WORDS = (
 )  # fmt: skip
 AGENT_NAMES = (
     "pid", "exited", "exitcode", "signal", "out-data", "err-data", "out-truncated", "name", "ip-addresses", "ip-address", "hardware-address",
-    "statistics", "rx-bytes", "tx-bytes", "paths", "trimmed", "online", "error", "desc", "return",
+    "statistics", "rx-bytes", "tx-bytes", "paths", "trimmed", "online", "error", "desc", "return", "buf-b64", "count",
 )  # fmt: skip
 
 
@@ -84,6 +86,14 @@ async def usernet(monitor: Monitor) -> None:
     parse_held(read(await monitor.run("human-monitor-command")).text(most=LINE_CAP))
 
 
+async def session(agent: Agent) -> list[object]:
+    running = await relay.start(agent, Command(("true",), "dumb"))
+    await running.give(b"in")
+    found: list[object] = [*await running.look(), *await running.look()]
+    await running.close()
+    return found
+
+
 QUESTIONS: dict[str, Callable[[Monitor], Awaitable[object]]] = {
     "status": lambda monitor: monitor.status(),
     "give": handed,
@@ -112,7 +122,7 @@ QUESTIONS: dict[str, Callable[[Monitor], Awaitable[object]]] = {
 }
 PROMISED = {
     "status": str, "give": int, "size": tune.Size, "disk": int, "threads": list, "clock": float | None, "ports": bool,
-    "addresses": tuple, "traffic": tuple | None, "trim": int | None, "cpus in use": int, "command": tuple,
+    "addresses": tuple, "traffic": tuple | None, "trim": int | None, "cpus in use": int, "command": tuple, "session": list,
 }  # fmt: skip
 ASKED: dict[str, Callable[[Agent], Awaitable[object]]] = {
     "addresses": lambda agent: agent.addresses(),
@@ -120,6 +130,7 @@ ASKED: dict[str, Callable[[Agent], Awaitable[object]]] = {
     "trim": lambda agent: agent.trim(5),
     "cpus in use": lambda agent: agent.cpus(),
     "command": lambda agent: agent.execute(["/bin/true"], deadline=0.05),
+    "session": session,
     "any": lambda agent: agent.run("guest-ping"),
     "history": lambda agent: ask_traffic(told(agent=agent), SystemClock()),
 }
@@ -176,6 +187,8 @@ RIGHT: dict[str, Any] = {
     "add-fd": {"fdset-id": 3, "fd": 9},
     "human-monitor-command": "TCP[HOST_FORWARD]  9 127.0.0.1 80 10.0.2.15 80 0 0\r\n",
     "guest-exec": {"pid": 7},
+    "guest-file-open": 5,
+    "guest-file-read": {"count": 9, "buf-b64": "bwQAAABzYWlk", "eof": False},
     "guest-exec-status": {"exited": True, "exitcode": 0, "out-data": "aGk=", "err-data": "aGk=", "out-truncated": False},
     "guest-network-get-interfaces": [
         {"name": "eth0", "hardware-address": "52:54:00:00:00:01", "ip-addresses": [{"ip-address": "10.0.0.1"}], "statistics": {"rx-bytes": 1, "tx-bytes": 2}}

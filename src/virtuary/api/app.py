@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from virtuary import __version__
-from virtuary.api import capacity, firewalls, images, metrics, networks, operations, plans, problems, vms
+from virtuary.api import capacity, firewalls, images, metrics, networks, operations, plans, problems, sessions, vms
 from virtuary.api.deps import P, Parts, actor_of
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.jsontext import find_excess
@@ -28,14 +28,14 @@ BODY_CAP = 1024 * 1024
 """Bytes of a body, but for routes that declare another `max_body_size`."""
 HEAD_CAP = 32 * 1024
 """Bytes of a request's target and headers; the query is the target's, and may have half of them."""
-EXTENSIONS = ["dry-run", "events", "firewall", "idempotency", "networks", "operations", "serial-console", "usage"]
+EXTENSIONS = ["dry-run", "events", "exec", "firewall", "idempotency", "networks", "operations", "serial-console", "usage"]
 
 
 def make_app(parts: Parts) -> FastAPI:
     app = FastAPI(title="Virtuary", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False)
     app.state.parts = parts
     problems.install(app)
-    every = (vms, images, networks, firewalls, operations, metrics, plans, capacity)
+    every = (vms, sessions, images, networks, firewalls, operations, metrics, plans, capacity)
     routers = (*(room.router for room in every), images.templates)
     for router in routers:
         app.include_router(router)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +13,12 @@ from typing import Any
 
 import click
 
-from virtuary.base.errors import Failed, GuestSilent, NotFound, VirtuaryError
+from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
 from virtuary.base.text import Stream
-from virtuary.cli.login import config_block, ssh_command, wait_for_ssh
+from virtuary.cli.login import config_block, exec_by_ssh, ssh_command, wait_for_ssh
 from virtuary.cli.options import NAME, Duration
 from virtuary.cli.output import emit, output_option, say, tell
+from virtuary.cli.running import NotBegun, own_input, put_out, run_inside
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -67,42 +70,43 @@ def shell_command(name: str, command: tuple[str, ...], forward_agent: bool, time
     os.execvp(words[0], words)  # noqa: S606
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(cls=Inside, context_settings={"ignore_unknown_options": True})
 @NAME
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--timeout", type=Duration(), default=600.0, help="How long the command may take.")
+@click.option("-t", "--tty", "terminal", is_flag=True, help="Give the command a terminal, of the size of yours.")
+@click.option("-n", "--no-stdin", "silent", is_flag=True, help="Give the command no input: its standard input is at its end.")
+@click.option("--timeout", type=Duration(), help="How long the command may take; then it is ended.")
 @output_option
-def exec_command(name: str, command: tuple[str, ...], timeout: float, output: str) -> None:
+def exec_command(name: str, command: tuple[str, ...], terminal: bool, silent: bool, timeout: float | None, output: str) -> None:
     """Run a command inside a server through its guest agent; no network is needed. Ends with the command's own status.
 
-    125: could not be run, 126: not executable, 127: not found. What it prints is passed on as it is.
+    Standard input, output and errors are passed on as they come; signals are the command's, and it is ended when this is. Where no agent answers it
+    runs by SSH, as root too. 125: could not be run, 126: not executable, 127: not found.
 
     \b
-    Example:
+    Examples:
       virtuary exec web1 -- uname -a
+      virtuary exec web1 -- tar -C / -x < site.tar
+      virtuary exec -t web1 -- top
     """
+    said = {1: bytearray(), 2: bytearray()}
     wire = connect()
-    stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
-    body = {"command": list(command), "stdin": base64.b64encode(stdin).decode(), "timeout": timeout}
-    wire.timeout = timeout + 30
     try:
-        answer = wire.call("POST", f"/v1/vms/{path_part(name)}/exec", body)
-    except NotFound:
-        raise
+        put = put_out if output == "table" else lambda stream, data: said[stream].extend(data)
+        status = run_inside(wire, name, command, None if silent else own_input(), terminal, timeout, put)
+    except NotBegun as why:
+        if output == "table" and isinstance(why.error, (GuestSilent, Failed)):
+            exec_by_ssh(wire, name, command, terminal, silent)
+        raise why.error from None
+    except BrokenPipeError:
+        sys.exit(128 + signal.SIGPIPE)
     except Failed as error:
         say(f"error: {error.sentence}")
-        sys.exit(127 if "No such file" in error.sentence else 126 if "Permission denied" in error.sentence else 125)
-
-    def plain() -> None:
-        sys.stdout.buffer.write(base64.b64decode(answer["stdout"]))
-        sys.stdout.buffer.flush()
-        sys.stderr.buffer.write(base64.b64decode(answer["stderr"]))
-        sys.stderr.buffer.flush()
-        if answer["truncated"]:
-            say("the output was cut: the guest agent keeps 16 MiB")
-
-    emit(answer, output, plain, lambda item: str(item["status"]))
-    sys.exit(answer["status"])
+        number = error.details.get("errno")
+        sys.exit(125 if number is None else 127 if number in (errno.ENOENT, errno.ENOTDIR) else 126)
+    texts = {key: base64.b64encode(said[stream]).decode() for key, stream in (("stdout", 1), ("stderr", 2))}
+    emit({"status": status, **texts, "truncated": False}, output, name=lambda item: str(item["status"]))
+    sys.exit(status)
 
 
 @click.command()

@@ -7,11 +7,12 @@ a server, which may be hostile. `SAFE` says so once, for `shell`, `cp` and `ssh-
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from typing import Any
 
-from virtuary.base.errors import GuestSilent, Refused
+from virtuary.base.errors import GuestSilent, Refused, VirtuaryError
 from virtuary.base.units import format_duration
 from virtuary.cli.output import say
 from virtuary.client.wire import Wire, path_part
@@ -107,3 +108,17 @@ def check_way(name: str, way: dict[str, Any]) -> dict[str, Any]:
         hint = f"virtuary shell {name} from a terminal shows it and asks; virtuary console {name} shows it from inside"
         raise Refused(f"the host key of {name} is not known: its guest has no agent that tells it", hint)
     return way
+
+
+def exec_by_ssh(wire: Wire, name: str, words: tuple[str, ...], terminal: bool, silent: bool) -> None:
+    """Become the ssh that runs this command as root inside, word for word; returns where SSH is no way either."""
+    try:
+        way: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
+        if not way["ready"]:
+            return
+        check_way(name, way)
+    except VirtuaryError:
+        return
+    told = shlex.join(words if way["user"] == "root" else ("sudo", "-n", "--", *words))
+    command = ssh_command(way, told, terminal=terminal)
+    os.execvp("ssh", [command[0], *(["-n"] if silent else []), *command[1:]])  # noqa: S606

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from typing import Any
 
@@ -107,6 +108,7 @@ def group(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; ends the process with the exit code of the error's kind."""
+    _have_descriptors()
     debug = "--debug" in sys.argv
     try:
         status = group(standalone_mode=False)
@@ -129,6 +131,20 @@ def main() -> None:
         sys.stderr.close()
         status = 0
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _have_descriptors() -> None:
+    """Where this was started with standard input, output or errors closed, no file of ours takes their numbers: reading finds the end,
+    writing fails."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # takes the least number that is free
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stderr is None:  # print() would write to standard output instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def show_error(error: VirtuaryError) -> None:

@@ -33,7 +33,7 @@ class Wire:
     ) -> Any:
         """One request; the decoded answer (None for an empty one). Raises the error the daemon answered, or PeerAway."""
         content = b"" if body is None else json.dumps(body).encode()
-        with self._connect() as sock:
+        with self.connect() as sock:
             self._send(sock, method, target, query, content, headers)
             reply = _Reply(sock)
             text = reply.read()
@@ -43,7 +43,7 @@ class Wire:
 
     def upload(self, target: str, query: dict[str, Any], content: Any, size: int) -> Any:
         """PUT a file's content as it is; `content` is a readable binary file."""
-        with self._connect() as sock:
+        with self.connect() as sock:
             head = self._head("PUT", target, query, {"Content-Length": str(size), "Content-Type": "application/octet-stream"})
             sock.sendall(head)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused meanwhile: the answer tells why
@@ -60,7 +60,7 @@ class Wire:
         query: dict[str, Any] = {"target": target} if target else {}
         if since is not None:
             query["since"] = since
-        with self._connect() as sock:
+        with self.connect() as sock:
             self._send(sock, "GET", "/v1/events", query, b"", {"Accept": "text/event-stream"})
             reply = _Reply(sock)
             if reply.status >= 400:
@@ -68,7 +68,8 @@ class Wire:
             sock.settimeout(tick)
             yield from reply.events()
 
-    def _connect(self) -> socket.socket:
+    def connect(self) -> socket.socket:
+        """A connection to the daemon's socket. Raises PeerAway."""
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(self.timeout)
         try:

@@ -127,7 +127,7 @@ class Agent:
             piece, end = await self._lines.piece(_QUOTE)
             rest += piece
             whole = len(rest) - (0 if end else len(rest) % 4)
-            found.append(_decode(rest[:whole]))
+            found.append(decode(rest[:whole]))
             rest, size = rest[whole:], size + len(found[-1])
             if size > most:
                 raise Misbehaves(f"{WHO} answered more than {most} bytes of a command's output")
@@ -164,7 +164,7 @@ class Agent:
         handle = read(await self.run("guest-file-open", path=path, mode="r"), WHO).number()
         try:
             told = read(await self.run("guest-file-read", handle=handle, count=cap), WHO)
-            return _decode(told.text("buf-b64", most=2 * cap + 4).encode())[:cap]
+            return decode(told.text("buf-b64", most=2 * cap + 4).encode())[:cap]
         finally:
             await self.run("guest-file-close", handle=handle)
 
@@ -212,7 +212,8 @@ def to_address(text: str | None) -> IPv4Address | IPv6Address | None:
     return None if own or getattr(address, "scope_id", None) else address
 
 
-def _decode(text: bytes) -> bytes:
+def decode(text: bytes) -> bytes:
+    """What the agent said as base64. Raises Misbehaves."""
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error:
@@ -227,7 +228,7 @@ def _outcome(answer: Answer, output: dict[bytes, bytes]) -> Outcome:
     )
     truncated = answer.flag("out-truncated") or answer.flag("err-truncated")
     out, err = (
-        output.get(name) or _decode(answer.text(f"{name.decode()}-data", "", most=STATUS_CAP).encode())
+        output.get(name) or decode(answer.text(f"{name.decode()}-data", "", most=STATUS_CAP).encode())
         for name in (b"out", b"err")
     )
     return Outcome(status, out, err, truncated)

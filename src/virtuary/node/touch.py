@@ -14,6 +14,7 @@ from virtuary.base.files import write_whole
 from virtuary.base.paths import VmPaths
 from virtuary.guest import hostkeys
 from virtuary.guest.agent import OUTPUT_CAP, Outcome
+from virtuary.guest.relay import Command, Piece
 from virtuary.guest.seed import check_user_data
 from virtuary.host import capacity
 from virtuary.images import making
@@ -27,6 +28,7 @@ from virtuary.node.console import Console, tail
 from virtuary.node.describe import machine_of
 from virtuary.node.node import Node
 from virtuary.node.run import Run
+from virtuary.node.session import Inbox, Say, Session
 from virtuary.node.site import UIDS, Site, describe_host
 from virtuary.node.warm import choose_template, copy_of
 from virtuary.qemu.argv import command
@@ -45,13 +47,33 @@ def _run(node: Node, vm: Vm) -> Run:
     return run
 
 
-async def execute(node: Node, vm: Vm, words: list[str], stdin: bytes, deadline: float, most: int = OUTPUT_CAP) -> Outcome:
-    """Run a command in the guest through its agent, for at most so many bytes of output. Raises GuestSilent when there is none."""
+def _agent_run(node: Node, vm: Vm) -> Run:
+    """The live side of a server whose agent answers. Raises Conflict where it does not run, GuestSilent where it has no such agent."""
     run = _run(node, vm)
+    check_awake(vm)
     if (run.agent is None or run.quiet) and vm.status.state == "starting":
         raise GuestSilent(f"the guest agent of {vm.name} is not up yet", "repeat when it has started")
     if run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
         raise GuestSilent(f"{vm.name} has no guest agent that answers", f"virtuary shell {vm.name} needs none")
+    return run
+
+
+def check_awake(vm: Vm) -> None:
+    """Raise Conflict for a paused server: nothing in it answers."""
+    if vm.status.state == "paused":
+        why = f": {vm.status.reason}" if vm.status.reason else ""
+        raise Conflict(f"{vm.name} is paused{why}", f"virtuary resume {vm.name}")
+
+
+def open_session(node: Node, vm: Vm, inbox: Inbox, say: Say) -> Session:
+    """A command in the guest, with streams: `inbox` is what it is told, `say` hears what it says. Raises as `execute`."""
+    return Session(node, vm, _agent_run(node, vm), inbox, say)
+
+
+async def execute(node: Node, vm: Vm, words: list[str], stdin: bytes, deadline: float, most: int = OUTPUT_CAP) -> Outcome:
+    """Run a command in the guest through its agent, for at most so many bytes of output. Raises GuestSilent when there is none."""
+    run = _agent_run(node, vm)
+    assert run.agent
     return await run.agent.execute(words, stdin, deadline, most=most)
 
 
@@ -90,6 +112,7 @@ async def way_in(node: Node, vm: Vm, image: Image | None) -> dict[str, Any]:
     runtime = vm.status.runtime
     if runtime is None or runtime.ssh_port is None:
         raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
+    check_awake(vm)
     ready = "ssh" in vm.status.stages and vm.status.state == "running"
     if ready:
         await _learn_host_keys(node, vm)
@@ -209,6 +232,7 @@ async def notice_host(site: Site) -> None:
 
 
 __all__ = [
-    "Outcome", "canonical", "check_source", "check_user_data", "console_log", "console_of", "execute", "find_source", "notice_host", "preview", "qemu_log",
+    "Command", "Inbox", "Outcome", "Piece", "canonical", "check_source", "check_user_data", "console_log", "console_of", "execute", "find_source",
+    "notice_host", "open_session", "preview", "qemu_log",
     "receive", "trim", "way_in",
 ]  # fmt: skip
