@@ -103,7 +103,7 @@ RENEWAL = Renewal(
     boot_id="b" * 36, host_key="-----BEGIN\nx'y\n-----END", host_key_public="ssh-ed25519 AAAA it's", entropy="0f" * 64, now=1.5,
 )  # fmt: skip
 FULL = replace(
-    RENEWAL, host_key=RENEWAL.host_key, cpus=4, grown=True, dmi=bytes(range(256)), seed=(("user-data", b"#cloud-config\n'\n"),)
+    RENEWAL, host_key=RENEWAL.host_key, cpus=4, grown=2**32, dmi=bytes(range(256)), seed=(("user-data", b"#cloud-config\n'\n"),)
 )
 
 

@@ -153,8 +153,8 @@ class Renewal:
     dmi: bytes = b""
     """The SMBIOS tables it is to show."""
     cpus: int = 1
-    grown: bool = False
-    """Whether its disk is larger than the template's."""
+    grown: int | None = None
+    """Bytes of its disk, where that is larger than the template's."""
     seed: tuple[tuple[str, bytes], ...] = ()
     """cloud-init's seed files, when user data was given."""
 
@@ -232,7 +232,7 @@ def copy_lines(identity: Identity, renewal: Renewal) -> bytes:
         lines.write("f", 0o600, f"{_SEED_FOLDERS[-1]}/{file}", content)
         lines.write("f", 0o644, "/run/virtuary/seeded", b"")
     if renewal.grown:
-        lines.run("/", room.GROW)
+        lines.run("/", room.grow(renewal.grown))
     lines.do("k", "/run/virtuary/renew")
     lines.run("/usr/lib/openssh/sshd-session", "systemctl start ssh")
     if renewal.cpus > 1:

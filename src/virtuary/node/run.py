@@ -29,7 +29,7 @@ from virtuary.model.vm import Runtime
 from virtuary.node.console import Console
 from virtuary.node.site import Site
 from virtuary.qemu.process import open_errors, read_errors
-from virtuary.qemu.qmp import DEADLINE, Monitor, open_monitor
+from virtuary.qemu.qmp import LOOK, Monitor, open_monitor
 from virtuary.qemu.tune import Size, find_size
 
 logger = logging.getLogger("virtuary.run")
@@ -261,7 +261,7 @@ class Run:
             if before != (self.silent, self.qemu_status):
                 self._wake()
 
-    async def refresh(self, deadline: float = DEADLINE) -> None:
+    async def refresh(self, deadline: float = LOOK) -> None:
         """Ask QEMU for its state, when it can be asked; an answer that makes no sense is none."""
         if self.monitor is None:
             return

@@ -327,7 +327,7 @@ async def resize_disk(worker: Worker, world: World, wanted: int) -> None:
         await _take_back(worker, world, "disk", error)
         return
     crashpoint("grow.after_resize")
-    await _tell(run, room.after_disk())
+    await _tell(run, room.after_disk(wanted))
     crashpoint("grow.after_record")
     await worker.write(world.vm, disk_size=wanted)
 

@@ -215,7 +215,7 @@ async def renewal_of(
         lag=facts["lag"],
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
         cpus=vm.spec.cpus,
-        grown=bool(vm.spec.disk and vm.spec.disk > template.status.disk_size),
+        grown=vm.spec.disk if vm.spec.disk and vm.spec.disk > template.status.disk_size else None,
         seed=tuple(seed_files(vm.id, vm.name, keys, text, key).items()) if text else (),
     )
     return renewal, addresses, known_hosts(alias(vm.id), (key.public,))

@@ -23,7 +23,10 @@ from virtuary.base.errors import Failed, GuestSilent, Misbehaves
 from virtuary.base.lines import CHUNK, Lines
 from virtuary.base.pace import offer
 
-DEADLINE = 5.0
+DEADLINE = 20.0
+"""Seconds for what a machine is to do: one that is emulated on a busy host takes a while."""
+LOOK = 5.0
+"""Seconds for who only looks how it is."""
 HEARD = (
     "STOP", "RESUME", "SHUTDOWN", "RESET", "POWERDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE",
     "MEMORY_DEVICE_SIZE_CHANGE", "BALLOON_CHANGE", "DEVICE_DELETED", "NIC_RX_FILTER_CHANGED", "NETDEV_STREAM_CONNECTED", "NETDEV_STREAM_DISCONNECTED",
@@ -204,7 +207,7 @@ class Monitor:
         finally:
             self._hearing.discard(heard)
 
-    async def status(self, deadline: float = DEADLINE) -> str:
+    async def status(self, deadline: float = LOOK) -> str:
         """QEMU's run state: running, paused, prelaunch, shutdown, guest-panicked, io-error ..."""
         return read(await self.run("query-status", deadline)).text("status")
 
@@ -232,7 +235,7 @@ class Monitor:
             await self._writer.wait_closed()
 
 
-async def open_monitor(path: Path, deadline: float = DEADLINE) -> Monitor:
+async def open_monitor(path: Path, deadline: float = LOOK) -> Monitor:
     """Connect to the monitor socket at `path`; raises GuestSilent at the deadline (seconds), Misbehaves where no QEMU answers."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     monitor: Monitor | None = None
