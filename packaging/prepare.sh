@@ -5,6 +5,7 @@ say() { printf '%s\n' "virtuary: $*" >&2; }
 packages="python3-venv qemu-system-x86 ovmf passt mmdebstrap uidmap mtools dosfstools fdisk e2fsprogs
 openssh-client gpgv iproute2 iputils-ping nftables dnsmasq-base debian-archive-keyring ca-certificates"
 test_packages="qemu-utils binutils gnupg psmisc busybox iptables"
+unpacked_packages="openssh-server libwrap0 prometheus" # tests need their programs, and nobody wants what they would start
 
 # A QEMU of at least 8.2 is there.
 qemu_fits() {
@@ -85,6 +86,20 @@ prepare_system() {
     qemu_fits || { say "QEMU 8.2 or later could not be installed"; exit 1; }
 }
 
+# Programs of packages that are not installed, below folder $1.
+unpack_packages() {
+    command -v apt-get >/dev/null 2>&1 && command -v dpkg-deb >/dev/null 2>&1 || return 0
+    say "fetching programs for tests: $unpacked_packages"
+    place=$(mktemp -d /tmp/vi-packages-XXXXXX)
+    # shellcheck disable=SC2086
+    (cd "$place" && { apt-get download -qq $unpacked_packages || { as_root apt-get update -qq && apt-get download -qq $unpacked_packages; }; }) >&2 2>/dev/null ||
+        say "they can't be fetched: what needs them is skipped"
+    for package in "$place"/*.deb; do
+        [ ! -e "$package" ] || dpkg-deb -x "$package" "$1"
+    done
+    rm -rf "$place"
+}
+
 # The newest Python from 3.11 on that can make an environment.
 find_python() {
     for name in python3.11 python3.12 python3.13 python3.14 python3; do
@@ -104,6 +119,7 @@ prepare_python() {
     [ -x "$1/bin/python" ] && "$1/bin/python" -c '' 2>/dev/null || { rm -rf "$1"; "$python" -m venv "$1"; }
     "$1/bin/python" -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r "$2" >&2
     "$1/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e "$here" >&2
+    [ "${2##*/}" != requirements-test.lock ] || unpack_packages "$1/packages"
     rm -f "$1"/.ready-"${2##*/}"-*
     touch "$3"
 }

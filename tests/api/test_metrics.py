@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tools import find_tool
 from virtuary.api.exposition import page
 from virtuary.base.paths import Paths
 from virtuary.host.history import open_history
@@ -199,12 +199,10 @@ async def test_the_page_is_served(api: Service) -> None:
     api.parts.node.metrics.close()
 
 
-@pytest.mark.skipif(
-    not shutil.which("promtool"), reason="promtool is not installed (package prometheus); the strict parser above stands in"
-)
+@pytest.mark.skipif(not find_tool("promtool"), reason="promtool can't be had here; the strict parser above stands in")
 def test_promtool_has_nothing_to_say() -> None:
     done = subprocess.run(
-        ["promtool", "check", "metrics"],
+        [str(find_tool("promtool")), "check", "metrics"],
         input=page(overview(), "0.1"),
         capture_output=True,
         text=True,

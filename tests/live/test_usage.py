@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 from instances import Instance, Json, until
+
+from tools import find_tool
 
 pytestmark = [pytest.mark.live, pytest.mark.alone]
 LOOP = "(timeout {seconds} sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &)"
@@ -105,7 +106,8 @@ def page(instance: Instance) -> str:
 def test_prometheus_is_served(pair: Instance) -> None:
     text = page(pair)
     assert 'virtuary_vm_cpu_seconds_total{name="busy",' in text and "virtuary_host_cpu_seconds_total" in text
-    if not shutil.which("promtool"):
-        pytest.skip("promtool is not installed (package prometheus); the strict parser in tests/api/test_metrics.py stands in")
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    promtool = find_tool("promtool")
+    if promtool is None:
+        pytest.skip("promtool can't be had here; the strict parser in tests/api/test_metrics.py stands in")
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
