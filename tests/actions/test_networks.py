@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from virtuary.actions import networks, vms
-from virtuary.actions.context import Context, find_host, find_vm
-from virtuary.base.errors import Conflict, NoRoom, NotFound, Refused, VirtuaryError
+from virtuary.actions.context import Context, all_vms, find_host, find_vm
+from virtuary.base.errors import Conflict, Exists, Invalid, NoRoom, NotFound, Refused, VirtuaryError
 from virtuary.base.units import GIB, MIB, parse_bandwidth
 from virtuary.model.host import Host, HostStatus, Link
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
@@ -159,6 +159,48 @@ async def test_one_mac_is_used_on_networks_apart_and_kept_by_its_own_server(ctx:
     assert (await change(ctx, "one", {**LAN, "mac": MAC, "external": [OUTSIDE]}, {**BACK, "mac": MAC})).spec.nics[1].mac == MAC
     for name, fields in {"desk": {"vlan": 7}, "lab": {"vlan": 8}, "floor": {}}.items():
         await network(ctx, name, kind="bridge", interface="eth1", **fields)
+
+
+NAMES: dict[str, tuple[Callable[[Context], Awaitable[Any]], str]] = {
+    "that of a second NIC": (lambda ctx: server(ctx, "app-1", LAN), "app-1 is the name of NIC 1 of app on the network lan already"),
+    "a second NIC's that is a server's": (
+        lambda ctx: server(ctx, "web", BACK, LAN), "web-1 is another server's name on the network lan already",
+    ),
+    "by a NIC that is added": (lambda ctx: change(ctx, "web", BACK, LAN), "web-1 is another server's name"),
+    "by another name": (lambda ctx: vms.rename(ctx, "other", "web"), "web-1 is another server's name"),
+    "by coming back": (lambda ctx: vms.undelete(ctx, "web"), "web-1 is another server's name"),
+    "the host's": (lambda ctx: server(ctx, "host", LAN), "host is the host's own name"),
+    "everybody's": (lambda ctx: vms.rename(ctx, "app", "localhost"), "localhost is everybody's name for itself"),
+    "the domain": (lambda ctx: server(ctx, "virtuary", LAN), "virtuary is the domain of the network lan"),
+    "one that is too long": (lambda ctx: server(ctx, "a" * 62, BACK, LAN), "is too long for a name on the network lan"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMES)
+async def test_a_name_on_a_network_is_one_nics_alone(ctx: Context, case: str) -> None:
+    await server(ctx, "app", BACK, LAN)
+    await server(ctx, "web-1", LAN)
+    if case == "by another name":
+        await server(ctx, "other", BACK, LAN)
+    if case == "by a NIC that is added":
+        await server(ctx, "web", BACK)
+    if case == "by coming back":
+        await ctx.store.txn({}, {}, ["vm-name/web-1"])
+        (away,) = (vm for vm in all_vms(ctx.store) if vm.name == "web-1")
+        await ctx.store.txn({}, {away.key: away.but(meta=away.meta.but(deleted=utcnow())).dump()})
+        await server(ctx, "web", BACK, LAN)
+        await trash(ctx, "web")
+        await vms.undelete(ctx, "web-1")
+    act, why = NAMES[case]
+    before = everything(ctx)
+    with pytest.raises((Exists, Invalid), match=why):
+        await act(ctx)
+    assert everything(ctx) == before
+
+
+async def test_a_name_may_be_used_on_networks_apart(ctx: Context) -> None:
+    await server(ctx, "app", LAN, BACK)
+    await server(ctx, "app-1", LAN)
 
 
 async def test_an_address_that_somebody_has_a_lease_of_is_chosen_last(ctx: Context) -> None:

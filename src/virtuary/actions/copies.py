@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from virtuary.actions import nics
+from virtuary.actions import nics, served
 from virtuary.actions.context import Context, check_free, decides, find_vm, new_operation, raise_all, turn
 from virtuary.actions.vms import checked, new_name, ports, room
 from virtuary.base.errors import Busy, Conflict, Invalid, VirtuaryError
@@ -41,6 +41,7 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     meta = Meta(name=new_name(store, wish.name, naming), labels=source.meta.labels if wish.labels is None else wish.labels)
     joined = nics.join(context, meta.id, nics.like(source.spec.nics) if wish.nics is None else wish.nics)
     blockers += [*joined.blockers, *nics.unpublishable(context, joined.nics, wish.publish)]
+    naming += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
     fields = {
         **source.spec.model_dump(), **given, "publish": wish.publish, "protect": wish.protect, "autostart": wish.autostart,
         "restarts": 0, "owner": context.host_id, "power": "running" if wish.start or wish.mode == "live" else "stopped",

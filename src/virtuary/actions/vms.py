@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from virtuary.actions import account, images, nics
+from virtuary.actions import account, images, nics, served
 from virtuary.actions.context import (
     Context,
     active,
@@ -59,6 +59,7 @@ def draft(context: Context, wish: VmWish) -> Draft:
     meta = Meta(name=name, labels=wish.labels)
     joined = nics.join(context, meta.id, wish.nics)
     blockers += [*joined.blockers, *nics.unpublishable(context, joined.nics, wish.publish)]
+    blockers += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
     spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics))
     vm = Vm(meta=meta, spec=spec)
     blockers += room(context, vm.but(status=vm.status.but(disk_size=spec.disk or image.status.virtual_size)))
@@ -309,6 +310,7 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> Change:
             Invalid(f"the disk of {vm.name} is {format_size(size)}: disks only grow", "copy what is needed to a smaller server")
         )
     blockers += ports(context.store, spec.publish, vm)
+    blockers += served.unfit(context, vm.id, vm.name, spec.nics, joined.networks.values()) if wish.nics is not None else []
     meta = vm.meta.but(labels=vm.meta.labels if labels is None else labels)
     if waits_for_start(vm, spec):
         meta = meta.but(generation=vm.meta.generation + 1)
@@ -383,6 +385,7 @@ def tunes(vm: Vm, spec: VmSpec) -> bool:
 @decides
 async def rename(context: Context, name: str, new_name: str) -> Vm:
     """Give a server another name; its id, disks and addresses stay. The guest takes its new hostname at the next start."""
+    waits, takes = turn(context)
     vm = find_vm(context.store, name)
     if vm.meta.deleted:
         raise Conflict(f"{vm.name} lies in the trash", f"virtuary undelete {vm.name} --as ANOTHER-NAME")
@@ -392,9 +395,10 @@ async def rename(context: Context, name: str, new_name: str) -> Vm:
         raise Invalid(str(error)) from None
     if context.store.get(f"vm-name/{wanted}"):
         raise Exists(f"a server named {wanted} is there already", "choose another name")
+    raise_all(served.unfit(context, vm.id, wanted, (*vm.spec.nics, *vm.nics)))
     changed = vm.but(meta=vm.meta.but(name=wanted))
-    expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0}
-    puts = {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode()}
+    expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0, **waits}
+    puts = {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes}
     revision = await context.commit(expect, puts, [f"vm-name/{vm.name}"])
     return changed.but(meta=changed.meta.but(revision=revision))
 
@@ -439,7 +443,7 @@ async def undelete(context: Context, name: str, new_name: str | None = None) -> 
     if context.store.get(f"vm-name/{wanted}"):
         raise Exists(f"a server named {wanted} is there already", f"virtuary undelete {vm.name} --as ANOTHER-NAME")
     check_free(context.store, vm)
-    raise_all(nics.unpromised(context, vm))
+    raise_all([*nics.unpromised(context, vm), *served.unfit(context, vm.id, wanted, vm.spec.nics)])
     changed = vm.but(meta=vm.meta.but(deleted=None, name=wanted))
     expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0, **waits}
     revision = await context.commit(expect, {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes})
