@@ -15,7 +15,7 @@ from virtuary.base.units import GIB, MIB
 from virtuary.model.firewall import FirewallChange, FirewallWish, Verdict
 from virtuary.model.host import Host, HostStatus
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
-from virtuary.model.meta import Meta
+from virtuary.model.meta import Meta, utcnow
 from virtuary.model.network import NetworkChange, NetworkWish
 from virtuary.model.reach import members_of
 from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
@@ -145,6 +145,35 @@ def test_a_group_is_named_once() -> None:
 async def test_a_rule_may_name_its_own_group_which_can_then_be_deleted(ctx: Context) -> None:
     await group(ctx, "web", rule("in", peers=["group:web"]))
     await firewalls.delete(ctx, "web")
+
+
+def peers(ctx: Context, name: str) -> list[tuple[str, ...]]:
+    return [rule.peers for rule in firewalls.find(ctx.store, name).spec.rules]
+
+
+async def test_rules_mean_the_same_server_when_it_has_another_name(ctx: Context) -> None:
+    one, two = await server(ctx, "one", "lan"), await server(ctx, "two", "lan")
+    await group(
+        ctx,
+        "web",
+        rule("in", "deny", peers=["server:one", "server:two"]),
+        rule("out", peers=["10.0.0.0/8"]),
+        rule("in", peers=["server:one"]),
+    )
+    await group(ctx, "db", rule("in", peers=["server:two"]))
+    untouched = firewalls.find(ctx.store, "db")
+    await vms.rename(ctx, "one", "uno")
+    assert peers(ctx, "web") == [("server:uno", "server:two"), ("10.0.0.0/8",), ("server:uno",)]
+    assert firewalls.find(ctx.store, "db") == untouched
+    await ctx.store.txn({}, {two.key: two.but(meta=two.meta.but(deleted=utcnow())).dump()}, ["vm-name/two"])
+    await vms.undelete(ctx, "two", "due")
+    assert peers(ctx, "db") == [("server:due",)]
+    found = find_vm(ctx.store, "uno")
+    await ctx.store.txn({}, {found.key: found.but(meta=found.meta.but(deleted=utcnow())).dump()}, ["vm-name/uno"])
+    await server(ctx, "uno", "lan")
+    await vms.undelete(ctx, "uno", "old")
+    assert find_vm(ctx.store, "old").id == one.id
+    assert peers(ctx, "web")[2] == ("server:uno",), "which is another one's name now"
 
 
 async def test_a_group_in_the_trash_is_still_used(ctx: Context) -> None:

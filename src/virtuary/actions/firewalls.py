@@ -116,6 +116,22 @@ def strangers(store: Store, own: str, rules: tuple[Rule, ...]) -> list[VirtuaryE
     return blockers
 
 
+def renamed(store: Store, old: str, new: str) -> dict[str, tuple[int, bytes]]:
+    """The groups whose rules name a server that is given another name, with rules that mean it still: revision and document, by key."""
+    found = {}
+    for group in all_firewalls(store):
+        rules = tuple(_with_peer(rule, f"server:{old}", f"server:{new}") for rule in group.spec.rules)
+        if rules != group.spec.rules:
+            found[group.key] = group.meta.revision, group.but(spec=group.spec.but(rules=rules)).dump()
+    return found
+
+
+def _with_peer(rule: Rule, old: str, new: str) -> Rule:
+    if old not in rule.peers:
+        return rule
+    return rule.but(peers=tuple(new if peer == old else peer for peer in rule.peers))
+
+
 # ---- asking
 
 

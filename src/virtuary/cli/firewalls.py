@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from virtuary.cli.look import every
 from virtuary.cli.options import idempotency, parse_labels
 from virtuary.cli.output import ago, emit, output_option, print_fields, print_table, tell
 from virtuary.client.start import connect
-from virtuary.client.wire import path_part
+from virtuary.client.wire import Wire, path_part
 
 WRITTEN = "write DIRECTION ACTION [PROTOCOL [PORTS]] [from|to PEERS], for example: in allow tcp 80,443 from 10.0.0.0/8,group:web"
 RULE = click.option(
@@ -45,6 +46,14 @@ def show_rule(rule: dict[str, Any]) -> str:
     words += [",".join(rule["ports"])] if rule["ports"] else []
     words += ["from" if rule["direction"] == "in" else "to", ",".join(rule["peers"])] if rule["peers"] else []
     return " ".join(words)
+
+
+def rules_naming(wire: Wire, name: str) -> Iterator[str]:
+    """The firewall rules that have this server for a peer, in words."""
+    for group in every(wire, "/v1/firewalls"):
+        for number, rule in enumerate(group["spec"]["rules"], 1):
+            if f"server:{name}" in rule["peers"]:
+                yield f"rule {number} of firewall group {group['meta']['name']} follows: {show_rule(rule)}"
 
 
 def parse_service(text: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.text import shown_lines
 from virtuary.base.units import format_duration, format_size
+from virtuary.cli.firewalls import rules_naming
 from virtuary.cli.follow import follow
 from virtuary.cli.options import BIRTH, DETACH, NAME, NAMES, SHAPE, Duration, birth_wish, idempotency, shape_wish
 from virtuary.cli.output import emit, output_option, print_fields, say, tell
@@ -303,12 +304,17 @@ def resume_command(names: tuple[str, ...], **given: Any) -> None:
 def rename_command(name: str, new_name: str) -> None:
     """Give a server another name; a guest with an agent takes it as its hostname.
 
+    Firewall rules that name the server follow, and are told.
+
     \b
     Example:
       virtuary rename web1 www
     """
-    vm = connect().call("POST", f"/v1/vms/{path_part(name)}/actions/rename", {"name": new_name})
+    wire = connect()
+    vm = wire.call("POST", f"/v1/vms/{path_part(name)}/actions/rename", {"name": new_name})
     tell(f"{name} is now {vm['meta']['name']}")
+    for rule in rules_naming(wire, vm["meta"]["name"]):
+        tell(f"  {rule}")
 
 
 @click.command()
