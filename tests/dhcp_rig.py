@@ -24,17 +24,19 @@ DISCOVER, OFFER, REQUEST, ACK, REFUSED = 1, 2, 3, 5, 6
 
 
 @contextlib.contextmanager
-def served(lab: Lab, folder: Path, *more: str) -> Iterator[Path]:
+def served(
+    lab: Lab, folder: Path, *more: str, service: Service = SERVICE, reserved: list[Reservation] = RESERVED
+) -> Iterator[Path]:
     """A dnsmasq for network 1, told so much more. It has a user of its own, who has to come to `folder`."""
     place = folder / "net"
-    dhcp.write(place, SERVICE, GATEWAYS, RESERVED)
+    dhcp.write(place, service, GATEWAYS, reserved)
     with open(place / "dnsmasq.conf", "a", encoding="utf-8") as conf:
         conf.writelines(f"{line}\n" for line in more)
     identity = lab.on_host(dhcp.start, place, 0.3)
     try:
         for _ in range(100):  # until it listens
             with contextlib.suppress(ConnectionError):
-                assert look_up(lab, "host.virtuary") == [GATEWAYS[0]]
+                assert look_up(lab, f"host.{service.domain}") == [GATEWAYS[0]]
                 break
             time.sleep(0.1)
         yield place
@@ -111,12 +113,12 @@ def look_up(lab: Lab, name: str, kind: int = 1) -> list[str]:
     for _ in range(count):
         _, what, _, _, length = struct.unpack(">HHHIH", answer[place : place + 12])
         data = answer[place + 12 : place + 12 + length]
-        found.append(str(ip_address(data)) if what in (1, 28) else ".".join(_labels(data)))
+        found.append(str(ip_address(data)) if what in (1, 28) else ".".join(labels_of(data)))
         place += 12 + length
     return found
 
 
-def _labels(data: bytes) -> Iterator[str]:
+def labels_of(data: bytes) -> Iterator[str]:
     while data and 0 < data[0] < 64:
         yield data[1 : data[0] + 1].decode()
         data = data[data[0] + 1 :]

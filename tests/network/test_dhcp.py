@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from dhcp_rig import ACK, DISCOVER, GATEWAYS, RESERVED, SERVICE, ask_address, look_up, message, own, served
+from dhcp_rig import ACK, DISCOVER, GATEWAYS, RESERVED, SERVICE, ask_address, labels_of, look_up, message, own, served
 from netlab import OUTSIDE, Lab, lab_of, mac, v4, v6
 from virtuary.base.errors import Failed
 from virtuary.base.known import RECORD, recorded
@@ -27,6 +29,8 @@ def test_the_configuration_is_the_one_that_was_reviewed(golden: Callable[[str, s
         dhcp.config(Service("vbr3", "lab.example", "10.3.0.0/20", None, outside=False), Path("/run/net")),
         dhcp.hosts(RESERVED),
         dhcp.names(SERVICE, GATEWAYS, RESERVED),
+        dhcp.own(SERVICE, GATEWAYS, RESERVED),
+        dhcp.own(replace(SERVICE, domain="corp.example"), GATEWAYS, RESERVED),
     ]
     golden("dnsmasq.txt", "\n".join(parts))
 
@@ -58,27 +62,71 @@ def test_each_is_given_what_is_kept_for_it_and_a_stranger_nothing(lab: Lab, serv
     assert look_up(lab, "3.0.1.10.in-addr.arpa", 12) == ["db1.virtuary"] and look_up(lab, "nobody.virtuary") == []
 
 
+A, PTR, AAAA = 1, 12, 28
+
+
+@contextlib.contextmanager
+def answering(lab: Lab, known: dict[tuple[str, int], bytes]) -> Iterator[list[tuple[str, int]]]:
+    """A resolver outside that knows these names; what it was asked for."""
+    sock = lab.socket("o", socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((OUTSIDE, 53))
+    asked, ends = list[tuple[str, int]](), threading.Event()
+    sock.settimeout(0.2)
+
+    def serve() -> None:
+        while not ends.is_set():
+            with contextlib.suppress(TimeoutError):
+                question, peer = sock.recvfrom(999)
+                end = question.index(b"\0", 12) + 5
+                labels, kind = question[12 : end - 4], int.from_bytes(question[end - 4 : end - 2], "big")
+                name = ".".join(labels_of(labels))
+                asked.append((name, kind))
+                data = known.get((name, kind))
+                head = question[:2] + struct.pack(">HHHHH", 0x8180 if data else 0x8183, 1, int(data is not None), 0, 0)
+                record = struct.pack(">HHHIH", 0xC00C, kind, 1, 60, len(data)) + data if data else b""
+                sock.sendto(head + question[12:end] + record, peer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        ends.set()
+        thread.join()
+        sock.close()
+
+
+COMPANY = {
+    ("wiki.corp.example", A): IPv4Address("10.200.3.4").packed,
+    ("printer", A): IPv4Address("192.168.7.7").packed,
+    ("7.7.168.192.in-addr.arpa", PTR): b"\7printer\4corp\7example\0",
+    ("db1.corp.example", AAAA): bytes(15) + b"\7",
+}
+
+
 @pytest.mark.host
 @pytest.mark.slow
-def test_names_of_a_company_with_private_addresses_are_told(lab: Lab, short: Path) -> None:
-    resolver = lab.socket("o", socket.AF_INET, socket.SOCK_DGRAM)
-    resolver.bind((OUTSIDE, 53))
-    resolver.settimeout(3)
-
-    def answer() -> None:
-        asked, peer = b"", None
-        while b"wiki" not in asked:  # it looks for loops as well
-            asked, peer = resolver.recvfrom(999)
-        end = asked.index(b"\0", 12) + 5
-        head = asked[:2] + struct.pack(">HHHHH", 0x8180, 1, 1, 0, 0)
-        record = struct.pack(">HHHIH4s", 0xC00C, 1, 1, 60, 4, IPv4Address("10.200.3.4").packed)
-        resolver.sendto(head + asked[12:end] + record, peer)
-
-    with served(lab, short, "no-resolv", f"server={OUTSIDE}"), ThreadPoolExecutor(1) as pool:
-        done = pool.submit(answer)
+def test_what_is_not_ours_is_asked_of_the_hosts_resolver(lab: Lab, short: Path) -> None:
+    """Private addresses, their names, words alone, and the other names of a domain that is a company's too."""
+    service = replace(SERVICE, domain="corp.example", ipv6=None)
+    (short / "resolv.conf").write_text(f"nameserver {OUTSIDE}\n")
+    service = replace(service, resolvers=short / "resolv.conf")
+    there = [replace(item, ipv6=None) for item in RESERVED]
+    with answering(lab, COMPANY) as asked, served(lab, short, service=service, reserved=there):
         assert look_up(lab, "wiki.corp.example") == ["10.200.3.4"]
-        done.result(5)
-    resolver.close()
+        assert look_up(lab, "printer") == ["192.168.7.7"]
+        assert look_up(lab, "7.7.168.192.in-addr.arpa", PTR) == ["printer.corp.example"]
+        assert look_up(lab, "db1.corp.example") == [v4("b")] and look_up(lab, "db1.corp.example", AAAA) == []
+        assert look_up(lab, "99.0.1.10.in-addr.arpa", PTR) == []
+    assert not {name for name, _ in asked} & {"db1.corp.example", "99.0.1.10.in-addr.arpa"}, "what is ours is nobody else's"
+
+
+@pytest.mark.host
+@pytest.mark.slow
+def test_nobody_is_asked_for_the_networks_own_domain(lab: Lab, short: Path) -> None:
+    with answering(lab, {}) as asked, served(lab, short, "no-resolv", f"server={OUTSIDE}"):
+        assert look_up(lab, "nobody.virtuary") == []
+    assert not [name for name, _ in asked if name.endswith("virtuary")]
 
 
 def option(number: int, text: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from virtuary.network.routes import find_gateways6, find_own
+from virtuary.network.routes import find_gateways6, find_nameservers, find_own
 
 TRIE = """\
 Main:
@@ -51,3 +51,11 @@ def test_an_ipv6_router_is_named_where_its_address_says_something_elsewhere(tmp_
     assert find_gateways6(tmp_path) == []
     (tmp_path / "ipv6_route").write_text(ROUTES)
     assert find_gateways6(tmp_path) == ["2001:db8:1::2"]
+
+
+def test_nameservers_are_found_beside_lines_that_mean_nothing(tmp_path: Path) -> None:
+    (tmp_path / "resolv.conf").write_text(
+        "nameserver 198.51.100.1,\nnameserver 127.0.0.53\nnameserver fe80::1%eth0\nnameserver 198.51.100.2\n"
+    )
+    assert find_nameservers(tmp_path / "resolv.conf") == ["198.51.100.2"]
+    assert find_nameservers(tmp_path / "missing") == []

@@ -130,6 +130,11 @@ class Paths:
         return self.run / "scratch"
 
     @property
+    def resolvers(self) -> Path:
+        """The host's resolvers as programs in a jail see them: a copy of its file that follows it."""
+        return self.run / "resolvers"
+
+    @property
     def lock(self) -> Path:
         """Held by the daemon for its whole life: one daemon a mode."""
         return self.state / "daemon.lock"

@@ -18,8 +18,9 @@ from typing import BinaryIO, NamedTuple
 from virtuary.base import proc
 from virtuary.base.errors import Failed
 from virtuary.jail.launching import LAUNCHER, Tied
+from virtuary.jail.resolver import RESOLVER
 from virtuary.jail.syscalls import Reach
-from virtuary.jail.walls import Bounds, Capabilities, choose_jail, find_capabilities, resolver_files
+from virtuary.jail.walls import Bounds, Capabilities, choose_jail, find_capabilities
 
 UIDS = range(2_000_061_000, 2_000_062_000)
 """Users of tools where the daemon is root, one a run; behind those of machines and their groups."""
@@ -53,7 +54,7 @@ async def confined(
     host = _host.get(os.getuid()) or _host.setdefault(os.getuid(), await find_capabilities())
     uid = UIDS[next(_turns) % len(UIDS)] if host.root else os.getuid()
     jail = choose_jail(host, uid, reach=around.reach)
-    resolver, links = resolver_files() if around.reach != "nothing" else ([], {})
+    resolver, links = RESOLVER.shown(empty_root=jail.empty_root) if around.reach != "nothing" else ([], {})
     with tempfile.TemporaryDirectory(prefix="virtuary-tool-") as folder, open(os.devnull, "r+b") as nothing:
         os.chmod(folder, 0o711)  # noqa: S103  (its empty root is mounted there, and passed through by a user of its own)
         given = {0: nothing.fileno(), 1: nothing.fileno(), 2: nothing.fileno(), **descriptors}

@@ -163,17 +163,3 @@ def choose_jail(host: Capabilities, uid: int, *, reach: Reach = "nothing", userf
         gaps=tuple(gaps),
         grants=Grants(reach, userfaults),
     )
-
-
-RESOLVER = Path("/etc/resolv.conf")
-
-
-def resolver_files() -> tuple[list[Path], dict[str, str]]:
-    """What whoever looks names up needs in an empty root: files and folders to be read there, and links to be made.
-
-    A resolver's file that others renew by renaming is reached through its folder, where the new one appears.
-    """
-    place = Path(os.path.realpath(RESOLVER))
-    if place.is_relative_to("/run"):
-        return [place.parent], {str(RESOLVER): str(place)}
-    return [RESOLVER], {}

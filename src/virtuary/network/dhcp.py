@@ -54,6 +54,8 @@ class Service:
     """Whether names of elsewhere are asked for too, and a way out is told."""
     resolver: str | None = None
     """Who is asked for those; None: the host's own resolvers."""
+    resolvers: Path | None = None
+    """The file that names the host's resolvers."""
 
 
 def config(service: Service, folder: Path) -> str:
@@ -61,15 +63,17 @@ def config(service: Service, folder: Path) -> str:
     lines = [
         f"interface={service.bridge}", "except-interface=lo", "bind-dynamic", "keep-in-foreground", f"user={USER}",
         "pid-file", "no-hosts", "log-facility=-", "quiet-dhcp", "quiet-dhcp6", "quiet-ra",
-        f"domain={service.domain}", f"local=/{service.domain}/", "expand-hosts", "domain-needed", "bogus-priv",
+        f"domain={service.domain}", "expand-hosts", f"servers-file={folder / 'own'}",
         "dhcp-authoritative", "dhcp-ignore-names", "dhcp-no-override", "dhcp-ignore-clid", "no-ping", "dhcp-sequential-ip", "cache-size=1000",
         f"dhcp-hostsfile={folder / 'hosts'}", f"addn-hosts={folder / 'names'}", f"dhcp-leasefile={folder / 'leases'}",
         "dhcp-lease-max=10000", "dns-loop-detect",
     ]  # fmt: skip
     if not service.outside:
-        lines += ["no-resolv", "dhcp-option=option:router"]
+        lines += ["no-resolv", "dhcp-option=option:router", "domain-needed", "bogus-priv"]
     elif service.resolver:
         lines += ["no-resolv", f"server={service.resolver}"]
+    elif service.resolvers:
+        lines += [f"resolv-file={service.resolvers}"]
     if service.ipv4:
         net = ipaddress.IPv4Network(service.ipv4)
         lines += [f"dhcp-range={net.network_address},static,{net.netmask},{LEASE}", f"local=/{_reverse(net)}/"]
@@ -104,6 +108,19 @@ def names(service: Service, gateways: Sequence[str], reservations: Sequence[Rese
     return "".join(f"{line}\n" for line in lines)
 
 
+def own(service: Service, gateways: Sequence[str], reservations: Sequence[Reservation]) -> str:
+    """What nobody else is asked for, as a list of servers that are none. Pure.
+
+    A domain of one word is the network's alone. Of another one, which may be a company's, only the names there are: else a question for an
+    address of the other family would be answered with what the company calls so.
+    """
+    domains = [service.domain]
+    if service.outside and "." in service.domain:
+        served = [*(["host"] if gateways else []), *(host.name for host in reservations)]
+        domains = [f"{name}.{service.domain}" for name in served]
+    return "".join(f"server=/{domain}/\n" for domain in domains)
+
+
 def write(folder: Path, service: Service, gateways: Sequence[str], reservations: Sequence[Reservation]) -> tuple[bool, bool]:
     """Write its files where they differ; says whether the configuration did, and whether the lists did."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +128,10 @@ def write(folder: Path, service: Service, gateways: Sequence[str], reservations:
         place.chmod(0o711)  # dnsmasq is nobody when it reads its lists again
     (folder / "leases").touch(mode=0o644, exist_ok=True)
     configured = _write(folder / "dnsmasq.conf", config(service, folder))
-    listed = [_write(folder / "hosts", hosts(reservations)), _write(folder / "names", names(service, gateways, reservations))]
+    lists = {
+        "hosts": hosts(reservations), "names": names(service, gateways, reservations), "own": own(service, gateways, reservations),
+    }  # fmt: skip
+    listed = [_write(folder / name, text) for name, text in lists.items()]
     return configured, any(listed)
 
 

@@ -10,6 +10,8 @@ import struct
 from pathlib import Path
 from typing import Literal
 
+from virtuary.base import resolv
+
 
 def find_routed(proc: Path = Path("/proc/net")) -> list[str]:
     """Every prefix in the host's routing tables, and its nameservers, as CIDR; without the default routes."""
@@ -63,10 +65,9 @@ def find_gateways6(proc: Path = Path("/proc/net")) -> list[str]:
     return sorted({str(address) for address in found if not (address.is_unspecified or address.is_link_local)})
 
 
-def find_nameservers(place: Path = Path("/etc/resolv.conf")) -> list[str]:
+def find_nameservers(place: Path = resolv.HOST) -> list[str]:
     """The nameservers that the host asks, those on itself left out."""
-    words = [line.split() for line in _lines(place)]
-    named = [row[1] for row in words if len(row) > 1 and row[0] == "nameserver" and "%" not in row[1]]
+    named = (text for text in resolv.nameservers(resolv.read(place)) if "%" not in text)
     return [text for text in named if not ipaddress.ip_address(text).is_loopback]
 
 

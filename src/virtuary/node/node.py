@@ -14,6 +14,7 @@ from virtuary.base.errors import Conflict, Failed, NotFound, VirtuaryError
 from virtuary.base.log import say
 from virtuary.base.proc import run
 from virtuary.images.partial import drop_abandoned
+from virtuary.jail.resolver import RESOLVER
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.node import copies, operations, templates
@@ -62,6 +63,7 @@ class Node:
     async def start(self) -> None:
         """Make what the host needs, then a worker for every document there is."""
         become_subreaper()
+        RESOLVER.begin(self.site.paths.resolvers)
         self.site.networks.on_missing = self._wake
         await ensure_key(self.site)
         for folder in (self.site.paths.images, self.site.paths.templates):
@@ -88,6 +90,7 @@ class Node:
                 group.create_task(self.keeper.run())
                 group.create_task(self.site.networks.rules.keep())
                 group.create_task(keep_addresses(self.site.networks.addresses, self._wake))
+                group.create_task(RESOLVER.keep())
                 group.create_task(keep_listening(self.site.networks, lambda: self._wake_all("network/")))
         finally:
             for task in self._tasks.values():

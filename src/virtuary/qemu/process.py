@@ -18,7 +18,8 @@ from virtuary.base.known import RECORD
 from virtuary.base.proc import Identity, bury, identify
 from virtuary.base.text import shown_lines
 from virtuary.jail.launching import LAUNCHER
-from virtuary.jail.walls import Bounds, Jail, resolver_files
+from virtuary.jail.resolver import RESOLVER
+from virtuary.jail.walls import Bounds, Jail
 from virtuary.qemu.parts import Grant
 
 SUBREAPER = 36
@@ -74,7 +75,7 @@ async def _start(launch: Launch, fifo: Path, errors: int) -> Started:
     root = launch.runtime / "root"
     root.mkdir(mode=0o711, exist_ok=True)
     opened: list[tuple[int, int]] = []
-    resolver, links = resolver_files() if launch.jail.grants.reach != "nothing" else ([], {})
+    resolver, links = RESOLVER.shown(empty_root=launch.jail.empty_root) if launch.jail.grants.reach != "nothing" else ([], {})
     try:
         for grant in (grant for grant in launch.grants if grant.mode != "given"):
             opened.append((_open(grant, launch.jail), grant.number))
