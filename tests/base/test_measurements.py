@@ -38,12 +38,15 @@ def test_rows_become_loads_by_name() -> None:
         "server;timestamp;cpu;memory\nweb1;2026-11-23T09:00Z;0.5;2GiB\n",
         "SERVER\ttimestamp\tCPU\tmemory\r\nweb1\t2026-11-23 09:00\t0.5\t2 GiB\r\n",
         "\ufeffmemory,cpu,timestamp,server\n\n2048MiB,.5,2026-11-23T10:00+01:00,\"web1\"\n",
+        "sep=;\nserver;timestamp;cpu;memory\nweb1;23.11.2026 09:00;0,5;2,0GiB\n# by hand\n  \n",
+        "server;timestamp;cpu;memory\nweb1;1795424400000;0,50;2.147.483.648\n",
+        "server,timestamp,cpu,memory\nweb1,2026-11-23 09:00 UTC,0.5,2GiB\n".encode("utf-16"),
         json.dumps([{"server": "web1", "timestamp": "2026-11-23T09:00", "cpu": 0.5, "memory": "2GiB"}]),
         json.dumps({"measurements": [{"server": "web1", "timestamp": 1795424400, "cpu": 0.5, "memory": 2**31, "disk": None}]}),
         json.dumps({"servers": [{"name": "web1", "cpu": [0.5] * HOURS, "memory": "2GiB"}]}),
     ],
 )  # fmt: skip
-def test_every_spelling_of_the_same_measurement_is_the_same(text: str) -> None:
+def test_every_spelling_of_the_same_measurement_is_the_same(text: str | bytes) -> None:
     assert [load.hours for load in read(text)] == [{"cpu": [0.5] * HOURS, "memory": [2.0**31] * HOURS}]
 
 
@@ -59,7 +62,8 @@ def test_several_files_are_one() -> None:
 
 
 REFUSED: dict[str, tuple[str | bytes, str]] = {
-    "nothing": ("", "line 1: the column server and timestamp is missing"),
+    "nothing": ("", "loads.csv is empty"),
+    "no columns": ("\n", "line 1: the column server and timestamp is missing"),
     "only a header": (HEAD, "no server was measured"),
     "an unknown column": ("server,timestamp,cpu,colour\n", "unknown columns: 'colour'"),
     "a column twice": ("server,timestamp,cpu,cpu\n", "each column is named once"),
@@ -73,7 +77,8 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "huge": (HEAD + "web1,2026-11-24,1,1e300\n", "line 2: memory is 1e300"),
     "a huge size": (HEAD + "web1,2026-11-24,1,9999999TiB\n", "line 2: memory is '9999999TiB'"),
     "Python's own numbers": (HEAD + "web1,2026-11-24,1_0,1\n", "line 2: cpu is '1_0'"),
-    "a decimal comma": ("server;timestamp;cpu\nweb1;2026-11-24;0,5\n", "line 2: cpu is '0,5'"),
+    "a decimal comma among commas": ('server,timestamp,cpu\nweb1,2026-11-24,"0,5"\n', "line 2: cpu is '0,5'"),
+    "a share": (HEAD + "web1,2026-11-24,75%,1\n", "line 2: cpu is '75%'"),
     "no time": (HEAD + "web1,yesterday,1,1\n", "line 2: timestamp is 'yesterday'"),
     "a time before time": (HEAD + "web1,-5,1,1\n", "line 2: timestamp is '-5'"),
     "a time that never comes": (HEAD + "web1,1e300,1,1\n", "line 2: timestamp"),
@@ -81,7 +86,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a name that colours": (HEAD + "\x1b[31mweb,2026-11-24,1,1\n", "line 2: .* is not a server's name"),
     "measured twice": (HEAD + ROW + "web2,2026-11-23,1,1\n" + ROW, "line 4: web1 was measured at this time before \\(loads.csv, line 2\\)"),
     "another encoding": (HEAD.encode() + "wéb1,2026-11-24,1,1\n".encode("latin-1"), "line 2: not UTF-8"),
-    "UTF-16": ((HEAD + ROW).encode("utf-16"), "line 1: not UTF-8"),
+    "half of UTF-16": ((HEAD + ROW).encode("utf-16")[:-1], "begins like UTF-16 and is none"),
     "NUL": (HEAD + "web1\0,2026-11-24,1,1\n", "line 2: holds a NUL"),
     "an endless line": (b"x" * (MAX_LINE + 10), "line 1: longer than"),
     "an endless line later": (HEAD.encode() + b"x" * (MAX_LINE + 10), "line 2: longer than"),

@@ -1,4 +1,5 @@
-"""Reads files of measured loads: CSV or JSON text becomes `Load`s, or is refused with the line, what was expected and a hint.
+"""Reads files of measured loads: CSV, JSON and what other programs export become `Load`s, or are refused with the line, what was
+expected and a hint.
 
 Everything a file says is hostile until it went through here: encodings, sizes, numbers that are none, names, doubled rows.
 Nothing is guessed: what is not understood is refused, what was not measured is told.
@@ -7,36 +8,42 @@ Nothing is guessed: what is not understood is refused, what was not measured is 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, tzinfo
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, tzinfo
 from typing import Any, BinaryIO, NoReturn
 
+from virtuary.base.cells import (
+    EXPECTED,
+    HEADER_HINT,
+    MAX_LINE,
+    MAX_WHOLE,
+    lines_of,
+    parse_amount,
+    parse_moment,
+    readable,
+    with_point,
+)
 from virtuary.base.errors import Invalid
+from virtuary.base.exports import Sadf, is_sadf, is_vinfo, read_vinfo
 from virtuary.base.loads import HOURS, LIMITS, RESOURCES, Load, Track, check_server
-from virtuary.base.units import format_size, parse_rate, parse_size
+from virtuary.base.units import format_size
 
 MAX_ROWS = 10_000_000
-MAX_LINE = 65536
-MAX_JSON = 256 * 1024 * 1024
 COLUMNS = ("server", "timestamp", *RESOURCES)
-EXPECTED = {
-    "cpu": "the number of CPUs in use, for example 0.75",
-    "memory": "bytes or a size, for example 2GiB",
-    "disk": "bytes a second or a size, for example 12MiB",
-    "iops": "operations a second, for example 250",
-    "network": "bytes a second, a size or bits, for example 3MiB or 80Mbit",
-}
-_PARSERS: dict[str, Callable[[str], float]] = {"memory": parse_size, "disk": parse_rate, "network": parse_rate}
-_HEADER_HINT = "the first line names the columns: server,timestamp,cpu,memory and, where measured, disk,iops,network"
 _LINE_BITS = 40
 
 
 class Measurements:
-    """Collects what files say; `loads` reduces it."""
+    """Collects what files say; `loads` reduces it. `cpus`: how many CPUs servers have of which files tell shares only."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: Mapping[str, int] | None = None) -> None:
+        self._sysstat = Sadf(cpus or {})
+        self.notes: list[str] = []
+        """What whoever plans should know of the files."""
         self.rows = 0
         self._files: list[tuple[str, str]] = []
         self._tracks: dict[str, Track] = {}
@@ -47,8 +54,10 @@ class Measurements:
         """Read one file; raises Invalid with `name` and the line at the first thing that is not understood."""
         if len(self._files) >= 1 << 20:
             raise Invalid("too many files")
-        first = content.readline(MAX_LINE + 1)
-        if first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+        first, content = readable(name, content.readline(MAX_LINE + 1), content)
+        if not first:
+            raise Invalid(f"{name} is empty", HEADER_HINT)
+        if first.lstrip()[:1] in (b"{", b"["):
             self._files.append((name, "entry"))
             self._read_json(name, first, content)
         else:
@@ -57,12 +66,13 @@ class Measurements:
 
     def loads(self, wanted: float = 95, zone: tzinfo = UTC) -> list[Load]:
         """Every server's load by name, at the percentile `wanted`. Raises Invalid for a moment that was measured twice."""
+        self._take_sysstat()
         for track in self._tracks.values():
             if found := track.twice():
                 self._refuse_twice(track.name, *found)
         reduced = [track.reduce(wanted, zone) for track in self._tracks.values()]
         if not reduced and not self._ready:
-            raise Invalid("no server was measured", _HEADER_HINT)
+            raise Invalid("no server was measured", HEADER_HINT)
         return sorted([*reduced, *self._ready.values()])
 
     def _refuse_twice(self, server: str, place: int, before: int) -> NoReturn:
@@ -78,27 +88,63 @@ class Measurements:
     # ---- CSV
 
     def _read_csv(self, name: str, first: bytes, content: BinaryIO) -> None:
-        lines = _decoded(name, first, content)
+        lines = lines_of(name, first, content)
         head = next(lines, "")
-        delimiter = max(",;\t", key=head.count)
+        if is_sadf(head):
+            for _ in self._sysstat.read(name, (len(self._files) - 1) << _LINE_BITS, itertools.chain([head], lines)):
+                self._count(name)
+            return
+        skipped = 1
+        if separator := re.fullmatch(r"sep=(.)\r?\n?", head):  # what spreadsheets are told by
+            head, skipped = next(lines, ""), 2
+        delimiter = separator[1] if separator else max(",;\t", key=head.count)
         try:
-            columns = _columns(name, next(csv.reader([head], delimiter=delimiter, strict=True), []))
-            self._read_rows(name, csv.reader(lines, delimiter=delimiter, strict=True), columns)
+            words = next(csv.reader([head], delimiter=delimiter, strict=True), [])
+            if is_vinfo(words):
+                self._read_vinfo(name, words, lines, delimiter)
+                return
+            columns = _columns(name, words)
+            self._read_rows(name, csv.reader(lines, delimiter=delimiter, strict=True), columns, skipped, delimiter != ",")
         except csv.Error as error:
             raise Invalid(
                 f"{name} is not CSV: {error}", "fields are parted by commas; a quote is closed on the same line"
             ) from error
 
-    def _read_rows(self, name: str, reader: Any, columns: Sequence[str]) -> None:
-        """The inner loop: half a million rows a second."""
+    def _take_sysstat(self) -> None:
+        found, self._sysstat = self._sysstat, Sadf({})
+        for sample in found.samples():
+            track = self._track(sample.where, sample.server)
+            track.moments.append(sample.moment)
+            track.places.append(sample.place)
+            for resource in RESOURCES:
+                track.values[resource].append(sample.values.get(resource, math.nan))
+
+    def _read_vinfo(self, name: str, head: list[str], lines: Iterator[str], delimiter: str) -> None:
+        off = 0
+        for found in read_vinfo(name, head, lines, delimiter):
+            if isinstance(found, str):
+                off += 1
+                continue
+            where = f"{name}, line {found.line}"
+            self._count(name)
+            hours = {
+                key: [parse_amount(where, key, amount)] * HOURS for key, amount in (("cpu", found.cpu), ("memory", found.memory))
+            }
+            self._give(where, found.server, hours)
+        self.notes.append(f"{name} tells what machines were assigned, not what they used")
+        if off:
+            self.notes.append(f"{name}: {off} machines that are off, or templates, are left out")
+
+    def _read_rows(self, name: str, reader: Any, columns: Sequence[str], skipped: int, commas: bool) -> None:
+        """The inner loop: half a million rows a second. `commas`: whether a comma may begin decimals."""
         at_server, at_time, width = columns.index("server"), columns.index("timestamp"), len(columns)
         wanted = [(resource, columns.index(resource), LIMITS[resource]) for resource in RESOURCES if resource in columns]
         origin = (len(self._files) - 1) << _LINE_BITS
         known: dict[str, Track] = {}
         for row in reader:
-            line = reader.line_num + 1
+            line = reader.line_num + skipped
             if len(row) != width:
-                if not row:
+                if not "".join(row).strip() or row[0].startswith("#"):
                     continue
                 raise Invalid(f"{name}, line {line}: {len(row)} fields, expected {width}", f"the columns are {','.join(columns)}")
             try:
@@ -119,7 +165,7 @@ class Measurements:
                 except ValueError:
                     value = -1.0
                 if not 0 <= value <= limit or "_" in text:
-                    value = _amount(f"{name}, line {line}", resource, text)
+                    value = parse_amount(f"{name}, line {line}", resource, with_point(text) if commas else text)
                 track.values[resource].append(value)
             if len(wanted) < len(RESOURCES):
                 for resource in RESOURCES:
@@ -144,15 +190,15 @@ class Measurements:
         """Seconds since 1970; remembered, because servers are measured at the same times."""
         if len(self._moments) > 1_000_000:
             self._moments.clear()
-        self._moments[text] = moment = _parse_moment(where, text)
+        self._moments[text] = moment = parse_moment(where, text)
         return moment
 
     # ---- JSON
 
     def _read_json(self, name: str, first: bytes, content: BinaryIO) -> None:
-        text = first + content.read(MAX_JSON)
-        if len(text) > MAX_JSON:
-            raise Invalid(f"{name} is larger than {format_size(MAX_JSON)}", "CSV may be as long as it likes")
+        text = first + content.read(MAX_WHOLE)
+        if len(text) > MAX_WHOLE:
+            raise Invalid(f"{name} is larger than {format_size(MAX_WHOLE)}", "CSV may be as long as it likes")
         body = _parse_json(name, text)
         if isinstance(body, dict) and set(body) == {"servers"}:
             self._each(name, body["servers"], self._read_load)
@@ -183,76 +229,36 @@ class Measurements:
         track.places.append(((len(self._files) - 1) << _LINE_BITS) + number)
         for resource in RESOURCES:
             value = item.get(resource)
-            track.values[resource].append(math.nan if value is None else _amount(where, resource, value))
+            track.values[resource].append(math.nan if value is None else parse_amount(where, resource, value))
 
     def _read_load(self, name: str, number: int, item: dict[str, Any]) -> None:
         where = f"{name}, entry {number}"
         _check_fields(where, item, ("name", *RESOURCES), ("name",))
+        self._give(
+            where, str(item["name"]), {key: _hours(where, key, item[key]) for key in RESOURCES if item.get(key) is not None}
+        )
+
+    def _give(self, where: str, text: str, hours: dict[str, list[float]]) -> None:
+        """A server's load as it is."""
         try:
-            server = check_server(str(item["name"]))
+            server = check_server(text)
         except ValueError as error:
             raise Invalid(f"{where}: {error}") from None
         if server in self._ready or server in self._tracks:
             raise Invalid(f"{where}: the load of {server} was given before", "each server stands there once")
-        hours = {key: _hours(where, key, item[key]) for key in RESOURCES if item.get(key) is not None}
         self._ready[server] = Load(server, hours, 0)
-
-
-def _decoded(name: str, first: bytes, content: BinaryIO) -> Iterator[str]:
-    """The lines as text, one at a time, so that a wrong byte is told with its line."""
-    raw, number = first.removeprefix(b"\xef\xbb\xbf"), 1
-    while raw:
-        if len(raw) > MAX_LINE:
-            raise Invalid(f"{name}, line {number}: longer than {MAX_LINE} bytes", _HEADER_HINT)
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            raise Invalid(f"{name}, line {number}: not UTF-8 text", "save the file as CSV in UTF-8") from None
-        if "\0" in text:
-            raise Invalid(f"{name}, line {number}: holds a NUL byte", "save the file as CSV in UTF-8")
-        yield text
-        raw, number = content.readline(MAX_LINE + 1), number + 1
 
 
 def _columns(name: str, head: list[str]) -> list[str]:
     """The names of the columns; raises Invalid with all that is wrong with them."""
     columns = [word.strip().lower() for word in head]
     if unknown := [word[:40] for word in columns if word not in COLUMNS]:
-        raise Invalid(f"{name}, line 1: unknown columns: {', '.join(map(repr, unknown[:10]))}", _HEADER_HINT)
+        raise Invalid(f"{name}, line 1: unknown columns: {', '.join(map(repr, unknown[:10]))}", HEADER_HINT)
     if missing := [word for word in ("server", "timestamp") if word not in columns]:
-        raise Invalid(f"{name}, line 1: the column {' and '.join(missing)} is missing", _HEADER_HINT)
+        raise Invalid(f"{name}, line 1: the column {' and '.join(missing)} is missing", HEADER_HINT)
     if len(set(columns)) < len(columns) or len(columns) < 3:
-        raise Invalid(f"{name}, line 1: each column is named once, and one resource at least is measured", _HEADER_HINT)
+        raise Invalid(f"{name}, line 1: each column is named once, and one resource at least is measured", HEADER_HINT)
     return columns
-
-
-def _amount(where: str, resource: str, given: Any) -> float:
-    """One value; NaN for an empty cell. Sizes and rates may be text with a unit."""
-    if isinstance(given, str) and not given.strip():
-        return math.nan
-    value = _number(resource, given)
-    if value is None:
-        hint = "write a decimal point" if isinstance(given, str) and "," in given else f"{resource} is {EXPECTED[resource]}"
-        raise Invalid(f"{where}: {resource} is {str(given)[:40]!r}, expected {EXPECTED[resource].split(',')[0]}", hint)
-    if not 0 <= value <= LIMITS[resource]:
-        raise Invalid(
-            f"{where}: {resource} is {str(given)[:40]}, expected 0 to {LIMITS[resource]:.3g}",
-            f"{resource} is {EXPECTED[resource]}",
-        )
-    return value
-
-
-def _number(resource: str, given: Any) -> float | None:
-    if isinstance(given, bool) or not isinstance(given, int | float | str):
-        return None
-    try:
-        value = float(given) if "_" not in str(given) else math.nan
-    except (ValueError, OverflowError):
-        try:
-            value = float(_PARSERS[resource](str(given)))
-        except (Invalid, KeyError):
-            return None
-    return None if math.isnan(value) else value
 
 
 def _hours(where: str, resource: str, given: Any) -> list[float]:
@@ -263,28 +269,10 @@ def _hours(where: str, resource: str, given: Any) -> list[float]:
             f"{where}: {resource} has {len(given)} values, expected {HOURS}",
             "one for each hour of the week from Monday 00:00, or a single one",
         )
-    values = [_amount(where, resource, value) for value in given]
+    values = [parse_amount(where, resource, value) for value in given]
     if any(map(math.isnan, values)):
         raise Invalid(f"{where}: {resource} has an empty value", f"{resource} is {EXPECTED[resource]}")
     return values
-
-
-def _parse_moment(where: str, text: str) -> float:
-    """ISO 8601, or seconds since 1970. A time without an offset is UTC."""
-    try:
-        try:
-            moment = float(text) if "_" not in text else math.nan
-        except ValueError:
-            found = datetime.fromisoformat(text.strip())
-            moment = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-        if not 0 <= moment < 253402214400:  # the end of the year 9999, less a day for time zones
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise Invalid(
-            f"{where}: timestamp is {text[:40]!r}, expected a date and time",
-            "for example 2026-11-23T09:00:00Z (without an offset: UTC), or seconds since 1970",
-        ) from None
-    return moment
 
 
 def _parse_json(name: str, text: bytes) -> Any:

@@ -112,6 +112,12 @@ def parse_host(text: str) -> dict[str, float]:
     "--spare", type=click.IntRange(0, 16), default=0, help="How many hosts may fail with a place left for every server."
 )
 @click.option("--apart", multiple=True, metavar="NAME,NAME...", help="Servers that must not share a host; may be repeated.")
+@click.option(
+    "--server-cpus",
+    multiple=True,
+    metavar="NAME=N",
+    help="How many CPUs a server has whose file tells their share; may be repeated.",
+)
 @click.option("--timezone", default="UTC", help="Whose hours of the week: a name such as Europe/Berlin; UTC when not given.")
 @click.option(
     "--solver-seconds",
@@ -123,8 +129,8 @@ def parse_host(text: str) -> dict[str, float]:
 def consolidate_command(files: tuple[str, ...], **given: Any) -> None:
     """Say how many hosts measured servers need, which server goes onto which host, and what happens if a host fails.
 
-    FILE holds measurements as CSV (columns server, timestamp, cpu, memory, and where wanted disk, iops, network) or JSON; - is
-    stdin. Each server's measurements become its needs in every hour of the week, so servers that work at different hours share
+    FILE holds measurements as CSV (columns server, timestamp, cpu, memory, and where wanted disk, iops, network) or JSON, or is
+    what `sadf -d` or RVTools (vInfo) wrote; - is stdin. Each server's measurements become its needs in every hour of the week, so servers that work at different hours share
     a host. Ends with 4 when some server has no place.
 
     \b
@@ -132,6 +138,7 @@ def consolidate_command(files: tuple[str, ...], **given: Any) -> None:
       virtuary plan consolidate loads.csv --host cpus=16,memory=64GiB,network=1Gbit
       virtuary plan consolidate loads.csv --host cpus=16,memory=64GiB --headroom 20% --growth 30% --spare 1 --apart db1,db2
       virtuary plan consolidate loads.csv --host cpus=8,memory=32GiB --hosts 4 -o json
+      virtuary plan consolidate sysstat.csv RVTools_tabvInfo.csv --host cpus=32,memory=256GiB --server-cpus db1=4
     """
     wish = make_wish(files, given)
     plan = connect().call("POST", "/v1/plans/consolidation", wish)
@@ -145,11 +152,13 @@ def make_wish(files: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     from virtuary.base.measurements import Measurements
 
     zone = find_zone(given["timezone"])
-    measurements = Measurements()
+    measurements = Measurements(dict(map(_server_cpus, given["server_cpus"])))
     for file in files:
         with click.open_file(file, "rb") as handle:
             measurements.read("stdin" if file == "-" else file, cast(BinaryIO, handle))
     loads = measurements.loads(given["percentile"], zone)
+    for note in measurements.notes:
+        say(note)
     if assumed := sum(1 for load in loads if load.assumed):
         say(
             f"{assumed} of {len(loads)} servers were not measured in every hour of the week: such hours are taken as their highest"
@@ -162,6 +171,13 @@ def make_wish(files: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     kept = ("name", *given["host"])
     wish["servers"] = [{key: value for key, value in load.body().items() if key in kept} for load in loads]
     return wish
+
+
+def _server_cpus(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    if not name or not number.isascii() or not number.isdigit() or not 0 < int(number[:7]) <= LIMITS["cpu"]:
+        raise Invalid(f"{text[:40]!r} is no server and its number of CPUs", "for example --server-cpus db1=4")
+    return name, int(number)
 
 
 def find_zone(name: str) -> Any:
