@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from virtuary.base.errors import Failed, PeerAway, VirtuaryError
 from virtuary.base.known import RECORD, recorded, recording
 from virtuary.base.proc import identify, run
 from virtuary.model.bandwidth import Bandwidth, Rate
-from virtuary.network import bridge, ground, nft, routes, ruleset, shaping, within
+from virtuary.model.firewall import Match
+from virtuary.network import bridge, flows, ground, leases, nft, routes, ruleset, shaping, within
 from virtuary.network.ground import Host, Private
 
 pytestmark = pytest.mark.host
@@ -106,6 +108,19 @@ async def test_rules_and_bandwidth_are_taken_there_as_on_the_host(own: Private) 
         assert await own.call(shaping.apply, segment, leaf) == [], "the second time it is there"
     finally:
         os.close(handle)
+
+
+async def test_connections_and_leases_are_ended_there_as_on_the_host(own: Private, tmp_path: Path) -> None:
+    deny = Match("in", "deny", "any", ((1, 2),), (ip_network("10.0.0.0/8"), ip_network("fd00::/8")))
+    card = ruleset.Port(
+        "vtown", "vbown", "52:54:00:00:00:01", (ip_address("10.9.9.2"), ip_address("fd09::2")), frozenset({"ipv4"}), (deny,)
+    )
+    net = ruleset.Net("vbown", "nat", (ip_network("10.9.9.0/24"), ip_network("fd09::/64")))
+    way = ruleset.Forward("tcp", ip_address("10.0.2.15"), 8080, ip_address("10.9.9.2"), 80)
+    world = flows.World((net,), (card,), (way,), left=(ip_address("203.0.113.7"),))
+    assert await own.call(flows.end_those_over, world) == 0
+    gone = [leases.Taken("52:54:00:00:00:01", "10.9.9.2", "web1"), leases.Taken("", "fd09::2", "web1", 7, "00:01")]
+    assert await own.call(leases.release, str(tmp_path), "vbown", "10.9.9.1", gone), "nobody serves there, and nothing is leased"
 
 
 async def test_what_a_function_raises_is_raised_here(own: Private) -> None:

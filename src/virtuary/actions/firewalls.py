@@ -53,7 +53,7 @@ async def create(context: Context, wish: FirewallWish) -> Firewall:
 
 @decides
 async def change(context: Context, name: str, wish: FirewallChange, revision: int | None = None) -> Firewall:
-    """Change a firewall group while servers are attached to it; open connections stay. Raises NotFound for peers that are not there,
+    """Change a firewall group while servers are attached to it; open connections that it allows no more end. Raises NotFound for peers that are not there,
     Stale when `revision` is not current."""
     waits, takes = turn(context)
     group = find(context.store, name)

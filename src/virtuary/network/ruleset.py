@@ -2,7 +2,7 @@
 
 `render` is pure: values in, one nftables script out. The script replaces the two tables of ours in one transaction and
 touches nothing else. Interface names, MACs and addresses are checked here once more; no text that a user chose ever
-stands in the script. Connections that are open stay open when rules change.
+stands in the script. Connections that are open pass when rules change; network/flows.py ends those that would not begin any more.
 
 What must be true around it, and is the work of who makes bridges: on networks of kind `nat` and `isolated` the bridge
 answers ARP itself (proxy_arp_pvlan, proxy_delay 0) and IPv6 addresses are on no link, so packets between servers pass

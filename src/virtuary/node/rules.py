@@ -17,7 +17,7 @@ from virtuary.base.log import say
 from virtuary.model.firewall import Match, resolve_all
 from virtuary.model.network import Network
 from virtuary.model.reach import card_of, members_of
-from virtuary.network import obstacles, ruleset, uplink
+from virtuary.network import flows, obstacles, ruleset, uplink
 
 if TYPE_CHECKING:
     from virtuary.node.networks import Member, Networks
@@ -39,6 +39,8 @@ class Wanted(NamedTuple):
     left_out: dict[str, str]
     led_in: tuple[uplink.Held, ...] = ()
     """Ports of the host that are led into a user's own networks, and by the ruleset from there to servers."""
+    world: flows.World = flows.World()
+    """What the ruleset is made of."""
 
 
 class Rules:
@@ -53,6 +55,8 @@ class Rules:
         """Bridges in whose way no other firewall is; None when that has to be looked at."""
         self.left_out: dict[str, str] = {}
         """Why something is not as its document wants it, by what: the id of a network, the tap of a NIC, something published."""
+        self._world: flows.World | None = None
+        """What the rules are made of by which tracked connections were judged last."""
         self._led_in: tuple[uplink.Held, ...] | None = None
         """None where there is no network that needs a way out."""
         self._wake = asyncio.Event()
@@ -128,6 +132,7 @@ class Rules:
             if mark != self._applied and (self._applied is not None or not await self.is_applied(mark)):
                 await self._load(wanted.script)
                 say(logger, "rules", mark=mark)
+            await self._end_flows(wanted.world)
             self._applied, self._facts, self._led_in = mark, facts, wanted.led_in
 
     async def _load(self, script: str) -> None:
@@ -142,6 +147,19 @@ class Rules:
                 self._note.unlink(missing_ok=True)
             raise
         crashpoint("rules.after_apply")
+
+    async def _end_flows(self, world: flows.World) -> None:
+        """End the connections that are open and would not begin any more, where rules became narrower, or nobody knows whether they did."""
+        before, self._world = self._world, world
+        if before and not world.narrows(before):
+            return
+        try:
+            count = await self._networks.ground.call(flows.end_those_over, world.after(before or flows.World()))
+        except OSError as error:
+            say(logger, "tracked connections can't be ended", logging.WARNING, why=error.strerror)
+            return
+        if count:
+            say(logger, "connections ended that the rules allow no more", count=count)
 
     async def _take_away(self) -> None:
         """Remove all that is ours from the packet filter, also what a daemon before this one did not come to remove."""
@@ -221,7 +239,8 @@ class Rules:
             pairs = uplink.lead(forwards)
             led_in, forwards = tuple(held for held, _ in pairs), [forward for _, forward in pairs]
         led = ruleset.sift_led(nets, cards, forwards, [item for member in whole for item in externals_of(member)])
-        return Wanted(ruleset.render(nets, cards, led.forwards, led.externals), {**faults, **led.faults}, led_in)
+        world = flows.World(tuple(nets), tuple(cards), tuple(led.forwards), tuple(led.externals))
+        return Wanted(ruleset.render(nets, cards, led.forwards, led.externals), {**faults, **led.faults}, led_in, world)
 
     def _rules_of(self, members: list[Member], networks: Mapping[str, Network]) -> dict[tuple[str, ...], tuple[Match, ...]]:
         """The rules of every list of groups that a NIC is attached to, resolved once however many share it."""
