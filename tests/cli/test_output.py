@@ -25,6 +25,7 @@ RAW = {
     "gather.py": "a table for programs",
     "main.py": "closes a broken pipe",
     "output.py": "the door",
+    "progress.py": "the live line of a copy",
     "top.py": "the screen",
 }
 

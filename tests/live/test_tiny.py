@@ -220,6 +220,30 @@ def test_cp_takes_files_and_folders_both_ways(instance: Instance, one: str, tmp_
     assert instance.ok("cp", f"{one}:/root/site/deep/er", "-").out == "down here"
 
 
+def test_cp_takes_several_patterns_and_streams(instance: Instance, one: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1")
+    (tmp_path / "b.txt").write_text("2")
+    instance.in_guest(one, "mkdir /root/in; mkfifo /root/in/pipe")
+    instance.ok("cp", "-r", f"{tmp_path}/a.txt", f"{tmp_path}/b.txt", f"{one}:in")
+    instance.ok("cp", "-", f"{one}:~/in/c.log", stdin=b"streamed")
+    instance.ok("cp", "/proc/cpuinfo", f"{one}:in/")
+    (tmp_path / "out").mkdir()
+    instance.ok("cp", f"{one}:in/*.txt", f"{one}:~/in/c.log", f"{one}:/proc/version", str(tmp_path / "out"))
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir() if path.name != "version"} == {
+        "a.txt": "1", "b.txt": "2", "c.log": "streamed",
+    }  # fmt: skip
+    assert "Linux" in (tmp_path / "out/version").read_text() and "processor" in instance.in_guest(one, "cat /root/in/cpuinfo")
+    for words, told in (
+        ((f"{one}:in/*.no", str(tmp_path)), "nothing in the server is called in/*.no"),
+        ((f"{one}:in/pipe", str(tmp_path)), "is a pipe"),
+        ((f"{tmp_path}/a.txt", f"{one}:/typo/x"), "there is no folder /typo"),
+        ((f"{one}:in/a.txt", f"{tmp_path}/typo/"), "there is no folder"),
+    ):
+        said = instance.run("cp", *words)
+        assert said.status and told in said.err, said
+    instance.in_guest(one, "rm -r /root/in")
+
+
 def test_cp_writes_nothing_but_its_target_whatever_the_guest_sends(instance: Instance, one: str, tmp_path: Path) -> None:
     victim, out = tmp_path / "victim", tmp_path / "out"
     victim.mkdir()

@@ -1,19 +1,22 @@
 """The command cp: files and folders into and out of a server, by tar over SSH.
 
-Into a server the user's own files go as they are. Out of it comes what the root user of the guest chooses to send: it is unpacked by
+Into a server the user's own files go, packed by cli/packing.py. Out of it comes what the root user of the guest chooses to send: it is unpacked by
 cli/unpacking.py, beneath the folder that the user named and nowhere else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import re
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from io import BufferedReader
@@ -22,41 +25,73 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import click
 
 from virtuary.base.beneath import Beneath, Path, named, write_all
-from virtuary.base.errors import Failed, Invalid, NotFound, Refused, of_system
+from virtuary.base.errors import Failed, Invalid, NotFound, Refused, VirtuaryError, of_system
 from virtuary.base.tar import Archive, Entry
 from virtuary.base.text import shown
-from virtuary.cli.login import ssh_command, wait_for_ssh
+from virtuary.cli.login import leave_login, ssh_command, wait_for_ssh
 from virtuary.cli.output import say
-from virtuary.cli.unpacking import Unpacking
+from virtuary.cli.packing import Packing, own_name
+from virtuary.cli.progress import Progress, Watched
+from virtuary.cli.remote import GET, HOME, LIST, PUT, PUT_STREAM, remote
+from virtuary.cli.unpacking import TOLD_CAP, Unpacking
 from virtuary.client.start import connect
 
+_FUTURE = re.compile(rb"tar: .*: time stamp .* in the future\n")
+"""What GNU tar says of clocks that differ by a moment."""
 _DESCRIPTORS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,4})")
 
 
 @click.command()
-@click.argument("source")
-@click.argument("target")
-def cp_command(source: str, target: str) -> None:
-    """Copy a file or a folder into or out of a server. Out of it to `-` writes a file to standard output.
+@click.argument("paths", nargs=-1, required=True, metavar="SOURCE... TARGET")
+@click.option(
+    "-r",
+    "-R",
+    "-a",
+    "-p",
+    "--recursive",
+    "habit",
+    is_flag=True,
+    help="For those used to it: folders are always copied with all in them.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+def cp_command(paths: tuple[str, ...], habit: bool, quiet: bool) -> None:
+    """Copy files and folders into or out of a server. `-` stands for standard input and output.
 
-    Out of a server come files, folders and links, without owners and set-user-ID bits; devices, pipes and sockets are left out. Nothing outside
-    the target is read or written: links that are there already are not followed, but for the target itself.
+    A target that is a folder receives the copies under their own names; else the one copy gets its name, and the folder it goes to must be there. In
+    paths of a server ~ is the home folder, and * ? [] choose files, in quotes. A link that is named itself is followed; links in folders stay
+    links, and devices, pipes and sockets are left out, which is said. Copies belong to whoever is logged in there, or to you here, without
+    set-user-ID bits. Out of a server nothing outside the target is read or written: links that are there already are not followed, but for the
+    target itself.
 
     \b
     Examples:
-      virtuary cp site web1:/var/www/
+      virtuary cp site index.html web1:/var/www/
+      virtuary cp 'web1:/var/log/*.log' logs
       virtuary cp web1:/etc/hosts .
+      tar -c site | virtuary cp - web1:site.tar
     """
-    there, here = _split(source), _split(target)
-    if bool(there) == bool(here):
-        raise Invalid("exactly one side must be in a server", "virtuary cp FILE web1:/path, or virtuary cp web1:/path FILE")
+    if len(paths) < 2:
+        raise Invalid("a source and a target are needed", "virtuary cp FILE web1:/path, or virtuary cp web1:/path FILE")
+    *sources, target = paths
+    there, here = [_split(source) for source in sources], _split(target)
+    if here and not any(there):
+        server = here[0]
+    elif not here and all(there) and len({place[0] for place in there if place}) == 1:
+        server = next(place[0] for place in there if place)
+    else:
+        raise Invalid(
+            "exactly one side must be in a server, and all sources in the same one",
+            "virtuary cp FILE web1:/path, or virtuary cp web1:/path FILE; a file whose name has a colon is ./NAME",
+        )
     heed_ends()
-    wire = connect()
-    if here:
-        copy_in(wait_for_ssh(wire, here[0], 60), source, here[1])
-    elif there:
-        copy_out(wait_for_ssh(wire, there[0], 60), there[1], target)
+    progress = Progress(quiet)
+    with contextlib.closing(progress):
+        way = wait_for_ssh(connect(), server, 60)
+        if here:
+            copy_in(way, sources, here[1], progress)
+        else:
+            copy_all_out(way, [place[1] for place in there if place], target, progress)
 
 
 def heed_ends() -> None:
@@ -76,50 +111,143 @@ def _split(text: str) -> tuple[str, str] | None:
     return (name, path or ".") if colon and "/" not in name and name else None
 
 
-# Runs in the guest: unpack into the target when it is a folder or is meant as one, else rename what was unpacked to it.
-_PUT = """set -e
-t={target}
-if [ -d "$t" ]; then tar -xf - -C "$t"
-else case "$t" in */) mkdir -p "$t"; tar -xf - -C "$t";;
-*) d=$(dirname "$t"); w=$(mktemp -d "$d/.virtuary-XXXXXX"); trap 'rm -rf "$w"' EXIT; tar -xf - -C "$w"; mv "$w"/{base} "$t";; esac; fi
-"""
-# Runs in the guest: what was named is followed if it is a link; links in a folder are sent as links.
-_GET = """p={source}
-if [ -d "$p" ]; then CDPATH= cd -- "$p" && exec tar -cf - .; fi
-exec tar -chf - -C "$(dirname -- "$p")" -- "$(basename -- "$p")"
-"""
+LIST_CAP = 1024 * 1024
 
 
-def copy_in(way: dict[str, Any], source: str, target: str) -> None:
-    """Send a file or folder of the user's, which is what the guest unpacks."""
-    if not os.path.exists(source):
-        raise NotFound(f"there is no file {source!r} here")
-    folder, base = os.path.split(os.path.abspath(source))
-    script = _PUT.format(target=shlex.quote(target), base=shlex.quote(base))
-    with (
-        subprocess.Popen(["tar", "-C", folder, "-cf", "-", "--", base], stdout=subprocess.PIPE) as tar,
-        _logged_in(way, script, stdin=tar.stdout) as remote,
-    ):
-        assert tar.stdout
-        tar.stdout.close()
-        if remote.wait() or tar.wait():
-            raise _failure(source)
+def copy_in(way: dict[str, Any], sources: list[str], target: str, progress: Progress | None = None) -> None:
+    """Send files and folders of the user's, which is what the guest unpacks. Raises Failed when not all of it is there then."""
+    progress = progress or Progress(quiet=True)
+    if "-" in sources:
+        return _stream_in(way, sources, target, progress)
+    missing = [source for source in sources if not os.path.lexists(source)]
+    if missing:
+        raise NotFound(f"there is no file {missing[0]!r} here")
+    name = own_name(sources[0])
+    folder = os.path.isdir(sources[0])
+    script = PUT.format(target=remote(target), many=int(len(sources) > 1), folder=int(folder), base=shlex.quote(name))
+    with _logged_in(way, script, stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        packing = Packing(process.stdin, progress.tell)  # type: ignore[arg-type]
+        failed: list[VirtuaryError] = []
+        try:
+            for source in sources:
+                try:
+                    packing.add(source)
+                except (NotFound, Refused) as error:
+                    failed.append(error)
+            if len(failed) == len(sources):
+                process.terminate()
+                raise failed[0]
+            packing.close()
+            process.stdin.close()
+        except BrokenPipeError:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        status = process.wait()
+    progress.close()
+    _tell_packed(packing, failed)
+    if status or failed or packing.refused:
+        raise _failure(", ".join(sources))
 
 
-def copy_out(way: dict[str, Any], source: str, target: str) -> None:
-    """Fetch a file or folder. Raises Failed or Refused when not all of it is there then."""
-    with _logged_in(way, _GET.format(source=shlex.quote(source)), stdout=subprocess.PIPE) as remote:
-        assert isinstance(remote.stdout, BufferedReader)
-        if not remote.stdout.peek(1):
+def _stream_in(way: dict[str, Any], sources: list[str], target: str, progress: Progress) -> None:
+    """Standard input becomes a file there."""
+    if len(sources) > 1:
+        raise Invalid("standard input can't be copied together with files", "copy it by a command of its own")
+    with _logged_in(way, PUT_STREAM.format(target=remote(target)), stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            while data := os.read(0, 256 * 1024):
+                process.stdin.write(data)
+                progress.tell("standard input", len(data))
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        if process.wait():
+            raise _failure("standard input")
+
+
+def _tell_packed(packing: Packing, failed: list[VirtuaryError]) -> None:
+    _tell_some("left out", packing.special)
+    _tell_some("kept as links that lead out of what was copied", packing.leading_out)
+    for sentence in [*(error.sentence for error in failed), *packing.refused[:TOLD_CAP]]:
+        say(f"not copied: {sentence}")
+
+
+def _tell_some(what: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} others" if len(names) > 3 else ""
+        say(f"{what}: {', '.join(names[:3])}{more}")
+
+
+def copy_all_out(way: dict[str, Any], sources: list[str], target: str, progress: Progress) -> None:
+    """Fetch several files and folders, or those that patterns stand for. What can't be had is told, and the rest is copied."""
+    shared = None
+    if len(sources) > 1 or any(_is_pattern(source) for source in sources):
+        shared = tempfile.mkdtemp(prefix="virtuary-cp-")  # one login serves all of them
+        way = way | {"share": f"{shared}/login"}
+    try:
+        found = [each for source in sources for each in (_list(way, source) if _is_pattern(source) else [source])]
+        if len(found) > 1 and not os.path.isdir(target) and not _is_sink(target):
+            raise NotFound(f"there is no folder {target!r} here", "several files are copied into a folder that is there")
+        failures = []
+        for source in found:
+            try:
+                copy_out(way, source, target, progress)
+            except VirtuaryError as error:
+                if len(found) == 1:
+                    raise
+                progress.pause()
+                say(f"error: {error.sentence}")
+                failures.append(source)
+        if failures:
+            raise _failure(f"{len(failures)} of {len(found)}")
+    finally:
+        if shared:
+            leave_login(way)
+            shutil.rmtree(shared, ignore_errors=True)
+
+
+def _is_pattern(path: str) -> bool:
+    return any(letter in path for letter in "*?[")
+
+
+def _list(way: dict[str, Any], pattern: str) -> list[str]:
+    """The paths that a pattern stands for in the server. Their names must be what was asked for, or a server could choose what is written here."""
+    last = pattern.rpartition("/")[2]
+    home = HOME.match(pattern)
+    source = f'"$HOME"{shlex.quote(pattern[1:])}' if home and home[0] == "~" else remote(pattern)
+    with _logged_in(way, LIST.format(source=source), stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        told = process.stdout.read(LIST_CAP + 1)
+        process.stdout.close()
+        status = process.wait()
+    paths = [os.fsdecode(path) for path in told.split(b"\0") if path]
+    if len(told) > LIST_CAP or status:
+        raise Failed(f"what {pattern} stands for could not be had")
+    if not paths:
+        raise NotFound(f"nothing in the server is called {pattern}")
+    for path in paths:
+        name = own_name(path)
+        if not (fnmatch.fnmatchcase(name, last) or path == pattern) or (name.startswith(".") and not last.startswith(".")):
+            raise Refused(f"the server says that {shown(path)!r} is called {pattern}")
+    return paths
+
+
+def copy_out(way: dict[str, Any], source: str, target: str, progress: Progress | None = None) -> None:
+    """Fetch a file or folder. Raises Failed, Refused or NotFound when not all of it is there then."""
+    progress = progress or Progress(quiet=True)
+    with _logged_in(way, GET.format(source=remote(source)), stdout=subprocess.PIPE) as process:
+        assert isinstance(process.stdout, BufferedReader)
+        if not process.stdout.peek(1):
             raise _failure(source)
         try:
-            unpack(remote.stdout, source, target)
+            unpack(Watched(process.stdout, source, progress), source, target)  # type: ignore[arg-type]
         except BrokenPipeError:
             raise
         except OSError as error:
             raise of_system(error) from error
-        remote.stdout.close()
-        if remote.wait():
+        process.stdout.close()
+        if process.wait():
             raise _failure(source)
 
 
@@ -130,7 +258,9 @@ def _logged_in(
     """A script that runs in a server, for as long as this. What it complains of is shown without what would steer a terminal."""
     complaints, theirs = os.pipe()
     with open(theirs, "wb") as stderr:
-        process = subprocess.Popen(ssh_command(way, script), stdin=stdin, stdout=stdout, stderr=stderr)
+        process = subprocess.Popen(
+            ssh_command(way, f"exec sh -c {shlex.quote(script)}"), stdin=stdin, stdout=stdout, stderr=stderr
+        )
     relay = threading.Thread(target=_relay, args=(complaints,), daemon=True)
     relay.start()
     with process:
@@ -146,7 +276,8 @@ def _logged_in(
 def _relay(complaints: int) -> None:
     with open(complaints, "rb") as lines:
         while line := lines.readline(4096):
-            say(shown(line))
+            if not _FUTURE.fullmatch(line):
+                say(shown(line))
 
 
 def _failure(what: str) -> Failed:
@@ -160,17 +291,16 @@ class Place(NamedTuple):
     path: Path
 
 
-def find_place(source: str, target: str) -> Place:
-    """The place of a copy of `source`: in the folder `target`, or beside others as `target`. Folders before it are made."""
-    name = os.fsencode(os.path.basename(source.rstrip("/")))
-    own = () if name in (b"", b".", b"..") else (name,)
+def find_place(source: str, target: str, folder: bool) -> Place:
+    """The place of a copy of `source`: in the folder `target`, or beside others as `target`, in a folder that is there. Raises NotFound."""
+    name = os.fsencode(own_name(source))
     if os.path.isdir(target):
-        return Place(target, own)
-    folder, base = (
-        (target, own) if target.endswith("/") else (os.path.dirname(target) or ".", (os.fsencode(os.path.basename(target)),))
-    )
-    os.makedirs(folder, exist_ok=True)
-    return Place(target, own) if os.path.isdir(target) else Place(folder, base)
+        return Place(target, () if name == b"." else (name,))
+    missing = target if target.endswith("/") and not folder else os.path.dirname(target.rstrip("/")) or "."
+    base = os.fsencode(os.path.basename(target.rstrip("/")))
+    if missing == target or not os.path.isdir(missing) or base in (b"", b".", b".."):
+        raise NotFound(f"there is no folder {missing!r} here", f"mkdir {shlex.quote(missing)}")
+    return Place(missing, (base,))
 
 
 def unpack(stream: BinaryIO, source: str, target: str) -> None:
@@ -185,7 +315,7 @@ def unpack(stream: BinaryIO, source: str, target: str) -> None:
     if _is_sink(target):
         _pour(first, archive, source, target)
     else:
-        _unpack_at(find_place(source, target), first, archive, entries, source)
+        _unpack_at(find_place(source, target, first.kind == "folder"), first, archive, entries, source)
     if more := next(entries, None):
         raise Failed(f"the server sent {named(more.name)} where one file was asked for")
 
@@ -231,6 +361,7 @@ def _tell(unpacking: Unpacking, source: str) -> None:
     if unpacking.left_out:
         names = ", ".join(unpacking.special) + (" and others" if unpacking.left_out > len(unpacking.special) else "")
         say(f"{unpacking.left_out} special file{'s were' if unpacking.left_out > 1 else ' was'} left out: {names}")
+    _tell_some("kept as links that lead out of what was copied", unpacking.leading_out)
     for sentence in unpacking.told:
         say(f"not copied: {sentence}")
     if unpacking.refused:

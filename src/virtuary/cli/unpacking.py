@@ -6,11 +6,13 @@ here stands what becomes of it. Links are made when all else is there. What is r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from virtuary.base.beneath import Beneath, Path, named, split
 from virtuary.base.errors import Failed, Refused
 from virtuary.base.tar import Archive, Entry
+from virtuary.cli.packing import leads_out
 
 HELD_CAP = 256 * 1024 * 1024
 """Bytes of names that are held until the end: those of folders and links."""
@@ -30,6 +32,8 @@ class Unpacking:
         self.special: list[str] = []
         """The first names of what was left out because it is neither file nor folder nor link."""
         self.left_out = 0
+        self.leading_out: list[str] = []
+        """Links that lead to what was not copied with them and is not here."""
         self.told: dict[str, None] = {}
         """Sentences about what was refused, each once, not all of them."""
         self.refused = 0
@@ -91,11 +95,17 @@ class Unpacking:
         if len(self.told) < TOLD_CAP:
             self.told[error.sentence] = None
 
+    def _look_where_it_leads(self, path: Path, target: str) -> None:
+        inside = os.fsdecode(b"/".join(path[len(self._into) :]))
+        if leads_out(inside, target) and not (target.startswith("/") and os.path.lexists(target)):
+            self.leading_out.append(named(path))
+
     def _settle(self) -> None:
         """Links, then what folders are to be, those that lie deepest first."""
         for path, entry in self._links.items():
             try:
                 self._beneath.link(path, entry.target, entry.modified)
+                self._look_where_it_leads(path, os.fsdecode(entry.target))
             except Refused as error:
                 self._refuse(error)
         for path in sorted(self._folders, key=len, reverse=True):
