@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -230,6 +231,40 @@ async def test_of_those_who_ask_at_once_for_the_same_one_gets_it(ctx: Context) -
     said = await asyncio.gather(*asked, return_exceptions=True)
     assert sum(isinstance(one, Network) for one in said) == sum(isinstance(one, Vm) for one in said) == 1
     assert all(isinstance(one, Conflict) for one in said if isinstance(one, Exception))
+
+
+def published(address: str, host: int = 8080) -> dict[str, Any]:
+    return {"publish": [{"address": address, "host": host, "guest": 80}]}
+
+
+async def test_a_port_is_one_servers_on_each_address(ctx: Context) -> None:
+    await server(ctx, "one", LAN, **published("127.0.0.1"))
+    await server(ctx, "two", LAN, **published("127.0.0.2"))
+    for address in ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(Conflict, match="port 8080/tcp is published by one already"):
+            await server(ctx, "three", LAN, **published(address))
+    await server(ctx, "six", LAN, **published("::"))
+
+
+async def test_a_port_that_a_program_of_the_host_has_is_refused_at_each_start(ctx: Context) -> None:
+    with socket.socket() as program:
+        program.bind(("127.0.0.1", 0))
+        number = program.getsockname()[1]
+        program.close()
+        await server(ctx, "one", LAN, **published("127.0.0.1", number))
+    with socket.socket() as program:
+        program.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        program.bind(("127.0.0.1", number))
+        program.listen()
+        with pytest.raises(Conflict, match=f"port {number}/tcp is in use on this host by another program"):
+            await vms.power(ctx, "one", "start")
+        ours = replace(ctx, held=lambda: {("tcp", "127.0.0.1", number)})
+        await vms.power(ours, "one", "start")
+
+
+async def test_an_address_that_is_not_the_hosts_is_refused(ctx: Context) -> None:
+    with pytest.raises(Invalid, match=r"8080/tcp can't be had: 192\.0\.2\.77 is no address of this host"):
+        await server(ctx, "one", LAN, **published("192.0.2.77"))
 
 
 async def test_who_comes_back_from_the_trash_starts_only_with_ports_that_nobody_took(ctx: Context) -> None:

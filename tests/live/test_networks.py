@@ -58,6 +58,25 @@ def test_a_server_that_was_just_launched_stays_reachable(lan: Instance, place: P
         lan.ok("delete", "fresh", "--now", "--force", "--yes")
 
 
+def test_a_published_port_is_held_and_one_that_a_program_has_is_refused(lan: Instance, place: Place, one: str) -> None:
+    take = "import socket,sys\ns=socket.socket()\ns.bind(('',int(sys.argv[1])))\ns.listen()\nprint(flush=True)\nsys.stdin.read()"
+    done = subprocess.run(
+        ["ip", "netns", "exec", place.host, "python3", "-c", take, "8007"], capture_output=True, text=True, timeout=20
+    )
+    assert "Address already in use" in done.stderr, "who comes later fails, and does not wait for calls that never come"
+    lan.ok("create", "tiny", "late", "-p", "8099:7")
+    program = subprocess.Popen(
+        ["ip", "netns", "exec", place.host, "python3", "-c", take, "8099"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert program.stdout and program.stdout.readline()
+        said = lan.run("start", "late")
+        assert said.status == 4 and "port 8099/tcp is in use on this host by another program" in said.err
+    finally:
+        program.communicate()
+        lan.ok("delete", "late", "--now", "--yes")
+
+
 def test_the_address_of_a_deleted_server_is_the_next_ones_at_once(lan: Instance) -> None:
     lan.ok("network", "create", "small", "--ipv4", "10.99.0.0/29")
     fillers = [f"filler{number}" for number in range(4)]

@@ -42,6 +42,9 @@ class Context:
     leased: Callable[[str], Mapping[str, str]] = lambda network_id: {}
     """The MAC of who has a lease of an IPv4 address of a network, by address, where the caller can look."""
 
+    held: Callable[[], Collection[tuple[str, str, int]]] = tuple
+    """Ports of the host that are held because servers publish them (protocol, address, port), where the caller can look."""
+
     async def commit(
         self,
         expect: Mapping[str, int],

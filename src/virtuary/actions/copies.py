@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from virtuary.actions import nics, served
+from virtuary.actions import nics, ports, served
 from virtuary.actions.context import Context, check_free, decides, find_vm, new_operation, raise_all, turn
-from virtuary.actions.vms import checked, new_name, ports, room
+from virtuary.actions.vms import checked, new_name, room
 from virtuary.base.errors import Busy, Conflict, Invalid, VirtuaryError
 from virtuary.base.units import format_size
 from virtuary.model.image import Image
@@ -49,7 +49,7 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     }  # fmt: skip
     spec = checked(lambda: VmSpec.model_validate(fields))
     disk = VmStatus(disk_size=spec.disk or source.status.disk_size)
-    blockers += [*room(context, Vm(meta=source.meta, spec=spec, status=disk)), *ports(store, spec.publish, None)]
+    blockers += [*room(context, Vm(meta=source.meta, spec=spec, status=disk)), *ports.taken(context, spec.publish, None)]
     blockers += naming
     vm = Vm(meta=meta, spec=spec)
     params = {"source": source.id, "mode": wish.mode, "layer": new_id()}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from virtuary.actions import account, firewalls, images, nics, served
+from virtuary.actions import account, firewalls, images, nics, ports, served
 from virtuary.actions.context import (
     Context,
     active,
@@ -31,7 +29,7 @@ from virtuary.model.image import Image
 from virtuary.model.meta import Meta, check_name, invalid, utcnow
 from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
-from virtuary.model.vm import Publish, Vm, VmChange, VmSpec, VmWish, default_memory
+from virtuary.model.vm import Vm, VmChange, VmSpec, VmWish, default_memory
 from virtuary.store.api import Store
 
 SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")
@@ -63,7 +61,7 @@ def draft(context: Context, wish: VmWish) -> Draft:
     spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics))
     vm = Vm(meta=meta, spec=spec)
     blockers += room(context, vm.but(status=vm.status.but(disk_size=spec.disk or image.status.virtual_size)))
-    blockers += ports(store, spec.publish, None)
+    blockers += ports.taken(context, spec.publish, None)
     if image.status.state == "ready" and spec.disk is not None and spec.disk < image.status.virtual_size:
         needed = format_size(image.status.virtual_size)
         blockers.append(
@@ -176,45 +174,6 @@ def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]
     return blockers
 
 
-def ports(store: Store, publish: tuple[Publish, ...], own: Vm | None, *, starting: bool = False) -> list[VirtuaryError]:
-    """Published ports that another server or another program holds; what `own` publishes already is its own.
-
-    `starting`: of those that run or shall run alone. One that comes back from the trash may find that another has its ports
-    meanwhile, and whichever of them is started first has them.
-    """
-    blockers: list[VirtuaryError] = []
-    held: dict[tuple[int, str, int], str] = {}
-    for record in store.list("vm/").records:
-        vm = Vm.load(record.value, record.revision)
-        holds = vm.spec.power != "stopped" or vm.status.runtime is not None or not starting
-        if holds and not (own and vm.id == own.id) and not vm.meta.deleted:
-            held |= {port.place: vm.name for port in vm.spec.publish}
-    for port in publish:
-        name = f"port {port.host}/{port.protocol}"
-        if holder := held.get(port.place):
-            another = (
-                f"virtuary set {own.name} publishes another, virtuary stop {holder} frees it"
-                if own and starting
-                else "choose another port"
-            )
-            blockers.append(Conflict(f"{name} is published by {holder} already", another))
-        elif not (own and port in own.spec.publish) and _in_use(port):
-            blockers.append(Conflict(f"{name} is in use on this host by another program", "choose another port"))
-    return blockers
-
-
-def _in_use(port: Publish) -> bool:
-    family = socket.AF_INET6 if ipaddress.ip_address(port.address).version == 6 else socket.AF_INET
-    kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
-    with socket.socket(family, kind) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((port.address, port.host))
-        except OSError:
-            return True
-    return False
-
-
 # ---- power
 
 
@@ -232,7 +191,7 @@ async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[
     status = vm.status.but(crashes=()) if deed == "start" else vm.status
     changed = vm.but(spec=vm.spec.but(power=wanted, restarts=restarts), status=status)
     if deed == "start":
-        raise_all([*room(context, changed, vm), *ports(context.store, vm.spec.publish, vm, starting=True)])
+        raise_all([*room(context, changed, vm), *ports.taken(context, vm.spec.publish, vm, starting=True)])
     operation = new_operation(context, deed, vm, **params)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
     puts = {vm.key: changed.dump(), **{item.key: _cancelled(item, deed).dump() for item in ended}, **takes}
@@ -309,7 +268,7 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> Change:
         blockers.append(
             Invalid(f"the disk of {vm.name} is {format_size(size)}: disks only grow", "copy what is needed to a smaller server")
         )
-    blockers += ports(context.store, spec.publish, vm)
+    blockers += ports.taken(context, spec.publish, vm)
     blockers += served.unfit(context, vm.id, vm.name, spec.nics, joined.networks.values()) if wish.nics is not None else []
     meta = vm.meta.but(labels=vm.meta.labels if labels is None else labels)
     if waits_for_start(vm, spec):

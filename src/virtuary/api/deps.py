@@ -60,7 +60,16 @@ def _context(request: Request, idempotency_key: str | None, body: bytes) -> Cont
     site = found.node.site
     free = shutil.disk_usage(site.paths.vms).free
     return Context(
-        found.store, request.state.actor, site.host_id, touch, mark, free, touch.routed, touch.own_addresses, site.networks.leased
+        found.store,
+        request.state.actor,
+        site.host_id,
+        touch,
+        mark,
+        free,
+        touch.routed,
+        touch.own_addresses,
+        site.networks.leased,
+        site.networks.held,
     )
 
 

@@ -33,13 +33,22 @@ def every(wire: Wire, target: str, **query: Any) -> list[dict[str, Any]]:
 
 
 def ports_of(vm: dict[str, Any]) -> str:
-    """Published ports, each with the address it is published on, but those that are on all."""
-    found = []
+    """Published ports, ranges as such, each with the address it is published on, but those that are on all."""
+    ranges: list[tuple[dict[str, Any], int]] = []
     for port in vm["spec"]["publish"]:
-        address = f"[{port['address']}]" if ":" in port["address"] else port["address"]
-        where = "" if address == "0.0.0.0" else f"{address}:"  # noqa: S104
-        found.append(f"{where}{port['host']}→{port['guest']}" + ("/udp" if port["protocol"] == "udp" else ""))
-    return ", ".join(found)
+        first, count = ranges[-1] if ranges else (port, 0)
+        if count and port == {**first, "host": first["host"] + count, "guest": first["guest"] + count}:
+            ranges[-1] = first, count + 1
+        else:
+            ranges.append((port, 1))
+    return ", ".join(_shown(first, count) for first, count in ranges)
+
+
+def _shown(first: dict[str, Any], count: int) -> str:
+    address = f"[{first['address']}]" if ":" in first["address"] else first["address"]
+    where = "" if address == "0.0.0.0" else f"{address}:"  # noqa: S104
+    host, guest = (f"{port}-{port + count - 1}" if count > 1 else f"{port}" for port in (first["host"], first["guest"]))
+    return f"{where}{host}→{guest}" + ("/udp" if first["protocol"] == "udp" else "")
 
 
 @click.command()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from virtuary.base.errors import Invalid
+from virtuary.base.ports import MOST
 from virtuary.base.units import MIB, parse_bandwidth, parse_duration, parse_size
 from virtuary.cli.output import output_option
 
@@ -76,7 +78,8 @@ SHAPE = options(
         "-p",
         multiple=True,
         metavar="[ADDRESS:]HOST:GUEST[/udp]",
-        help="A port of this host that leads to the guest: on 127.0.0.1, or on ADDRESS; 0.0.0.0 is all, [::] all of IPv6.",
+        help="A port of this host that leads to the guest: on 127.0.0.1, or on ADDRESS; 0.0.0.0 is all, [::] all of IPv6. "
+        "Ranges such as 8000-8010:8000-8010 too.",
     ),
     click.option(
         "--network",
@@ -103,18 +106,26 @@ BIRTH = options(
 DETACH = click.option("--detach", "-d", is_flag=True, help="Do not wait; print the operation's id.")
 
 
-def parse_publish(text: str) -> dict[str, Any]:
-    """`[ADDRESS:]HOST:GUEST[/udp]` as the API wants it; raises Invalid."""
+_PUBLISH = re.compile(r"(?:(?P<address>.+):)?(?P<host>[0-9]+)(?:-(?P<last>[0-9]+))?:(?P<guest>[0-9]+)(?:-(?P<end>[0-9]+))?")
+
+
+def parse_publish(text: str) -> list[dict[str, Any]]:
+    """`[ADDRESS:]HOST:GUEST[/udp]` as the API wants it, or both ranges FIRST-LAST of the same length; raises Invalid."""
     rest, _, protocol = text.partition("/")
-    address, _, ports = rest.rpartition(":")
-    head, _, host = address.rpartition(":")
-    fields = {"host": host if head else address, "guest": ports}
-    if not (fields["host"].isdigit() and fields["guest"].isdigit()) or protocol not in ("", "tcp", "udp"):
-        raise Invalid(f"{text!r} is not HOST:GUEST", "for example --publish 8080:80, 127.0.0.1:53:53/udp or 0.0.0.0:443:443")
-    wish: dict[str, Any] = {"host": int(fields["host"]), "guest": int(fields["guest"]), "protocol": protocol or "tcp"}
-    if head:
-        wish["address"] = head.strip("[]")
-    return wish
+    found = _PUBLISH.fullmatch(rest)
+    if protocol.lower() not in ("", "tcp", "udp"):
+        raise Invalid(f"{protocol[:20]} can't be published: tcp and udp can", "leave /sctp and the like out")
+    if not found:
+        hint = "for example --publish 8080:80, 127.0.0.1:53:53/udp, 0.0.0.0:443:443 or 8000-8010:8000-8010"
+        raise Invalid(f"{text!r} is not HOST:GUEST", hint)
+    host, guest = int(found["host"]), int(found["guest"])
+    count = int(found["last"] or host) - host + 1
+    if count != int(found["end"] or guest) - guest + 1 or not 1 <= count <= MOST:
+        raise Invalid(f"{text!r} are no two ranges of the same length", f"at most {MOST} ports, for example 8000-8010:9000-9010")
+    wish: dict[str, Any] = {"protocol": protocol.lower() or "tcp"}
+    if found["address"]:
+        wish["address"] = found["address"].strip("[]")
+    return [{"host": host + number, "guest": guest + number, **wish} for number in range(count)]
 
 
 _RATES = {
@@ -176,7 +187,7 @@ def shape_wish(given: dict[str, Any]) -> dict[str, Any]:
         if given.get(key) is not None:
             wish[key] = _whole_mib(given[key])
     if given.get("publish"):
-        wish["publish"] = [parse_publish(text) for text in given["publish"]]
+        wish["publish"] = [port for text in given["publish"] for port in parse_publish(text)]
     if given.get("networks"):
         wish["nics"] = [parse_nic(text) for text in given["networks"]]
     if given.get("label"):

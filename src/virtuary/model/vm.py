@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from virtuary.base import ports
 from virtuary.base.units import GIB, MIB, format_size
 from virtuary.model.meta import Document, ImageName, Model
 from virtuary.model.network import MAX_NICS, NONE, USER, Nic, NicWish
@@ -64,10 +65,12 @@ class Publish(Model):
             raise ValueError("an address to listen on has no scope")
         return self
 
-    @property
-    def place(self) -> tuple[int, str, int]:
-        """What only one server can have: the port, by one protocol of each kind."""
-        return self.host, self.protocol, ipaddress.ip_address(self.address).version
+    def meets(self, other: Publish) -> bool:
+        """Whether only one server can have both: the same port of the same address, or of all of its family."""
+        own, its = ipaddress.ip_address(self.address), ipaddress.ip_address(other.address)
+        return (self.protocol, self.host, own.version) == (other.protocol, other.host, its.version) and (
+            own == its or own.is_unspecified or its.is_unspecified
+        )
 
     def __str__(self) -> str:
         return f"{self.address}:{self.host}->{self.guest}/{self.protocol}"
@@ -106,7 +109,7 @@ class VmSpec(Model):
     disk_io: DiskIo = DiskIo()
     nics: tuple[Nic, ...] = Field(default=(Nic(),), min_length=1, max_length=MAX_NICS)
     """Its network interfaces; the first is there while it lives, the others can be plugged in and out."""
-    publish: tuple[Publish, ...] = Field(default=(), max_length=64)
+    publish: tuple[Publish, ...] = Field(default=(), max_length=ports.MOST)
     ssh_keys: tuple[SshKey, ...] = Field(default=(), max_length=64)
     user_data: bool = False
     """Whether cloud-init user data was given; the text itself is kept apart and never shown."""
@@ -152,11 +155,12 @@ class VmSpec(Model):
 
     @model_validator(mode="after")
     def _ports_are_distinct(self) -> VmSpec:
-        seen: set[tuple[int, str, int]] = set()
+        numbers: dict[tuple[str, int], list[Publish]] = {}
         for port in self.publish:
-            if port.place in seen:
+            there = numbers.setdefault((port.protocol, port.host), [])
+            if any(port.meets(other) for other in there):
                 raise ValueError(f"port {port.host}/{port.protocol} of the host is published twice")
-            seen.add(port.place)
+            there.append(port)
         return self
 
 

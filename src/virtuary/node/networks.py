@@ -144,6 +144,10 @@ class Networks:
             for item in self.members(network.id)
         ]
 
+    def held(self) -> set[tuple[str, str, int]]:
+        """Ports of the host that are held because servers publish them: protocol, address, number."""
+        return {*self.rules.holder.places, *(self.uplink.held if self.uplink else ())}
+
     def leased(self, network_id: str) -> dict[str, str]:
         """The MAC of who has a lease of an IPv4 address, by address."""
         return {item.address: item.mac for item in leases.read(self.folder(network_id)) if item.mac}
@@ -300,7 +304,7 @@ class NetworkWorker:
 
     def _unpublished(self, members: Iterable[Member]) -> Iterator[str]:
         """Ports that could not be led in."""
-        faults = self.networks.uplink.faults if self.networks.uplink else {}
+        faults = self.networks.uplink.faults if self.networks.uplink else self.networks.rules.unpublished
         for vm in {member.vm.id: member.vm for member in members}.values() if faults else ():
             places = (f"{port.protocol}:{port.address}:{port.host}" for port in vm.spec.publish)
             yield from (f"{place} of {vm.name} is not published: {faults[place]}" for place in places if place in faults)

@@ -8,7 +8,7 @@ import errno
 import ipaddress
 import logging
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtuary.base.crash import crashpoint, declare
@@ -18,6 +18,7 @@ from virtuary.model.firewall import Match, resolve_all
 from virtuary.model.network import Network
 from virtuary.model.reach import card_of, members_of
 from virtuary.network import flows, obstacles, ruleset, uplink
+from virtuary.network.holder import Holder, Place
 
 if TYPE_CHECKING:
     from virtuary.node.networks import Member, Networks
@@ -57,6 +58,9 @@ class Rules:
         """Why something is not as its document wants it, by what: the id of a network, the tap of a NIC, something published."""
         self._world: flows.World | None = None
         """What the rules are made of by which tracked connections were judged last."""
+        self.holder = Holder()
+        self.unpublished: dict[str, str] = {}
+        """Ports that a program of the host has, and why they are not led in."""
         self._led_in: tuple[uplink.Held, ...] | None = None
         """None where there is no network that needs a way out."""
         self._wake = asyncio.Event()
@@ -115,6 +119,7 @@ class Rules:
             facts = self._look()
             if self._applied and facts == self._facts:
                 return
+            self._hold()
             wanted = self.wanted()
             if wanted is None:
                 if self._networks.uplink and self._networks.any_left():
@@ -147,6 +152,20 @@ class Rules:
                 self._note.unlink(missing_ok=True)
             raise
         crashpoint("rules.after_apply")
+
+    def _hold(self) -> None:
+        """Hold the ports of the host that servers publish; those of an ordinary user are QEMU's to listen at."""
+        if self._networks.ground.private:
+            return
+        members = self._networks.members()
+        self.holder.keep([place_of(item) for member in members for item in _quietly(forwards_of, member)])
+        found = {f"{place.protocol}:{place.address}:{place.port}": why for place, why in self.holder.refused.items()}
+        for place in found.keys() - self.unpublished.keys():
+            say(logger, "a port can't be published", logging.WARNING, port=place, why=found[place])
+        if found != self.unpublished:
+            self.unpublished = found
+            for network in self._networks.all():
+                self._networks.on_missing(network.key)
 
     async def _end_flows(self, world: flows.World) -> None:
         """End the connections that are open and would not begin any more, where rules became narrower, or nobody knows whether they did."""
@@ -233,7 +252,8 @@ class Rules:
         forwards: list[ruleset.Forward] = []
         for member in whole:
             with _noting(faults, f"what {member.vm.name} publishes"):
-                forwards += forwards_of(member, private=self._networks.ground.private)
+                found = forwards_of(member, private=self._networks.ground.private)
+                forwards += [item for item in found if place_of(item) not in self.holder.refused]
         led_in: tuple[uplink.Held, ...] = ()
         if self._networks.ground.private and forwards:
             pairs = uplink.lead(forwards)
@@ -332,6 +352,17 @@ def forwards_of(member: Member, *, private: bool = False) -> list[ruleset.Forwar
         loopback = ipaddress.ip_address(runtime.ssh_host)
         found.append(ruleset.Forward("tcp", loopback, runtime.ssh_port, ipaddress.ip_address(nic.ipv4), SSH))
     return found
+
+
+def place_of(forward: ruleset.Forward) -> Place:
+    return Place(forward.protocol, str(forward.address), forward.port)
+
+
+def _quietly(find: Callable[[Member], list[ruleset.Forward]], member: Member) -> list[ruleset.Forward]:
+    """What makes no sense is nothing here; it is told where the rules are made."""
+    with contextlib.suppress(Invalid):
+        return find(member)
+    return []
 
 
 def externals_of(member: Member) -> list[ruleset.External]:

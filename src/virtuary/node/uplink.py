@@ -42,6 +42,8 @@ class Uplink:
         ground.served.append(self._folder / RECORD)
         self.faults: dict[str, str] = {}
         """Ports that could not be published, and why."""
+        self.held: set[tuple[str, str, int]] = set()
+        """Those that are: protocol, address, number."""
         self.on_end: Callable[[], None] = lambda: None
 
     async def keep(self, forwards: Iterable[uplink.Held]) -> None:
@@ -57,6 +59,7 @@ class Uplink:
                 if held.place not in self.faults:
                     say(logger, "a port can't be published", logging.WARNING, port=held.place, why=refused)
         self.faults = faults
+        self.held = {(held.protocol, held.address, held.host) for held in wanted if held.place not in faults}
 
     async def _open(self) -> Monitor:
         """The monitor of the helper there is, or of a new one."""
