@@ -169,6 +169,8 @@ def api_page() -> str:
 
     lines = ["# API", "", "HTTP on the daemon's Unix socket; the schema is at `/openapi.json`. Errors are RFC 9457 problem documents."]
     lines += ["What takes time answers 202 with an operation. Made by `docs/generate.py`.", ""]
+    lines += ["The schema tells each operation's answers and errors. Clients can be made from it, for example by `openapi-python-client generate --path"]
+    lines += ["openapi.json` or `openapi-generator-cli generate -i openapi.json -g python`; a tour with each is a test.", ""]
     lines += [f"A body has a length, of at most {BODY_CAP} bytes (a plan's {plans.BODY_CAP}, an image as long as there is room), {PARTS_CAP} values and"]
     lines += [f"{DEPTH_CAP} levels; address and headers have at most {HEAD_CAP} bytes.", "", "| request | what it does |", "|---|---|"]
     for router in (vms.router, images.router, networks.router, firewalls.router, operations.router, plans.router, metrics.router):

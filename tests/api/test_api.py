@@ -654,6 +654,34 @@ async def test_a_position_that_is_forgotten_is_gone(paths: Paths) -> None:
     assert (answer.status, answer.json["code"]) == (410, "compacted")
 
 
+async def test_a_position_that_was_never_given_is_gone(api: Service) -> None:
+    """Who remembers one of another store would wait for ever, or miss what happens now."""
+    for words in (
+        {"target": f"/v1/events?since={api.parts.store.revision + 1}"},
+        {"target": "/v1/events", "last_event_id": "99999"},
+    ):
+        answer = await api.call("GET", **words)
+        assert (answer.status, answer.json["code"]) == (410, "compacted")
+
+
+async def test_a_body_of_another_type_is_told_so(api: Service) -> None:
+    """What curl sends where nothing is said, for one."""
+    for kind in ("application/x-www-form-urlencoded", "text/plain", "", "application/yaml"):
+        answer = await api.call("POST", "/v1/vms", {"image": "tiny"}, content_type=kind)
+        assert (answer.status, answer.json["code"]) == (415, "not-json") and "application/json" in answer.json["hint"]
+    for kind in ("application/json; charset=utf-8", "application/merge-patch+json", "APPLICATION/JSON"):
+        assert (await api.call("POST", "/v1/vms", {"image": "tiny"}, content_type=kind)).status == 202
+
+
+@pytest.mark.parametrize("target", ["/v1/vms", "/healthz", "/v1/vms/nobody", "/metrics"])
+async def test_head_is_answered_as_get_is_without_a_body(api: Service, target: str) -> None:
+    whole, head = await api.call("GET", target), await api.call("HEAD", target)
+    assert (head.status, head.body) == (whole.status, b"")
+    same = ("content-type", "content-length")
+    assert target == "/metrics" or [head.headers[name] for name in same] == [whole.headers[name] for name in same]
+    assert (await api.call("HEAD", "/v1/events")).status == 405
+
+
 # ---- the same over the store of a real host
 
 

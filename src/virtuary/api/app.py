@@ -16,9 +16,22 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from virtuary import __version__
-from virtuary.api import capacity, firewalls, images, metrics, networks, operations, plans, problems, sessions, vms
+from virtuary.api import (
+    answers,
+    capacity,
+    document,
+    firewalls,
+    images,
+    metrics,
+    networks,
+    operations,
+    plans,
+    problems,
+    sessions,
+    vms,
+)
 from virtuary.api.deps import P, Parts, actor_of
-from virtuary.base.errors import Invalid, VirtuaryError
+from virtuary.base.errors import Invalid, NotJson, VirtuaryError
 from virtuary.base.jsontext import find_excess
 from virtuary.base.log import say
 from virtuary.node.doctor import examine
@@ -28,11 +41,20 @@ BODY_CAP = 1024 * 1024
 """Bytes of a body, but for routes that declare another `max_body_size`."""
 HEAD_CAP = 32 * 1024
 """Bytes of a request's target and headers; the query is the target's, and may have half of them."""
+ENDLESS = ("/v1/events",)
+_JSON = re.compile(r"application/([a-z0-9.-]+\+)?json")
 EXTENSIONS = ["dry-run", "events", "exec", "firewall", "idempotency", "networks", "operations", "serial-console", "usage"]
 
 
 def make_app(parts: Parts) -> FastAPI:
-    app = FastAPI(title="Virtuary", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False)
+    app = FastAPI(
+        title="Virtuary",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name,  # what a generated client calls it
+    )
     app.state.parts = parts
     problems.install(app)
     every = (vms, sessions, images, networks, firewalls, operations, metrics, plans, capacity)
@@ -40,7 +62,7 @@ def make_app(parts: Parts) -> FastAPI:
     for router in routers:
         app.include_router(router)
     _add_host_routes(app)
-
+    app.openapi = lambda: document.describe(app)  # type: ignore[method-assign]
     app.add_middleware(Door, large=_find_large(routers))
     return app
 
@@ -77,6 +99,8 @@ class Door:
             return
         began = time.monotonic()
         request = Request(scope, receive)
+        if bare := request.method == "HEAD" and request.url.path not in ENDLESS:
+            scope["method"] = "GET"  # what would be answered, without the body
         request.state.request_id = request.headers.get("x-request-id", "")[:64] or uuid.uuid4().hex
         try:
             request.state.actor = actor_of(request)
@@ -88,6 +112,8 @@ class Door:
             return
 
         async def answering(message: Message) -> None:
+            if bare and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-Id"] = request.state.request_id
                 if request.method not in ("GET", "HEAD"):
@@ -106,7 +132,12 @@ class Door:
                 _check_length(request, large.cap)
                 return request.receive
         _check_length(request, BODY_CAP)
-        return _after(await _read(request), request.receive)
+        body = await _read(request)
+        if body and not _JSON.fullmatch(request.headers.get("content-type", "").partition(";")[0].strip().lower()):
+            raise NotJson("the request body is of another type than JSON", "send it with Content-Type: application/json")
+        if excess := find_excess(body):
+            raise Invalid(f"the request body holds {excess}")
+        return _after(body, request.receive)
 
 
 def _check_length(request: Request, cap: int) -> None:
@@ -125,8 +156,6 @@ async def _read(request: Request) -> bytes:
         body += chunk
         if len(body) > BODY_CAP:
             raise _too_long(BODY_CAP)
-    if excess := find_excess(bytes(body)):
-        raise Invalid(f"the request body holds {excess}")
     return bytes(body)
 
 
@@ -146,20 +175,20 @@ def _log(request: Request, status: int, seconds: float) -> None:
 
 
 def _add_host_routes(app: FastAPI) -> None:
-    @app.get("/", tags=["host"])
+    @app.get("/", tags=["host"], response_model=answers.About)
     async def root() -> dict[str, Any]:
         """Which versions of the API are spoken here, and what it can do."""
         return {"name": "virtuary", "version": __version__, "versions": ["v1"], "extensions": EXTENSIONS}
 
-    @app.get("/healthz", tags=["host"])
+    @app.get("/healthz", tags=["host"], response_model=answers.Health, response_model_exclude_none=True)
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["host"])
+    @app.get("/readyz", tags=["host"], response_model=answers.Health)
     async def readyz(parts: P) -> dict[str, Any]:
         return {"status": "ok", "revision": parts.store.revision}
 
-    @app.get("/v1/doctor", tags=["host"])
+    @app.get("/v1/doctor", tags=["host"], response_model=answers.Checks)
     async def doctor(parts: P) -> dict[str, Any]:
         """Everything a launch depends on, each with a remedy."""
         checks = await examine(parts.node.site)

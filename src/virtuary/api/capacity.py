@@ -12,6 +12,7 @@ from virtuary.actions import account
 from virtuary.actions.context import all_vms
 from virtuary.actions.networks import all_networks, find
 from virtuary.actions.vms import checked
+from virtuary.api import answers
 from virtuary.api.deps import P, Parts
 from virtuary.base.errors import NoRoom
 from virtuary.model.bandwidth import Direction
@@ -40,7 +41,7 @@ async def described(parts: Parts) -> HostStatus:
     return status.but(account=balances, pools=(pool,), bandwidth=bandwidth)
 
 
-@router.get("/host")
+@router.get("/host", response_model=answers.HostAnswer)
 async def host(parts: P) -> dict[str, Any]:
     """What this host has, promises and uses."""
     status = await described(parts)
@@ -48,7 +49,7 @@ async def host(parts: P) -> dict[str, Any]:
     return {"id": parts.node.site.host_id, **status.model_dump(mode="json"), **kept}
 
 
-@router.get("/capacity")
+@router.get("/capacity", response_model=answers.Capacity)
 async def capacity(
     parts: P,
     cpus: Annotated[int, Query(ge=1, le=255)] = 1,

@@ -9,30 +9,31 @@ from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
 from virtuary.actions import firewalls
+from virtuary.api import answers
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, answer, page, replay, wanted_revision
-from virtuary.model.firewall import FirewallChange, FirewallWish
+from virtuary.model.firewall import Firewall, FirewallChange, FirewallWish
 
 router = APIRouter(prefix="/v1", tags=["firewalls"])
 
 
-@router.get("/firewalls")
+@router.get("/firewalls", response_model=answers.Firewalls)
 async def list_firewalls(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
     found = parts.store.list("firewall/", after=cursor, limit=limit + 1)
     return page(found.records, limit, found.revision)
 
 
-@router.post("/firewalls", status_code=201)
+@router.post("/firewalls", status_code=201, response_model=Firewall)
 async def create_firewall(ctx: Ctx, wish: FirewallWish) -> Response:
     """Create a firewall group; servers are attached by their NICs' `groups`."""
     return answer(firewalls.find(ctx.store, wish.name) if replay(ctx) else await firewalls.create(ctx, wish), 201)
 
 
-@router.get("/firewalls/{name}")
+@router.get("/firewalls/{name}", response_model=Firewall)
 async def show_firewall(parts: P, name: str) -> Response:
     return answer(firewalls.find(parts.store, name))
 
 
-@router.patch("/firewalls/{name}")
+@router.patch("/firewalls/{name}", response_model=Firewall)
 async def change_firewall(
     ctx: Ctx, name: str, wish: FirewallChange, if_match: Annotated[str | None, Header()] = None
 ) -> Response:
@@ -50,7 +51,7 @@ async def delete_firewall(ctx: Ctx, name: str) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/firewall-test")
+@router.get("/firewall-test", response_model=answers.FirewallVerdict)
 async def test_firewall(
     ctx: Ctx,
     source: Annotated[str, Query(max_length=200, description="a server, or an address")],

@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 from virtuary.actions import images
 from virtuary.actions.context import find_image
+from virtuary.api import answers
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, UploadCtx, accepted, answer, body_of, page, replay
 from virtuary.base.errors import Invalid
 from virtuary.base.units import MAX_SIZE, MIB
-from virtuary.model.image import ImageSource, ImageWish
+from virtuary.model.image import Image, ImageSource, ImageWish
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
 from virtuary.model.vm import MAX_MEMORY, MIN_MEMORY
@@ -22,6 +23,11 @@ from virtuary.node import touch
 
 UPLOAD_CAP = MAX_SIZE
 """Bytes of an image that is brought; how much room there is decides sooner."""
+
+
+FILE = {
+    "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 
 class ImportFacts(Model):
@@ -39,13 +45,13 @@ router = APIRouter(prefix="/v1/images", tags=["images"])
 templates = APIRouter(prefix="/v1/templates", tags=["images"])
 
 
-@router.get("")
+@router.get("", response_model=answers.Images)
 async def list_images(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
     found = parts.store.list("image/", after=cursor, limit=limit + 1)
     return page(found.records, limit, found.revision)
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, response_model=answers.AcceptedImage)
 async def create_image(ctx: Ctx, parts: P, wish: ImageWish) -> Response:
     """Have an image built, pulled or fetched."""
     if isinstance(done := replay(ctx), Operation):
@@ -55,7 +61,9 @@ async def create_image(ctx: Ctx, parts: P, wish: ImageWish) -> Response:
     return accepted(operation, {"image": body_of(image)})
 
 
-@router.put("/{name}/content", status_code=202, max_body_size=UPLOAD_CAP)
+@router.put(
+    "/{name}/content", status_code=202, max_body_size=UPLOAD_CAP, response_model=answers.AcceptedImage, openapi_extra=FILE
+)
 async def import_image(ctx: UploadCtx, parts: P, request: Request, name: str, facts: Annotated[ImportFacts, Query()]) -> Response:
     """Bring an image: the body is the file as it is (qcow2, raw, vmdk, vhdx or vdi). It is checked, then converted."""
     if isinstance(done := replay(ctx), Operation):
@@ -75,7 +83,7 @@ class WarmParams(Model):
     """Bytes its copies begin with; the image's default when not given. They can grow from there."""
 
 
-@router.post("/{name}/actions/warm", status_code=202)
+@router.post("/{name}/actions/warm", status_code=202, response_model=answers.AcceptedTemplate)
 async def warm_image(ctx: Ctx, name: str, params: WarmParams | None = None) -> Response:
     """Boot the image once and save it with its memory: servers then start by resuming copies of it."""
     if isinstance(done := replay(ctx), Operation):
@@ -84,26 +92,26 @@ async def warm_image(ctx: Ctx, name: str, params: WarmParams | None = None) -> R
     return accepted(operation, {"template": body_of(template)})
 
 
-@router.post("/{name}/actions/cool")
+@router.post("/{name}/actions/cool", response_model=answers.Cooled)
 async def cool_image(ctx: Ctx, name: str) -> Response:
     """Remove the image's warm templates."""
     found = [] if replay(ctx) else await images.cool(ctx, name)
     return Response(json.dumps({"items": [body_of(template) for template in found]}), 200, media_type="application/json")
 
 
-@templates.get("")
+@templates.get("", response_model=answers.Templates)
 async def list_templates(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
     """Warm templates: what there is, and what became of one that could not be made."""
     found = parts.store.list("template/", after=cursor, limit=limit + 1)
     return page(found.records, limit, found.revision)
 
 
-@router.get("/{name}")
+@router.get("/{name}", response_model=Image)
 async def show_image(parts: P, name: str) -> Response:
     return answer(find_image(parts.store, touch.canonical(name)))
 
 
-@router.delete("/{name}", status_code=202)
+@router.delete("/{name}", status_code=202, response_model=answers.Accepted)
 async def delete_image(ctx: Ctx, name: str) -> Response:
     """Remove an image no server uses."""
     if isinstance(done := replay(ctx), Operation):

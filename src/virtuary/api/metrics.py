@@ -13,11 +13,12 @@ from virtuary import __version__
 from virtuary.actions import account
 from virtuary.actions.advise import Limits, advise
 from virtuary.actions.context import find_host, find_vm
+from virtuary.api import answers
 from virtuary.api.deps import P, Parts
 from virtuary.api.exposition import MEDIA, page
 from virtuary.model.advice import Advice
 from virtuary.model.meta import Model
-from virtuary.model.usage import STEPS, Overview, Point, Resolution
+from virtuary.model.usage import STEPS, Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
 
 router = APIRouter(tags=["usage"])
@@ -33,13 +34,13 @@ def _overview(parts: Parts) -> Overview:
     return Overview(host=metrics.host_usage(), vms=tuple(map(metrics.usage, present)))
 
 
-@router.get("/v1/usage")
+@router.get("/v1/usage", response_model=Overview)
 async def usage_of_all(parts: P) -> Response:
     """What the host and each of its servers use, as last seen; asking makes the host look more closely for a while."""
     return _answer(_overview(parts))
 
 
-@router.get("/v1/vms/{name}/usage")
+@router.get("/v1/vms/{name}/usage", response_model=Usage)
 async def usage(parts: P, name: str) -> Response:
     """What a server uses, as last seen; figures that nobody could tell are null."""
     vm = find_vm(parts.store, name)
@@ -50,13 +51,13 @@ async def usage(parts: P, name: str) -> Response:
     return _answer(found.but(promised=promised or None))
 
 
-@router.get("/v1/vms/{name}/history")
+@router.get("/v1/vms/{name}/history", response_model=answers.History)
 async def history(parts: P, name: str, resolution: Resolution = "minute", since: Since = 0) -> Response:
     """What a server used: ten minutes by the second, a day by the minute, ninety days by the hour; oldest first."""
     return _points(resolution, await parts.node.metrics.history(find_vm(parts.store, name).id, resolution, since))
 
 
-@router.get("/v1/host/history")
+@router.get("/v1/host/history", response_model=answers.History)
 async def host_history(parts: P, resolution: Resolution = "minute", since: Since = 0) -> Response:
     """What the host used."""
     return _points(resolution, await parts.node.metrics.history(None, resolution, since))
@@ -68,7 +69,7 @@ async def prometheus(parts: P) -> Response:
     return Response(page(_overview(parts), __version__), media_type=MEDIA)
 
 
-@router.get("/v1/advice")
+@router.get("/v1/advice", response_model=answers.Advices)
 async def advice_on_all(parts: P, enough: Enough = Limits.enough) -> Response:
     """Which servers are too big or too small, judged by their history; a server on which there is nothing to say says so."""
     records = parts.store.list("vm/").records
@@ -77,7 +78,7 @@ async def advice_on_all(parts: P, enough: Enough = Limits.enough) -> Response:
     return Response(json.dumps({"items": [item.model_dump(mode="json") for item in found]}), media_type="application/json")
 
 
-@router.get("/v1/vms/{name}/advice")
+@router.get("/v1/vms/{name}/advice", response_model=Advice)
 async def advice(parts: P, name: str, enough: Enough = Limits.enough) -> Response:
     """Whether a server is too big or too small, why, and the change that mends it."""
     return _answer(await _advice(parts, find_vm(parts.store, name), enough))

@@ -12,27 +12,29 @@ from starlette.responses import Response, StreamingResponse
 
 from virtuary.actions import operations
 from virtuary.actions.context import find_operation
+from virtuary.api import answers
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, Parts, answer, page, with_revision
 from virtuary.base.errors import Invalid
-from virtuary.store.api import Change, Record
+from virtuary.model.operation import Operation
+from virtuary.store.api import Change, Compacted, Record
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 KINDS = ("vm", "image", "operation", "firewall")
 HEARTBEAT = 15.0
 
 
-@router.get("/operations")
+@router.get("/operations", response_model=answers.Operations)
 async def list_operations(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
     found = parts.store.list("operation/", after=cursor, limit=limit + 1)
     return page(found.records, limit, found.revision)
 
 
-@router.get("/operations/{identity}")
+@router.get("/operations/{identity}", response_model=Operation)
 async def show_operation(parts: P, identity: str) -> Response:
     return answer(find_operation(parts.store, identity))
 
 
-@router.get("/operations/{identity}/wait")
+@router.get("/operations/{identity}/wait", response_model=Operation)
 async def wait_operation(parts: P, identity: str, timeout: Annotated[float, Query(ge=0, le=300)] = 30) -> Response:
     """Answer when the operation has ended, or as it is when `timeout` seconds are over."""
     since = parts.store.revision
@@ -50,12 +52,16 @@ async def wait_operation(parts: P, identity: str, timeout: Annotated[float, Quer
     return answer(find_operation(parts.store, operation.id))
 
 
-@router.post("/operations/{identity}/actions/cancel")
+@router.post("/operations/{identity}/actions/cancel", response_model=Operation)
 async def cancel_operation(ctx: Ctx, identity: str) -> Response:
     return answer(await operations.cancel(ctx, identity))
 
 
-@router.get("/events", response_class=StreamingResponse)
+@router.get(
+    "/events",
+    response_class=StreamingResponse,
+    responses={200: {"description": "Events, without end", "content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
 async def events(
     parts: P,
     since: Annotated[int | None, Query(ge=0, lt=10**18)] = None,
@@ -64,12 +70,14 @@ async def events(
 ) -> Response:
     """Every change as server-sent events: `id` is the revision, the data the document. Resumes from Last-Event-ID or `since`.
 
-    `target`: only this document (`vm/ID`) and operations on it. 410 when the revision is no longer remembered.
+    `target`: only this document (`vm/ID`) and operations on it. 410 when the revision is not remembered, or was never given.
     """
     if last_event_id is not None:
         if not last_event_id.isdecimal() or len(last_event_id) > 18:
             raise Invalid("Last-Event-ID must be a revision given here")
         since = int(last_event_id)
+    if since is not None and since > parts.store.revision:
+        raise Compacted("no such revision was ever given here: the store is another one", "list again, then watch from there")
     stream = _stream(parts, parts.store.revision if since is None else since, target)
     first = await anext(stream)
     return StreamingResponse(_after(first, stream), media_type="text/event-stream", headers={"Cache-Control": "no-store"})

@@ -56,6 +56,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # all that is left for it: the framework's own parser
+            return problem(Invalid("the request body is no JSON text in UTF-8"), request)
         kind = NotFound if error.status_code == 404 else Invalid
         response = problem(kind(str(error.detail)), request, error.status_code)
         response.headers.update(error.headers or {})

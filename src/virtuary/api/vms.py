@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from virtuary.actions import copies, firewalls, vms
 from virtuary.actions.context import find_vm
-from virtuary.api import auth
+from virtuary.api import answers, auth
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, DryRun, P, Parts, accepted, answer, body_of, page, replay, wanted_revision
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.model.image import Image
@@ -27,6 +27,8 @@ from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
 from virtuary.node import inside, touch
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
+DRAFTED: dict[int | str, dict[str, Any]] = {200: {"model": answers.Draft, "description": "With dry_run"}}
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "As If-None-Match says"}}
 PIECE = 768 * 1024
 """Bytes that are encoded at once; a multiple of three, so that pieces of base64 make a whole."""
 
@@ -57,7 +59,7 @@ class ExecParams(Model):
     timeout: float = Field(default=600.0, gt=0, le=86400)
 
 
-@router.get("")
+@router.get("", response_model=answers.Vms)
 async def list_vms(
     parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "", trash: bool = False, label: str = ""
 ) -> Response:
@@ -75,7 +77,7 @@ async def list_vms(
     return page(chosen[: limit + 1], limit, found.revision)
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, response_model=answers.AcceptedVm, responses=DRAFTED)
 async def create_vm(ctx: Ctx, parts: P, wish: VmWish, dry_run: DryRun = False) -> Response:
     """Create a server and, unless it is wished stopped, start it; the operation ends when a shell is possible."""
     if wish.user_data is not None:
@@ -100,7 +102,7 @@ async def _dry_run(ctx: Ctx, parts: Parts, wish: VmWish) -> Response:
     return Response(json.dumps(body), 200, media_type="application/json")
 
 
-@router.get("/{name}")
+@router.get("/{name}", response_model=Vm, responses=UNCHANGED)
 async def show_vm(parts: P, name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     vm = find_vm(parts.store, name)
     if if_none_match and if_none_match.strip('"') == str(vm.meta.revision):
@@ -108,7 +110,7 @@ async def show_vm(parts: P, name: str, if_none_match: Annotated[str | None, Head
     return answer(vm)
 
 
-@router.patch("/{name}")
+@router.patch("/{name}", response_model=Vm | answers.Draft, responses={202: {"model": answers.AcceptedVm}})
 async def change_vm(
     ctx: Ctx, parts: P, name: str, wish: VmChange, if_match: Annotated[str | None, Header()] = None, dry_run: DryRun = False
 ) -> Response:
@@ -130,7 +132,7 @@ async def change_vm(
     return accepted(operation, {"vm": body_of(vm)}) if operation else answer(vm)
 
 
-@router.delete("/{name}", status_code=202)
+@router.delete("/{name}", status_code=202, response_model=answers.Accepted)
 async def delete_vm(ctx: Ctx, name: str, now: bool = False, force: bool = False) -> Response:
     """Move to the trash, or with `now` remove for good."""
     if isinstance(done := replay(ctx), Operation):
@@ -138,28 +140,28 @@ async def delete_vm(ctx: Ctx, name: str, now: bool = False, force: bool = False)
     return accepted(await vms.delete(ctx, name, now=now, force=force))
 
 
-@router.post("/{name}/actions/start", status_code=202)
+@router.post("/{name}/actions/start", status_code=202, response_model=answers.AcceptedVm)
 async def start_vm(ctx: Ctx, parts: P, name: str, params: StartParams | None = None) -> Response:
     await touch.notice_host(parts.node.site)
     return await _power(ctx, name, "start", params)
 
 
-@router.post("/{name}/actions/stop", status_code=202)
+@router.post("/{name}/actions/stop", status_code=202, response_model=answers.AcceptedVm)
 async def stop_vm(ctx: Ctx, name: str, params: StopParams | None = None) -> Response:
     return await _power(ctx, name, "stop", params)
 
 
-@router.post("/{name}/actions/restart", status_code=202)
+@router.post("/{name}/actions/restart", status_code=202, response_model=answers.AcceptedVm)
 async def restart_vm(ctx: Ctx, name: str, params: StopParams | None = None) -> Response:
     return await _power(ctx, name, "restart", params)
 
 
-@router.post("/{name}/actions/pause", status_code=202)
+@router.post("/{name}/actions/pause", status_code=202, response_model=answers.AcceptedVm)
 async def pause_vm(ctx: Ctx, name: str) -> Response:
     return await _power(ctx, name, "pause", None)
 
 
-@router.post("/{name}/actions/resume", status_code=202)
+@router.post("/{name}/actions/resume", status_code=202, response_model=answers.AcceptedVm)
 async def resume_vm(ctx: Ctx, name: str) -> Response:
     return await _power(ctx, name, "resume", None)
 
@@ -171,7 +173,7 @@ async def _power(ctx: Ctx, name: str, deed: str, params: Model | None) -> Respon
     return accepted(operation, {"vm": body_of(vm)})
 
 
-@router.post("/{name}/actions/copy", status_code=202)
+@router.post("/{name}/actions/copy", status_code=202, response_model=answers.AcceptedVm, responses=DRAFTED)
 async def copy_vm(ctx: Ctx, name: str, wish: VmCopy | None = None, dry_run: DryRun = False) -> Response:
     """Make a copy: of a stopped server as an overlay or in full, or live of one that runs. The operation is the copy's."""
     if dry_run:
@@ -184,14 +186,14 @@ async def copy_vm(ctx: Ctx, name: str, wish: VmCopy | None = None, dry_run: DryR
     return accepted(operation, {"vm": body_of(vm)})
 
 
-@router.post("/{name}/actions/rename")
+@router.post("/{name}/actions/rename", response_model=Vm)
 async def rename_vm(ctx: Ctx, name: str, params: RenameParams) -> Response:
     if replay(ctx):
         return answer(find_vm(ctx.store, params.name))
     return answer(await vms.rename(ctx, name, params.name))
 
 
-@router.post("/{name}/actions/undelete")
+@router.post("/{name}/actions/undelete", response_model=Vm)
 async def undelete_vm(ctx: Ctx, name: str, params: UndeleteParams | None = None) -> Response:
     """Take back from the trash, stopped."""
     wanted = params.name if params else None
@@ -200,7 +202,7 @@ async def undelete_vm(ctx: Ctx, name: str, params: UndeleteParams | None = None)
     return answer(await vms.undelete(ctx, name, wanted))
 
 
-@router.post("/{name}/actions/purge", status_code=202)
+@router.post("/{name}/actions/purge", status_code=202, response_model=answers.Accepted)
 async def purge_vm(ctx: Ctx, name: str) -> Response:
     """Remove one that lies in the trash for good."""
     if isinstance(done := replay(ctx), Operation):
@@ -211,7 +213,7 @@ async def purge_vm(ctx: Ctx, name: str) -> Response:
 # ---- touches
 
 
-@router.get("/{name}/doctor")
+@router.get("/{name}/doctor", response_model=answers.Checks)
 async def examine_network(parts: P, name: str) -> dict[str, Any]:
     """Try the network of a running server from inside its guest, and name whoever is in the way. Changes nothing."""
     vm, scene = find_vm(parts.store, name), firewalls.look(parts.store)
@@ -219,14 +221,14 @@ async def examine_network(parts: P, name: str) -> dict[str, Any]:
     return {"healthy": all(check.state != "missing" for check in checks), "checks": [check.model_dump() for check in checks]}
 
 
-@router.get("/{name}/ssh")
+@router.get("/{name}/ssh", response_model=answers.WayIn)
 async def way_in(parts: P, name: str) -> dict[str, Any]:
     """How to log in by SSH."""
     vm = find_vm(parts.store, name)
     return await touch.way_in(parts.node, vm, _image(parts, vm))
 
 
-@router.get("/{name}/logs", response_model=dict[str, str])
+@router.get("/{name}/logs", response_model=answers.Logs)
 async def logs(parts: P, name: str, size: Annotated[int, Query(ge=1, le=4 * 1024 * 1024)] = 65536) -> Response:
     """The end of what the serial console printed, and what QEMU wrote when it last ended. Text of the guest: hostile."""
     vm = find_vm(parts.store, name)
@@ -245,7 +247,7 @@ def logs_body(console: bytes, qemu: str) -> bytes:
     )
 
 
-@router.post("/{name}/exec", response_model=dict[str, Any])
+@router.post("/{name}/exec", response_model=answers.Outcome)
 async def execute(parts: P, name: str, params: ExecParams) -> Response:
     """Run a command in the guest through its agent and wait for its end."""
     vm = find_vm(parts.store, name)
@@ -270,7 +272,7 @@ def _encoded(data: bytes) -> Iterator[bytes]:
     return (base64.b64encode(data[at : at + PIECE]) for at in range(0, len(data), PIECE))
 
 
-@router.post("/{name}/actions/trim")
+@router.post("/{name}/actions/trim", response_model=answers.Trimmed)
 async def trim_vm(parts: P, name: str) -> dict[str, int | None]:
     """Give the space back that the guest's filesystems do not use: `trimmed` is what it told of, `freed` what the pool got."""
     trimmed, freed = await touch.trim(parts.node, find_vm(parts.store, name), parts.node.site)

@@ -48,6 +48,12 @@ class Invalid(VirtuaryError):
     code, status, exit_code = "invalid", 422, 2
 
 
+class NotJson(Invalid):
+    """The request's body is of another type than JSON."""
+
+    code, status = "not-json", 415
+
+
 class NotFound(VirtuaryError):
     """There is no such thing."""
 
@@ -142,6 +148,7 @@ KINDS: dict[str, type[VirtuaryError]] = {
     kind.code: kind
     for kind in (
         Invalid,
+        NotJson,
         NotFound,
         Exists,
         Conflict,

@@ -32,14 +32,14 @@ def _short(operation: dict[str, Any]) -> str:
 @click.option("--all", "everything", is_flag=True, help="Also those that have ended.")
 @output_option
 def list_operations(everything: bool, output: str) -> None:
-    """List operations that are under way.
+    """List operations that are under way, the newest first.
 
     \b
     Example:
       virtuary operation list --all
     """
     items = every(connect(), "/v1/operations")
-    items.sort(key=lambda item: item["meta"]["created"])
+    items.sort(key=lambda item: item["meta"]["created"], reverse=True)
     shown = [item for item in items if everything or item["status"]["phase"] in ("pending", "running")]
     rows = [
         [_short(item), item["spec"]["kind"], item["spec"]["target_name"], item["status"]["phase"], item["status"]["stage"], ago(item["meta"]["created"]), item["spec"]["actor"]]
