@@ -12,7 +12,7 @@ import pytest
 
 from virtuary.actions import networks, vms
 from virtuary.actions.context import Context, all_vms, find_host, find_vm
-from virtuary.base.errors import Conflict, Exists, Invalid, NoRoom, NotFound, Refused, VirtuaryError
+from virtuary.base.errors import Conflict, Exists, HostLacks, Invalid, NoRoom, NotFound, Refused, VirtuaryError
 from virtuary.base.units import GIB, MIB, parse_bandwidth
 from virtuary.model.host import Host, HostStatus, Link
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
@@ -225,6 +225,22 @@ async def test_a_full_subnet_names_the_servers_in_the_trash_that_hold_addresses(
     assert told.value.hint and told.value.hint.startswith("virtuary purge s")
 
 
+async def test_what_this_host_can_not_have_is_refused_at_once(ctx: Context) -> None:
+    others = replace(ctx, network_fault=lambda: "another Virtuary has the networks of this host")
+    before = everything(ctx)
+    for act in (
+        lambda: network(others, "mine"),
+        lambda: server(others, "one", LAN),
+        lambda: server(others, "one", {"network": "default"}),
+    ):
+        with pytest.raises(HostLacks, match="another Virtuary has the networks of this host"):
+            await act()
+    taken = replace(ctx, interface_fault=lambda name, tagged: (f"{name} is a part of bond0", "name bond0"))
+    with pytest.raises(Conflict, match="eth1 is a part of bond0"):
+        await network(taken, "desk", kind="bridge", interface="eth1")
+    assert everything(ctx) == before
+
+
 async def test_of_those_who_ask_at_once_for_the_same_one_gets_it(ctx: Context) -> None:
     asked = [network(ctx, name, kind="bridge", interface="eth2") for name in "abc"]
     asked += [server(ctx, name, {**LAN, "mac": MAC}) for name in "abc"]  # type: ignore[misc]
@@ -238,12 +254,15 @@ def published(address: str, host: int = 8080) -> dict[str, Any]:
 
 
 async def test_a_port_is_one_servers_on_each_address(ctx: Context) -> None:
-    await server(ctx, "one", LAN, **published("127.0.0.1"))
-    await server(ctx, "two", LAN, **published("127.0.0.2"))
+    with socket.socket() as program:
+        program.bind(("0.0.0.0", 0))
+        number = program.getsockname()[1]
+    await server(ctx, "one", LAN, **published("127.0.0.1", number))
+    await server(ctx, "two", LAN, **published("127.0.0.2", number))
     for address in ("127.0.0.1", "0.0.0.0"):
-        with pytest.raises(Conflict, match="port 8080/tcp is published by one already"):
-            await server(ctx, "three", LAN, **published(address))
-    await server(ctx, "six", LAN, **published("::"))
+        with pytest.raises(Conflict, match=f"port {number}/tcp is published by one already"):
+            await server(ctx, "three", LAN, **published(address, number))
+    await server(ctx, "six", LAN, **published("::", number))
 
 
 async def test_a_port_that_a_program_of_the_host_has_is_refused_at_each_start(ctx: Context) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from virtuary.base.errors import Invalid
-from virtuary.cli.networks import UNSTATED, Speed, _leading
+from virtuary.cli.networks import UNSTATED, Speed, _leading, _print
 
 KINDS = {"n": "nat", "i": "isolated", "b": "bridge"}
 
@@ -40,3 +40,19 @@ def test_an_address_is_taken_from_whichever_nic_has_it() -> None:
 
 def test_a_speed_can_be_taken_back() -> None:
     assert [Speed().convert(text, None, None) for text in ("none", "1Gbit")] == [UNSTATED, 10**9]
+
+
+def test_a_vlan_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = {
+        "kind": "bridge",
+        "ipv4": None,
+        "ipv6": None,
+        "routed6": False,
+        "domain": "virtuary",
+        "interface": "eth1",
+        "vlan": 7,
+        "trunk": [],
+        "host_access": False,
+    }
+    _print({"meta": {"name": "desk"}, "spec": spec, "status": {"state": "ready", "reason": None, "bridge": "vb1", "gaps": []}})
+    assert "vlan" in (told := capsys.readouterr().out) and "7" in told

@@ -57,14 +57,15 @@ def test_the_second_runs_beside_the_first_and_leaves_its_networks_alone(first: I
     users = [instance.vm(name)["status"]["runtime"]["uid"] for instance, name in ((first, "one"), (second, "two"))]
     assert all(uid in FREE for uid in users) and users[0] // 1000 != users[1] // 1000
 
-    second.call("POST", "/v1/networks", {"name": "mine"})
-    state = until(lambda: _state(second, "mine", "failed"), 20, "the network says why it is not there")
-    assert owner in state["reason"]
+    for words in (("network", "create", "mine"), ("launch", "tiny", "three", "--network", "default")):
+        refused = second.run(*words)
+        assert refused.status and owner in refused.err, refused
+    assert not second.json("network", "list") and "three" not in [vm["meta"]["name"] for vm in second.json("list")]
     assert changes_within(place, 8) == [], "nobody changes the packet filter"
     assert second.in_guest("two", "echo hello") == first.in_guest("one", "echo hello") == "hello"
 
     first.wipe()
-    until(lambda: _state(second, "mine", "ready"), 40, "what is free is taken")
+    until(lambda: second.run("network", "create", "mine").status == 0, 40, "what is free is taken")
     assert f"another Virtuary ({second.root}/state" in networks_check(first)
     second.ok("network", "delete", "mine")
     until(
@@ -74,8 +75,3 @@ def test_the_second_runs_beside_the_first_and_leaves_its_networks_alone(first: I
     )
     time.sleep(0.2)
     assert "table" not in place.in_host("nft", "list", "tables")
-
-
-def _state(instance: Instance, name: str, wanted: str) -> dict[str, str] | None:
-    status: dict[str, str] = instance.call("GET", f"/v1/networks/{name}")["status"]
-    return status if status["state"] == wanted else None

@@ -541,6 +541,25 @@ def test_what_can_not_be_is_refused_with_a_reason_and_leaves_nothing(
     assert "bad" not in [vm["meta"]["name"] for vm in lan.json("list")]
 
 
+def test_an_interface_is_taken_and_given_back_as_it_was(lan: Instance, place: Place) -> None:
+    place.in_host("ip", "link", "add", "eth7", "type", "veth", "peer", "name", "far7")
+    place.in_host("ip", "link", "add", "br7", "type", "bridge")
+    try:
+        place.in_host("ip", "link", "set", "far7", "master", "br7")
+        refused = lan.run("network", "create", "desk", "--kind", "bridge", "--interface", "far7")
+        assert refused.status == 4 and "far7 is on the bridge br7, whose hosts would lose it" in refused.err, refused
+        assert "desk" not in [item["meta"]["name"] for item in lan.json("network", "list")], "nothing is half made"
+        lan.ok("network", "create", "desk", "--kind", "bridge", "--interface", "eth7")
+        taken = lan.call("GET", "/v1/networks/desk")["status"]
+        assert f"master {taken['bridge']}" in place.in_host("ip", "link", "show", "eth7") and taken["was_up"] is False
+        lan.ok("network", "delete", "desk")
+        there = place.in_host("ip", "link", "show", "eth7")
+        assert "master" not in there and "state DOWN" in there
+    finally:
+        place.in_host("ip", "link", "delete", "eth7")
+        place.in_host("ip", "link", "delete", "br7")
+
+
 def test_a_bridge_of_the_hosts_is_joined(lan: Instance, place: Place) -> None:
     """Somebody else's bridge, with somebody else's addresses on it."""
     place.in_host("ip", "link", "add", "br0", "type", "bridge")

@@ -12,8 +12,8 @@ import time
 
 from virtuary.model.meta import Meta
 from virtuary.model.network import Network, NetworkSpec
-from virtuary.network import bridge
-from virtuary.node.networks import join_interface, leave_interface
+from virtuary.network import bridge, physical
+from virtuary.node.networks import vlan_of
 
 ALL, GUEST, OTHER, KIND = b"\xff" * 6, bytes.fromhex("525400000001"), bytes.fromhex("525400000099"), b"\x88\xb5"
 SOL_PACKET, AUXDATA = 263, 8
@@ -71,11 +71,11 @@ async def main() -> None:
     wire.setblocking(False)
     network = Network(meta=Meta(name="seven"), spec=NetworkSpec(kind="bridge", interface="wire", vlan=7))
     told: dict[str, object] = {}
-    name = await join_interface(network)
+    name = await physical.join("wire", network.bridge, 7, vlan_of(network))
     tap = bridge.open_tap("vt0123456789n0", name, apart=False)
     told["vlan 7"] = pass_frames(tap, wire, 7, 8, None)
     os.close(tap)
-    await leave_interface(network)
+    await physical.leave("wire", network.bridge, vlan_of(network), was_up=True)
     bridge.remove_bridge(name)
     told["left behind"] = ip("ip -br link show type vlan", "ip -br link show type bridge").split()
     ip(

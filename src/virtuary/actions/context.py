@@ -45,6 +45,11 @@ class Context:
     held: Callable[[], Collection[tuple[str, str, int]]] = tuple
     """Ports of the host that are held because servers publish them (protocol, address, port), where the caller can look."""
 
+    network_fault: Callable[[], str | None] = lambda: None
+    """Why this host can have no networks that servers share, where the caller can look."""
+    interface_fault: Callable[[str, bool], tuple[str, str] | None] = lambda interface, tagged: None
+    """Why servers can't join this interface, or a VLAN of it, and what helps, where the caller can look."""
+
     async def commit(
         self,
         expect: Mapping[str, int],

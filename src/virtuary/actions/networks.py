@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from virtuary.actions import account
 from virtuary.actions.context import Context, all_vms, decides, find_host, raise_all, turn
-from virtuary.base.errors import Conflict, Exists, Invalid, NoRoom, NotFound, Refused, Stale, VirtuaryError
+from virtuary.base.errors import Conflict, Exists, HostLacks, Invalid, NoRoom, NotFound, Refused, Stale, VirtuaryError
 from virtuary.base.units import format_bandwidth
 from virtuary.model.bandwidth import RESERVE_PERCENT, usable
 from virtuary.model.host import Link
@@ -59,7 +59,7 @@ def all_networks(store: Store) -> list[Network]:
 
 def draft(context: Context, wish: NetworkWish) -> Network:
     """A network as it would be made, with subnets that meet nothing; raises Invalid or Conflict with what stands against it."""
-    store, blockers = context.store, list[VirtuaryError]()
+    store, blockers = context.store, absent(context)
     used = [net for other in all_networks(store) for net in (other.spec.ipv4, other.spec.ipv6) if net]
     routed = [*used, *context.routed(), *(UPLINK if is_users(context) else ())]
     for wanted in (wish.ipv4, wish.ipv6):
@@ -77,7 +77,7 @@ def draft(context: Context, wish: NetworkWish) -> Network:
         blockers.append(Refused("only root can join servers to a physical network", "make one of kind nat or isolated"))
     if wish.name in (USER, NONE):
         blockers.append(Invalid(f"{wish.name} is the name of a network that is always there", "choose another name"))
-    blockers += _joined(wish, all_networks(store)) if wish.interface else []
+    blockers += _joined(context, wish) if wish.interface else []
     raise_all(blockers)
     try:
         return Network(meta=Meta(name=wish.name, labels=wish.labels), spec=NetworkSpec.model_validate(fields))
@@ -96,13 +96,23 @@ OURS = re.compile(r"v[bl][0-9a-f]{10}(-[io])?|vt[0-9a-f]{10}n[0-9]")
 """Names of the interfaces that are made for networks and servers."""
 
 
-def _joined(wish: NetworkWish, there: Sequence[Network]) -> list[VirtuaryError]:
-    """Why a bridge of the physical network can't be where it is wished: that place has one network at most."""
+def _joined(context: Context, wish: NetworkWish) -> list[VirtuaryError]:
+    """Why a bridge of the physical network can't be where it is wished: that place has one network at most, and is not the host's own."""
     if OURS.fullmatch(wish.interface or ""):
         return [Conflict(f"{wish.interface} is one of Virtuary's own interfaces", "name a bridge or interface of the host's")]
     where = f"VLAN {wish.vlan} of {wish.interface}" if wish.vlan else f"{wish.interface}"
-    same = (other.name for other in there if (other.spec.interface, other.spec.vlan) == (wish.interface, wish.vlan))
-    return [Conflict(f"{where} is joined by the network {name} already", f"--network {name}, or another --vlan") for name in same]
+    place = wish.interface, wish.vlan
+    same = [other.name for other in all_networks(context.store) if (other.spec.interface, other.spec.vlan) == place]
+    if same:
+        return [Conflict(f"{where} is joined by the network {same[0]} already", f"--network {same[0]}, or another --vlan")]
+    fault = context.interface_fault(wish.interface or "", wish.vlan is not None)
+    return [Conflict(*fault)] if fault else []
+
+
+def absent(context: Context) -> list[VirtuaryError]:
+    """Why this host has no networks that servers share."""
+    fault = context.network_fault()
+    return [HostLacks(fault, "--network user needs none of them")] if fault else []
 
 
 def _nothing_to_open() -> Invalid:

@@ -80,6 +80,8 @@ def join(context: Context, vm_id: str, wishes: Sequence[NicWish] | None, before:
         except VirtuaryError as error:
             found.blockers.append(error)
             continue
+        if network.meta.revision and wish.network not in found.networks:
+            found.blockers += networks.absent(context)  # of one that is to be made it was asked already
         found.networks[wish.network] = network
         found.blockers += _promised(context, vm_id, wish.bandwidth, network, nics)
         nics.append(_place(found, context, vm_id, number, wish, network, taken, kept, claims))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from virtuary.actions import account, firewalls, images, nics, ports, served
+from virtuary.actions import account, firewalls, images, networks, nics, ports, served
 from virtuary.actions.context import (
     Context,
     active,
@@ -191,7 +191,8 @@ async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[
     status = vm.status.but(crashes=()) if deed == "start" else vm.status
     changed = vm.but(spec=vm.spec.but(power=wanted, restarts=restarts), status=status)
     if deed == "start":
-        raise_all([*room(context, changed, vm), *ports.taken(context, vm.spec.publish, vm, starting=True)])
+        shared = networks.absent(context) if any(nic.network_id for nic in vm.spec.nics) else []
+        raise_all([*shared, *room(context, changed, vm), *ports.taken(context, vm.spec.publish, vm, starting=True)])
     operation = new_operation(context, deed, vm, **params)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
     puts = {vm.key: changed.dump(), **{item.key: _cancelled(item, deed).dump() for item in ended}, **takes}

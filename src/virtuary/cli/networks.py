@@ -90,24 +90,7 @@ def show_network(name: str, output: str) -> None:
     leases = wire.call("GET", f"/v1/networks/{path_part(name)}/leases")["items"]
 
     def table() -> None:
-        spec, status = item["spec"], item["status"]
-        print_fields(
-            [
-                ("name", item["meta"]["name"]),
-                ("kind", spec["kind"]),
-                ("state", status["state"] + (f": {status['reason']}" if status["reason"] else "")),
-                ("ipv4", spec["ipv4"] or "-"),
-                ("ipv6", (spec["ipv6"] or "-") + (", routed" if spec["routed6"] else "")),
-                ("domain", spec["domain"]),
-                ("bridge", status["bridge"] or "-"),
-                *([("interface", spec["interface"])] if spec["interface"] else []),
-                *([("vlan", spec["vlan"])] if spec["vlan"] else []),
-                *([("trunk", ", ".join(spec["trunk"]))] if spec["trunk"] else []),
-                ("firewall", _firewall(spec)),
-                ("host", _host(spec)),
-                *(("not so", gap) for gap in status["gaps"]),
-            ]
-        )
+        _print(item)
         rows = [
             [each["vm"], each["mac"], each["ipv4"] or "-", each["ipv6"] or "-", "yes" if each["taken"] else "no"]
             for each in leases
@@ -117,6 +100,27 @@ def show_network(name: str, output: str) -> None:
             print_table(["SERVER", "MAC", "IPV4", "IPV6", "TAKEN"], rows, "")
 
     emit({**item, "leases": leases}, output, table)
+
+
+def _print(item: dict[str, Any]) -> None:
+    spec, status = item["spec"], item["status"]
+    print_fields(
+        [
+            ("name", item["meta"]["name"]),
+            ("kind", spec["kind"]),
+            ("state", status["state"] + (f": {status['reason']}" if status["reason"] else "")),
+            ("ipv4", spec["ipv4"] or "-"),
+            ("ipv6", (spec["ipv6"] or "-") + (", routed" if spec["routed6"] else "")),
+            ("domain", spec["domain"]),
+            ("bridge", status["bridge"] or "-"),
+            *([("interface", spec["interface"])] if spec["interface"] else []),
+            *([("vlan", str(spec["vlan"]))] if spec["vlan"] else []),
+            *([("trunk", ", ".join(spec["trunk"]))] if spec["trunk"] else []),
+            ("firewall", _firewall(spec)),
+            ("host", _host(spec)),
+            *(("not so", gap) for gap in status["gaps"]),
+        ]
+    )
 
 
 def _firewall(spec: dict[str, Any]) -> str:

@@ -205,6 +205,8 @@ class NetworkStatus(Model):
     """The process that gives addresses and names."""
     start: int | None = None
     boot_id: str = ""
+    was_up: bool | None = None
+    """Of a bridge: whether the interface it joined was up before; None until it was joined."""
     external: tuple[tuple[str, str], ...] = ()
     """Interfaces of the host, and the addresses that were given to them because they lead to servers."""
     speed: int | None = None

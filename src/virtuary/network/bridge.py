@@ -166,8 +166,8 @@ def is_port(name: str) -> bool:
     return (NET / name / "master").exists()
 
 
-def is_bridge(name: str) -> bool:
-    return (NET / name / "bridge").is_dir()
+def is_bridge(name: str, net: Path = NET) -> bool:
+    return (net / name / "bridge").is_dir()
 
 
 async def ensure_bridge(name: str, addresses: Sequence[str], *, passing: bool = True, look: bool = True) -> None:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Conflict, Failed, HostLacks, PeerAway, VirtuaryError
 from virtuary.base.log import say
-from virtuary.base.proc import identify, run
+from virtuary.base.proc import identify
 from virtuary.host.neighbours import Claim, Owner
 from virtuary.model.firewall import Firewall, Group
 from virtuary.model.network import Lease, Network, Nic, name_of, own_mac, tap_of
 from virtuary.model.vm import Vm
-from virtuary.network import bridge, changes, dhcp, external, leases, shaping
+from virtuary.network import bridge, changes, dhcp, external, leases, physical, shaping
 from virtuary.network.ground import Ground, Host
 from virtuary.node.addresses import Addresses
 from virtuary.node.bandwidth import Shaper
@@ -252,7 +252,7 @@ class NetworkWorker:
         now, heard = self.site.clock.now(), self.networks.changes
         look = now - self._looked >= self._pace or heard != self._heard or network.status.state != "ready" or not self._looked
         if spec.kind == "bridge":
-            name = await join_interface(network)
+            name = await self._join(network)
         else:
             lengths = (spec.ipv4, spec.ipv6)
             own = zip(network.gateways, (net.partition("/")[2] for net in lengths if net), strict=True)
@@ -279,6 +279,16 @@ class NetworkWorker:
             state="ready", reason=None, bridge=name, boot_id=self.site.boot, speed=speed, gaps=gaps, **(started or {})
         )
         crashpoint("network.after_record")
+
+    async def _join(self, network: Network) -> str:
+        """The bridge of the physical network; how its interface was before is written down first."""
+        interface = network.spec.interface or ""
+        if network.status.was_up is None or network.status.boot_id != self.site.boot:
+            if fault := physical.find_fault(interface, network.bridge, tagged=network.spec.vlan is not None):
+                raise Failed(*fault)
+            if physical.master_of(interface) != network.bridge:
+                await self._record(was_up=physical.is_up(interface))
+        return await physical.join(interface, network.bridge, network.spec.vlan, vlan_of(network))
 
     def _reservations(self, network: Network) -> list[dhcp.Reservation]:
         return [
@@ -335,8 +345,10 @@ class NetworkWorker:
     async def _forget(self, network: Network) -> None:
         """Remove every trace of it; its document last."""
         await self._serving.end()
+        spec = network.spec
         await self.ground.call(shaping.remove, network.status.bridge or network.bridge)
-        await leave_interface(network)
+        if spec.interface:
+            await physical.leave(spec.interface, network.bridge, vlan_of(network), was_up=network.status.was_up is not False)
         await external.take_away(network.status.external)
         await self.ground.call(bridge.remove_bridge, network.bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -345,45 +357,8 @@ class NetworkWorker:
         await self.site.store.txn({self.key: network.meta.revision}, {}, [self.key, f"network-name/{network.name}"])
 
 
-async def join_interface(network: Network) -> str:
-    """The bridge on which servers meet the physical network; raises Failed where the interface can't be joined."""
-    wanted = network.spec.interface
-    assert wanted
-    if not bridge.is_there(wanted):
-        raise Failed(f"this host has no network interface {wanted}", "ip link shows them")
-    if network.spec.vlan is None and bridge.is_bridge(wanted):
-        return wanted
-    if network.spec.vlan is None and await has_addresses(wanted):
-        raise Failed(
-            f"{wanted} has the host's own addresses, which it would lose on a bridge",
-            f"make a bridge of the host's with {wanted} on it and name that, or use --vlan",
-        )
-    await bridge.ensure_bridge(network.bridge, (), passing=False)
-    port = wanted
-    if network.spec.vlan is not None:
-        port = vlan_of(network)
-        if not bridge.is_there(port):
-            await run("ip", "link", "add", "link", wanted, "name", port, "type", "vlan", "id", str(network.spec.vlan))
-    await run("ip", "link", "set", "dev", port, "master", network.bridge, "up")
-    return network.bridge
-
-
 def vlan_of(network: Network) -> str:
     return f"vl{network.id.replace('-', '')[:10]}"
-
-
-async def leave_interface(network: Network) -> None:
-    if network.spec.kind != "bridge" or not network.spec.interface:
-        return
-    if network.spec.vlan is not None and bridge.is_there(vlan_of(network)):
-        await run("ip", "link", "delete", "dev", vlan_of(network))
-    elif network.spec.interface in bridge.ports_of(network.bridge):
-        await run("ip", "link", "set", "dev", network.spec.interface, "nomaster")
-
-
-async def has_addresses(interface: str) -> bool:
-    result = await run("ip", "-o", "address", "show", "dev", interface, "scope", "global")
-    return bool(result.stdout.strip())
 
 
 async def keep_listening(networks: Networks, wake: Callable[[], None]) -> None:

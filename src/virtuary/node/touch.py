@@ -23,6 +23,7 @@ from virtuary.jail.walls import choose_jail
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.vm import Vm
+from virtuary.network import physical
 from virtuary.network.routes import find_own, find_routed
 from virtuary.node.console import Console, tail
 from virtuary.node.describe import machine_of
@@ -153,6 +154,11 @@ def routed() -> list[str]:
 def own_addresses() -> set[str]:
     """Every address this host has."""
     return find_own()
+
+
+def interface_fault(interface: str, tagged: bool) -> tuple[str, str] | None:
+    """Why servers can't join this interface of the host, or a VLAN of it, and what helps."""
+    return physical.find_fault(interface, None, tagged=tagged)
 
 
 async def receive(site: Site, chunks: AsyncIterator[bytes], length: int) -> str:
