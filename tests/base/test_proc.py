@@ -125,6 +125,9 @@ def test_a_missing_program_is_told_with_its_package() -> None:
 
 def test_the_last_line_is_the_one_that_says_something() -> None:
     assert last_line(b"first\nsecond \x1b[31m\n  \n\n") == "second [31m"
+    assert last_line(b"RTNETLINK answers: Permission denied\nCommand failed -:2\n") == "RTNETLINK answers: Permission denied"
+    assert last_line(b"ls: unrecognized option\nTry 'ls --help' for more information.\n") == "ls: unrecognized option"
+    assert last_line(b"Command failed -:2\n") == "Command failed -:2"
     assert last_line(b"") == "" and len(last_line(b"x" * 1000)) == 400
 
 

@@ -403,6 +403,32 @@ def test_after_a_boot_of_the_host_all_is_as_it_was(warm_tiny: Path) -> None:
         place.remove()
 
 
+def test_without_ipv6_networks_work_with_ipv4_alone_and_say_so(warm_tiny: Path) -> None:
+    place = Place("6")
+    try:
+        place.make()
+        with contextlib.contextmanager(serve)(warm_tiny, namespace=place.host) as instance:
+            instance.ok("launch", "tiny", "ran")
+            place.in_host("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
+            until(lambda: "IPv6 is switched off" in instance.ok("network", "show", "default").out, 20, "it is said")
+            instance.ok("restart", "ran", "--detach")
+            until(
+                lambda: instance.vm("ran")["spec"]["restarts"] and instance.state("ran") == "running", 20, "it is started again"
+            )
+            instance.ok("launch", "tiny", "later")
+            gateway = ipv4(instance, "later").rpartition(".")[0] + ".1"
+            assert "1 packets received" in instance.in_guest("later", f"ping -c1 -W3 {gateway}")
+            assert instance.call("GET", "/v1/networks/default")["status"]["state"] == "ready"
+            place.in_host("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
+            instance.ok("set", "later", "--label", "a=b")  # whatever has it looked at
+            until(lambda: "IPv6 is switched off" not in instance.ok("network", "show", "default").out, 20, "and no more")
+            assert "fd" in place.in_host(
+                "ip", "-6", "address", "show", "dev", instance.json("network", "list")[0]["status"]["bridge"]
+            )
+    finally:
+        place.remove()
+
+
 def test_a_server_that_starts_with_its_host_waits_for_an_uplink_that_comes_late(warm_tiny: Path) -> None:
     place = Place("l")
     try:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -223,10 +224,15 @@ async def lines_of(
         raise Failed(f"{command[0]} failed: {' / '.join(last) or f'exit status {status}'}", status=status)
 
 
+_TRAILER = re.compile(r"Command failed \S+:\d+$|Try ['\"`].*help|See ['\"`].*help|Usage: ", re.IGNORECASE)
+"""What programs say after that: ip of a batch, many of their options."""
+
+
 def last_line(output: bytes) -> str:
-    """The last line of a program's output that says anything, at most 400 characters, control characters removed."""
+    """The last line of a program's output that tells what is the matter, at most 400 characters, control characters removed."""
     lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
-    return shown(lines[-1])[:400] if lines else ""
+    telling = [line for line in lines if not _TRAILER.match(line)] or lines
+    return shown(telling[-1])[:400] if telling else ""
 
 
 def boot_id() -> str:

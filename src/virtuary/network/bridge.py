@@ -44,7 +44,8 @@ def open_tap(name: str, bridge: str, *, apart: bool) -> int:
     handle = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(handle, TUNSETIFF, struct.pack("16sH22x", name.encode(), TAP | NO_HEADER | VIRTIO_HEADER))
-        (IPV6 / "conf" / name / "disable_ipv6").write_text("1")  # the host itself has no business on it
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            (IPV6 / "conf" / name / "disable_ipv6").write_text("1")  # the host itself has no business on it
         attach(name, bridge, apart=apart)
     except OSError as error:
         os.close(handle)
@@ -193,6 +194,14 @@ async def ensure_bridge(name: str, addresses: Sequence[str], *, passing: bool = 
         await run("ip", "-batch", "-", stdin="\n".join(lines).encode())
     if passing:
         pass_on(ipv6=any(":" in address for address in addresses))
+
+
+def has_ipv6() -> bool:
+    """Whether this host has IPv6, and gives it to new interfaces."""
+    try:
+        return all((IPV6 / "conf" / which / "disable_ipv6").read_text().strip() == "0" for which in ("all", "default"))
+    except OSError:
+        return False  # a kernel without it
 
 
 def _address_of(name: str) -> bytes:

@@ -41,6 +41,7 @@ MANAGED = re.compile(rb'"network_id":"[^"]')
 """In the document of a server with a NIC on a network of the host's."""
 LOOK, BLIND_LOOK = 300.0, 10.0
 """Seconds between two looks at bridges and dnsmasq where changes of them are heard, and where they are not."""
+NO_IPV6 = "IPv6 is switched off on this host (sysctl net.ipv6.conf.all.disable_ipv6): servers have IPv4 alone"
 SETTLE = 0.1
 """Seconds after a change until it is looked at: more follow it at once."""
 declare(
@@ -214,6 +215,8 @@ class NetworkWorker:
         self._serving = Serving(self.folder, self.ground, self.wake)
         self._shaper = Shaper(self.ground)
         self._looked, self._heard = 0.0, 0
+        self._six: str | None = None
+        """Its IPv6 subnet, as far as this host had IPv6 when it was looked at last."""
         self._pace = BLIND_LOOK if self.ground.private else LOOK
 
     def wake(self) -> None:
@@ -248,22 +251,22 @@ class NetworkWorker:
         """Everything as it shall be; repeats harmlessly, and costs little when it is. Raises HostLacks while another instance has the networks."""
         if other := self.networks.take():
             raise HostLacks(f"{other} has the networks of this host", "--network user needs none of them")
-        spec, name = network.spec, network.bridge
+        spec, name, here = network.spec, network.bridge, network
         now, heard = self.site.clock.now(), self.networks.changes
         look = now - self._looked >= self._pace or heard != self._heard or network.status.state != "ready" or not self._looked
         if spec.kind == "bridge":
             name = await self._join(network)
         else:
-            lengths = (spec.ipv4, spec.ipv6)
-            own = zip(network.gateways, (net.partition("/")[2] for net in lengths if net), strict=True)
+            here = await self._as_here(network)
+            look, self._six = look or here.spec.ipv6 != self._six, here.spec.ipv6
+            lengths = (here.spec.ipv4, here.spec.ipv6)
+            own = zip(here.gateways, (net.partition("/")[2] for net in lengths if net), strict=True)
             addresses = [f"{address}/{length}" for address, length in own]
             await self.ground.call(bridge.ensure_bridge, name, addresses, look=look)
         await self._keep_taps(network, name)
         crashpoint("network.after_bridge")
         await self._lead_in(network)
-        started = (
-            None if spec.kind == "bridge" else await self._serving.keep(network, self._reservations(network), self.site.boot)
-        )
+        started = None if spec.kind == "bridge" else await self._serving.keep(here, self._reservations(here), self.site.boot)
         if network.status.state != "ready" or network.status.bridge != name:
             await self.networks.rules.apply()
         speed = shaping.measure_link(name) if spec.kind == "bridge" else None
@@ -273,12 +276,19 @@ class NetworkWorker:
             *await self._shaper.apply(network, name, members, look=look),
             *self._cut_off(members),
             *self._unpublished(members),
+            *([NO_IPV6] if here.spec.ipv6 != spec.ipv6 else []),
         )
         self._looked, self._heard = (now, heard) if look else (self._looked, self._heard)
         await self._record(
             state="ready", reason=None, bridge=name, boot_id=self.site.boot, speed=speed, gaps=gaps, **(started or {})
         )
         crashpoint("network.after_record")
+
+    async def _as_here(self, network: Network) -> Network:
+        """The network as this host can have it: without IPv6 where that is switched off."""
+        if network.spec.ipv6 is None or await self.ground.call(bridge.has_ipv6):
+            return network
+        return network.but(spec=network.spec.but(ipv6=None))
 
     async def _join(self, network: Network) -> str:
         """The bridge of the physical network; how its interface was before is written down first."""
@@ -292,7 +302,9 @@ class NetworkWorker:
 
     def _reservations(self, network: Network) -> list[dhcp.Reservation]:
         return [
-            dhcp.Reservation(name_of(item.vm.name, item.nic.number), item.mac, item.nic.ipv4, item.nic.ipv6)
+            dhcp.Reservation(
+                name_of(item.vm.name, item.nic.number), item.mac, item.nic.ipv4, item.nic.ipv6 if network.spec.ipv6 else None
+            )
             for item in self.networks.members(network.id)
         ]
 
