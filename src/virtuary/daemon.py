@@ -21,6 +21,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from virtuary import __version__
+from virtuary.actions import firewalls
 from virtuary.api.app import make_app
 from virtuary.api.auth import PeerProtocol, PeerWebSocket, listening_socket
 from virtuary.api.deps import Parts
@@ -31,6 +32,7 @@ from virtuary.base.log import say, set_up
 from virtuary.base.paths import Paths, find_paths
 from virtuary.host import cgroups
 from virtuary.model.meta import new_id
+from virtuary.node import inside
 from virtuary.node.node import Node
 from virtuary.node.site import describe_host, open_site
 from virtuary.settings import read
@@ -92,6 +94,7 @@ async def serve(paths: Paths) -> None:
             site = await open_site(paths, store, host_id, settings)
             await describe_host(site)
             node = Node(site)
+            site.examine = lambda vm: inside.examine(node, vm, firewalls.judge_of(store, vm))
             await node.start()
             await _serve(paths, node, store)
         finally:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.vm import Shape, VmSpec
 from virtuary.node import plan as module
@@ -66,6 +67,12 @@ def asked(kind: str, ago: float, failing: float) -> World:
     """A server whose network has been failing for so long, and of which something was asked so long ago."""
     meanwhile = WALL + timedelta(seconds=ago)
     return at_rest(network=NO_LAN, network_failing=failing, wall=meanwhile, operation=operation(kind))
+
+
+def staged(stage: str) -> Operation:
+    """A launch that is in this stage."""
+    found = operation("launch")
+    return found.but(status=found.status.but(stage=stage, phase="running"))
 
 
 SCENARIOS: dict[str, tuple[World, str | None]] = {
@@ -125,6 +132,15 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "something new was seen": (alive(status={"state": "starting"}), "report"),
     "an address was learned": (alive(addresses=("10.0.2.15",)), "report"),
     "launched and ready": (alive(operation=operation("launch")), "finish"),
+    "launched, SSH not heard for long": (
+        alive(
+            signals={}, status={"stages": {}, "state": "starting", "identity": None}, usual={"firmware": 1.0}, operation=staged("firmware"),
+            wall=WALL + timedelta(seconds=9),
+        ), "explain",
+    ),
+    "its network is being made, and somebody waits": (
+        at_rest(network=("creating", "waiting for the network lan"), operation=operation("start")), "tell_why",
+    ),
     "launched, SSH not heard yet": (alive(signals={"kernel": 1.0, "agent": 2.0, "network": 3.0}, operation=operation("launch")), "note"),
     "all is as wished": (alive(), None),
     "created stopped": (at_rest(STOPPED, operation=operation("create")), "finish"),

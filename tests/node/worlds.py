@@ -11,6 +11,7 @@ from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
 from virtuary.model.vm import Crash, MemoryHold, Origin, Runtime, Shape, Vm, VmSpec, VmStatus
 from virtuary.node.plan import CRASH_WINDOW, Step, never_handed_out, plan
+from virtuary.node.slow import Finding
 from virtuary.node.tuning import Tuning, untuned
 from virtuary.node.world import World
 
@@ -421,6 +422,13 @@ class Host:
     def note(self, _: World, stage: str) -> None:
         assert self.operation
         self.operation = self.operation.but(status=self.operation.status.but(stage=stage, phase="running"))
+
+    def explain(self, seen: World, _: str) -> None:
+        self.tell_why(seen, Finding("nobody knows"))
+
+    def tell_why(self, _: World, found: Finding) -> None:
+        assert self.operation
+        self.operation = self.operation.but(status=self.operation.status.but(why=found.why))
 
     def finish(self, *_: Any) -> None:
         self.operation = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 from virtuary.actions.context import Context, all_vms, decides, find_vm, raise_all, turn
 from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
@@ -158,6 +159,12 @@ def look(store: Store) -> Scene:
         groups={group.name: Group(group.name, group.spec.rules) for group in all_firewalls(store)},
         is_own=_is_hosts_own,
     )
+
+
+def judge_of(store: Store, vm: Vm) -> Callable[[Address, str, int | None], Verdict]:
+    """What is said of a server's calls to an address, by protocol and port, as the documents are now."""
+    scene = look(store)
+    return lambda address, protocol, port: scene.judge(vm, address, protocol, port)
 
 
 def _end(store: Store, text: str) -> Vm | Address:

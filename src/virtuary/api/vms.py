@@ -44,6 +44,9 @@ class StartParams(Model):
     """When the operation is done: once the machine runs, or once a shell is possible."""
 
 
+class RestartParams(StopParams, StartParams): ...
+
+
 class RenameParams(Model):
     name: str
 
@@ -152,7 +155,7 @@ async def stop_vm(ctx: Ctx, name: str, params: StopParams | None = None) -> Resp
 
 
 @router.post("/{name}/actions/restart", status_code=202, response_model=answers.AcceptedVm)
-async def restart_vm(ctx: Ctx, name: str, params: StopParams | None = None) -> Response:
+async def restart_vm(ctx: Ctx, name: str, params: RestartParams | None = None) -> Response:
     return await _power(ctx, name, "restart", params)
 
 
@@ -216,8 +219,8 @@ async def purge_vm(ctx: Ctx, name: str) -> Response:
 @router.get("/{name}/doctor", response_model=answers.Checks)
 async def examine_network(parts: P, name: str) -> dict[str, Any]:
     """Try the network of a running server from inside its guest, and name whoever is in the way. Changes nothing."""
-    vm, scene = find_vm(parts.store, name), firewalls.look(parts.store)
-    checks = await inside.examine(parts.node, vm, lambda address, protocol, port: scene.judge(vm, address, protocol, port))
+    vm = find_vm(parts.store, name)
+    checks = await inside.examine(parts.node, vm, firewalls.judge_of(parts.store, vm))
     return {"healthy": all(check.state != "missing" for check in checks), "checks": [check.model_dump() for check in checks]}
 
 

@@ -120,8 +120,9 @@ def _until_end(wire: Wire, key: str, identity: str, screen: _Screen, limit: floa
             return current
         if limit is not None and time.monotonic() - screen.began > limit:
             screen.close(False)
+            why = f"; {shown(current['status']['why'])}" if current["status"].get("why") else ""
             raise GuestSilent(
-                f"{current['spec']['target_name']} is not ready after {format_duration(limit)}; last stage: {screen.stage}",
+                f"{current['spec']['target_name']} is not ready after {format_duration(limit)}; last stage: {screen.stage}{why}",
                 f"it goes on: virtuary operation wait {identity[:8]} follows it, virtuary logs {current['spec']['target_name']} shows its console",
                 operation=identity,
             )

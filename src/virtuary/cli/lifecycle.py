@@ -189,7 +189,7 @@ def _after(wire: Wire, answer: dict[str, Any], given: dict[str, Any], done: str)
         tell(operation["meta"]["id"])
         return
     form = given.get("output") or "table"
-    follow(wire, operation, quiet=form != "table")
+    follow(wire, operation, quiet=form != "table", limit=given.get("patience"))
     name = operation["spec"]["target_name"]
     if form == "table":
         tell(f"{name} {done}")
@@ -221,15 +221,20 @@ def _keep(first: VirtuaryError | None, error: VirtuaryError, many: int) -> Virtu
     return first or error
 
 
+WAIT = click.option(
+    "--wait", type=click.Choice(["running", "ready"]), default="ready", help="Until it runs, or until a shell is possible."
+)
+PATIENCE = click.option("--timeout", "patience", type=Duration(), help="Stop waiting after so long; the server goes on.")
+
+
 @click.command()
 @NAMES
 @DETACH
 @output_option
-@click.option(
-    "--wait", type=click.Choice(["running", "ready"]), default="ready", help="Until it runs, or until a shell is possible."
-)
+@WAIT
+@PATIENCE
 def start_command(names: tuple[str, ...], wait: str, **given: Any) -> None:
-    """Start servers.
+    """Start servers, and wait until a shell is possible.
 
     \b
     Example:
@@ -258,16 +263,18 @@ def stop_command(names: tuple[str, ...], timeout: float, force: bool, **given: A
 @NAMES
 @DETACH
 @output_option
-@click.option("--timeout", type=Duration(), default="90s", help="How long the guest is given before the plug is pulled.")
+@WAIT
+@PATIENCE
+@click.option("--stop-timeout", type=Duration(), default="90s", help="How long the guest is given before the plug is pulled.")
 @click.option("--force", is_flag=True, help="Pull the plug at once.")
-def restart_command(names: tuple[str, ...], timeout: float, force: bool, **given: Any) -> None:
-    """Stop servers and start them again; changes that waited for it take effect.
+def restart_command(names: tuple[str, ...], wait: str, stop_timeout: float, force: bool, **given: Any) -> None:
+    """Stop servers and start them again, and wait until a shell is possible; changes that waited for it take effect.
 
     \b
     Example:
       virtuary restart web1
     """
-    _deed(names, "restart", "was restarted", {"timeout": timeout, "force": force}, given)
+    _deed(names, "restart", "was restarted", {"timeout": stop_timeout, "force": force, "wait": wait}, given)
 
 
 @click.command()

@@ -35,6 +35,8 @@ class OperationStatus(Model):
     progress: float | None = None
     """Share of the current stage that is done, 0 to 1, where known."""
     log: tuple[LogLine, ...] = ()
+    why: str = ""
+    """What is known of why it takes longer than usual; empty once that is overcome."""
     error: dict[str, Any] | None = None
     """Problem body (RFC 9457) of a failed operation."""
     started: datetime | None = None

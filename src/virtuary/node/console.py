@@ -22,6 +22,7 @@ LOG_CAP = 4 * 1024 * 1024
 LOG_BURST, LOG_RATE = 1024 * 1024, 256 * 1024
 """Bytes that are kept at once, and a second for long."""
 CHUNK = 16 * 1024
+RECENT = 8 * 1024
 VIEWER_QUEUE = 256
 
 
@@ -34,6 +35,8 @@ class Console:
         self._before = b""
         self._pace = Bucket(LOG_BURST, LOG_RATE)
         self._dropped = 0
+        self.recent = b""
+        """The end of what was printed since somebody listens."""
 
     async def follow(self, socket: Path) -> None:
         """Read the console until it closes."""
@@ -57,6 +60,7 @@ class Console:
         self._append(self._kept(chunk))
         self._heard(self._before + chunk)
         self._before = (self._before + chunk)[-256:]
+        self.recent = (self.recent + chunk)[-RECENT:]
         for viewer in self._viewers:
             offer(viewer, chunk)
 

@@ -50,7 +50,8 @@ def finished(operation: Operation, error: VirtuaryError | None = None, cancelled
     """The operation at its end. Pure."""
     phase = "cancelled" if cancelled else "failed" if error else "done"
     problem = error.problem() if error else None
-    return noted(operation, error.sentence if error else None, phase=phase, error=problem, ended=utcnow(), progress=None)
+    why = operation.status.why if error else ""
+    return noted(operation, error.sentence if error else None, phase=phase, error=problem, ended=utcnow(), progress=None, why=why)
 
 
 async def write(store: Store, key: str, change: Any) -> Operation | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from virtuary.model.vm import State, Vm
 from virtuary.node.nics import plugging
+from virtuary.node.slow import explaining
 from virtuary.node.tuning import follows, shortfall, tuned, tuning
 from virtuary.node.world import Step, World
 
@@ -46,6 +47,7 @@ def plan(me: str, world: World) -> Step | None:
         running,
         reporting,
         finishing,
+        explaining,
     ):
         if step := planner(world):
             return step
@@ -361,15 +363,16 @@ def state_of(world: World) -> tuple[State, str | None]:
         return (status.state, status.reason) if status.state != "unresponsive" else ("unknown", None)
     if world.qemu == "io-error":
         return "paused", "no space: the pool that holds the disk is full; it resumes by itself"
+    why_slow = (world.operation.status.why or None) if world.operation else None
     if world.qemu == "paused" or _held(world):
         hold = status.held_for_memory
         return "paused", hold.why if hold and vm.spec.power == "running" else None
     if world.qemu != "running":
-        return "starting", None
+        return "starting", why_slow
     if never_handed_out(vm) or (vm.status.renew and world.identity_wanted):
-        return "starting", None
+        return "starting", why_slow
     if world.image and world.image.status.agent and "agent" not in {**status.stages, **world.signals}:
-        return "starting", None
+        return "starting", why_slow
     return "running", LESS_MEMORY if status.reclaimed else shortfall(world)
 
 

@@ -8,6 +8,7 @@ import os
 import platform as host_platform
 import shutil
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ from virtuary.base.paths import Paths
 from virtuary.base.proc import boot_id, find_program
 from virtuary.host import capacity, neighbours, shares
 from virtuary.jail.walls import Capabilities, choose_jail, find_capabilities
-from virtuary.model.host import Host, HostStatus
+from virtuary.model.host import Check, Host, HostStatus
 from virtuary.model.meta import Meta
 from virtuary.model.network import DEFAULT, USER
 from virtuary.model.settings import Settings
@@ -28,6 +29,7 @@ from virtuary.model.vm import Vm
 from virtuary.network import bridge, ground, passt
 from virtuary.node.networks import Networks
 from virtuary.node.uplink import Uplink
+from virtuary.node.usual import Usual
 from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platform import PLATFORMS, Platform
 from virtuary.qemu.probe import Binary, find_binary
@@ -66,6 +68,9 @@ class Site:
     """One warm template is made at a time: it costs a processor for a boot."""
     claims: dict[str, shares.Claim] = field(default_factory=dict)
     """What the servers that run are to have of the processors, by their ids."""
+    usual: Usual = field(default_factory=Usual)
+    examine: Callable[[Vm], Awaitable[list[Check]]] | None = None
+    """Tries a server's network from inside its guest; given by who puts the daemon together."""
     verified: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     """Templates whose files were read through in this daemon's life, and what they looked like then."""
 

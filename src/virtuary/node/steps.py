@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from virtuary.node.launch import QMP_READY, Wiring, clean_up, end_machine, launc
 from virtuary.node.plan import CRASH_WINDOW, End, never_handed_out
 from virtuary.node.run import open_run
 from virtuary.node.site import Site
+from virtuary.node.slow import STARTS
 from virtuary.node.templates import keys_of
 from virtuary.node.tuning import untuned
 from virtuary.node.warm import GROUP, choose_template, make_host_key, reset_disk
@@ -135,6 +137,7 @@ async def start_machine(
     uid = free_uid(site, vm.id)
     way = nics.way_in(site, vm)
     worker.last_words = ""
+    worker.explained = -math.inf
     worker.tuned = untuned(machine.cpus)
     worker.refused.clear()
     groups = (GROUP,) if template else ()
@@ -366,6 +369,8 @@ STAGE_TEXT = {
 
 async def finish(worker: Worker, world: World, operation: Operation) -> None:
     await operations.finish(worker.site.store, operation.key)
+    if operation.spec.kind in STARTS:
+        worker.site.usual.learn(world.vm)
     runtime = world.vm.status.runtime
     if operation.spec.kind == "launch" and runtime and runtime.template is None and world.image:
         await templates.consider(worker.site, world.vm, world.image)

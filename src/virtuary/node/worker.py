@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from typing import Any
 
 from virtuary.base.errors import Bug, Conflict, VirtuaryError, of_system
@@ -18,7 +19,7 @@ from virtuary.base.pace import Bucket
 from virtuary.guest.seed import HostKey
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
-from virtuary.node import copies, identity, live, nics, operations, steps, tuning
+from virtuary.node import copies, identity, live, nics, operations, slow, steps, tuning
 from virtuary.node.effects import Effect
 from virtuary.node.plan import never_handed_out, plan
 from virtuary.node.run import Run, open_run
@@ -31,7 +32,15 @@ IDLE_LOOK, BUSY_LOOK = 30.0, 1.0
 STEPS_AT_ONCE, STEPS_A_SECOND = 100, 10
 """A machine that says that nothing has changed after each step is not to keep the daemon busy."""
 MAX_BACKOFF = 30.0
-STEPS: dict[str, Effect] = {**steps.STEPS, **identity.STEPS, **copies.STEPS, **live.STEPS, **tuning.STEPS, **nics.STEPS}
+STEPS: dict[str, Effect] = {
+    **steps.STEPS,
+    **identity.STEPS,
+    **copies.STEPS,
+    **live.STEPS,
+    **tuning.STEPS,
+    **nics.STEPS,
+    **slow.STEPS,
+}
 
 
 class Worker:
@@ -46,6 +55,8 @@ class Worker:
         self.network_failed: float | None = None
         """Monotonic time since which a network that it needs is seen failed."""
         self.last_words = ""
+        self.explained = -math.inf
+        """Monotonic time at which it was looked last into why its start takes so long."""
         self.host_key: asyncio.Task[HostKey] | None = None
         """The host key of a copy, made while the copy comes up."""
         self.tuned: tuning.Tuning | None = None
@@ -176,6 +187,8 @@ class Worker:
             cpus=run.size.cpus if run and run.size else None,
             memory=run.size.memory if run and run.size else None,
             refused={field: wish for field, (wish, until) in self.refused.items() if self.site.clock.now() < until},
+            usual=self.site.usual.of(vm) if active and run else {},
+            explained=self.explained,
             reclaimed=vm.status.reclaimed,
         )
 

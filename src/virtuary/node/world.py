@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -74,6 +76,10 @@ class World:
     """What the machine has now, by QEMU; None while that is not known."""
     refused: dict[str, object] = field(default_factory=dict)
     """What of cpus, memory and disk its guest would not take lately, and how much of it."""
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the stages of its start usually take; empty where it is not being started."""
+    explained: float = -math.inf
+    """Monotonic time at which it was looked last into why its start takes so long."""
     reclaimed: bool = False
     """Whether the host, being short, has taken memory from it for a while."""
 

@@ -1,0 +1,160 @@
+"""Why a start takes longer than it usually does: found from outside and, where its agent answers, from inside, and told in words.
+
+A stage that takes thrice its usual time is looked into, and again while it lasts. What is usual is learned from the starts of servers
+of the same image. What is found stands in the operation and at the server until it is overcome; where nothing can come of the start
+any more the operation ends with it, and the machine is left as it is for whoever wants to look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtuary.base.errors import Failed, VirtuaryError
+from virtuary.base.units import format_size
+from virtuary.model.vm import default_memory
+from virtuary.node import operations
+from virtuary.node.describe import firmware_of
+from virtuary.node.effects import Effect
+from virtuary.node.world import Step, World
+
+if TYPE_CHECKING:
+    from virtuary.node.worker import Worker
+
+TIMES = 3
+GIVEN_UP = 12
+"""Times the usual after which a machine that printed nothing at all is not waited for any more."""
+AGAIN = 15.0
+"""Seconds until it is looked into again."""
+STARTS = ("launch", "copy", "start", "restart")
+
+
+class Finding(NamedTuple):
+    why: str
+    hopeless: bool = False
+    """Whether nothing can come of this start any more."""
+
+
+SIGNS: tuple[tuple[re.Pattern[bytes], Finding], ...] = tuple(
+    (re.compile(pattern), Finding(why, hopeless))
+    for pattern, why, hopeless in (
+        (rb"No bootable (device|option)|not a bootable disk|No bootable medium", "its firmware finds nothing on its disk to boot from", True),
+        (rb"Kernel panic - not syncing: System is deadlocked on memory", "its memory is too small for its kernel", True),
+        (rb"VFS: Unable to mount root fs", "its kernel can't find its root file system", True),
+        (rb"Kernel panic - not syncing", "its kernel panicked", True),
+        (rb"Initramfs unpacking failed|Out of memory: Killed process|Out of memory and no killable", "its memory is too small", False),
+        (rb"grub rescue>|\ngrub> ", "its boot loader can't go on and waits for a command", False),
+        (rb"emergency mode|Press Enter for maintenance|Cannot open access to console|\(initramfs\) ", "its system came up in emergency mode", False),
+        (rb"No space left on device", "its disk is full", False),
+        (rb"Remounting filesystem read-only|UNEXPECTED INCONSISTENCY", "its file system is damaged", False),
+    )
+)  # fmt: skip
+"""What a console says when a start goes wrong, worst first. A guest can only lie about itself."""
+
+LOOK = r"""
+df -P / 2>/dev/null | awk 'NR == 2 { sub("%", "", $5); print "full", $5 }'
+awk '$2 == "/" { split($4, o, ","); print "root", o[1] }' /proc/mounts | tail -n 1
+cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk '$4 == "0A" && $2 ~ /:0016$/ { print "listens"; exit }'
+command -v systemctl >/dev/null 2>&1 && systemctl --failed --no-legend --plain 2>/dev/null | awk '{ print "failed", $1 }' | head -n 3
+true
+"""
+_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,80}")
+
+
+def explaining(world: World) -> Step | None:
+    """Look into a start that hangs. Pure."""
+    operation, runtime = world.operation, world.vm.status.runtime
+    if operation is None or operation.spec.kind not in STARTS:
+        return None
+    if world.process == "absent" and world.network[0] in ("creating", "failed") and world.vm.status.disk_ready:
+        why = world.network[1] or "its network is being made"
+        return Step("tell_why", Finding(why)) if operation.status.why != why else None
+    if world.process != "alive" or runtime is None or world.qemu != "running" or operation.status.stage not in world.usual:
+        return None
+    if in_stage(world) < world.usual[operation.status.stage] * TIMES or world.now - world.explained < AGAIN:
+        return None
+    return Step("explain", operation.status.stage)
+
+
+def in_stage(world: World) -> float:
+    """Seconds since something was last heard of a start. Pure."""
+    runtime = world.vm.status.runtime
+    heard = max({**world.vm.status.stages, **world.signals}.values(), default=0.0)
+    return (world.wall - runtime.started).total_seconds() - heard if runtime else 0.0
+
+
+async def explain(worker: Worker, world: World, stage: str) -> None:
+    """Find out why it is still in this stage, and tell."""
+    worker.explained = worker.site.clock.now()
+    await tell_why(worker, world, await _find(worker, world, stage))
+
+
+async def tell_why(worker: Worker, world: World, found: Finding) -> None:
+    """Note it where it is news; a start of which nothing can come ends with it."""
+    operation, name = world.operation, world.vm.name
+    assert operation
+    if operation.status.why != found.why:
+        await operations.note(worker.site.store, operation.key, f"it takes long: {found.why}", why=found.why)
+    if found.hopeless:
+        hint = f"virtuary logs {name} shows its console; it was left as it is: virtuary stop {name} --force"
+        await operations.finish(worker.site.store, operation.key, Failed(f"{name} does not come up: {found.why}", hint))
+
+
+async def _find(worker: Worker, world: World, stage: str) -> Finding:
+    run = worker.run
+    said = run.console.recent if run else b""
+    for sign, finding in SIGNS:
+        if sign.search(said):
+            return finding
+    if run and run.agent and stage in ("agent", "network", "ssh"):
+        return await _find_inside(worker, world, stage)
+    if stage == "firmware":
+        return _unheard(world, said)
+    if not worker.site.networks.addresses.of(world.vm) and any(nic.network_id for nic in world.vm.nics):
+        return Finding("it has not asked for an address by DHCP yet, and its guest agent has not answered")
+    if world.image and world.image.status.agent:
+        return Finding("its guest agent has not answered: is qemu-guest-agent installed and started in it?")
+    return Finding("nothing answers at its SSH port: is an SSH server installed and started in it?")
+
+
+def _unheard(world: World, said: bytes) -> Finding:
+    """What is to be thought of a machine whose kernel was not heard."""
+    usual, spec = default_memory(world.vm.spec.image), world.vm.spec
+    how = firmware_of(world.vm, world.image).kind.upper() if world.image else "its firmware"
+    nothing = "no kernel was heard on its console" if said.strip() else "nothing was printed on its console"
+    if spec.memory < usual:
+        asks = f"are {format_size(spec.memory)} of memory enough? Servers of {spec.image} are given {format_size(usual)}"
+    else:
+        asks = f"can its disk be booted by {how}?"
+    return Finding(f"{nothing} yet: {asks}", not said.strip() and in_stage(world) > world.usual["firmware"] * GIVEN_UP)
+
+
+async def _find_inside(worker: Worker, world: World, stage: str) -> Finding:
+    """What the guest itself tells, and who is in the way of its network."""
+    run = worker.run
+    assert run and run.agent
+    told: list[list[str]] = []
+    with contextlib.suppress(VirtuaryError):
+        outcome = await run.agent.execute(["/bin/sh"], stdin=LOOK.encode(), deadline=20)
+        told = [line.split() for line in outcome.stdout.decode(errors="replace").splitlines()]
+    facts = {words[0]: words[1] for words in told if len(words) == 2}
+    if facts.get("full") == "100":
+        return Finding("its disk is full")
+    if facts.get("root") == "ro":
+        return Finding("its root file system is mounted read-only")
+    if worker.site.examine:
+        with contextlib.suppress(VirtuaryError):
+            for check in await worker.site.examine(world.vm):
+                if check.state == "missing":
+                    return Finding(check.found)
+    failed = [words[1] for words in told if words[0] == "failed" and len(words) == 2 and _UNIT.fullmatch(words[1])]
+    broken = f"; what failed in it: {', '.join(failed)}" if failed else ""
+    if not told:
+        return Finding("its guest agent does not answer any more")
+    if ["listens"] not in told:
+        return Finding(f"no SSH server listens in it{broken}")
+    return Finding(f"its SSH server listens and does not answer from here: look at the guest's own firewall{broken}")
+
+
+STEPS: dict[str, Effect] = {effect.__name__: effect for effect in (explain, tell_why)}
