@@ -54,5 +54,11 @@ def test_a_vlan_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         "trunk": [],
         "host_access": False,
     }
-    _print({"meta": {"name": "desk"}, "spec": spec, "status": {"state": "ready", "reason": None, "bridge": "vb1", "gaps": []}})
+    _print(
+        {
+            "meta": {"name": "desk"},
+            "spec": spec,
+            "status": {"state": "ready", "reason": None, "bridge": "vb1", "mtu": 9000, "gaps": []},
+        }
+    )
     assert "vlan" in (told := capsys.readouterr().out) and "7" in told

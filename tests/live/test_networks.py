@@ -16,6 +16,8 @@ import pytest
 from instances import Instance, serve, until
 from lans import HOST4, HOST6, HOST_TOO4, OUTSIDE4, OUTSIDE6, SPEAK, Place, foretold, ipv4, leases, run
 
+from virtuary.model.network import tap_of
+
 pytestmark = [pytest.mark.live, pytest.mark.host]
 
 
@@ -487,10 +489,55 @@ def tried(instance: Instance, name: str) -> dict[str, tuple[str, str]]:
 
 def test_the_doctor_finds_nothing_where_all_is_well(lan: Instance, one: str) -> None:
     until(lambda: all(state == "ok" for state, _ in tried(lan, one).values()), 20, "all is well")
-    assert list(tried(lan, one)) == ["address", "host", "names", "outside", "IPv6", "port 7"]
+    assert list(tried(lan, one)) == ["address", "host", "names", "outside", "large packets", "IPv6", "port 7"]
     assert OUTSIDE6 in tried(lan, one)["IPv6"][1]
     said = lan.ok("doctor", one)
     assert f"it reaches {OUTSIDE4}, as this host does" in said.out and "its network works" in said.out
+
+
+NARROW = "add table ip narrow; add chain ip narrow in { type filter hook input priority 0; }; add rule ip narrow in ip length > 1400 drop"
+
+
+def test_packets_are_as_large_as_the_way_out_has_them(lan: Instance, place: Place, one: str) -> None:
+    bridge = lan.call("GET", "/v1/networks/default")["status"]["bridge"]
+    tap = tap_of(lan.vm(one)["meta"]["id"], 0)
+    assert "1500 bytes" in lan.ok("network", "show", "default").out
+    try:
+        lan.ok("network", "set", "default", "--mtu", "1400")
+        until(
+            lambda: all("mtu 1400" in place.in_host("ip", "link", "show", name) for name in (bridge, tap)), 10, "it is narrower"
+        )
+        until(lambda: "1400 bytes reach" in tried(lan, one)["large packets"][1], 10, "it is tried")
+    finally:
+        lan.ok("network", "set", "default", "--mtu", "none")
+    until(
+        lambda: all("mtu 1500" in place.in_host("ip", "link", "show", name) for name in (bridge, tap)),
+        10,
+        "and as wide as before",
+    )
+    for name, link in ((place.host, "out0"), (place.outside, "in0")):
+        run("ip", "-n", name, "link", "set", link, "mtu", "1400")
+    try:
+        lan.ok("set", one, "--label", "a=b")  # whatever has it looked at
+        until(lambda: "mtu 1400" in place.in_host("ip", "link", "show", bridge), 10, "the way out is narrower")
+    finally:
+        for name, link in ((place.host, "out0"), (place.outside, "in0")):
+            run("ip", "-n", name, "link", "set", link, "mtu", "1500")
+    lan.ok("set", one, "--label", "a=c")
+    until(lambda: lan.call("GET", "/v1/networks/default")["status"]["mtu"] == 1500, 10, "and wide again")
+    run(
+        "ip",
+        "netns",
+        "exec",
+        place.outside,
+        "nft",
+        "add table ip narrow; add chain ip narrow in { type filter hook input priority 0; }; add rule ip narrow in ip length > 1400 drop",
+    )
+    try:
+        state, said = tried(lan, one)["large packets"]
+        assert state == "missing" and "packets of 1500 bytes do not reach" in said and "network set default --mtu" in said
+    finally:
+        run("ip", "netns", "exec", place.outside, "nft", "delete table ip narrow")
 
 
 def test_the_doctor_names_who_is_in_the_way(lan: Instance, place: Place, two: str) -> None:
@@ -589,6 +636,8 @@ def test_an_interface_is_taken_and_given_back_as_it_was(lan: Instance, place: Pl
 def test_a_bridge_of_the_hosts_is_joined(lan: Instance, place: Place) -> None:
     """Somebody else's bridge, with somebody else's addresses on it."""
     place.in_host("ip", "link", "add", "br0", "type", "bridge")
+    place.in_host("ip", "link", "add", "jumbo0", "mtu", "9000", "type", "veth", "peer", "name", "jumbo1")
+    place.in_host("ip", "link", "set", "jumbo0", "master", "br0", "up")
     place.in_host("ip", "address", "add", "198.51.100.1/24", "dev", "br0")
     place.in_host("ip", "link", "set", "br0", "up")
     try:
@@ -598,6 +647,8 @@ def test_a_bridge_of_the_hosts_is_joined(lan: Instance, place: Place) -> None:
         assert refused.status and "the host's own firewall decides" in refused.err
         lan.ok("launch", "tiny", "desk", "--network", "office", "--detach")
         until(lambda: lan.vm("desk")["status"]["state"] == "running", 30, "it runs")
+        assert "mtu 9000" in place.in_host("ip", "link", "show", "br0"), "who joins does not make it narrower"
+        assert "9000 bytes" in lan.ok("network", "show", "office").out
         lan.in_guest("desk", "ip addr flush dev eth0; ip addr add 198.51.100.9/24 dev eth0")
         assert "1 packets received" in lan.in_guest("desk", "ping -c1 -W3 198.51.100.1")
         lan.in_guest("desk", "ip addr add 198.51.100.10/24 dev eth0; ping -c1 -W3 -I 198.51.100.10 198.51.100.1")
@@ -610,6 +661,7 @@ def test_a_bridge_of_the_hosts_is_joined(lan: Instance, place: Place) -> None:
         lan.ok("network", "delete", "office")
         assert "br0" in place.in_host("ip", "-br", "link"), "it is not ours to remove"
     finally:
+        place.in_host("ip", "link", "delete", "jumbo0")
         place.in_host("ip", "link", "delete", "br0")
 
 

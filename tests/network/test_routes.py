@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from virtuary.network.routes import find_gateways6, find_nameservers, find_own
+from virtuary.network.routes import find_gateways6, find_mtu, find_nameservers, find_own
 
 TRIE = """\
 Main:
@@ -51,6 +51,21 @@ def test_an_ipv6_router_is_named_where_its_address_says_something_elsewhere(tmp_
     assert find_gateways6(tmp_path) == []
     (tmp_path / "ipv6_route").write_text(ROUTES)
     assert find_gateways6(tmp_path) == ["2001:db8:1::2"]
+
+
+def test_the_largest_packet_is_that_of_the_narrowest_way_out(tmp_path: Path) -> None:
+    for name, mtu in (("eth0", 1500), ("tun0", 1400), ("eth1", 9000), ("lo", 65536)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mtu").write_text(f"{mtu}\n")
+    row = "{}\t{}\t00000000\t0003\t0\t0\t0\t{}\t0\t0\t0\n"
+    ways = row.format("eth0", "00000000", "00000000"), row.format("eth1", "0000000A", "000000FF")
+    (tmp_path / "route").write_text("head\n" + "".join(ways))
+    assert find_mtu(tmp_path, tmp_path) == 1500
+    (tmp_path / "ipv6_route").write_text(
+        "".join(f"{'0' * 32} 00 {'0' * 32} 00 {'0' * 32} 0 1 0 3 {name}\n" for name in ("tun0", "lo"))
+    )
+    assert find_mtu(tmp_path, tmp_path) == 1400
+    assert find_mtu(tmp_path / "nowhere", tmp_path) is None
 
 
 def test_nameservers_are_found_beside_lines_that_mean_nothing(tmp_path: Path) -> None:

@@ -294,6 +294,27 @@ def test_what_is_open_stays_open_when_rules_change_and_new_calls_are_judged(lab:
 
 @pytest.mark.host
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "call", [("a", OUTSIDE, 80, "o"), ("a", OUTSIDE6, 80, "o"), ("o", HOST, 8080, "a"), ("o", HOST6, 8080, "a")]
+)
+def test_who_calls_by_a_narrow_way_is_told_to_send_less(lab: Lab, call: tuple[str, str, int, str]) -> None:
+    """Else a download over an uplink of 1400 bytes would hang where nobody is told of it."""
+    headers = 60 if ":" in call[1] else 40
+    lab.run("h", "ip link set up0 mtu 1400")
+    try:
+        with lab.connect(*call) as (_, client, server):
+            assert {sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for sock in (client, server)} <= {
+                1400 - headers,
+                1400 - headers - 12,
+            }
+    finally:
+        lab.run("h", "ip link set up0 mtu 1500")
+    with lab.connect(*call) as (_, client, server):
+        assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > 1400
+
+
+@pytest.mark.host
+@pytest.mark.slow
 @pytest.mark.parametrize("known", ["ab", "a", "b"])
 def test_no_frame_passes_from_tap_to_tap_of_a_routed_network(lab: Lab, known: str) -> None:
     """Whether or not the ports are isolated ones, and also while one of the two is not in the ruleset."""

@@ -153,7 +153,7 @@ def links_of(context: Context) -> Sequence[Link]:
     return status.links if status else ()
 
 
-CLEARED = ("speed",)
+CLEARED = ("speed", "mtu")
 """Fields of a change whose explicit null takes something away."""
 
 

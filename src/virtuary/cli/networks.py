@@ -26,12 +26,19 @@ DEFAULT_OUT = click.option("--default-out", type=ACTION, help="The same of a con
 
 
 UNSTATED = -1
-"""A speed that is taken back."""
+"""A speed or an MTU that is taken back."""
 
 
 class Speed(BitRate):
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         return UNSTATED if value == "none" else super().convert(value, param, ctx)
+
+
+class Mtu(click.ParamType[int]):
+    name = "bytes"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        return UNSTATED if value == "none" else int(click.INT.convert(value, param, ctx))
 
 
 @click.group()
@@ -115,6 +122,7 @@ def _print(item: dict[str, Any]) -> None:
             ("bridge", status["bridge"] or "-"),
             *([("interface", spec["interface"])] if spec["interface"] else []),
             *([("vlan", str(spec["vlan"]))] if spec["vlan"] else []),
+            ("mtu", f"{status['mtu']} bytes" if status["mtu"] else "-"),
             *([("trunk", ", ".join(spec["trunk"]))] if spec["trunk"] else []),
             ("firewall", _firewall(spec)),
             ("host", _host(spec)),
@@ -149,6 +157,7 @@ def _host(spec: dict[str, Any]) -> str:
 @click.option("--routed6", is_flag=True, help="Let IPv6 leave with the servers' own addresses.")
 @click.option("--host-access", is_flag=True, help="Let servers reach the services of this host.")
 @click.option("--speed", type=BitRate(), help="Speed of the link that its servers share, for example 1Gbit.")
+@click.option("--mtu", type=int, help="Bytes of the largest packet; as its way out has them when not given.")
 @DEFAULT_IN
 @DEFAULT_OUT
 @click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label.")
@@ -197,6 +206,7 @@ def _settled(wire: Wire, name: str) -> dict[str, Any]:
 @click.option("--routed6/--no-routed6", default=None, help="Let IPv6 leave with the servers' own addresses.")
 @click.option("--host-access/--no-host-access", default=None, help="Let servers reach the services of this host.")
 @click.option("--speed", type=Speed(), help="Speed of the link that its servers share, for example 1Gbit; none: as it is found.")
+@click.option("--mtu", type=Mtu(), help="Bytes of the largest packet; none: as its way out has them.")
 @DEFAULT_IN
 @DEFAULT_OUT
 @click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label; they replace those it has.")

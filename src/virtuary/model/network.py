@@ -23,6 +23,8 @@ Kind = Literal["nat", "isolated", "bridge"]
 Check = Literal["mac", "arp", "ipv4", "ipv6", "dhcp", "ra", "vlan", "ethertype"]
 """What is looked at in every frame that a server sends, see docs/networks.md."""
 MAX_NICS = 4
+USUAL_MTU, MIN_MTU, MAX_MTU = 1500, 1280, 9216
+"""Bytes of a packet: of Ethernet, the least with which there is IPv6 (RFC 8200), and the most that cards commonly can."""
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _INTERFACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}")
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
@@ -173,6 +175,8 @@ class NetworkParts(Model):
     speed: int | None = Field(default=None, ge=MIN_RATE, le=MAX_RATE)
     """Bits a second of the link that its servers share. When not given: on a bridge of its slowest way out of the host, else of the
     host's fastest link."""
+    mtu: int | None = Field(default=None, ge=MIN_MTU, le=MAX_MTU)
+    """Bytes of the largest packet on it. When not given: that of its way out."""
     default_in: Action = "allow"
     """What becomes of a connection to a server that no rule of its firewall groups speaks of."""
     default_out: Action = "allow"
@@ -185,6 +189,10 @@ class NetworkSpec(NetworkParts):
         if self.kind == "bridge":
             if self.interface is None:
                 raise ValueError("a bridge needs the host's bridge or interface to join")
+            if self.mtu:
+                raise ValueError(
+                    "the size of packets on a bridge is the physical network's: ip link set mtu changes that of its interface"
+                )
             if self.ipv4 or self.ipv6:
                 raise ValueError("the addresses of a bridge are the physical network's")
             if (self.default_in, self.default_out) != ("allow", "allow"):
@@ -211,8 +219,10 @@ class NetworkStatus(Model):
     """Interfaces of the host, and the addresses that were given to them because they lead to servers."""
     speed: int | None = None
     """Of a bridge: bits a second of its slowest way out of the host, where a driver tells."""
+    mtu: int | None = None
+    """Bytes of the largest packet on it."""
     gaps: tuple[str, ...] = ()
-    """What of the bandwidth of its NICs this host can't give, in words."""
+    """What this host can't give of what is wished, in words."""
 
 
 class Network(Document):
@@ -239,12 +249,13 @@ class NetworkWish(NetworkParts):
 
 
 class NetworkChange(Model):
-    """What may be changed while servers are on it; an explicit null takes the speed away."""
+    """What may be changed while servers are on it; an explicit null takes the speed or the MTU away."""
 
     labels: dict[str, str] | None = None
     routed6: bool | None = None
     host_access: bool | None = None
     speed: int | None = Field(default=None, ge=MIN_RATE, le=MAX_RATE)
+    mtu: int | None = Field(default=None, ge=MIN_MTU, le=MAX_MTU)
     default_in: Action | None = None
     default_out: Action | None = None
 

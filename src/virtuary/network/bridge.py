@@ -21,7 +21,7 @@ from virtuary.base.proc import run
 TUNSETIFF, TAP, NO_HEADER, VIRTIO_HEADER = 0x400454CA, 0x0002, 0x1000, 0x4000
 ADD_BRIDGE, REMOVE_BRIDGE, ADD_PORT = 0x89A0, 0x89A1, 0x89A2
 GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 0x1
-SET_ADDRESS, ETHERNET = 0x8924, 1
+SET_ADDRESS, ETHERNET, SET_MTU = 0x8924, 1, 0x8922
 SET_LINK, DELETE_LINK, REQUEST_ACK, PORT_INFO, PORT_HAIRPIN, PORT_ISOLATED = 19, 17, 0x0005, 0x8000 | 12, 4, 33
 NET, IPV4, IPV6 = Path("/sys/class/net"), Path("/proc/sys/net/ipv4"), Path("/proc/sys/net/ipv6")
 FILTERED = tuple(Path("/proc/sys/net/bridge") / f"bridge-nf-call-{family}tables" for family in ("ip", "ip6"))
@@ -36,26 +36,28 @@ SETTLED = {
 """What is set of a bridge whose servers' traffic the host passes on."""
 
 
-def open_tap(name: str, bridge: str, *, apart: bool) -> int:
+def open_tap(name: str, bridge: str, *, apart: bool, mtu: int | None = None) -> int:
     """A descriptor of a new tap on `bridge`, up; the caller's to hand over and close. Raises Failed.
 
-    `apart`: its frames go to no other tap that is set apart, only to the host and the physical network.
+    `apart`: its frames go to no other tap that is set apart, only to the host and the physical network. `mtu`: that of the bridge, which
+    would else take over a smaller one.
     """
     handle = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(handle, TUNSETIFF, struct.pack("16sH22x", name.encode(), TAP | NO_HEADER | VIRTIO_HEADER))
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
             (IPV6 / "conf" / name / "disable_ipv6").write_text("1")  # the host itself has no business on it
-        attach(name, bridge, apart=apart)
+        attach(name, bridge, apart=apart, mtu=mtu)
     except OSError as error:
         os.close(handle)
         raise Failed(f"a network interface can't be made on {bridge}: {error.strerror}") from error
     return handle
 
 
-def attach(tap: str, bridge: str, *, apart: bool) -> None:
+def attach(tap: str, bridge: str, *, apart: bool, mtu: int | None = None) -> None:
     """Put a tap onto a bridge, up. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        keep_mtu(control, tap, mtu)
         fcntl.ioctl(control, ADD_PORT, struct.pack("16si20x", bridge.encode(), socket.if_nametoindex(tap)))
         keep_apart(tap, apart)
         raise_link(control, tap)
@@ -100,7 +102,9 @@ def remove_tap(name: str) -> None:
                 raise
 
 
-async def keep_taps(bridge: str, taps: Iterable[str], *, apart: bool, trunk: Iterable[tuple[int, int]]) -> None:
+async def keep_taps(
+    bridge: str, taps: Iterable[str], *, apart: bool, trunk: Iterable[tuple[int, int]], mtu: int | None = None
+) -> None:
     """Have these taps, as far as they are there, on the bridge and as they shall be. Raises OSError or Failed.
 
     One whose machine ends meanwhile is no failure.
@@ -110,8 +114,10 @@ async def keep_taps(bridge: str, taps: Iterable[str], *, apart: bool, trunk: Ite
         try:
             if tap in there:
                 keep_apart(tap, apart)
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+                    keep_mtu(control, tap, mtu)
             elif not is_port(tap):  # the bridge is a new one, its servers run on
-                attach(tap, bridge, apart=apart)
+                attach(tap, bridge, apart=apart, mtu=mtu)
                 await allow_tags(tap, bridge, trunk)
         except (OSError, Failed):
             if is_there(tap):
@@ -139,6 +145,20 @@ def raise_link(control: socket.socket, name: str) -> None:
     flags = struct.unpack_from("H", request, 16)[0]
     if not flags & UP:
         fcntl.ioctl(control, SET_FLAGS, struct.pack("16sH22x", name.encode(), flags | UP))
+
+
+def keep_mtu(control: socket.socket, name: str, mtu: int | None) -> None:
+    """Have an interface send packets of so many bytes at most; as it is where nobody says. Raises OSError."""
+    if mtu is not None and read_mtu(name) != mtu:
+        fcntl.ioctl(control, SET_MTU, struct.pack("16si20x", name.encode(), mtu))
+
+
+def read_mtu(name: str, net: Path = NET) -> int | None:
+    """Bytes of the largest packet that an interface sends; None when it is not there."""
+    try:
+        return int((net / name / "mtu").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 def read_traffic(tap: str, net: Path = NET) -> tuple[int, int] | None:
@@ -171,7 +191,9 @@ def is_bridge(name: str, net: Path = NET) -> bool:
     return (net / name / "bridge").is_dir()
 
 
-async def ensure_bridge(name: str, addresses: Sequence[str], *, passing: bool = True, look: bool = True) -> None:
+async def ensure_bridge(
+    name: str, addresses: Sequence[str], *, passing: bool = True, look: bool = True, mtu: int | None = None
+) -> None:
     """Make the bridge as it shall be: up, with these addresses (with prefix length). Repeats harmlessly; raises Failed.
 
     `passing`: the host passes traffic on between it and its other interfaces afterwards, as far as rules allow. `look`: also give
@@ -186,6 +208,7 @@ async def ensure_bridge(name: str, addresses: Sequence[str], *, passing: bool = 
             for place, value in SETTLED.items() if passing else ():
                 with contextlib.suppress(FileNotFoundError):
                     _set(Path("/proc/sys/net") / place.format(name), value)
+            keep_mtu(control, name, mtu)
             raise_link(control, name)
         except OSError as error:
             raise Failed(f"the bridge {name} can't be made: {error.strerror}") from error

@@ -56,6 +56,8 @@ class Service:
     """Who is asked for those; None: the host's own resolvers."""
     resolvers: Path | None = None
     """The file that names the host's resolvers."""
+    mtu: int = 1500
+    """Bytes of the largest packet, as servers are told."""
 
 
 def config(service: Service, folder: Path) -> str:
@@ -77,11 +79,12 @@ def config(service: Service, folder: Path) -> str:
     if service.ipv4:
         net = ipaddress.IPv4Network(service.ipv4)
         lines += [f"dhcp-range={net.network_address},static,{net.netmask},{LEASE}", f"local=/{_reverse(net)}/"]
+        lines += [f"dhcp-option=option:mtu,{service.mtu}"]
     if service.ipv6:
         net6 = ipaddress.IPv6Network(service.ipv6)
         lines += ["enable-ra", f"dhcp-range={net6.network_address},static,slaac,off-link,64,{LEASE}"]
         lines += ["dhcp-option=option6:dns-server,[::]", f"local=/{_reverse(net6)}/"]
-        lines += [f"ra-param={service.bridge},60,{1800 if service.outside else 0}"]
+        lines += [f"ra-param={service.bridge},mtu:{service.mtu},60,{1800 if service.outside else 0}"]
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from virtuary.base import resolv
+from virtuary.network.bridge import NET, read_mtu
 
 
 def find_routed(proc: Path = Path("/proc/net")) -> list[str]:
@@ -69,6 +70,14 @@ def find_nameservers(place: Path = resolv.HOST) -> list[str]:
     """The nameservers that the host asks, those on itself left out."""
     named = (text for text in resolv.nameservers(resolv.read(place)) if "%" not in text)
     return [text for text in named if not ipaddress.ip_address(text).is_loopback]
+
+
+def find_mtu(proc: Path = Path("/proc/net"), net: Path = NET) -> int | None:
+    """Bytes of the largest packet that passes all ways out of this host; None where it has none."""
+    four = [row[0] for row in (line.split() for line in _lines(proc / "route")[1:]) if int(row[1], 16) == int(row[7], 16) == 0]
+    rows = [line.split() for line in _lines(proc / "ipv6_route")]
+    six = [row[-1] for row in rows if not int(row[0], 16) and not int(row[1], 16) and row[-1] != "lo"]
+    return min((mtu for name in {*four, *six} if (mtu := read_mtu(name, net))), default=None)
 
 
 async def call(address: str, port: int, patience: float) -> Literal["answers", "refused", "silent"]:

@@ -393,6 +393,9 @@ _HOOKS = "".join(
         ),
         chain(
             "forward",
+            # A caller that knows nothing of a narrower way would wait for packets that never come (RFC 2923).
+            "iifname @own tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+            "oifname @own tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
             "iifname @own goto judge",
             "oifname @own goto judge",
             "iifname @lans goto judge_lan",

@@ -17,7 +17,7 @@ from virtuary.base.proc import run
 from virtuary.guest.agent import WORDS_CAP, to_address
 from virtuary.model.firewall import Address, Verdict
 from virtuary.model.host import Check
-from virtuary.model.network import Network, Nic, tap_of
+from virtuary.model.network import USUAL_MTU, Network, Nic, tap_of
 from virtuary.model.vm import Vm
 from virtuary.network import bridge, ruleset
 from virtuary.network.obstacles import Obstacle, find_obstacles
@@ -27,11 +27,14 @@ from virtuary.node.touch import execute
 
 Judge = Callable[[Address, str, int | None], Verdict]
 """What the firewall says of a call of the server to an address, by protocol and port."""
+HEADERS = 28
+"""Bytes of a ping that are not its load: of IPv4 and ICMP."""
 PATIENCE = 3
 """Seconds that an answer may take."""
 SCRIPT = r"""
 has() { command -v "$1" >/dev/null 2>&1; }
 ping_to() { case $1 in *:*) ping -6 -c 1 -W 3 "$1" ;; *) ping -c 1 -W 3 "$1" ;; esac; }
+ping_large() { ping -c 2 -W 3 -s "$2" "$1"; }
 look_up() { if has getent; then getent hosts "$1"; else nslookup "$1"; fi; }
 try() { what=$1; shift; "$@" >/dev/null 2>&1; echo "$what $?"; }
 echo "addresses" $(ip -o address show | awk '{sub("/.*", "", $4); print $4}')
@@ -55,6 +58,10 @@ class Place(NamedTuple):
         return self.network.gateways[0]
 
     @property
+    def mtu(self) -> int:
+        return self.network.status.mtu or USUAL_MTU
+
+    @property
     def gateway6(self) -> str | None:
         return next((address for address in self.network.gateways if self.nic.ipv6 and ":" in address), None)
 
@@ -72,6 +79,7 @@ async def examine(node: Node, vm: Vm, judge: Judge) -> list[Check]:
     works = checks[-1].state == "ok"
     checks.append(await _names(node, place, told) if works else _skipped("names"))
     checks.append(await _outside(node, place, told, targets[0], judge) if works else _skipped("outside"))
+    checks += _large(place, told, targets[0]) if checks[-1].state == "ok" else []
     checks += await _by_ipv6(node, place, told, targets[1], judge)
     ports = dict.fromkeys(item.guest for item in vm.spec.publish if item.protocol == "tcp")
     checks += await asyncio.gather(*(_port(node, place, port) for port in ports))
@@ -90,6 +98,7 @@ async def _ask(node: Node, place: Place, target: str | None, target6: str | None
     tries = [f"try host ping_to {place.gateway}", f"try names look_up host.{place.network.spec.domain}"]
     others = (("outside", target), ("host6", place.gateway6), ("outside6", target6))
     tries += [f"try {what} ping_to {address}" for what, address in others if address]
+    tries += [f"try large ping_large {target} {place.mtu - HEADERS}"] if target else []
     script = SCRIPT + "".join(f"{line} &\n" for line in tries) + "wait\n"
     outcome = await execute(node, place.vm, ["/bin/sh"], script.encode(), 60, WORDS_CAP)
     lines = outcome.stdout.decode(errors="replace").splitlines()
@@ -190,6 +199,18 @@ async def _outside(node: Node, place: Place, told: dict[str, list[str]], target:
     return Check(
         name="outside", state="missing", found=f"it does not reach {target}, which this host does: {found}", remedy=remedy
     )
+
+
+def _large(place: Place, told: dict[str, list[str]], target: str | None) -> list[Check]:
+    """Whether the largest packets pass where small ones do."""
+    worked = _worked(told, "large") if target else None
+    if worked is None:
+        return []
+    if worked:
+        return [Check(name="large packets", state="ok", found=f"packets of {place.mtu} bytes reach {target}")]
+    found = f"packets of {place.mtu} bytes do not reach {target}, as small ones do: somewhere the way is narrower"
+    remedy = f"virtuary network set {place.network.name} --mtu 1400, or less"
+    return [Check(name="large packets", state="missing", found=found, remedy=remedy)]
 
 
 async def _by_ipv6(node: Node, place: Place, told: dict[str, list[str]], target: str | None, judge: Judge) -> list[Check]:

@@ -22,10 +22,11 @@ from virtuary.base.log import say
 from virtuary.base.proc import identify
 from virtuary.host.neighbours import Claim, Owner
 from virtuary.model.firewall import Firewall, Group
-from virtuary.model.network import Lease, Network, Nic, name_of, own_mac, tap_of
+from virtuary.model.network import MAX_MTU, MIN_MTU, USUAL_MTU, Lease, Network, Nic, name_of, own_mac, tap_of
 from virtuary.model.vm import Vm
 from virtuary.network import bridge, changes, dhcp, external, leases, physical, shaping
 from virtuary.network.ground import Ground, Host
+from virtuary.network.routes import find_mtu
 from virtuary.node.addresses import Addresses
 from virtuary.node.bandwidth import Shaper
 from virtuary.node.rules import Rules
@@ -191,7 +192,10 @@ class Networks:
             raise Failed(f"NIC {nic.number} can't join the network {nic.network}: {why}", f"virtuary set {vm.name} --network ...")
         try:
             apart = network.spec.kind != "bridge"
-            handle = await self.ground.lend(bridge.open_tap, tap_of(vm.id, nic.number), network.status.bridge, apart=apart)
+            mtu = network.status.mtu
+            handle = await self.ground.lend(
+                bridge.open_tap, tap_of(vm.id, nic.number), network.status.bridge, apart=apart, mtu=mtu
+            )
         except Failed as error:
             self.on_missing(network.key)
             raise PeerAway(error.sentence) from error
@@ -256,21 +260,22 @@ class NetworkWorker:
         look = now - self._looked >= self._pace or heard != self._heard or network.status.state != "ready" or not self._looked
         if spec.kind == "bridge":
             name = await self._join(network)
+            here = network.but(status=network.status.but(mtu=bridge.read_mtu(name)))
         else:
             here = await self._as_here(network)
             look, self._six = look or here.spec.ipv6 != self._six, here.spec.ipv6
             lengths = (here.spec.ipv4, here.spec.ipv6)
             own = zip(here.gateways, (net.partition("/")[2] for net in lengths if net), strict=True)
             addresses = [f"{address}/{length}" for address, length in own]
-            await self.ground.call(bridge.ensure_bridge, name, addresses, look=look)
-        await self._keep_taps(network, name)
+            await self.ground.call(bridge.ensure_bridge, name, addresses, look=look, mtu=here.status.mtu)
+        await self._keep_taps(here, name)
         crashpoint("network.after_bridge")
         await self._lead_in(network)
         started = None if spec.kind == "bridge" else await self._serving.keep(here, self._reservations(here), self.site.boot)
         if network.status.state != "ready" or network.status.bridge != name:
             await self.networks.rules.apply()
         speed = shaping.measure_link(name) if spec.kind == "bridge" else None
-        network = network.but(status=network.status.but(speed=speed))
+        network = network.but(status=network.status.but(speed=speed, mtu=here.status.mtu))
         members = self.networks.members(network.id)
         gaps = (
             *await self._shaper.apply(network, name, members, look=look),
@@ -280,15 +285,24 @@ class NetworkWorker:
         )
         self._looked, self._heard = (now, heard) if look else (self._looked, self._heard)
         await self._record(
-            state="ready", reason=None, bridge=name, boot_id=self.site.boot, speed=speed, gaps=gaps, **(started or {})
+            state="ready",
+            reason=None,
+            bridge=name,
+            boot_id=self.site.boot,
+            speed=speed,
+            mtu=here.status.mtu,
+            gaps=gaps,
+            **(started or {}),
         )
         crashpoint("network.after_record")
 
     async def _as_here(self, network: Network) -> Network:
-        """The network as this host can have it: without IPv6 where that is switched off."""
-        if network.spec.ipv6 is None or await self.ground.call(bridge.has_ipv6):
-            return network
-        return network.but(spec=network.spec.but(ipv6=None))
+        """The network as this host can have it: with packets that pass its way out, and without IPv6 where that is switched off."""
+        out = await self.ground.call(find_mtu) if network.spec.kind == "nat" and not network.spec.mtu else None
+        mtu = network.spec.mtu or min(max(out or USUAL_MTU, MIN_MTU), MAX_MTU)
+        has_six = network.spec.ipv6 is None or await self.ground.call(bridge.has_ipv6)
+        spec = network.spec if has_six else network.spec.but(ipv6=None)
+        return network.but(spec=spec, status=network.status.but(mtu=mtu))
 
     async def _join(self, network: Network) -> str:
         """The bridge of the physical network; how its interface was before is written down first."""
@@ -312,7 +326,14 @@ class NetworkWorker:
         """Every tap that is there on the bridge, as it shall be; one whose machine ends meanwhile is no failure of the network."""
         taps = [member.tap for member in self.networks.members(network.id) if bridge.is_there(member.tap, self.ground.net)]
         if taps:
-            await self.ground.call(bridge.keep_taps, name, taps, apart=network.spec.kind != "bridge", trunk=network.spec.trunk)
+            await self.ground.call(
+                bridge.keep_taps,
+                name,
+                taps,
+                apart=network.spec.kind != "bridge",
+                trunk=network.spec.trunk,
+                mtu=network.status.mtu,
+            )
 
     def _cut_off(self, members: Iterable[Member]) -> Iterator[str]:
         """Servers that run on a namespace which was lost, with all that served it: nothing leads there any more."""

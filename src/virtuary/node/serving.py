@@ -12,7 +12,7 @@ from virtuary.base.known import RECORD, adopt, end_recorded
 from virtuary.base.proc import Identity, bury, wait_end
 from virtuary.host.cgroups import outlive
 from virtuary.jail.resolver import RESOLVER
-from virtuary.model.network import Network
+from virtuary.model.network import USUAL_MTU, Network
 from virtuary.network import dhcp, leases, passt
 from virtuary.network.ground import Ground
 
@@ -22,8 +22,9 @@ declare("network.after_dhcp")
 def service_of(network: Network, *, private: bool = False) -> dhcp.Service:
     spec, resolver = network.spec, passt.NAMESERVER if private else None
     return dhcp.Service(
-        network.bridge, spec.domain, spec.ipv4, spec.ipv6, outside=spec.kind == "nat", resolver=resolver, resolvers=RESOLVER.file
-    )
+        network.bridge, spec.domain, spec.ipv4, spec.ipv6, outside=spec.kind == "nat", resolver=resolver, resolvers=RESOLVER.file,
+        mtu=network.status.mtu or USUAL_MTU,
+    )  # fmt: skip
 
 
 class Serving:
