@@ -48,7 +48,7 @@ def base_chain(**changes: Any) -> dict[str, Any]:
 
 def test_only_chains_of_others_that_packets_pass_are_looked_at() -> None:
     found = [
-        base_chain(), base_chain(table="virtuary"), base_chain(hook="output"), base_chain(type="nat"), base_chain(family="bridge"),
+        base_chain(), base_chain(table="virtuary"), base_chain(hook="prerouting"), base_chain(type="nat"), base_chain(family="bridge"),
         base_chain(family="inet", table="firewalld", name="filter_INPUT", hook="input", policy="accept"), {"table": {"name": "x"}},
         {"chain": {"family": "ip", "table": "filter", "name": "DOCKER-USER"}},
     ]  # fmt: skip
@@ -204,6 +204,31 @@ def test_what_an_administrator_forbids_in_a_chain_of_nftables_stays_forbidden(la
         assert lab.run("h", "nft -s list table inet mine") == before
     finally:
         lab.run("h", "nft delete table inet mine")
+
+
+ANSWERS = {
+    "iptables' policy": "iptables -P OUTPUT DROP",
+    "iptables' last rule": "iptables -A OUTPUT -j REJECT",
+    "another table's": "nft 'add table inet mine'; nft 'add chain inet mine o { type filter hook output priority 10; policy drop; }'",
+}
+
+
+@pytest.mark.host
+@pytest.mark.slow
+@needs_iptables
+@pytest.mark.parametrize("case", ANSWERS)
+def test_answers_to_servers_are_let_pass_where_the_host_sends_nothing(lab: Lab, case: str) -> None:
+    try:
+        lab.run("h", ANSWERS[case])
+        before = lab.run("h", "iptables -S; nft -s list table inet mine || true")
+        assert lab.call("a", "10.1.0.1", 53, "h", 53) in ("silence", "refused")
+        (found,) = lab.clear()
+        assert "drops answers of DNS and DHCP of vbr1, vbr2, vbr3" in found.sentence
+        assert lab.call("a", "10.1.0.1", 53, "h", 53) == v4("a") and lab.clear() == ()
+        lab.on_host(obstacles.restore)
+        assert lab.run("h", "iptables -S; nft -s list table inet mine || true") == before
+    finally:
+        lab.run("h", "iptables -P OUTPUT ACCEPT", UNDO)
 
 
 @pytest.mark.host

@@ -20,7 +20,7 @@ from virtuary.base.errors import Failed, HostLacks
 from virtuary.base.proc import find_program, run
 from virtuary.network.nft import check_interface, load
 
-Hook = Literal["forward", "input"]
+Hook = Literal["forward", "input", "output"]
 OURS, FIREWALLD = "virtuary", "firewalld"
 """Names of tables."""
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -47,11 +47,17 @@ OPENINGS: dict[Hook, tuple[Opening, ...]] = {
         Opening("i", "-p udp --dport 67", "udp dport 67"),
         Opening("i", "-p udp --dport 547", "udp dport 547"),
     ),
+    "output": (
+        Opening("o", "-p udp --sport 53", "udp sport 53"),
+        Opening("o", "-p tcp --sport 53", "tcp sport 53"),
+        Opening("o", "-p udp --sport 67", "udp sport 67"),
+        Opening("o", "-p udp --sport 547", "udp sport 547"),
+    ),
 }
 
 
 class Chain(NamedTuple):
-    """A chain the kernel asks about forwarded packets, or packets to the host."""
+    """A chain the kernel asks about forwarded packets, packets to the host, or its own."""
 
     family: str
     table: str
@@ -77,7 +83,7 @@ class Obstacle(NamedTuple):
     def sentence(self) -> str:
         """For people."""
         chain = self.chain
-        what = "forwarded traffic" if chain.hook == "forward" else "DNS and DHCP"
+        what = {"forward": "forwarded traffic", "input": "DNS and DHCP", "output": "answers of DNS and DHCP"}[chain.hook]
         return f"{self.owner} drops {what} of {', '.join(self.bridges)} in {chain.family} {chain.table} {chain.name}"
 
 
@@ -139,8 +145,8 @@ def _stops_all(statements: Sequence[Mapping[str, object]]) -> bool:
 
 
 def is_in_the_way(chain: Chain, rules: Rules) -> bool:
-    """Whether the chain stops what nobody spoke for. firewalld's chains end with a rejection."""
-    return chain.policy == "drop" or rules.end is not None or chain.table == FIREWALLD
+    """Whether the chain stops what nobody spoke for. firewalld's chains end with a rejection, but for what the host sends itself."""
+    return chain.policy == "drop" or rules.end is not None or (chain.table == FIREWALLD and chain.hook != "output")
 
 
 def name_owner(chain: Chain, rules: Rules) -> str:

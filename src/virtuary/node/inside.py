@@ -167,8 +167,8 @@ async def _names(node: Node, place: Place, told: dict[str, list[str]]) -> Check:
     pid = place.network.status.pid
     if not pid or not Path(f"/proc/{pid}").exists():
         found, remedy = "dnsmasq of the network does not run", "it is started again within seconds; see virtuary network show"
-    elif stopped := [item for item in await _obstacles(node, place) if item.chain.hook == "input"]:
-        found, remedy = stopped[0].sentence, "let it accept what comes from that bridge"
+    elif stopped := [item for item in await _obstacles(node, place) if item.chain.hook != "forward"]:
+        found, remedy = stopped[0].sentence, "let it accept that of this bridge"
     else:
         asked = (
             ", ".join(str(address) for text in told.get("asks", []) if (address := to_address(text))) or "nobody it could reach"
