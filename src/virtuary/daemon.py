@@ -32,7 +32,7 @@ from virtuary.base.log import say, set_up
 from virtuary.base.paths import Paths, find_paths
 from virtuary.host import cgroups
 from virtuary.model.meta import new_id
-from virtuary.node import inside
+from virtuary.node import inside, turns
 from virtuary.node.node import Node
 from virtuary.node.site import describe_host, open_site
 from virtuary.settings import read
@@ -43,6 +43,8 @@ from virtuary.store.sqlite import SqliteStore
 
 logger = logging.getLogger("virtuary.daemon")
 OPEN_FILES = 65_536
+MORE_TIME = 30
+"""Seconds that systemd is asked for again and again while servers shut down."""
 GOES_FIRST = -10
 """Nice value of the daemon, which uses little and is waited for by people."""
 
@@ -124,34 +126,56 @@ def _open_many() -> None:
 
 
 async def _serve(paths: Paths, node: Node, store: Store) -> None:
-    stop = asyncio.Event()
+    stop, host_down, leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGPWR, host_down.set)
     config = uvicorn.Config(
         make_app(Parts(node, store)), http=PeerProtocol, ws=PeerWebSocket, lifespan="off", log_config=None, access_log=False,
         timeout_graceful_shutdown=1, loop="asyncio", ws_per_message_deflate=False,
         ws_ping_interval=None,  # the other side is on this machine: the kernel tells of its end, and one that takes its time may
     )  # fmt: skip
-    server = _Server(config, stop)
+    server = _Server(config, leave)
     sock = listening_socket(str(paths.socket), paths.mode == "system")
     working = asyncio.create_task(node.run())
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    stopping = asyncio.create_task(stop.wait())
+    stopping, falling = asyncio.create_task(stop.wait()), asyncio.create_task(host_down.wait())
     say(logger, "ready", version=__version__, mode=paths.mode, socket=paths.socket)
     _notify("READY=1")
-    await asyncio.wait({working, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({working, serving, stopping, falling}, return_when=asyncio.FIRST_COMPLETED)
+    if not working.done() and not serving.done() and (host_down.is_set() or await _host_goes_down(paths)):
+        await _shut_down(node, stop)
+    leave.set()
     _notify("STOPPING=1")
     say(logger, "stopping; machines run on")
     server.should_exit = True
     with contextlib.suppress(asyncio.CancelledError):
         await serving
-    working.cancel()
-    stopping.cancel()
+    for task in (working, stopping, falling):
+        task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await working
     with contextlib.suppress(FileNotFoundError):
         os.unlink(paths.socket)
+
+
+async def _host_goes_down(paths: Paths) -> bool:
+    return await asyncio.to_thread(turns.host_goes_down, paths.mode == "system")
+
+
+async def _shut_down(node: Node, stop: asyncio.Event) -> None:
+    """Shut the servers down, in order, before the host is down; systemd is asked for the time it takes. Told to stop again, stop."""
+    stop.clear()
+
+    def tell(text: str) -> None:
+        _notify(f"EXTEND_TIMEOUT_USEC={MORE_TIME * 1_000_000}\nSTATUS={text}")
+
+    shutting, again = asyncio.create_task(node.shut_down(tell)), asyncio.create_task(stop.wait())
+    await asyncio.wait({shutting, again}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (shutting, again):
+        task.cancel()
+    await asyncio.gather(shutting, again, return_exceptions=True)
 
 
 @contextmanager

@@ -231,6 +231,17 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "the guest shut itself down": (alive(qemu="shutdown"), "kill"),
     "the kill was noted but did not happen": (alive(status={"runtime": runtime(end="stop")}), "kill"),
     "stopped: clean up": (at_rest(STOPPED, status={"runtime": runtime(end="stop")}), "collect"),
+    "its host goes down: it is asked first": (alive(leaving=True, waits="down"), "ask_shutdown"),
+    "its host goes down, and its time is over": (
+        alive({"shutdown_timeout": 20}, leaving=True, asked_to_stop=979.0, asked_last=999.0, status={"state": "stopping"}), "kill",
+    ),
+    "its host goes down, and its time is not over": (
+        alive({"shutdown_timeout": 200}, leaving=True, asked_to_stop=979.0, asked_last=999.0, status={"state": "stopping"}), None,
+    ),
+    "its host goes down, and it is just to be off": (alive({"on_host_shutdown": "off"}, leaving=True), "kill"),
+    "its host goes down, others first": (alive(waits="down"), None),
+    "it does not begin while its host goes down": (at_rest(status={"state": "stopped"}, waits="down"), None),
+    "its host has booted, others first": (at_rest(status={"state": "stopped"}, waits="boot"), "report"),
     "stopped: done": (at_rest(STOPPED, operation=operation("stop")), "finish"),
     "a monitor that is silent is no reason to wait with the plug": (
         alive(STOPPED, connected=False, qemu=None, silent=True, asked_to_stop=900.0, operation=operation("stop")), "kill",

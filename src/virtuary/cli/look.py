@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from virtuary.base.text import shown_value
-from virtuary.base.units import format_bandwidth, format_size
+from virtuary.base.units import format_bandwidth, format_duration, format_size
 from virtuary.cli.options import NAME, NAMES
 from virtuary.cli.output import ago, emit, output_option, print_fields, print_table, say, tell
 from virtuary.client.start import connect
@@ -159,6 +159,9 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
         if meta["generation"] != status["applied"]:
             facts.append(("waiting", "changes take effect at the next start"))
     flags = [name for name in ("autostart", "protect") if spec[name]] + [f"restart {spec['restart_policy']}"]
+    flags += [f"boot order {spec['boot_order']}"] if spec["boot_order"] else []
+    flags += ["power off with the host"] if spec["on_host_shutdown"] == "off" else []
+    flags += [f"{format_duration(spec['shutdown_timeout'])} to shut down with the host"] if spec["shutdown_timeout"] != 90 else []
     facts += [
         ("policy", ", ".join(flags)),
         ("labels", ", ".join(f"{key}={value}" for key, value in meta["labels"].items()) or "-"),

@@ -91,6 +91,17 @@ SHAPE = options(
     click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label."),
     click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Insist on an accelerator."),
     click.option("--autostart/--no-autostart", default=None, help="Start with the host."),
+    click.option(
+        "--boot-order",
+        type=click.IntRange(0, 1000),
+        help="Lower ones start first with the host, and shut down last; 0 when not given.",
+    ),
+    click.option(
+        "--on-host-shutdown",
+        type=click.Choice(["shutdown", "off"]),
+        help="Ask its guest when the host goes down, or pull the plug.",
+    ),
+    click.option("--shutdown-timeout", type=Duration(), help="How long its guest has for that; 90 s when not given."),
     click.option("--restart-policy", type=click.Choice(["always", "on-failure", "no"]), help="What to do when it ends."),
     click.option("--protect/--no-protect", default=None, help="Refuse deletion."),
 )
@@ -106,6 +117,8 @@ BIRTH = options(
 DETACH = click.option("--detach", "-d", is_flag=True, help="Do not wait; print the operation's id.")
 
 
+PLAIN = ("cpus", "accel", "autostart", "boot_order", "on_host_shutdown", "shutdown_timeout", "restart_policy", "protect")
+"""Options that are fields as they are."""
 _PUBLISH = re.compile(r"(?:(?P<address>.+):)?(?P<host>[0-9]+)(?:-(?P<last>[0-9]+))?:(?P<guest>[0-9]+)(?:-(?P<end>[0-9]+))?")
 
 
@@ -182,7 +195,7 @@ def parse_labels(words: tuple[str, ...]) -> dict[str, str]:
 
 def shape_wish(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a request that the shared options stand for; what was not given is left out."""
-    wish = {key: given[key] for key in ("cpus", "accel", "autostart", "restart_policy", "protect") if given.get(key) is not None}
+    wish = {key: given[key] for key in PLAIN if given.get(key) is not None}
     for key in ("memory", "disk"):
         if given.get(key) is not None:
             wish[key] = _whole_mib(given[key])

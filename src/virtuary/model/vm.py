@@ -20,6 +20,7 @@ State = Literal[
     "creating", "starting", "running", "paused", "stopping", "stopped", "crashed", "unresponsive", "unknown", "trashed"
 ]
 Arch = Literal["x86_64"]
+HostShutdown = Literal["shutdown", "off"]
 CopyMode = Literal["overlay", "full", "live"]
 """overlay: a stopped server's disk becomes a layer below both. full: a disk of its own. live: memory and disk of one that runs."""
 STAGES = ("image", "disk", "firmware", "kernel", "agent", "network", "ssh")
@@ -119,6 +120,13 @@ class VmSpec(Model):
     machine: str = ""
     """QEMU machine type, pinned at creation so that an upgrade does not change the hardware."""
     autostart: bool = False
+    """Whether it is started when the host has booted."""
+    boot_order: int = Field(default=0, ge=0, le=1000)
+    """When the host boots lower ones are started first, and those of one order before the next; when it goes down the other way round."""
+    on_host_shutdown: HostShutdown = "shutdown"
+    """What becomes of it when the host goes down: its guest is asked to shut down, or the plug is pulled at once."""
+    shutdown_timeout: float = Field(default=90.0, ge=0, le=3600)
+    """Seconds that its guest has for that."""
     restart_policy: Literal["always", "on-failure", "no"] = "no"
     protect: bool = False
     """While set, deletion is refused."""
@@ -190,6 +198,9 @@ class VmWish(Model):
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     firmware: Literal["auto", "bios", "uefi"] = "auto"
     autostart: bool = False
+    boot_order: int = Field(default=0, ge=0, le=1000)
+    on_host_shutdown: HostShutdown = "shutdown"
+    shutdown_timeout: float = Field(default=90.0, ge=0, le=3600)
     restart_policy: Literal["always", "on-failure", "no"] = "no"
     protect: bool = False
     cold: bool = False
@@ -213,6 +224,9 @@ class VmChange(Model):
     publish: tuple[Publish, ...] | None = None
     accel: Literal["auto", "kvm", "tcg"] | None = None
     autostart: bool | None = None
+    boot_order: int | None = Field(default=None, ge=0, le=1000)
+    on_host_shutdown: HostShutdown | None = None
+    shutdown_timeout: float | None = Field(default=None, ge=0, le=3600)
     restart_policy: Literal["always", "on-failure", "no"] | None = None
     protect: bool | None = None
 

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Protocol
 
-from virtuary.base.errors import Conflict, Failed, NotFound, VirtuaryError
-from virtuary.base.log import say
+from virtuary.base.errors import Conflict, NotFound, VirtuaryError
 from virtuary.base.proc import run
 from virtuary.images.partial import drop_abandoned
 from virtuary.jail.resolver import RESOLVER
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
-from virtuary.node import copies, operations, templates
+from virtuary.node import copies, templates, turns
 from virtuary.node.addresses import keep_addresses
 from virtuary.node.images import ImageWorker
 from virtuary.node.keeper import Keeper
@@ -71,7 +70,7 @@ class Node:
                 shutil.rmtree(leftover, ignore_errors=True)
         self._drop_uploads()
         copies.drop_layers(self.site)
-        await self._autostart()
+        await turns.after_boot(self.site)
 
     def _drop_uploads(self) -> None:
         """Remove uploads that no image waits for: their sender is gone."""
@@ -85,6 +84,7 @@ class Node:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow())
+                group.create_task(turns.bring_up(self.site, self._wake))
                 group.create_task(self._keep_house())
                 group.create_task(self.metrics.run())
                 group.create_task(self.keeper.run())
@@ -169,29 +169,9 @@ class Node:
             logger.error("the worker of %s ended", key, exc_info=error)
             asyncio.get_running_loop().call_later(5, self._wake, key)
 
-    async def _autostart(self) -> None:
-        """After a boot of the host: what is marked autostart is wished to run, whatever ran and is not marked is not."""
-        store = self.site.store
-        for record in store.list("vm/").records:
-            vm = Vm.load(record.value, record.revision)
-            runtime = vm.status.runtime
-            if runtime is None or runtime.boot_id == self.site.boot:
-                continue
-            wanted = "running" if vm.spec.autostart or vm.spec.restart_policy == "always" else "stopped"
-            status = vm.status.but(
-                runtime=None,
-                state="stopped",
-                reason="the host was restarted",
-                addresses=(),
-                reclaimed=False,
-                held_for_memory=None,
-            )
-            changed = vm.but(status=status, spec=vm.spec.but(power=wanted))
-            over = operations.open_operations(store, vm.key) if wanted == "stopped" else []
-            lost = Failed("the host was restarted", f"virtuary start {vm.name}")
-            puts = {item.key: operations.finished(item, lost).dump() for item in over}
-            await store.txn({vm.key: record.revision}, {vm.key: changed.dump(), **puts})
-            say(logger, "host was restarted", vm=vm.name, wanted=wanted)
+    async def shut_down(self, tell: Callable[[str], None]) -> None:
+        """The host goes down: shut the servers down, in order. While `run` runs."""
+        await turns.shut_down(self.site, self._wake, tell)
 
     async def _keep_house(self) -> None:
         """Empty the trash after seven days; forget old operations and idempotency keys; keep templates current and few; remove layers nobody needs and

@@ -83,10 +83,17 @@ def ended(world: World) -> Step | None:
     if world.process != "alive" or runtime is None or runtime.end:
         return Step("kill", runtime.end) if world.process == "alive" and runtime and runtime.end else None
     if world.qemu == "shutdown":  # by its own hand, or because we asked
-        return Step("kill", "stop" if world.vm.spec.power == "stopped" else "restart" if world.restart_due else "shutdown")
+        return Step("kill", why_shut_down(world))
     if world.qemu in ("guest-panicked", "internal-error"):
         return Step("kill", "panic" if world.qemu == "guest-panicked" else "internal-error")
     return None
+
+
+def why_shut_down(world: World) -> str:
+    """Why a guest has shut itself down. Pure."""
+    if world.vm.spec.power == "stopped":
+        return "stop"
+    return "host" if world.leaving else "restart" if world.restart_due else "shutdown"
 
 
 OWN_DEFECTS = (-signal.SIGABRT, -signal.SIGSEGV)
@@ -111,6 +118,8 @@ def after_end(world: World) -> End:
         return End("stopped", None, False, False)
     if why == "restart":
         return End("stopped", None, False, spec.power != "stopped")
+    if why == "host":
+        return End("stopped", "its host went down", False, True)
     if why == "shutdown":
         again = spec.restart_policy == "always" and spec.power != "stopped"
         return End("stopped", "the guest shut itself down", False, again)
@@ -211,15 +220,17 @@ def no_live_source(world: World) -> str | None:
 def stopping(world: World) -> Step | None:
     """Stop what should not run: ask the guest, ask again, and at the end of its time pull the plug."""
     vm = world.vm
-    if world.process != "alive" or not (vm.spec.power == "stopped" or world.restart_due):
+    leaving = world.leaving and vm.spec.power != "stopped"
+    if world.process != "alive" or not (vm.spec.power == "stopped" or world.restart_due or leaving):
         return None
-    why = "restart" if world.restart_due and vm.spec.power != "stopped" else "stop"
+    why = "host" if leaving else "restart" if world.restart_due and vm.spec.power != "stopped" else "stop"
     params = world.operation.spec.params if world.operation and world.operation.spec.kind in ("stop", "restart", "delete") else {}
     unheard = world.qemu in ("prelaunch", "inmigrate") or never_handed_out(vm)  # a guest that never ran can't be asked
     left = world.operation is None and vm.status.state == "starting"  # by a start that failed
-    if params.get("force") or unheard or left:
+    off = leaving and vm.spec.on_host_shutdown == "off"
+    if params.get("force") or unheard or left or off:
         return Step("kill", why)
-    timeout = float(params.get("timeout", STOP_TIMEOUT))
+    timeout = float(params.get("timeout", vm.spec.shutdown_timeout if leaving else STOP_TIMEOUT))
     if world.asked_to_stop is None:
         return Step("ask_shutdown", why)
     if world.now - world.asked_to_stop >= timeout:
@@ -246,6 +257,8 @@ def preparing(world: World) -> Step | None:
         return Step("make_disk")
     if "disk" not in world.files:  # never made anew: an empty disk in the place of a lost one would hide the loss
         return Step("fail", f"the disk of {vm.name} is gone") if vm.spec.power != "stopped" else None
+    if vm.spec.power != "stopped" and world.waits:
+        return None
     if vm.spec.power != "stopped" and world.network[0] != "ready":
         lost = world.network[0] == "gone" or waited_too_long(world)
         return Step("fail", world.network[1]) if lost else None
@@ -348,6 +361,8 @@ def state_of(world: World) -> tuple[State, str | None]:
             return "trashed", None
         if not status.disk_ready:
             return "creating", status.reason
+        if vm.spec.power != "stopped" and world.waits == "boot":
+            return "stopped", "it is started when it is its turn"
         if vm.spec.power != "stopped" and world.network[0] == "failed":
             return "starting", f"{world.network[1]}; it is started as soon as that is"
         if status.state == "starting":  # what it waited for is here, or it is not wished any more
@@ -357,7 +372,7 @@ def state_of(world: World) -> tuple[State, str | None]:
         return "stopped", status.reason
     if world.silent:
         return "unresponsive", "QEMU does not answer its monitor"
-    if vm.spec.power == "stopped" or world.restart_due:
+    if vm.spec.power == "stopped" or world.restart_due or world.leaving:
         return "stopping", None
     if world.qemu is None:
         return (status.state, status.reason) if status.state != "unresponsive" else ("unknown", None)

@@ -40,6 +40,22 @@ UIDS = range(2_000_000_000, 2_000_060_000)
 
 
 @dataclass
+class Turns:
+    """Who goes down and comes up with the host, and whose turn it is not yet."""
+
+    going_down: bool = False
+    """Whether the host goes down: nothing is started any more."""
+    leaving: set[str] = field(default_factory=set)
+    """Servers whose turn it is to shut down."""
+    waiting: dict[str, int] = field(default_factory=dict)
+    """Servers that are started when those of lower orders are there, and their orders."""
+
+    def why_not(self, vm_id: str) -> Literal["", "down", "boot"]:
+        """Why a server is not to be started now."""
+        return "down" if self.going_down else "boot" if vm_id in self.waiting else ""
+
+
+@dataclass
 class Site:
     paths: Paths
     store: Store
@@ -68,6 +84,7 @@ class Site:
     """One warm template is made at a time: it costs a processor for a boot."""
     claims: dict[str, shares.Claim] = field(default_factory=dict)
     """What the servers that run are to have of the processors, by their ids."""
+    turns: Turns = field(default_factory=Turns)
     usual: Usual = field(default_factory=Usual)
     examine: Callable[[Vm], Awaitable[list[Check]]] | None = None
     """Tries a server's network from inside its guest; given by who puts the daemon together."""

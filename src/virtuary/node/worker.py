@@ -187,6 +187,8 @@ class Worker:
             cpus=run.size.cpus if run and run.size else None,
             memory=run.size.memory if run and run.size else None,
             refused={field: wish for field, (wish, until) in self.refused.items() if self.site.clock.now() < until},
+            leaving=vm.id in self.site.turns.leaving,
+            waits=self.site.turns.why_not(vm.id),
             usual=self.site.usual.of(vm) if active and run else {},
             explained=self.explained,
             reclaimed=vm.status.reclaimed,

@@ -76,6 +76,10 @@ class World:
     """What the machine has now, by QEMU; None while that is not known."""
     refused: dict[str, object] = field(default_factory=dict)
     """What of cpus, memory and disk its guest would not take lately, and how much of it."""
+    leaving: bool = False
+    """Whether it is its turn to shut down, because its host does."""
+    waits: Literal["", "down", "boot"] = ""
+    """Why it is not to start now: the host goes down, or it has booted and others are first."""
     usual: Mapping[str, float] = field(default_factory=dict)
     """Seconds that the stages of its start usually take; empty where it is not being started."""
     explained: float = -math.inf

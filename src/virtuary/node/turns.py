@@ -1,0 +1,129 @@
+"""Servers go down and come up with their host: in order, each in its time, the next ones when those before can be used.
+
+When the host goes down servers are asked to shut down, the highest `boot_order` first; what is wished of them stays as it is. After a boot
+those marked `autostart`, and those that ran and are to run always, are started, the lowest order first.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+
+from virtuary.base.errors import Failed
+from virtuary.base.log import say
+from virtuary.model.vm import Vm
+from virtuary.node import operations
+from virtuary.node.site import Site
+
+logger = logging.getLogger("virtuary.turns")
+RECORD = "host-boot"
+"""Where the boot stands in which servers were last brought up."""
+GATE = 180.0
+"""Seconds for which servers of one order are waited for before the next ones are started; one that fails is not waited for."""
+GRACE = 15.0
+"""Seconds that a server may take to end once its plug was pulled."""
+LOOK = 0.25
+
+
+def all_servers(site: Site) -> list[Vm]:
+    found = (Vm.load(record.value, record.revision) for record in site.store.list("vm/").records)
+    return [vm for vm in found if vm.spec.owner == site.host_id and not vm.meta.deleted and not vm.meta.purge]
+
+
+async def after_boot(site: Site) -> None:
+    """In the first daemon after a boot of the host: wish running what is to come up with it, stopped whatever else ran."""
+    record = site.store.get(RECORD)
+    servers = all_servers(site)
+    lost = {vm.id for vm in servers if vm.status.runtime and vm.status.runtime.boot_id != site.boot}
+    fresh = record is not None and record.value.decode() != site.boot
+    for vm in servers:
+        if fresh or vm.id in lost:
+            await _wish_after_boot(site, vm, vm.id in lost)
+    if record is None or fresh:
+        await site.store.txn({}, {RECORD: site.boot.encode()})
+
+
+async def _wish_after_boot(site: Site, vm: Vm, lost: bool) -> None:
+    ran = vm.spec.power != "stopped"
+    wanted = "running" if vm.spec.autostart or (ran and vm.spec.restart_policy == "always") else "stopped"
+    if wanted == "running":
+        site.turns.waiting[vm.id] = vm.spec.boot_order
+    if not lost and wanted == vm.spec.power:
+        return
+    over = operations.open_operations(site.store, vm.key) if wanted == "stopped" else []
+    end = Failed("the host was restarted", f"virtuary start {vm.name}")
+    status = vm.status
+    if lost:
+        gone = {"runtime": None, "state": "stopped", "addresses": (), "reclaimed": False, "held_for_memory": None}
+        status = status.but(reason="the host was restarted", **gone)
+    changed = vm.but(status=status, spec=vm.spec.but(power=wanted))
+    puts = {item.key: operations.finished(item, end).dump() for item in over}
+    await site.store.txn({vm.key: vm.meta.revision}, {vm.key: changed.dump(), **puts})
+    say(logger, "host was restarted", vm=vm.name, wanted=wanted)
+
+
+async def bring_up(site: Site, wake: Callable[[str], None]) -> None:
+    """Let those that wait start, order by order."""
+    turns = site.turns
+    for order in sorted(set(turns.waiting.values())):
+        group = {vm_id for vm_id, at in turns.waiting.items() if at == order}
+        for vm_id in group:
+            turns.waiting.pop(vm_id, None)
+            wake(f"vm/{vm_id}")
+        until = site.clock.now() + GATE
+        while turns.waiting and site.clock.now() < until and not all(map(_is_settled, _of(site, group))):
+            await site.clock.sleep(LOOK)
+
+
+def _is_settled(vm: Vm) -> bool:
+    """Whether nobody has to wait for it any more: it can be used, or does not come. Pure."""
+    if vm.spec.power != "running" or vm.status.state == "crashed":
+        return True
+    return vm.status.state == "running" and "ssh" in vm.status.stages
+
+
+async def shut_down(site: Site, wake: Callable[[str], None], tell: Callable[[str], None]) -> None:
+    """Ask all servers to shut down, order by order; at the end none runs. `tell` hears a sentence now and then."""
+    site.turns.going_down = True
+    ids = {vm.id for vm in all_servers(site) if vm.status.runtime}
+    say(logger, "the host goes down", servers=len(ids))
+    while running := [vm for vm in _of(site, ids) if vm.status.runtime]:
+        order = max(vm.spec.boot_order for vm in running)
+        group = [vm for vm in running if vm.spec.boot_order == order]
+        for vm in group:
+            site.turns.leaving.add(vm.id)
+            wake(vm.key)
+        until = site.clock.now() + max(vm.spec.shutdown_timeout for vm in group) + GRACE
+        while left := [vm for vm in _of(site, {vm.id for vm in group}) if vm.status.runtime]:
+            if site.clock.now() > until:
+                say(logger, "servers do not end", logging.ERROR, servers=" ".join(vm.name for vm in left))
+                ids -= {vm.id for vm in left}
+                break
+            tell(f"shutting down {', '.join(sorted(vm.name for vm in left)[:5])}")
+            await site.clock.sleep(LOOK)
+
+
+def _of(site: Site, ids: Iterable[str]) -> list[Vm]:
+    records = (site.store.get(f"vm/{vm_id}") for vm_id in ids)
+    return [Vm.load(record.value, record.revision) for record in records if record]
+
+
+def host_goes_down(system: bool) -> bool:
+    """Whether the host, or an ordinary user's session with all that it runs, is going down: systemd says so, or the run level."""
+    manager = ["systemctl", *([] if system else ["--user"]), "is-system-running"]
+    if _said(manager) == "stopping":
+        return True
+    return _said(["who", "-r"]).split()[:2] in (["run-level", "0"], ["run-level", "6"])
+
+
+def _said(command: list[str]) -> str:
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=5, check=False, text=True
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
