@@ -572,6 +572,56 @@ def test_the_doctor_names_who_is_in_the_way(lan: Instance, place: Place, two: st
     assert tried(lan, two)["outside"][0] == "ok"
 
 
+IN_THE_WAY = {
+    "a VPN's route": (
+        "ip link add vpn0 type veth peer name vpn1; ip link set vpn0 up; ip route add {own}/32 dev vpn0", "ip link delete vpn0", "host", "is routed to vpn0",
+    ),
+    "a chain that is jumped to": (
+        "iptables -N THEIRS; iptables -A FORWARD -j THEIRS; iptables -A THEIRS -p icmp -j DROP", "iptables -F; iptables -X; nft delete table ip filter",
+        "outside", "iptables drops it in ip filter FORWARD",
+    ),
+}  # fmt: skip
+LOOKED_AT = "ip address add 192.0.2.99/32 dev out0; ip address delete 192.0.2.99/32 dev out0"
+"""An address that goes has everything looked at."""
+
+
+@pytest.mark.parametrize("case", IN_THE_WAY)
+def test_the_doctor_names_what_on_this_host_is_in_the_way(lan: Instance, place: Place, one: str, case: str) -> None:
+    begin, end, check, why = IN_THE_WAY[case]
+    try:
+        place.in_host("sh", "-ec", begin.replace("{own}", ipv4(lan, one)))
+        state, said = tried(lan, one)[check]
+        assert state == "missing" and why in said, said
+        place.in_host("sh", "-c", LOOKED_AT)
+        whole = why.replace("drops it", "drops what servers send outside (icmp)")
+        until(lambda: whole in lan.ok("network", "show", "default").out, 10, "it is not so")
+    finally:
+        place.in_host("sh", "-c", end)
+    place.in_host("sh", "-c", LOOKED_AT)
+    until(lambda: "not so" not in lan.ok("network", "show", "default").out, 10, "all is well again")
+
+
+def test_the_doctor_blames_nobody_for_what_it_has_not_found(lan: Instance, place: Place, one: str) -> None:
+    rule = "add table ip far; add chain ip far in { type filter hook input priority 0; }; add rule ip far in ip ttl 63 drop"
+    run("ip", "netns", "exec", place.outside, "nft", rule)  # what was passed on, and not what the host itself sends
+    try:
+        state, said = tried(lan, one)["outside"]
+        assert state == "missing" and "nothing found on this host; what was tried: its cable, our own rules, routes to it" in said
+    finally:
+        run("ip", "netns", "exec", place.outside, "nft", "delete table ip far")
+    address = lan.vm(one)["spec"]["nics"][0]["ipv6"]
+    other = address.rpartition(":")[0] + ":abcd"
+    lan.in_guest(
+        one,
+        f"ip -6 address add {other}/64 dev eth0; ip -6 address delete {address}/64 dev eth0 || ip -6 address delete {address}/128 dev eth0",
+    )
+    try:
+        state, said = tried(lan, one)["IPv6"]
+        assert state == "missing" and f"the guest calls from {other}, which is not its own" in said
+    finally:
+        lan.in_guest(one, f"ip -6 address delete {other}/64 dev eth0; ip -6 address add {address}/64 dev eth0")
+
+
 def test_the_doctor_looks_into_no_server_it_can_not(lan: Instance) -> None:
     lan.ok("create", "tiny", "asleep")
     try:

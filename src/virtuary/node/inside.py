@@ -8,20 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv6Network, ip_address
 from pathlib import Path
-from typing import NamedTuple
 
 from virtuary.base.errors import Conflict, VirtuaryError
 from virtuary.base.proc import run
 from virtuary.guest.agent import WORDS_CAP, to_address
 from virtuary.model.firewall import Address, Verdict
 from virtuary.model.host import Check
-from virtuary.model.network import USUAL_MTU, Network, Nic, tap_of
+from virtuary.model.network import USUAL_MTU
 from virtuary.model.vm import Vm
-from virtuary.network import bridge, ruleset
-from virtuary.network.obstacles import Obstacle, find_obstacles
+from virtuary.network.foreign import Packet
 from virtuary.network.routes import call, find_gateways, find_gateways6, find_nameservers
+from virtuary.network.ways import EVERYBODY, NOBODY, Hindrance, find_devices
+from virtuary.node import hindrances
+from virtuary.node.networks import NO_IPV6
 from virtuary.node.node import Node
 from virtuary.node.touch import execute
 
@@ -46,12 +47,8 @@ ABSENT = "127"
 """How a shell ends that did not find a program."""
 
 
-class Place(NamedTuple):
-    """Where a server stands."""
-
-    vm: Vm
-    nic: Nic
-    network: Network
+class Place(hindrances.Place):
+    """Where a server stands, and what is there."""
 
     @property
     def gateway(self) -> str:
@@ -74,7 +71,7 @@ async def examine(node: Node, vm: Vm, judge: Judge) -> list[Check]:
     told = await _ask(node, place, *targets)
     if "addresses" not in told:
         raise Conflict(f"the guest of {vm.name} has no shell or no `ip` to try with", "its screen: virtuary console")
-    checks = [_address(place, told)]
+    checks = [await _address(node, place, told)]
     checks.append(await _host(node, place, told) if checks[0].state == "ok" else _skipped("host"))
     works = checks[-1].state == "ok"
     checks.append(await _names(node, place, told) if works else _skipped("names"))
@@ -122,7 +119,7 @@ def _skipped(name: str) -> Check:
     return Check(name=name, state="note", found="not tried: what comes before it does not work")
 
 
-def _address(place: Place, told: dict[str, list[str]]) -> Check:
+async def _address(node: Node, place: Place, told: dict[str, list[str]]) -> Check:
     own = place.nic.ipv4 or ""
     if own in told["addresses"]:
         return Check(name="address", state="ok", found=f"the guest has its address {own}")
@@ -130,8 +127,11 @@ def _address(place: Place, told: dict[str, list[str]]) -> Check:
     found = f"the guest has not taken its address {own}" + (f", it has {', '.join(others[:4])}" if others else "")
     if why := place.network.status.reason:
         return Check(name="address", state="missing", found=f"{found}: the network {place.network.name} is not there ({why})")
-    remedy = f"let it ask by DHCP on the NIC with the MAC of {place.vm.name}, or give it {own} by hand; no other passes"
-    return Check(name="address", state="missing", found=found, remedy=remedy)
+    asked = Packet("input", place.network.status.bridge, "", NOBODY, EVERYBODY, "udp", 67, 68)
+    why, remedy = await hindrances.find(node.site.networks, place, asked, _answers(place, 67))
+    if remedy == hindrances.LEFT:
+        remedy = f"let it ask by DHCP on the NIC with the MAC of {place.vm.name}, or give it {own} by hand; no other passes"
+    return Check(name="address", state="missing", found=f"{found}: {why}", remedy=remedy)
 
 
 def _worked(told: dict[str, list[str]], name: str) -> bool | None:
@@ -145,19 +145,12 @@ async def _host(node: Node, place: Place, told: dict[str, list[str]]) -> Check:
         return Check(name="host", state="note", found="the guest has no ping to try with", remedy="install it there")
     if worked:
         return Check(name="host", state="ok", found=f"it reaches its host at {place.gateway}")
-    tap = tap_of(place.vm.id, place.nic.number)
-    if tap not in bridge.ports_of(place.network.status.bridge, node.site.networks.ground.net):
-        found, remedy = f"its cable {tap} is not on the bridge {place.network.status.bridge}", "it is put back within seconds"
-    elif not await _rules_are_there(node):
-        found, remedy = "the packet filter does not hold the rules of ours", "they are put back within seconds; nft list ruleset"
-    else:
-        found, remedy = "nothing on the host stops it", "look at the guest's own firewall, MAC address and routes"
+    name, own = place.network.status.bridge, str(place.nic.ipv4)
+    asked = Packet("input", name, "", own, place.gateway, "icmp")
+    found, remedy = await hindrances.find(
+        node.site.networks, place, asked, Packet("output", "", name, place.gateway, own, "icmp")
+    )
     return Check(name="host", state="missing", found=f"it does not reach its host at {place.gateway}: {found}", remedy=remedy)
-
-
-async def _rules_are_there(node: Node) -> bool:
-    wanted = node.site.networks.rules.wanted()
-    return wanted is None or await node.site.networks.rules.is_applied(ruleset.fingerprint(wanted.script))
 
 
 async def _names(node: Node, place: Place, told: dict[str, list[str]]) -> Check:
@@ -167,13 +160,11 @@ async def _names(node: Node, place: Place, told: dict[str, list[str]]) -> Check:
     pid = place.network.status.pid
     if not pid or not Path(f"/proc/{pid}").exists():
         found, remedy = "dnsmasq of the network does not run", "it is started again within seconds; see virtuary network show"
-    elif stopped := [item for item in await _obstacles(node, place) if item.chain.hook != "forward"]:
-        found, remedy = stopped[0].sentence, "let it accept that of this bridge"
     else:
-        asked = (
-            ", ".join(str(address) for text in told.get("asks", []) if (address := to_address(text))) or "nobody it could reach"
-        )
-        found, remedy = f"it asks {asked}", f"let it ask {place.gateway}, as DHCP tells"
+        found, remedy = await hindrances.find(node.site.networks, place, *_questions(place, 53), _answers(place, 53))
+        if remedy == hindrances.LEFT:
+            asked = ", ".join(str(address) for text in told.get("asks", []) if (address := to_address(text)))
+            found = f"it asks {asked or 'nobody it could reach'}, and DHCP tells it to ask {place.gateway}; {found}"
     return Check(name="names", state="missing", found=f"it does not find {name}: {found}", remedy=remedy)
 
 
@@ -218,14 +209,17 @@ async def _by_ipv6(node: Node, place: Place, told: dict[str, list[str]], target:
     own = place.nic.ipv6
     if not place.gateway6:
         return []
-    if own not in told["addresses"]:
+    if NO_IPV6 in place.network.status.gaps:
+        return [Check(name="IPv6", state="note", found=NO_IPV6)]
+    others = _private_ones(place, told)
+    if own not in told["addresses"] and not others:
         return [
             Check(name="IPv6", state="note", found=f"the guest has not taken its address {own}: it may have IPv6 switched off")
         ]
     tried = [(_worked(told, what), address) for what, address in (("host6", place.gateway6), ("outside6", target)) if address]
     for worked, address in tried:
-        if worked is False:
-            found, remedy = await _stopper(node, place, address, judge)
+        if worked is False or (others and own not in told["addresses"]):
+            found, remedy = others or await _stopper(node, place, address, judge)
             return [Check(name="IPv6", state="missing", found=f"it does not reach {address}: {found}", remedy=remedy)]
     reached = [address for worked, address in tried if worked]
     if not reached:
@@ -233,21 +227,39 @@ async def _by_ipv6(node: Node, place: Place, told: dict[str, list[str]], target:
     return [Check(name="IPv6", state="ok", found=f"it reaches {' and '.join(reached)}")]
 
 
-async def _stopper(node: Node, place: Place, target: str, judge: Judge) -> tuple[str, str]:
+def _private_ones(place: Place, told: dict[str, list[str]]) -> Hindrance | None:
+    """Addresses that the guest made for its privacy: our guard passes none of them."""
+    net = IPv6Network(place.network.spec.ipv6 or "::/128")
+    found = [address for text in told["addresses"] if (address := to_address(text)) and address.version == 6 and address in net]
+    others = [str(address) for address in found if str(address) != place.nic.ipv6]
+    if not others or "ipv6" in place.nic.unguarded:
+        return None
+    what = f"the guest calls from {others[0]}, which is not its own: {place.nic.ipv6} alone passes our guard"
+    return Hindrance(
+        what, "switch privacy addresses off in the guest (use_tempaddr=0, addr_gen_mode=0), or --network ...,unguarded=ipv6"
+    )
+
+
+async def _stopper(node: Node, place: Place, target: str, judge: Judge) -> Hindrance:
     """Who stops what the server sends outside, and what helps."""
     with contextlib.suppress(VirtuaryError):
         verdict = judge(ip_address(target), "icmp", None)
         if verdict.action != "allow":
-            return verdict.sentence, f"virtuary firewall test {place.vm.name} {target} icmp"
-    family = "ipv4/ip_forward" if ip_address(target).version == 4 else "ipv6/conf/all/forwarding"
-    if (Path("/proc/sys/net") / family).read_text().strip() != "1":
-        return "this host passes no packets on", f"sysctl -w net.{family.replace('/', '.')}=1"
-    for obstacle in await _obstacles(node, place):
-        if obstacle.chain.hook == "forward":
-            return obstacle.sentence, f"let it accept what comes from and goes to {place.network.status.bridge}"
-    if not await _rules_are_there(node):
-        return "the packet filter does not hold the rules of ours", "they are put back within seconds; nft list ruleset"
-    return "nothing on this host stops it", "look at the guest's own firewall and routes, and at firewalls further on"
+            return Hindrance(verdict.sentence, f"virtuary firewall test {place.vm.name} {target} icmp")
+    name, own = place.network.status.bridge, place.nic.ipv4 if ip_address(target).version == 4 else place.nic.ipv6
+    if target in place.network.gateways:
+        return await hindrances.find(node.site.networks, place, Packet("input", name, "", str(own), target, "icmp"))
+    device = (await find_devices([target])).get(target, "")
+    return await hindrances.find(node.site.networks, place, Packet("forward", name, device, str(own), target, "icmp"))
+
+
+def _questions(place: Place, port: int) -> list[Packet]:
+    name, own = place.network.status.bridge, str(place.nic.ipv4)
+    return [Packet("input", name, "", own, place.gateway, protocol, port, 40000) for protocol in ("udp", "tcp")]
+
+
+def _answers(place: Place, port: int) -> Packet:
+    return Packet("output", "", place.network.status.bridge, place.gateway, str(place.nic.ipv4), "udp", 40000, port)
 
 
 async def _port(node: Node, place: Place, port: int) -> Check:
@@ -256,12 +268,9 @@ async def _port(node: Node, place: Place, port: int) -> Check:
     if reached == "answers":
         return Check(name=name, state="ok", found=f"it listens on {port}, which is published")
     if reached == "silent":
-        found, remedy = "the guest does not answer", "look at its own firewall"
+        called = Packet("output", "", place.network.status.bridge, place.gateway, own, "tcp", port, 40000)
+        found, remedy = await hindrances.find(node.site.networks, place, called)
+        found = f"nobody answers; {found}"
     else:
         found, remedy = "nothing listens there in the guest", "start the service, on all addresses and not on loopback alone"
     return Check(name=name, state="missing", found=f"port {port} is published and can't be reached: {found}", remedy=remedy)
-
-
-async def _obstacles(node: Node, place: Place) -> list[Obstacle]:
-    """Other firewalls in the way; nobody else has any in a user's own networks."""
-    return [] if node.site.networks.ground.private else list(await find_obstacles([place.network.status.bridge]))

@@ -27,6 +27,7 @@ from virtuary.model.vm import Vm
 from virtuary.network import bridge, changes, dhcp, external, leases, physical, shaping
 from virtuary.network.ground import Ground, Host
 from virtuary.network.routes import find_mtu
+from virtuary.node import hindrances
 from virtuary.node.addresses import Addresses
 from virtuary.node.bandwidth import Shaper
 from virtuary.node.rules import Rules
@@ -219,6 +220,7 @@ class NetworkWorker:
         self._serving = Serving(self.folder, self.ground, self.wake)
         self._shaper = Shaper(self.ground)
         self._looked, self._heard = 0.0, 0
+        self._in_the_way: tuple[str, ...] = ()
         self._six: str | None = None
         """Its IPv6 subnet, as far as this host had IPv6 when it was looked at last."""
         self._pace = BLIND_LOOK if self.ground.private else LOOK
@@ -281,6 +283,7 @@ class NetworkWorker:
             *await self._shaper.apply(network, name, members, look=look),
             *self._cut_off(members),
             *self._unpublished(members),
+            *await self._hindered(network, members, look=look),
             *([NO_IPV6] if here.spec.ipv6 != spec.ipv6 else []),
         )
         self._looked, self._heard = (now, heard) if look else (self._looked, self._heard)
@@ -295,6 +298,13 @@ class NetworkWorker:
             **(started or {}),
         )
         crashpoint("network.after_record")
+
+    async def _hindered(self, network: Network, members: list[Member], *, look: bool) -> tuple[str, ...]:
+        """What on this host is in the way of it, as it was looked at last."""
+        if look:
+            own = [address for _, nic in members for address in (nic.ipv4, nic.ipv6) if address]
+            self._in_the_way = await hindrances.survey(self.networks, network, own)
+        return self._in_the_way
 
     async def _as_here(self, network: Network) -> Network:
         """The network as this host can have it: with packets that pass its way out, and without IPv6 where that is switched off."""

@@ -48,6 +48,7 @@ class Rules:
     def __init__(self, networks: Networks) -> None:
         self._networks = networks
         self._lock = asyncio.Lock()
+        self._passing = asyncio.Lock()
         self._applied: str | None = None
         """Mark of the ruleset that is known to be there; None when that has to be looked at."""
         self._facts: tuple[object, ...] = ()
@@ -215,6 +216,10 @@ class Rules:
 
         An accept of ours can't overrule a drop of theirs: the least rule is put into their chain, and goes with the network.
         """
+        async with self._passing:
+            await self._pass_obstacles()
+
+    async def _pass_obstacles(self) -> None:
         bridges = [bridge_of(network) for network in self._networks.all() if network.spec.kind != "bridge" and bridge_of(network)]
         if bridges == self._passed or not (bridges or self._note.exists()):
             return
