@@ -135,7 +135,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "launched, SSH not heard for long": (
         alive(
             signals={}, status={"stages": {}, "state": "starting", "identity": None}, usual={"firmware": 1.0}, operation=staged("firmware"),
-            wall=WALL + timedelta(seconds=9),
+            age=9.0,
         ), "explain",
     ),
     "its network is being made, and somebody waits": (
@@ -194,8 +194,8 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "a live copy waits for its memory": (alive(origin("live"), qemu="inmigrate", **LIVE), "load_live"),
     "a live copy has read its memory": (alive(origin("live"), qemu="paused", **LIVE), "resume"),
     "a live copy runs, its agent answers": (alive(origin("live"), **LIVE), "renew_live"),
-    "a live copy runs, its agent is silent": (alive(origin("live"), signals={}, wall=worlds.WALL + UNBORN_LIMIT, **LIVE), None),
-    "a live copy runs, its agent is silent for too long": (alive(origin("live"), signals={}, wall=worlds.WALL + 2 * UNBORN_LIMIT, **LIVE), "kill"),
+    "a live copy runs, its agent is silent": (alive(origin("live"), signals={}, age=UNBORN_LIMIT, **LIVE), None),
+    "a live copy runs, its agent is silent for too long": (alive(origin("live"), signals={}, age=2 * UNBORN_LIMIT, **LIVE), "kill"),
     "a live copy died on its way": (at_rest(origin("live"), **LIVE, operation=operation("copy")), "drop_copy"),
     "a live copy that became a machine of its own": (at_rest(origin("live"), status={"copied": True, "identity": "web1"}), "start"),
     # ---- pause and resume

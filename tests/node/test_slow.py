@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from virtuary.node.usual import FIRST, LEAST, Usual, durations
 from virtuary.node.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; these share a file
-from worlds import ME, WALL, alive, at_rest, operation, runtime, vm
+from worlds import ME, alive, at_rest, operation, runtime, vm
 
 USUAL = FIRST["tcg"]
 STARTING: dict[str, Any] = {"runtime": runtime(), "state": "starting", "stages": {}}
@@ -33,7 +32,7 @@ def hanging(stage: str, seconds: float, kind: str = "launch", **facts: Any) -> W
     heard = max(signals.values(), default=0.0)
     return replace(
         alive(status=STARTING, signals=signals, operation=at_stage(stage, kind=kind)),
-        wall=WALL + timedelta(seconds=heard + seconds), usual=USUAL, now=1000.0, **facts,
+        age=heard + seconds, usual=USUAL, now=1000.0, **facts,
     )  # fmt: skip
 
 

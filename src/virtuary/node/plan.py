@@ -26,8 +26,8 @@ ASK_AGAIN = 15.0
 LESS_MEMORY = "with less memory for a while, because its host is short of it"
 NETWORK_LIMIT = 30.0
 """Seconds for which a start that was asked for waits for a network that fails."""
-UNBORN_LIMIT = timedelta(seconds=120)
-"""How long the guest of a live copy may keep silent before the copy is given up."""
+UNBORN_LIMIT = 120.0
+"""Seconds for which the guest of a live copy may keep silent before the copy is given up."""
 
 
 def plan(me: str, world: World) -> Step | None:
@@ -151,7 +151,7 @@ def why_unborn(world: World) -> str:
     runtime = world.vm.status.runtime
     match runtime.end if runtime else "stop":
         case "silent":
-            return f"its guest agent did not answer within {UNBORN_LIMIT.seconds} s"
+            return f"its guest agent did not answer within {UNBORN_LIMIT:.0f} s"
         case None:
             return crash_reason(world)
         case _:
@@ -325,7 +325,7 @@ def running(world: World) -> Step | None:
         return Step("pause")
     if world.qemu == "running" and ("agent" in world.signals or world.wakes) and world.identity_wanted:
         return Step(identity_step(vm))
-    if world.qemu == "running" and unborn(vm) and world.wall - runtime.started > UNBORN_LIMIT:
+    if world.qemu == "running" and unborn(vm) and world.age > UNBORN_LIMIT:
         return Step("kill", "silent")
     return None
 

@@ -102,6 +102,11 @@ class Run:
             self._spawn(self._watch_network(self.network_pidfd))
 
     @property
+    def age(self) -> float:
+        """Seconds since its start, whatever the host's clock was set to meanwhile."""
+        return self._clock.now() - self._began
+
+    @property
     def network_alive(self) -> bool:
         return self.network_pidfd is not None
 

@@ -79,9 +79,7 @@ def explaining(world: World) -> Step | None:
 
 def in_stage(world: World) -> float:
     """Seconds since something was last heard of a start. Pure."""
-    runtime = world.vm.status.runtime
-    heard = max({**world.vm.status.stages, **world.signals}.values(), default=0.0)
-    return (world.wall - runtime.started).total_seconds() - heard if runtime else 0.0
+    return world.age - max({**world.vm.status.stages, **world.signals}.values(), default=0.0)
 
 
 async def explain(worker: Worker, world: World, stage: str) -> None:

@@ -187,6 +187,7 @@ class Worker:
             cpus=run.size.cpus if run and run.size else None,
             memory=run.size.memory if run and run.size else None,
             refused={field: wish for field, (wish, until) in self.refused.items() if self.site.clock.now() < until},
+            age=run.age if run else 0.0,
             leaving=vm.id in self.site.turns.leaving,
             waits=self.site.turns.why_not(vm.id),
             usual=self.site.usual.of(vm) if active and run else {},

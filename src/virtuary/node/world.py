@@ -76,6 +76,8 @@ class World:
     """What the machine has now, by QEMU; None while that is not known."""
     refused: dict[str, object] = field(default_factory=dict)
     """What of cpus, memory and disk its guest would not take lately, and how much of it."""
+    age: float = 0.0
+    """Seconds for which the machine has been there, whatever the host's clock was set to meanwhile."""
     leaving: bool = False
     """Whether it is its turn to shut down, because its host does."""
     waits: Literal["", "down", "boot"] = ""
