@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import virtuary
 from virtuary.base.errors import Failed
+from virtuary.base.text import shown_lines, shown_value
 from virtuary.cli import output
 from virtuary.cli.follow import _Screen
 from virtuary.cli.main import show_error
+from virtuary.cli.output import as_json
 
 HOSTILE = "one\x1b]0;title\x07\u009b2J\u202e\x07two"
 SOURCES = sorted((Path(virtuary.__file__).parent / "cli").glob("*.py"))
@@ -87,3 +91,16 @@ def test_nobody_goes_round_the_door(path: Path) -> None:
     ours = [node for node in streams if ast.unparse(node.value) == "sys"]
     assert not printing or path.name == "output.py"
     assert not ours or path.name in RAW
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+@example(["\x7f"])
+@example({"name\x9b": "a\u202eb\x1b[31m", "lines": 'a\nb\t"\\u'})
+def test_json_for_programs_says_what_json_for_people_says(value: Any) -> None:
+    for text in (as_json(value, True), as_json(value, False)):
+        assert json.loads(text) == shown_value(value)
+        assert shown_lines(text) == text

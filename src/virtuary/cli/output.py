@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ import click
 from virtuary.base.errors import VirtuaryError
 from virtuary.base.text import shown, shown_lines, shown_value
 
+_ODD = re.compile(r'\\[^"\\/nt]|\x7f')
+"""What JSON escapes beside quotes, line ends and tabs: controls, and all that is not ASCII."""
 FORMATS = ("table", "json", "yaml", "name")
 
 
@@ -33,7 +36,7 @@ def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def emit(value: Any, form: str, table: Callable[[], None] | None = None, name: Callable[[Any], str] | None = None) -> None:
     """Print `value` in the wanted form; `table` prints it for people."""
     if form == "json":
-        tell(json.dumps(shown_value(value), indent=2, ensure_ascii=False))
+        print(as_json(value, sys.stdout.isatty()))
     elif form == "yaml":
         import yaml
 
@@ -43,6 +46,16 @@ def emit(value: Any, form: str, table: Callable[[], None] | None = None, name: C
             tell(name(item) if name else item["meta"]["name"])
     elif table:
         table()
+
+
+def as_json(value: Any, for_people: bool) -> str:
+    """As JSON, on lines of its own for people. Where nothing has to be made harmless nothing is gone through: hundreds of documents take time."""
+    text = json.dumps(value)
+    if _ODD.search(text):
+        value = shown_value(value)
+    elif not for_people:
+        return text
+    return json.dumps(value, indent=2 if for_people else None, ensure_ascii=False)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
