@@ -47,7 +47,9 @@ async def settle(parts: Parts) -> None:
     )
     host = Host(meta=Meta(id=HOST_ID, name="host"), status=status)
     spec = ImageSpec(source=ImageSource(kind="build", recipe="tiny"))
-    image = Image(meta=Meta(name="tiny"), spec=spec, status=ImageStatus(state="ready", virtual_size=GIB, agent=True))
+    image = Image(
+        meta=Meta(name="tiny"), spec=spec, status=ImageStatus(state="ready", virtual_size=GIB, agent=True, cloud_init=True)
+    )
     puts = {host.key: host.dump(), image.key: image.dump(), f"image-name/{image.name}": image.id.encode()}
     await parts.store.txn({}, puts)
 

@@ -61,7 +61,58 @@ def test_giving_it_twice_or_anew_changes_nothing_else(tmp_path: Path) -> None:
     assert {path: sorted(path.read_bytes().splitlines()) for path in tmp_path.rglob("*") if path.is_file()} == once
     give(tmp_path, Identity("web2", KEYS[:1]))
     assert (tmp_path / "etc/hosts").read_text() == "127.0.0.1 localhost\n127.0.1.1 web2\n"
-    assert (tmp_path / "root/.ssh/authorized_keys").read_text() == KEYS[0] + "\n"
+    assert (tmp_path / "root/.ssh/authorized_keys").read_text().splitlines() == list(KEYS)
+    assert not list(tmp_path.rglob("*.virtuary"))
+
+
+OURS = ("ssh-ed25519 CCCC virtuary", KEYS[0])
+
+
+def test_who_else_may_log_in_is_left_to_the_guest(tmp_path: Path) -> None:
+    place = tmp_path / "root/.ssh/authorized_keys"
+    place.parent.mkdir(parents=True)
+    place.write_text(
+        '# mine\nssh-rsa OWN me@home\nssh-ed25519 OLD virtuary\nfrom="10.0.0.1" ssh-ed25519 AAAA ada@home\nssh-rsa LAST'
+    )
+    for name in ("web1", "www"):
+        give(tmp_path, Identity(name, OURS))
+        lines = place.read_text().splitlines()
+        assert sorted(lines) == sorted(
+            [
+                "# mine",
+                "ssh-rsa OWN me@home",
+                'from="10.0.0.1" ssh-ed25519 AAAA ada@home',
+                "ssh-rsa LAST",
+                "ssh-ed25519 CCCC virtuary",
+            ]
+        )
+
+
+def test_a_disk_that_is_full_leaves_all_as_it_was(tmp_path: Path) -> None:
+    for name, text in (
+        ("etc/hostname", "web1\n"),
+        ("etc/hosts", "127.0.0.1 localhost\n"),
+        ("root/.ssh/authorized_keys", "ssh-rsa OWN me\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for spoiled in before:
+        (tmp_path / f"{spoiled}.virtuary").symlink_to("/dev/full")
+        text = script(Identity("www", OURS)).decode()
+        text = text.replace("/etc/", f"{tmp_path}/etc/").replace("/root/", f"{tmp_path}/root/").replace('hostname "$', 'false "$')
+        text = text.replace("chmod", "true").replace('echo "$hostname" > /proc', "exit 9 # ")
+        done = subprocess.run(["/bin/sh"], input=text, text=True, capture_output=True, cwd=tmp_path)
+        assert done.returncode not in (0, 9) and "No space left" in done.stderr
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_link_in_the_place_of_a_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/real").write_text("old\n")
+    (tmp_path / "etc/hostname").symlink_to("real")
+    give(tmp_path, Identity("web1", KEYS))
+    assert (tmp_path / "etc/hostname").is_symlink() and (tmp_path / "etc/real").read_text() == "web1\n"
 
 
 @pytest.mark.parametrize("shell", [["sh"], ["dash"], ["busybox", "sh"], ["bash", "--posix"]], ids=" ".join)
@@ -92,7 +143,7 @@ def test_whatever_is_taken_stays_in_its_place(name: str, keys: list[str]) -> Non
         return
     head, _, rest = text.partition("<<'END-OF-KEYS'\n")
     body, _, tail = rest.partition("\nEND-OF-KEYS\n")
-    assert body == "\n".join(keys) and tail == "sync\n"
+    assert body == "\n".join(keys) and tail.endswith("\nsync\n") and tail.startswith(")\n")
     assert head.splitlines()[2] == f"hostname={name}" and name.replace("-", "").isalnum()
 
 

@@ -52,6 +52,7 @@ def test_a_seed_brings_a_host_key_behind_what_the_user_data_says() -> None:
     files = seed_files("ID", "web1", (), "#!/bin/sh\n", key)
     told = yaml.safe_load(files["vendor-data"])
     assert files["vendor-data"].startswith(b"#cloud-config\n") and files["user-data"] == b"#!/bin/sh\n"
+    assert told.pop("ssh_deletekeys") is False, "between its removal and its return nobody could log in"
     assert told == {"ssh_keys": {"ed25519_private": "-----BEGIN\nEND-----\n", "ed25519_public": "ssh-ed25519 AAAA\n"}}
     assert "vendor-data" not in seed_files("ID", "web1", (), "#cloud-config\nssh_keys: {rsa_private: x}\n", key)
 
@@ -61,7 +62,7 @@ GOOD = [
     "#cloud-config\npackages: [vim]\n",
     "#!/bin/sh\nreboot\n",
     "#include\nhttp://x\n",
-    "Content-Type: multipart/mixed; boundary=x\n",
+    "Content-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: text/x-shellscript\n\n#!/bin/sh\n--x--\n",
     "## template: jinja\n#cloud-config\n",
     "#cloud-config\r\npackages: [vim]\r\n",
     "#cloud-config\nhostname: zoë\nruncmd:\n- echo é > /root/utf8\n",
@@ -75,7 +76,6 @@ GOOD = [
 BAD = {
     "nothing": ("", "must begin with"),
     "plain words": ("hello", "must begin with"),
-    "a space before": (" #cloud-config\n", "must begin with"),
     "a list": ("#cloud-config\n- a\n", "must be a mapping"),
     "a word": ("#cloud-config\nhello\n", "must be a mapping"),
     "broken": ("#cloud-config\na: [\n", "not valid YAML"),

@@ -128,6 +128,29 @@ def test_exec_of_a_missing_command_ends_with_127(instance: Instance, one: str) -
     assert said.status == 127 and "No such file" in said.err
 
 
+def test_a_new_name_leaves_the_guest_s_own_keys_and_one_it_can_t_take_is_told(instance: Instance, one: str) -> None:
+    keys = "/root/.ssh/authorized_keys"
+    instance.in_guest(one, f"echo ssh-ed25519 OWN me@home >> {keys}; mkdir /etc/hosts.virtuary")
+    said = instance.run("rename", one, "uno")
+    assert said.status == 8 and "did not take the name, and goes on as one" in said.err and "hosts" in said.err
+    assert "its guest did not take the name uno" in instance.ok("show", "uno").out
+    assert instance.ok("shell", "uno", "--", "hostname; cat /etc/hostname").out == "one\none\n"
+    instance.in_guest("uno", "rmdir /etc/hosts.virtuary")
+    instance.ok("rename", "uno", "eins")
+    assert instance.in_guest("eins", f"hostname; grep -c . {keys}; ls /etc/*.virtuary 2>/dev/null || true") == "eins\n2"
+    instance.ok("rename", "eins", one)
+    assert (
+        instance.ok("shell", one, "--", f"hostname; grep OWN {keys}; sed -i /OWN/d {keys}").out
+        == "one\nssh-ed25519 OWN me@home\n"
+    )
+
+
+def test_user_data_that_nobody_would_read_is_refused(instance: Instance, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("#cloud-config\nruncmd: [ls]\n")
+    said = instance.run("launch", "tiny", "told", "--user-data", str(tmp_path / "data"))
+    assert said.status == 2 and "has no cloud-init" in said.err and instance.run("show", "told").status != 0
+
+
 def test_exec_ends_the_command_at_its_timeout_and_with_whoever_waits(instance: Instance, one: str) -> None:
     said = instance.run("exec", one, "--timeout", "1s", "--", "sleep", "71")
     assert said.status == 6 and "did not end within 1.0 s" in said.err

@@ -43,6 +43,7 @@ BOTH = {"runtime": runtime(network="tap", nics=LAN)}
 ON_LAN, ON_TWO = {"nics": LAN[:1]}, {"nics": LAN}
 PAUSED: dict[str, Any] = {"power": "paused"}
 
+REFUSED = "its guest did not take the name web1: full"
 COPY: dict[str, Any] = {"status": {"runtime": runtime(template="t"), "template": "t", "identity": None, "state": "starting"}}
 
 LIVE: dict[str, Any] = {"status": {"runtime": runtime(live=True), "copied": True, "identity": None, "state": "starting"}}
@@ -91,6 +92,11 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "the seed is there": (at_rest({"user_data": True}, image=image(cloud_init=True), files=frozenset({"disk", "seed"})), "start"),
     "an image without an agent gets a seed": (at_rest(image=image(cloud_init=True, agent=False)), "make_seed"),
     "an image without cloud-init gets none": (at_rest({"user_data": True}), "start"),
+    "user data for an image that turned out to have no cloud-init": (at_rest({"user_data": True}, status={"disk_ready": False}), "fail"),
+    "the guest would not take its name: it is left in peace": (
+        alive(status={"identity": "old", "identity_refused": "full", "reason": REFUSED}, refused={"identity": "web1"}), None
+    ),
+    "and is asked again by another name": (alive(status={"identity": "old", "identity_refused": "full"}, refused={"identity": "web0"}), "give_identity"),
     "started: its monitor is not connected yet": (alive(qemu=None, connected=False, status={"state": "starting"}), None),
     "started: nobody serves its network yet": (alive(qemu="prelaunch", network_alive=False), "start_network"),
     "started: all is ready for release": (alive(qemu="prelaunch"), "resume"),

@@ -29,7 +29,7 @@ from virtuary.model.image import Image
 from virtuary.model.meta import Meta, check_name, invalid, utcnow
 from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
-from virtuary.model.vm import Vm, VmChange, VmSpec, VmWish, default_memory
+from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish, default_memory
 from virtuary.store.api import Store
 
 SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")
@@ -69,8 +69,18 @@ def draft(context: Context, wish: VmWish) -> Draft:
                 f"the image {image.name} needs a disk of {needed} and {format_size(spec.disk)} were asked for", f"--disk {needed}"
             )
         )
+    if wish.user_data is not None and _lacks_cloud_init(image):
+        blockers.append(Invalid(NO_CLOUD_INIT.format(image=image.name), "leave out --user-data, or choose debian"))
     kind = "launch" if wish.power != "stopped" else "create"
     return Draft(vm, image, new_operation(context, kind, vm), image_operation, joined, blockers)
+
+
+def _lacks_cloud_init(image: Image) -> bool:
+    """Whether it is known that user data would be read by nobody; an image that is not made yet may turn out so later."""
+    source = image.spec.source
+    if image.status.state == "ready":
+        return not image.status.cloud_init
+    return source.recipe == "tiny" or (source.kind in ("url", "file") and not source.cloud_init)
 
 
 def new_name(store: Store, wanted: str | None, blockers: list[VirtuaryError]) -> str:
@@ -360,7 +370,7 @@ async def rename(context: Context, name: str, new_name: str) -> Vm:
     if context.store.get(f"vm-name/{wanted}"):
         raise Exists(f"a server named {wanted} is there already", "choose another name")
     raise_all(served.unfit(context, vm.id, wanted, (*vm.spec.nics, *vm.nics)))
-    changed = vm.but(meta=vm.meta.but(name=wanted))
+    changed = vm.but(meta=vm.meta.but(name=wanted), status=vm.status.but(identity_refused=None))
     expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0, **waits}
     puts = {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes}
     joins, makes = _follow(context, vm.name, wanted)

@@ -6,6 +6,7 @@ import base64
 import errno
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import click
 
 from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
 from virtuary.base.text import Stream
-from virtuary.cli.login import config_block, exec_by_ssh, ssh_command, wait_for_ssh
+from virtuary.cli.login import config_block, exec_by_ssh, say_suspects, ssh_command, wait_for_ssh
 from virtuary.cli.options import NAME, Duration
 from virtuary.cli.output import emit, output_option, say, tell
 from virtuary.cli.running import NotBegun, own_input, put_out, run_inside
@@ -24,6 +25,8 @@ from virtuary.client.wire import Wire, path_part
 
 DETACH = b"\x1d"  # Ctrl-]
 SHELL_WAIT = 600.0
+SSH_FAILED = 255
+"""What ssh ends with where it could not log in."""
 
 
 class Inside(click.Command):
@@ -67,7 +70,12 @@ def shell_command(name: str, command: tuple[str, ...], forward_agent: bool, time
         say(f"{error.sentence}: falling back to the serial console")
         return attach(wire, name)
     words = ssh_command(way, *command, terminal=not command, agent=forward_agent)
-    os.execvp(words[0], words)  # noqa: S606
+    if not way["suspects"]:
+        os.execvp(words[0], words)  # noqa: S606
+    status = subprocess.run(words, check=False).returncode
+    if status == SSH_FAILED:
+        say_suspects(way)
+    sys.exit(status if status >= 0 else 128 - status)
 
 
 @click.command(cls=Inside, context_settings={"ignore_unknown_options": True})

@@ -28,7 +28,7 @@ from virtuary.base.beneath import Beneath, Path, named, write_all
 from virtuary.base.errors import Failed, Invalid, NotFound, Refused, VirtuaryError, of_system
 from virtuary.base.tar import Archive, Entry
 from virtuary.base.text import shown
-from virtuary.cli.login import leave_login, ssh_command, wait_for_ssh
+from virtuary.cli.login import leave_login, say_suspects, ssh_command, wait_for_ssh
 from virtuary.cli.output import say
 from virtuary.cli.packing import Packing, own_name
 from virtuary.cli.progress import Progress, Watched
@@ -261,7 +261,7 @@ def _logged_in(
         process = subprocess.Popen(
             ssh_command(way, f"exec sh -c {shlex.quote(script)}"), stdin=stdin, stdout=stdout, stderr=stderr
         )
-    relay = threading.Thread(target=_relay, args=(complaints,), daemon=True)
+    relay = threading.Thread(target=_relay, args=(complaints, way), daemon=True)
     relay.start()
     with process:
         try:
@@ -273,11 +273,13 @@ def _logged_in(
             relay.join(1)  # what ssh started may outlive it, if it is a wrapper
 
 
-def _relay(complaints: int) -> None:
+def _relay(complaints: int, way: dict[str, Any]) -> None:
     with open(complaints, "rb") as lines:
         while line := lines.readline(4096):
             if not _FUTURE.fullmatch(line):
                 say(shown(line))
+            if b"Permission denied (" in line and way.get("suspects"):
+                say_suspects(way)
 
 
 def _failure(what: str) -> Failed:

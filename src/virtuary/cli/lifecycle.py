@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import click
 
-from virtuary.base.errors import Invalid, VirtuaryError
+from virtuary.base.errors import Failed, GuestSilent, Invalid, VirtuaryError
 from virtuary.base.text import shown_lines
 from virtuary.base.units import format_duration, format_size
 from virtuary.cli.firewalls import rules_naming
 from virtuary.cli.follow import follow
+from virtuary.cli.look import cloud_init_words
 from virtuary.cli.options import BIRTH, DETACH, NAME, NAMES, SHAPE, Duration, birth_wish, idempotency, shape_wish
 from virtuary.cli.output import emit, output_option, print_fields, say, tell
 from virtuary.cli.resources import RESOURCES, resource_wish
@@ -27,6 +29,9 @@ from virtuary.client.wire import Wire, path_part
 @BIRTH
 @DETACH
 @click.option("--timeout", type=Duration(), help="Stop waiting after so long; the server goes on.")
+@click.option(
+    "--wait-for", type=click.Choice(["cloud-init"]), help="Wait until the user data was carried out, and fail where that failed."
+)
 @click.option("--count", type=click.IntRange(1, 1000), default=1, help="So many servers at once, named NAME-1, NAME-2 and so on.")
 def launch_command(image: str, name: str | None, count: int, **given: Any) -> None:
     """Create a server, start it, and wait until a shell is possible.
@@ -42,8 +47,15 @@ def launch_command(image: str, name: str | None, count: int, **given: Any) -> No
       virtuary launch debian batch --cpus 4 --cpu-limit 150% --cpu-weight 50 --bandwidth 50MiB
       virtuary launch tiny --dry-run
     """
-    wire = connect()
     wish = birth_wish(image, name, given) | resource_wish(given)
+    if given["wait_for"] and "user_data" not in wish:
+        raise Invalid("there is nothing that cloud-init is to do", "give --user-data FILE, or leave out --wait-for")
+    if given["wait_for"] and (given["detach"] or count > 1):
+        raise Invalid(
+            "--wait-for goes with one server that is waited for",
+            "leave out --detach and --count; virtuary show tells of the user data",
+        )
+    wire = connect()
     if given["dry_run"]:
         return _show_plan(wire, wish, given["output"])
     if count > 1:
@@ -65,8 +77,36 @@ def launch_command(image: str, name: str | None, count: int, **given: Any) -> No
         if error.code in ("guest-silent", "misbehaves", "failed"):
             _show_console_tail(wire, vm_name)
         raise
-    vm = wire.call("GET", f"/v1/vms/{path_part(vm_name)}")
+    vm = _carried_out(wire, vm_name, given) if given["wait_for"] else wire.call("GET", f"/v1/vms/{path_part(vm_name)}")
     emit(vm, given["output"], lambda: _ready(vm))
+
+
+def _carried_out(wire: Wire, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The server once its user data was carried out. Raises Failed with cloud-init's own words, GuestSilent at the timeout."""
+    began, limit, told = time.monotonic(), given["timeout"], False
+    while True:
+        vm: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}")
+        found = vm["status"]["cloud_init"] or {}
+        if found.get("state") == "done":
+            return vm
+        if found.get("state") == "error":
+            words = cloud_init_words(found)
+            raise Failed(f"{name} runs, and its user data {words}", f"virtuary exec {name} -- cat /var/log/cloud-init-output.log")
+        if "agent" not in vm["status"]["stages"]:
+            hint = f"virtuary shell {name} -- cloud-init status --wait --long"
+            raise Failed(f"{name} runs, and has no guest agent that tells what became of its user data", hint)
+        if not vm["status"]["runtime"]:
+            raise Failed(
+                f"{name} is {vm['status']['state']}, and its user data was not carried out to its end", f"virtuary logs {name}"
+            )
+        if limit is not None and time.monotonic() - began > limit:
+            raise GuestSilent(
+                f"the user data of {name} is not carried out after {format_duration(limit)}", "it goes on: virtuary show tells"
+            )
+        if not told and given["output"] == "table":
+            say("waiting for cloud-init to carry out the user data")
+        told = True
+        time.sleep(0.5)
 
 
 def _launch_many(wire: Wire, wish: dict[str, Any], count: int, given: dict[str, Any]) -> None:
@@ -322,6 +362,26 @@ def rename_command(name: str, new_name: str) -> None:
     tell(f"{name} is now {vm['meta']['name']}")
     for rule in rules_naming(wire, vm["meta"]["name"]):
         tell(f"  {rule}")
+    until = time.monotonic() + TAKES_NAME
+    while _takes_name(vm) and time.monotonic() < until:
+        time.sleep(0.1)
+        vm = wire.call("GET", f"/v1/vms/{path_part(vm['meta']['id'])}")
+    if why := vm["status"]["identity_refused"]:
+        raise Failed(
+            f"its guest did not take the name, and goes on as {vm['status']['identity']}: {why}",
+            f"mend that inside, then virtuary restart {vm['meta']['name']}",
+        )
+
+
+TAKES_NAME = 20.0
+"""Seconds for which a guest is waited for that is to take its new name."""
+
+
+def _takes_name(vm: dict[str, Any]) -> bool:
+    """Whether a guest that runs is being told its name just now."""
+    status = vm["status"]
+    known = status["identity"] not in (None, vm["meta"]["name"]) and status["identity_refused"] is None
+    return known and status["state"] == "running"
 
 
 @click.command()

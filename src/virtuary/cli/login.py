@@ -121,6 +121,14 @@ def check_way(name: str, way: dict[str, Any]) -> dict[str, Any]:
     return way
 
 
+def say_suspects(way: dict[str, Any]) -> None:
+    """After a login that failed: which lines of the user data may have taken it away."""
+    if way["suspects"]:
+        say("the user data may have taken this login away:")
+        for line in way["suspects"]:
+            say(f"  {line}")
+
+
 def exec_by_ssh(wire: Wire, name: str, words: tuple[str, ...], terminal: bool, silent: bool) -> None:
     """Become the ssh that runs this command as root inside, word for word; returns where SSH is no way either."""
     try:

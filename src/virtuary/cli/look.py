@@ -158,6 +158,8 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
         ]
         if meta["generation"] != status["applied"]:
             facts.append(("waiting", "changes take effect at the next start"))
+    if told := cloud_init_words(status["cloud_init"]):
+        facts.append(("user data", told))
     flags = [name for name in ("autostart", "protect") if spec[name]] + [f"restart {spec['restart_policy']}"]
     flags += [f"boot order {spec['boot_order']}"] if spec["boot_order"] else []
     flags += ["power off with the host"] if spec["on_host_shutdown"] == "off" else []
@@ -167,6 +169,17 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
         ("labels", ", ".join(f"{key}={value}" for key, value in meta["labels"].items()) or "-"),
     ]
     return [(name, value) for name, value in facts]
+
+
+def cloud_init_words(told: dict[str, Any] | None) -> str:
+    """What became of the user data, in words."""
+    if told is None:
+        return ""
+    state = {"not begun": "cloud-init has not begun", "running": "cloud-init runs", "done": "carried out", "error": "failed"}[
+        told["state"]
+    ]
+    units = f" in {', '.join(told['units'])}" if told["units"] else ""
+    return state + units + (f": {'; '.join(told['errors'])}" if told["errors"] else "")
 
 
 def _given(spec: dict[str, Any]) -> str:

@@ -222,8 +222,7 @@ def birth_wish(image: str, name: str | None, given: dict[str, Any]) -> dict[str,
     if given.get("cold"):
         wish["cold"] = True
     if given.get("user_data"):
-        with click.open_file(given["user_data"]) as handle:
-            wish["user_data"] = handle.read()
+        wish["user_data"] = read_user_data(given["user_data"])
     keys: list[str] = []
     for path in given.get("ssh_key") or ():
         with open(path, encoding="utf-8", errors="replace") as handle:
@@ -231,6 +230,30 @@ def birth_wish(image: str, name: str | None, given: dict[str, Any]) -> dict[str,
     if keys:
         wish["ssh_keys"] = keys
     return wish
+
+
+USER_DATA_CAP = 256 * 1024
+
+
+def read_user_data(path: str) -> str:
+    """User data as the API wants it: text as it is, what is compressed as base64. Raises Invalid, with the file and the reason."""
+    import base64
+
+    with click.open_file(path, "rb") as handle:
+        raw: bytes = handle.read(USER_DATA_CAP + 1)
+    name = "standard input" if path == "-" else path
+    if len(raw) > USER_DATA_CAP:
+        raise Invalid(f"{name} holds more than {USER_DATA_CAP // 1024} KiB, which is the most that user data may have")
+    if raw.startswith(b"\x1f\x8b"):
+        return base64.b64encode(raw).decode()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise Invalid(
+            f"{name} is not UTF-8, nor compressed by gzip: byte 0x{raw[error.start]:02x} in line {line}",
+            f"convert it, for example: iconv -f latin1 -t utf-8 {name}",
+        ) from None
 
 
 def idempotency() -> dict[str, str]:

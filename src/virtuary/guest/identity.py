@@ -32,19 +32,41 @@ LISTENS = b"awake 0 1\n"
 _SCRIPT = """set -e
 umask 077
 hostname={hostname}
-echo "$hostname" > /etc/hostname
-chmod 644 /etc/hostname
-hostname "$hostname" 2>/dev/null || echo "$hostname" > /proc/sys/kernel/hostname
-{{ grep -v '^127\\.0\\.1\\.1[[:space:]]' /etc/hosts 2>/dev/null || true; echo "127.0.1.1 $hostname"; }} > /etc/hosts.new
-grep -q '^127\\.0\\.0\\.1[[:space:]]' /etc/hosts.new || echo '127.0.0.1 localhost' >> /etc/hosts.new
-chmod 644 /etc/hosts.new
-mv /etc/hosts.new /etc/hosts
-mkdir -p /root/.ssh
-cat > /root/.ssh/authorized_keys <<'END-OF-KEYS'
+where() {{ readlink -f "$1" 2>/dev/null || echo "$1"; }}
+new() {{ # FILE MODE: standard input is what it is to be
+    cat > "$1.virtuary"
+    chmod "$2" "$1.virtuary"
+}}
+drop() {{ rm -f "$name.virtuary" "$hosts.virtuary" "$keys.virtuary"; }}
+ours=$(cat <<'END-OF-KEYS'
 {keys}
 END-OF-KEYS
+)
+mkdir -p /root/.ssh
+name=$(where /etc/hostname) hosts=$(where /etc/hosts) keys=$(where /root/.ssh/authorized_keys)
+trap drop EXIT
+echo "$hostname" | new "$name" 644
+{{
+    grep -v '^127\\.0\\.1\\.1[[:space:]]' "$hosts" 2>/dev/null || true
+    echo "127.0.1.1 $hostname"
+    grep -q '^127\\.0\\.0\\.1[[:space:]]' "$hosts" 2>/dev/null || echo '127.0.0.1 localhost'
+}} | new "$hosts" 644
+{{
+    echo "$ours" | while read -r key; do
+        blob=${{key#* }} blob=${{blob%% *}}
+        [ -n "$key" ] || continue
+        [ "$key" = "${{key% virtuary}}" ] && grep -qF "$blob" "$keys" 2>/dev/null || printf '%s\\n' "$key"
+    done
+    grep -v ' virtuary$' "$keys" 2>/dev/null || true
+}} | new "$keys" 600
+for file in "$name" "$hosts" "$keys"; do
+    if cmp -s "$file" "$file.virtuary"; then rm "$file.virtuary"; else mv -f "$file.virtuary" "$file"; fi
+done
+hostname "$hostname" 2>/dev/null || echo "$hostname" > /proc/sys/kernel/hostname
 sync
 """
+"""Everything new is written beside what is there before anything is changed: a full or read-only disk leaves all as it was. Of who may log in as
+root only the line of Virtuary's own key, which ends with its name, is replaced; a key that was given is added where it is missing."""
 
 _SETTLE = """set -e
 umask 022
@@ -199,8 +221,8 @@ class _Lines:
         self.all.append(text.encode() + b"\n")
 
 
-def copy_lines(identity: Identity, renewal: Renewal) -> bytes:
-    """What awaken.c is told to make a resumed copy a machine of its own. Safe to repeat."""
+def copy_lines(identity: Identity, renewal: Renewal, keys: bool = True) -> bytes:
+    """What awaken.c is told to make a resumed copy a machine of its own. Safe to repeat. `keys`: nobody could log in before it."""
     _check(identity)
     lines, name, place = _Lines(), identity.hostname, renewal.place
     seconds = int(renewal.now)
@@ -222,7 +244,8 @@ def copy_lines(identity: Identity, renewal: Renewal) -> bytes:
     lines.do("H", name, "/etc/hosts")
     lines.write("e", 0o644, "/etc/machine-id", f"{renewal.machine_id}\n".encode())
     lines.do("d", "700", "/root/.ssh")
-    lines.write("f", 0o600, "/root/.ssh/authorized_keys", "".join(f"{key}\n" for key in identity.keys).encode())
+    if keys:
+        lines.write("f", 0o600, "/root/.ssh/authorized_keys", "".join(f"{key}\n" for key in identity.keys).encode())
     lines.write("o", 0o600, "/etc/dropbear/dropbear_ed25519_host_key", dropbear_key(renewal.host_key))
     lines.write("o", 0o600, "/etc/ssh/ssh_host_ed25519_key", f"{renewal.host_key}\n".encode())
     lines.write("o", 0o644, "/etc/ssh/ssh_host_ed25519_key.pub", f"{renewal.host_key_public}\n".encode())
@@ -310,7 +333,7 @@ _SEED_FOLDERS = ("/var/lib/cloud", "/var/lib/cloud/seed", "/var/lib/cloud/seed/n
 
 def _check(identity: Identity) -> None:
     for text in (identity.hostname, *identity.keys):
-        if not text.isprintable() or "END-OF-KEYS" in text:
+        if not text.isprintable() or "END-OF-" in text:
             raise Invalid("an identity holds characters that can't be written into a guest")
     if not identity.hostname.replace("-", "").isalnum():
         raise Invalid("a hostname consists of letters, digits and dashes")
@@ -398,6 +421,8 @@ else
 fi
 rm -f /etc/ssh/ssh_host_*key* /etc/dropbear/*_host_key /var/lib/systemd/random-seed
 [ ! -f /var/lib/dbus/machine-id ] || [ -L /var/lib/dbus/machine-id ] || ln -sf /etc/machine-id /var/lib/dbus/machine-id
+/bin/sh << 'END-OF-SCRIPT'
+{script}END-OF-SCRIPT
 base64 -d << 'END' | {folder}/awaken
 {lines}
 END
@@ -415,5 +440,6 @@ def live_script(identity: Identity, renewal: Renewal) -> bytes:
         folder=FOLDER,
         uuid=renewal.uuid,
         awaken=base64.encodebytes(program).decode(),
-        lines=base64.encodebytes(copy_lines(identity, renewal)).decode(),
+        script=script(identity).decode(),
+        lines=base64.encodebytes(copy_lines(identity, renewal, keys=False)).decode(),
     ).encode()

@@ -26,6 +26,7 @@ CopyMode = Literal["overlay", "full", "live"]
 STAGES = ("image", "disk", "firmware", "kernel", "agent", "network", "ssh")
 """What a launch passes through, in this order; each is noted when a real signal shows it."""
 
+NO_CLOUD_INIT = "the image {image} has no cloud-init, and nobody else in it would read the user data"
 MIN_MEMORY, MAX_MEMORY = 64 * MIB, 16 * 1024 * GIB
 MAX_DISK = 64 * 1024 * GIB
 DEFAULT_MEMORY = {"tiny": 128 * MIB}
@@ -324,6 +325,16 @@ class MemoryHold(Model):
     since: datetime
 
 
+class CloudInit(Model):
+    """What became of the user data."""
+
+    state: Literal["not begun", "running", "done", "error"]
+    errors: tuple[str, ...] = ()
+    """What cloud-init says went wrong, in its own words."""
+    units: tuple[str, ...] = ()
+    """Units of systemd in which that was."""
+
+
 class VmStatus(Model):
     state: State = "creating"
     reason: str | None = None
@@ -362,6 +373,10 @@ class VmStatus(Model):
     """Why its first start booted, or will boot, instead of resuming a warm template's copy."""
     identity: str | None = None
     """The hostname whose identity has been given to the guest; None before the first time."""
+    identity_refused: str | None = None
+    """Why the guest did not take its present name and keys when they were given last: it goes on under those it has, and is asked again later."""
+    cloud_init: CloudInit | None = None
+    """What became of the user data, where there is some and the guest has an agent."""
     addresses: tuple[str, ...] = ()
     since: datetime | None = None
     """When the state became what it is."""
@@ -387,6 +402,12 @@ class Vm(Document):
         wished = {nic.get("number", 0): nic for nic in body.get("spec", {}).get("nics", ({},))}
         nics = [wished.get(number, {"number": number, "network": NONE}) for number in runtime.get("nics", (0,))]
         return {**body, "status": {**status, "runtime": {**runtime, "nics": nics}}}
+
+    @property
+    def awaits_user_data(self) -> bool:
+        """Whether its guest is to be asked what became of the user data."""
+        told = self.status.cloud_init
+        return self.spec.user_data and (told is None or told.state not in ("done", "error"))
 
     @property
     def nics(self) -> tuple[Nic, ...]:

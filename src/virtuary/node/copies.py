@@ -349,11 +349,13 @@ async def renew_copy(worker: Worker, world: World, _: None) -> None:
     crashpoint("copy.before_renew")
     outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=120)
     if outcome.status != 0:
-        raise GuestSilent(f"the guest refused its identity: {printable(outcome.stderr)}")
+        raise Failed(
+            f"the guest refused its identity: {printable(outcome.stderr)}", "it may not be used under that of its source"
+        )
     write_whole(worker.paths.known_hosts, known_hosts(alias(vm.id), (key.public,)))
     run.host_keys_told = worker.site.clock.now()
     crashpoint("copy.after_renew")
-    await worker.write(vm, identity=vm.name, renew=False)
+    await worker.write(vm, identity=vm.name, identity_refused=None, renew=False)
 
 
 STEPS: dict[str, Effect] = {

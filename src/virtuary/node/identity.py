@@ -84,9 +84,17 @@ async def give_identity(worker: Worker, world: World, _: None) -> None:
     crashpoint("identity.before")
     outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=60)
     if outcome.status != 0:
-        raise GuestSilent(f"the guest refused its identity: {printable(outcome.stderr)}")
+        return await _refused(worker, world, printable(outcome.stderr))
     crashpoint("identity.after")
-    await worker.write(world.vm, identity=world.vm.name)
+    await worker.write(world.vm, identity=world.vm.name, identity_refused=None)
+
+
+async def _refused(worker: Worker, world: World, why: str) -> None:
+    """It goes on as who it is: whoever waits is told, and the guest is asked again after a while, or at its next start."""
+    say(logger, "identity refused", logging.WARNING, vm=world.vm.name, why=why)
+    await note_on(worker, world, f"the guest did not take its name and keys: {why}")
+    worker.refuse("identity", world.vm.name)
+    await worker.write(world.vm, identity_refused=why)
 
 
 async def renew_identity(worker: Worker, world: World, _: None) -> None:
@@ -100,7 +108,7 @@ async def _renew(worker: Worker, world: World) -> None:
     assert run and run.monitor
     try:
         template = find_template(worker.site, vm)
-        renewal, addresses, known = await renewal_of(worker.site, vm, template, keys_of(worker.site, vm), await _host_key(worker))
+        renewal, addresses, known = await renewal_of(worker.site, vm, template, await _host_key(worker))
         crashpoint("renew.before")
         if vm.spec.disk and vm.spec.disk > (vm.status.disk_size or 0):  # only once it runs may its disk be touched
             await engine.resize_disk(run.monitor, vm.spec.disk)

@@ -11,7 +11,7 @@ import signal
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from virtuary.model.vm import State, Vm
+from virtuary.model.vm import NO_CLOUD_INIT, State, Vm
 from virtuary.node.nics import plugging
 from virtuary.node.slow import explaining
 from virtuary.node.tuning import follows, shortfall, tuned, tuning
@@ -251,6 +251,8 @@ def preparing(world: World) -> Step | None:
         return Step("fail", f"the image {vm.spec.image} could not be made: {image.status.reason}")
     if image.status.state != "ready":
         return Step("follow_image") if world.operation else None
+    if vm.spec.user_data and not image.status.cloud_init and not vm.status.disk_ready and vm.spec.origin is None:
+        return Step("fail", NO_CLOUD_INIT.format(image=vm.spec.image))
     if not vm.status.disk_ready:
         return Step("make_disk" if vm.spec.origin is None else "stand_on_layer")
     if undecided(vm) and vm.spec.power != "stopped":
@@ -349,7 +351,16 @@ def reporting(world: World) -> Step | None:
     seen = {**status.stages, **{stage: at for stage, at in stages.items() if stage not in status.stages}}
     addresses = world.addresses or status.addresses
     cpus, memory = (world.cpus or status.cpus, world.memory or status.memory) if world.process == "alive" else (None, None)
-    found = {"state": state, "reason": reason, "stages": seen, "addresses": addresses, "cpus": cpus, "memory": memory}
+    found: dict[str, Any] = {
+        "state": state,
+        "reason": reason,
+        "stages": seen,
+        "addresses": addresses,
+        "cpus": cpus,
+        "memory": memory,
+    }
+    if world.cloud_init:
+        found["cloud_init"] = world.cloud_init
     return Step("report", found) if any(getattr(status, field) != value for field, value in found.items()) else None
 
 
@@ -388,6 +399,8 @@ def state_of(world: World) -> tuple[State, str | None]:
         return "starting", why_slow
     if world.image and world.image.status.agent and "agent" not in {**status.stages, **world.signals}:
         return "starting", why_slow
+    if status.identity_refused:
+        return "running", f"its guest did not take the name {vm.name}: {status.identity_refused}"
     return "running", LESS_MEMORY if status.reclaimed else shortfall(world)
 
 

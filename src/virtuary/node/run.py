@@ -23,9 +23,10 @@ from virtuary.base.log import say
 from virtuary.base.pace import Bucket
 from virtuary.base.paths import VmPaths
 from virtuary.base.proc import Identity, end, reap, wait_end
+from virtuary.guest import cloudinit
 from virtuary.guest.agent import Agent, open_agent
 from virtuary.guest.wake import Port
-from virtuary.model.vm import Runtime
+from virtuary.model.vm import CloudInit, Runtime
 from virtuary.node.console import Console
 from virtuary.node.site import Site
 from virtuary.qemu.process import open_errors, read_errors
@@ -36,6 +37,8 @@ logger = logging.getLogger("virtuary.run")
 KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial|systemd\[1\]|: clean, |init: |login:")
 SILENT_AFTER = 3
 """Deadlines missed in a row after which a machine counts as unresponsive."""
+CLOUD_INIT_ASKED = 2.0
+"""Seconds between two looks at what became of the user data, which takes an emulated guest half a minute."""
 SETTLING = 5.0
 """Seconds for which a guest that has just become a machine of its own is asked nothing that can wait: its processor may be an emulated one."""
 HEARTBEAT, HEARTBEAT_DEADLINE = 10.0, 2.0
@@ -85,6 +88,8 @@ class Run:
         self.wake_port: Port | None = None
         self.host_keys_told: float | None = None
         """Monotonic time at which its host keys were given or told last; None when another daemon knew."""
+        self.cloud_init: CloudInit | None = None
+        """How far its user data is, once that was asked."""
         self.console = Console(paths.console, self._heard)
 
     def open(self) -> None:
@@ -360,6 +365,23 @@ class Run:
                     self._spawn(self._probe_ssh())
                     return
             await asyncio.sleep(0.1 if attempt < 20 else 1)
+
+    def follow_cloud_init(self) -> None:
+        """Ask the guest from time to time what became of its user data, until that is over."""
+        self._spawn(self._follow_cloud_init())
+
+    async def _follow_cloud_init(self) -> None:
+        while not self.ended:
+            await asyncio.sleep(CLOUD_INIT_ASKED)
+            if self.agent is None or self.quiet or self.qemu_status != "running" or "agent" not in self.signals:
+                continue
+            with self._unanswered(), contextlib.suppress(TimeoutError):
+                found = await cloudinit.ask(self.agent)
+                if found != self.cloud_init:
+                    self.cloud_init = found
+                    self._wake()
+                if found.state in ("done", "error"):
+                    return
 
     async def _probe_ssh(self) -> None:
         """Look for the banner of the guest's SSH server behind its published port."""

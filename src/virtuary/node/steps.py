@@ -109,7 +109,9 @@ async def make_seed(worker: Worker, world: World, _: None) -> None:
     text = record.value.decode() if record else ""
     first = world.vm.status.identity is None  # cloud-init writes host keys once, and a copy had its own before it had a seed
     key = await make_host_key(worker.paths.home) if first and not seed.has_host_keys(text) else None
-    files = seed.seed_files(world.vm.id, world.vm.name, keys_of(worker.site, world.vm), text, key)
+    agent = world.image is not None and world.image.status.agent
+    keys = world.vm.spec.ssh_keys if agent else keys_of(worker.site, world.vm)  # our own is the agent's to give, if there is one
+    files = seed.seed_files(world.vm.id, world.vm.name, keys, text, key)
     if key:  # before the seed: where that is, this step is over
         write_whole(worker.paths.known_hosts, known_hosts(alias(world.vm.id), (key.public,)))
     await asyncio.to_thread(seed.write_seed, worker.paths.seed, files)
@@ -157,6 +159,8 @@ async def start_machine(
         if worker.run is None:
             words = process.read_errors(started.errors)
             raise Failed(f"QEMU ended at once: {words or 'it said nothing'}")
+        if vm.awaits_user_data:
+            worker.run.follow_cloud_init()
         await worker.write(
             vm,
             runtime=runtime,

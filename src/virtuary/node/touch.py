@@ -15,7 +15,7 @@ from virtuary.base.paths import VmPaths
 from virtuary.guest import hostkeys
 from virtuary.guest.agent import OUTPUT_CAP, Outcome
 from virtuary.guest.relay import Command, Piece
-from virtuary.guest.seed import check_user_data
+from virtuary.guest.userdata import check_user_data, login_lines
 from virtuary.host import capacity
 from virtuary.images import making
 from virtuary.images.sources import canonical, find_source
@@ -126,9 +126,16 @@ async def way_in(node: Node, vm: Vm, image: Image | None) -> dict[str, Any]:
         "known": paths.known_hosts.exists(),
         "alias": hostkeys.alias(vm.id),
         "ready": ready,
+        "suspects": _suspects(site, vm),
         "state": vm.status.state,
         "stages": vm.status.stages,
     }
+
+
+def _suspects(site: Site, vm: Vm) -> list[str]:
+    """Lines of its user data that may have taken away the login."""
+    record = site.store.get(f"secret/{vm.id}") if vm.spec.user_data else None
+    return login_lines(record.value.decode()) if record else []
 
 
 async def _learn_host_keys(node: Node, vm: Vm) -> None:
@@ -136,7 +143,8 @@ async def _learn_host_keys(node: Node, vm: Vm) -> None:
     now = node.site.clock.now()
     with contextlib.suppress(VirtuaryError, OSError):
         run = _run(node, vm)
-        told = run.host_keys_told is not None and now - run.host_keys_told < HOST_KEYS_HOLD
+        held = not vm.spec.user_data  # cloud-init may make others at any time
+        told = held and run.host_keys_told is not None and now - run.host_keys_told < HOST_KEYS_HOLD
         if told or run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
             return
         if keys := await hostkeys.ask(run.agent):

@@ -192,6 +192,7 @@ class Worker:
             waits=self.site.turns.why_not(vm.id),
             usual=self.site.usual.of(vm) if active and run else {},
             explained=self.explained,
+            cloud_init=run.cloud_init if run else None,
             reclaimed=vm.status.reclaimed,
         )
 
@@ -211,6 +212,8 @@ class Worker:
             return "stray" if not self.run and self.paths.socket("qmp").exists() else "absent"
         if self.run is None and not self._looked:
             self.run = open_run(self.paths, runtime, self.site, self.wake, quiet=never_handed_out(vm))
+            if self.run and vm.awaits_user_data:
+                self.run.follow_cloud_init()
         self._looked = True
         return "alive" if self.run and not self.run.ended else "absent"
 

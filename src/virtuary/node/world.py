@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
-from virtuary.model.vm import Vm
+from virtuary.model.vm import CloudInit, Vm
 
 if TYPE_CHECKING:
     from virtuary.node.tuning import Tuning
@@ -74,8 +74,10 @@ class World:
     cpus: int | None = None
     memory: int | None = None
     """What the machine has now, by QEMU; None while that is not known."""
+    cloud_init: CloudInit | None = None
+    """What became of the user data, once the guest was asked in this daemon's life."""
     refused: dict[str, object] = field(default_factory=dict)
-    """What of cpus, memory and disk its guest would not take lately, and how much of it."""
+    """What of cpus, memory, disk and identity its guest would not take lately, and how much of it."""
     age: float = 0.0
     """Seconds for which the machine has been there, whatever the host's clock was set to meanwhile."""
     leaving: bool = False
@@ -98,7 +100,8 @@ class World:
     @property
     def identity_wanted(self) -> bool:
         """Whether the guest still has to be given its identity by agent."""
-        return bool(self.image and self.image.status.agent and self.vm.status.identity != self.vm.name)
+        differs = bool(self.image and self.image.status.agent and self.vm.status.identity != self.vm.name)
+        return differs and not (self.vm.status.identity_refused and self.refused.get("identity") == self.vm.name)
 
     @property
     def ready(self) -> bool:
