@@ -216,6 +216,7 @@ def test_exec_gives_a_terminal_of_the_size_of_ones_own(instance: Instance, one: 
 
 def test_a_paused_server_lets_nobody_in_and_says_so(instance: Instance, one: str) -> None:
     running = instance.start_cli("exec", one, "--", "sh", "-c", "echo begun; sleep 1; echo done")
+    began = time.monotonic()
     assert running.stdout and running.stdout.readline() == "begun\n"
     instance.ok("pause", one)
     try:
@@ -225,6 +226,14 @@ def test_a_paused_server_lets_nobody_in_and_says_so(instance: Instance, one: str
     finally:
         instance.ok("resume", one)
     assert running.communicate(timeout=20) == ("done\n", f"{one} is paused: the command goes on when it is resumed\n")
+    assert time.monotonic() - began > 1.5
+
+    def behind() -> float:
+        before = time.time()
+        told = float(instance.in_guest(one, "date +%s"))
+        return max(0.0, before - told - 1, told - time.time())
+
+    until(lambda: behind() < 0.5, 5, "its clock goes on where the time is", 0.5)
 
 
 def test_cp_takes_files_and_folders_both_ways(instance: Instance, one: str, tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "the guest would not take its name: it is left in peace": (
         alive(status={"identity": "old", "identity_refused": "full", "reason": REFUSED}, refused={"identity": "web1"}), None
     ),
+    "it stood still, and nobody can set its clock": (alive(image=image(agent=False), behind=5.0), "report"),
+    "it stood still, and its agent sets its clock": (alive(behind=5.0), None),
     "and is asked again by another name": (alive(status={"identity": "old", "identity_refused": "full"}, refused={"identity": "web0"}), "give_identity"),
     "started: its monitor is not connected yet": (alive(qemu=None, connected=False, status={"state": "starting"}), None),
     "started: nobody serves its network yet": (alive(qemu="prelaunch", network_alive=False), "start_network"),

@@ -26,6 +26,7 @@ from virtuary.base.clock import SystemClock
 from virtuary.base.errors import Failed, GuestSilent, Misbehaves
 from virtuary.guest import relay
 from virtuary.guest.agent import Agent, open_agent
+from virtuary.guest.clock import set_clock
 from virtuary.guest.relay import Command
 from virtuary.model.resources import DiskIo
 from virtuary.network.uplink import parse_held
@@ -122,7 +123,7 @@ QUESTIONS: dict[str, Callable[[Monitor], Awaitable[object]]] = {
 }
 PROMISED = {
     "status": str, "give": int, "size": tune.Size, "disk": int, "threads": list, "clock": float | None, "ports": bool,
-    "addresses": tuple, "traffic": tuple | None, "trim": int | None, "cpus in use": int, "command": tuple, "session": list,
+    "addresses": tuple, "traffic": tuple | None, "trim": int | None, "cpus in use": int, "command": tuple, "session": list, "clock set": float,
 }  # fmt: skip
 ASKED: dict[str, Callable[[Agent], Awaitable[object]]] = {
     "addresses": lambda agent: agent.addresses(),
@@ -131,6 +132,7 @@ ASKED: dict[str, Callable[[Agent], Awaitable[object]]] = {
     "cpus in use": lambda agent: agent.cpus(),
     "command": lambda agent: agent.execute(["/bin/true"], deadline=0.05),
     "session": session,
+    "clock set": lambda agent: set_clock(agent, lambda: 1.0),
     "any": lambda agent: agent.run("guest-ping"),
     "history": lambda agent: ask_traffic(told(agent=agent), SystemClock()),
 }
@@ -187,6 +189,7 @@ RIGHT: dict[str, Any] = {
     "add-fd": {"fdset-id": 3, "fd": 9},
     "human-monitor-command": "TCP[HOST_FORWARD]  9 127.0.0.1 80 10.0.2.15 80 0 0\r\n",
     "guest-exec": {"pid": 7},
+    "guest-get-time": 1_050_000_000,
     "guest-file-open": 5,
     "guest-file-read": {"count": 9, "buf-b64": "bwQAAABzYWlk", "eof": False},
     "guest-exec-status": {"exited": True, "exitcode": 0, "out-data": "aGk=", "err-data": "aGk=", "out-truncated": False},

@@ -23,6 +23,8 @@ STOP_TIMEOUT = 90.0
 """Seconds a guest is given to shut down when nobody said otherwise."""
 ASK_AGAIN = 15.0
 """A guest that is still booting ignores the power button: it is pressed again."""
+BEHIND = 0.5
+"""Seconds by which a clock may be behind without a word."""
 LESS_MEMORY = "with less memory for a while, because its host is short of it"
 NETWORK_LIMIT = 30.0
 """Seconds for which a start that was asked for waits for a network that fails."""
@@ -401,7 +403,16 @@ def state_of(world: World) -> tuple[State, str | None]:
         return "starting", why_slow
     if status.identity_refused:
         return "running", f"its guest did not take the name {vm.name}: {status.identity_refused}"
-    return "running", LESS_MEMORY if status.reclaimed else shortfall(world)
+    return "running", LESS_MEMORY if status.reclaimed else shortfall(world) or _clock_words(world)
+
+
+def _clock_words(world: World) -> str | None:
+    """That its clock is wrong since it stood still, and nobody can set it. Pure."""
+    has_agent = world.image is None or world.image.status.agent
+    if world.behind < BEHIND or (has_agent and world.clock_fault is None):
+        return None
+    why = world.clock_fault or "it has no guest agent"
+    return f"it stood still, and its clock is wrong unless a service of its own sets it: {why}"
 
 
 def finishing(world: World) -> Step | None:

@@ -25,6 +25,7 @@ from virtuary.base.paths import VmPaths
 from virtuary.base.proc import Identity, end, reap, wait_end
 from virtuary.guest import cloudinit
 from virtuary.guest.agent import Agent, open_agent
+from virtuary.guest.clock import set_clock
 from virtuary.guest.wake import Port
 from virtuary.model.vm import CloudInit, Runtime
 from virtuary.node.console import Console
@@ -37,6 +38,8 @@ logger = logging.getLogger("virtuary.run")
 KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial|systemd\[1\]|: clean, |init: |login:")
 SILENT_AFTER = 3
 """Deadlines missed in a row after which a machine counts as unresponsive."""
+STANDSTILL = 0.2
+"""Seconds for which a guest may have stood still in all before its clock is set."""
 CLOUD_INIT_ASKED = 2.0
 """Seconds between two looks at what became of the user data, which takes an emulated guest half a minute."""
 SETTLING = 5.0
@@ -88,6 +91,11 @@ class Run:
         self.wake_port: Port | None = None
         self.host_keys_told: float | None = None
         """Monotonic time at which its host keys were given or told last; None when another daemon knew."""
+        self.behind = 0.0
+        """Seconds for which the guest stood still and its clock was not set since; a lot, where that began before this daemon."""
+        self.clock_fault: str | None = None
+        """Why its clock could not be set."""
+        self._stopped: float | None = None
         self.cloud_init: CloudInit | None = None
         """How far its user data is, once that was asked."""
         self.console = Console(paths.console, self._heard)
@@ -228,6 +236,8 @@ class Run:
         try:
             self.monitor = await open_monitor(self.paths.socket("qmp"))
             self.qemu_status = await self.monitor.status()
+            if self.qemu_status == "paused" and self._stopped is None:
+                self._stopped = self._began  # when it was paused another daemon knew
             self.misses = 0
             self._spawn(self._ask_agent_port())
             self._wake()
@@ -255,8 +265,31 @@ class Run:
         elif name in ("MEMORY_DEVICE_SIZE_CHANGE", "BALLOON_CHANGE", "DEVICE_DELETED"):
             await self.measure()
         elif name in ("STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR"):
+            self._note_standstill(name)
             await self.refresh()
             self._wake()
+
+    def _note_standstill(self, event: str) -> None:
+        """For as long as it is stopped the guest's clock stands still."""
+        if event == "STOP":
+            self._stopped = self._clock.now()
+        elif event == "RESUME" and self._stopped is not None:
+            self.behind += self._clock.now() - self._stopped
+            self._stopped = None
+            if self.behind > STANDSTILL:
+                self._spawn(self._set_clock())
+
+    async def _set_clock(self) -> None:
+        """Set the guest's clock, if its agent is up; else that is done when it is."""
+        if self.agent is None or self.quiet or "agent" not in self.signals:
+            return
+        try:
+            await set_clock(self.agent, lambda: self._clock.wall().timestamp())
+            self.behind, self.clock_fault = 0.0, None
+        except VirtuaryError as error:
+            self.clock_fault = error.sentence
+            say(logger, "clock not set", logging.WARNING, vm=self.paths.home.name, why=error.sentence)
+        self._wake()
 
     async def _feel_pulse(self) -> None:
         """Notice a QEMU that hangs, and that it goes on: its silence makes no event."""
@@ -320,6 +353,8 @@ class Run:
                 await self.agent.run("guest-ping", deadline=5)
                 await self.measure()  # first, so that one report tells both
                 self.note("agent")
+                if self.behind > STANDSTILL:
+                    self._spawn(self._set_clock())
                 if not self.quiet:
                     await self._learn_addresses()
                 return

@@ -193,6 +193,8 @@ class Worker:
             usual=self.site.usual.of(vm) if active and run else {},
             explained=self.explained,
             cloud_init=run.cloud_init if run else None,
+            behind=run.behind if run else 0.0,
+            clock_fault=run.clock_fault if run else None,
             reclaimed=vm.status.reclaimed,
         )
 

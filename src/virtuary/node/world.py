@@ -74,6 +74,9 @@ class World:
     cpus: int | None = None
     memory: int | None = None
     """What the machine has now, by QEMU; None while that is not known."""
+    behind: float = 0.0
+    """Seconds by which its clock is behind because it stood still, as far as nobody set it since."""
+    clock_fault: str | None = None
     cloud_init: CloudInit | None = None
     """What became of the user data, once the guest was asked in this daemon's life."""
     refused: dict[str, object] = field(default_factory=dict)
