@@ -134,3 +134,46 @@ def vhdx(
 def raw(size: int = 2 * MIB) -> bytes:
     """A raw disk with nothing but the mark of a partition table."""
     return put(bytes(size), 510, b"\x55\xaa")
+
+
+def vhd_sum(piece: bytes, at: int) -> bytes:
+    """The piece with its checksum at `at`."""
+    piece = put(piece, at, bytes(4))
+    return put(piece, at, struct.pack(">I", ~sum(piece) & 0xFFFFFFFF))
+
+
+def vhd(
+    kind: str = "dynamic", size: int = 5 * MIB, block: int = 2 * MIB, places: tuple[int, ...] = (4, 0xFFFFFFFF, 4101), bitmaps: bytes = b"\xff" * 512,
+    kind_number: int = 0, version: int = 0x10000, saved: int = 0, data_offset: int = 512, entries: int = 3, table: int = 1536, content: bytes = b"",
+) -> bytes:  # fmt: skip
+    """A VHD with a disk of 5 MiB: dynamic, with blocks 0 and 2 of it, or fixed. Blocks are filled with their number and 1."""
+    number = kind_number or (3 if kind == "dynamic" else 2)
+    offset = data_offset if kind == "dynamic" else 2**64 - 1
+    footer = struct.pack(
+        ">8sIIQI4sIIQQHBBII16sB",
+        b"conectix",
+        2,
+        version,
+        offset,
+        0,
+        b"vbox",
+        0,
+        0,
+        size,
+        size,
+        1,
+        1,
+        1,
+        number,
+        0,
+        bytes(16),
+        saved,
+    )
+    footer = vhd_sum(footer.ljust(512, b"\0"), 64)
+    if kind == "fixed":
+        return (content or raw(5 * MIB)) + footer
+    header = struct.pack(">8sQQIIII", b"cxsparse", 2**64 - 1, table, 0x10000, entries, block, 0)
+    image = footer + vhd_sum(header.ljust(1024, b"\0"), 36) + struct.pack(">3I", *places).ljust(512, b"\xff")
+    for filled in (1, 3):
+        image += bitmaps + bytes([filled]) * (2 * MIB)
+    return image + footer

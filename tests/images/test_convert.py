@@ -29,7 +29,7 @@ def make_image(path: Path, format: str = "qcow2", options: str = "", fill: int =
     raw.write_bytes(bytes(2 * MIB) + bytes([fill]) * MIB + bytes(5 * MIB))
     more = ["-o", options] if options else []
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, *more, str(raw), str(path)], check=True)
-    return header_of(path, format)
+    return header_of(path, "vhd" if format == "vpc" else format)
 
 
 def header_of(path: Path, format: str) -> Header:
@@ -55,11 +55,14 @@ def silent(text: str, fraction: float | None) -> None: ...
         ("vmdk", "subformat=streamOptimized"),
         ("vdi", ""),
         ("vhdx", ""),
+        ("vpc", "subformat=fixed,force_size=on"),
+        ("vpc", "subformat=dynamic,force_size=on"),
     ],
 )
 async def test_each_format_becomes_a_qcow2_of_the_same_content(tmp_path: Path, format: str, options: str) -> None:
     source, target = tmp_path / "in", tmp_path / "out.qcow2"
     header = make_image(source, format, options)
+    assert header.virtual_size == source.with_suffix(".source").stat().st_size
     said: list[tuple[str, float | None]] = []
     digest = await convert.to_qcow2(source, header, target, lambda text, fraction: said.append((text, fraction)))
     assert digest == hashlib.sha256(target.read_bytes()).hexdigest()

@@ -8,7 +8,10 @@ the first byte; the target appears whole, synced and read-only, or not at all. I
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import tempfile
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from virtuary.base.crash import crashpoint, declare
@@ -18,6 +21,7 @@ from virtuary.base.units import GIB, format_size
 from virtuary.images.checksums import hash_file
 from virtuary.images.formats import File, Header, inspect, open_reader
 from virtuary.images.header import Report
+from virtuary.images.vhd import unpack_vhd
 from virtuary.storage.blocks import TooLarge, block_layer, deadline_for, written
 from virtuary.storage.directory import reserving
 from virtuary.storage.full import fresh
@@ -38,11 +42,12 @@ async def to_qcow2(source: Path, header: Header, target: Path, report: Report, k
     """
     partial = target.with_name(f".{target.name}.partial")
     most = room_for(header)
-    with open_reader(source) as reader, reserving(target.parent, most, "converting the image", kept), fresh(partial) as output:
+    room = most + (header.file_size if header.format == "vhd" else 0)
+    with open_reader(source) as reader, reserving(target.parent, room, "converting the image", kept), fresh(partial) as output:
         before = _stamp(reader)
         _check_same(reader, header)
         report("converting the image", 0.0)  # a small one is finished before anything else is heard of it
-        await _convert(reader, header, output, most, report)
+        await _convert(reader, header, target.parent, output, most, report)
         if _stamp(reader) != before:
             raise Conflict(f"{source.name} was written to while it was converted", "give a file nobody else writes to")
         report("checking the result", None)
@@ -58,13 +63,16 @@ def room_for(header: Header) -> int:
     return min(written(header.virtual_size), max(UNPACKED * header.file_size, LEAST) + header.virtual_size // 4096)
 
 
-async def _convert(reader: File, header: Header, output: int, most: int, report: Report) -> None:
+async def _convert(reader: File, header: Header, folder: Path, output: int, most: int, report: Report) -> None:
     def tell(fraction: float) -> None:
         report("converting the image", fraction)
 
     try:
-        async with block_layer(most, deadline_for(header.virtual_size)) as blocks:
-            image = await blocks.add(reader.descriptor, header.format)
+        async with (
+            _plain(reader, header, folder, tell) as (handle, form, size),
+            block_layer(most, deadline_for(header.virtual_size)) as blocks,
+        ):
+            image = await blocks.add(handle, form, size=size)
             await blocks.copy(image, await blocks.make(output, header.virtual_size), tell)
     except TooLarge as error:
         raise Failed(
@@ -72,6 +80,28 @@ async def _convert(reader: File, header: Header, output: int, most: int, report:
             "import a qcow2 or raw file of it that is not compressed",
         ) from error
     tell(1.0)
+
+
+@contextlib.asynccontextmanager
+async def _plain(
+    reader: File, header: Header, folder: Path, tell: Callable[[float], None]
+) -> AsyncIterator[tuple[int, str, int | None]]:
+    """What the block layer is given: the file and its format, or what only our own reader understands as a raw disk. A size where it is the
+    beginning of the file."""
+    if header.format != "vhd":
+        yield reader.descriptor, header.format, None
+    elif header.details["kind"] == "fixed":
+        yield reader.descriptor, "raw", header.virtual_size
+    else:
+        with tempfile.TemporaryFile(dir=folder) as disk:
+            await asyncio.to_thread(unpack_vhd, reader, header, disk.fileno(), tell)
+            handle = os.open(
+                f"/proc/self/fd/{disk.fileno()}", os.O_RDONLY | os.O_CLOEXEC
+            )  # the tool is to read, and nothing else
+            try:
+                yield handle, "raw", None
+            finally:
+                os.close(handle)
 
 
 def _check_same(reader: File, header: Header) -> None:

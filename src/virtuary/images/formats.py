@@ -1,7 +1,7 @@
 """Which disk format a file is, and whether it is safe to hand to a tool: decided here, before any tool sees the file.
 
 `inspect` looks for the signatures of all formats at all their places. Exactly one may match: a file that is two things at
-once (a polyglot) is refused, for the checker and the tool might then disagree. Accepted are qcow2, vmdk, vhdx, vdi and
+once (a polyglot) is refused, for the checker and the tool might then disagree. Accepted are qcow2, vmdk, vhdx, vhd, vdi and
 raw; raw has no signature, so it needs the traces of a disk (partition table, file system) or the caller's explicit word.
 Does not convert, does not open anything an image names, does not trust file names.
 """
@@ -27,6 +27,8 @@ from virtuary.images.qcow2 import read_qcow2
 from virtuary.images.vdi import MAGIC as VDI
 from virtuary.images.vdi import MAGIC_OFFSET as VDI_OFFSET
 from virtuary.images.vdi import read_vdi
+from virtuary.images.vhd import MAGIC as VHD
+from virtuary.images.vhd import read_vhd
 from virtuary.images.vhdx import MAGIC as VHDX
 from virtuary.images.vhdx import read_vhdx
 from virtuary.images.vmdk import CONVERT as VMDK_HINT
@@ -35,13 +37,14 @@ from virtuary.images.vmdk import read_vmdk
 
 __all__ = ["FORMATS", "MAX_VIRTUAL_SIZE", "Bytes", "File", "Header", "Memory", "inspect", "open_reader"]
 
-FORMATS = ("qcow2", "raw", "vmdk", "vhdx", "vdi")
+FORMATS = ("qcow2", "raw", "vmdk", "vhdx", "vhd", "vdi")
 
 READERS: dict[str, Callable[[Bytes, int], Header]] = {
     "qcow2": read_qcow2,
     "vmdk": read_vmdk,
     "vhdx": read_vhdx,
     "vdi": read_vdi,
+    "vhd": read_vhd,
 }
 
 
@@ -61,14 +64,14 @@ _ACCEPTED = (
     _Sign("vmdk", 0, VMDK),
     _Sign("vhdx", 0, VHDX),
     _Sign("vdi", VDI_OFFSET, VDI),
+    _Sign("vhd", 0, VHD),
+    _Sign("vhd", -512, VHD),
 )
 _DISK_FORMATS = (  # other disk formats: refused, whatever else matches
     _Sign("qed", 0, b"QED\0"),
     _Sign("vmdk (ESX sparse)", 0, b"COWD"),
     _Sign("vmdk (SE sparse)", 0, b"\xbe\xba\xfe\xca\0\0\0\0"),
-    _Sign("vhd", 0, b"conectix"),
-    _Sign("vhd", -512, b"conectix"),
-    _Sign("vhd", -511, b"conectix"),
+    _Sign("vhd (of Virtual PC before 2004)", -511, VHD),
     _Sign("parallels", 0, b"WithoutFreeSpace"),
     _Sign("parallels", 0, b"WithouFreSpacExt"),
     _Sign("luks", 0, b"LUKS\xba\xbe"),
@@ -128,7 +131,7 @@ def _refuse_others(reader: Bytes, disk: list[str], format: str | None) -> None:
     foreign = _find(reader, _DISK_FORMATS) + _find_special(reader)
     packed, iso = _find(reader, _PACKED), _find(reader, _ISO)[:1]
     together = disk + foreign + packed + iso
-    if disk:
+    if disk and not (disk == ["vhd"] and reader.read(0, len(VHD)) != VHD):  # a fixed one is a disk, and behind it a footer
         together += ["partitioned disk"] * bool(_find(reader, _DISK_TRACES[:3]))
     if len(together) > 1 and not (format == "raw" and not disk and not foreign and not packed):
         refuse(

@@ -93,7 +93,7 @@ def open_reader(source: Path | str | int) -> File:
 class Header:
     """What a disk image says of itself, after all checks: safe to hand to a tool with `format` given explicitly."""
 
-    format: str  # "qcow2" | "raw" | "vmdk" | "vhdx" | "vdi": the names qemu-img uses
+    format: str  # "qcow2" | "raw" | "vmdk" | "vhdx" | "vhd" | "vdi"
     virtual_size: int  # bytes the guest would see
     version: str
     file_size: int

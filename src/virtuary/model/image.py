@@ -23,7 +23,7 @@ class ImageSource(Model):
     sha256: str = Field(default="", pattern=r"^([0-9a-fA-F]{64})?$")
     path: str = Field(default="", pattern=r"^(upload-[0-9a-f-]{36})?$")
     """Name of an upload in the daemon's downloads, for `file`; chosen by the daemon."""
-    format: Literal["", "qcow2", "raw", "vmdk", "vhdx", "vdi"] = ""
+    format: Literal["", "qcow2", "raw", "vmdk", "vhdx", "vhd", "vdi"] = ""
     """Format stated by whoever brings the file; read from its header when empty."""
     firmware: Literal["", "bios", "uefi"] = ""
     user: str = Field(default="", pattern=r"^([a-z_][a-z0-9_-]{0,31})?$")

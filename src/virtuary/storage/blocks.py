@@ -77,14 +77,17 @@ class Blocks:
         self._monitor = monitor
         self._names = 0
 
-    async def add(self, handle: int, kind: str, *, below: str | None = None, write: bool = False) -> str:
-        """A node of this format over a descriptor; its name. `below`: the node below it, where the format has one."""
+    async def add(self, handle: int, kind: str, *, below: str | None = None, write: bool = False, size: int | None = None) -> str:
+        """A node of this format over a descriptor; its name. `below`: the node below it, where the format has one. `size`: of raw bytes,
+        those of the beginning that are the disk."""
         name, self._names = f"node{self._names}", self._names + 1
         number = await self._monitor.give(handle, name)
         shared: dict[str, Any] = {"read-only": not write, **({"discard": "unmap"} if write else {})}
         file = {"driver": "file", "filename": f"/dev/fdset/{number}", "node-name": f"{name}-file", "locking": "off", **shared}
         await self._monitor.run("blockdev-add", READY, **file)
         node: dict[str, Any] = {"driver": kind, "file": f"{name}-file", "node-name": name, **shared}
+        if size is not None:
+            node["size"] = size
         if kind in ("qcow2", "vmdk"):
             node["backing"] = below
         if write:
