@@ -149,7 +149,9 @@ async def test_the_callers_request_id_comes_back(api: Service) -> None:
 
 async def test_all_findings_about_a_body_are_told_at_once(api: Service) -> None:
     problem = (await api.call("POST", "/v1/vms", {"image": "tiny", "cpus": 0, "memory": 1, "x": 1})).json
-    assert {item["pointer"] for item in problem["details"]["errors"]} == {"/cpus", "/memory", "/x"}
+    assert {item["pointer"]: item["detail"] for item in problem["details"]["errors"]} == {
+        "/cpus": "must be at least 1", "/memory": "must be a multiple of 1 MiB", "/x": "is not known here",
+    }  # fmt: skip
 
 
 async def test_all_blockers_are_told_at_once(api: Service) -> None:
@@ -507,6 +509,26 @@ async def test_deleted_lies_in_the_trash_and_comes_back(api: Service) -> None:
         "stopped",
         trashed["meta"]["id"],
     )
+
+
+async def test_of_two_in_the_trash_with_one_name_nobody_guesses_which_is_meant(api: Service) -> None:
+    ids = []
+    for _ in range(2):
+        ids.append((await create(api))["meta"]["id"])
+        await write(api, "web1", **STOPPED)
+        await api.call("DELETE", "/v1/vms/web1")
+        await write(api, ids[-1], **STOPPED)
+    for deed in ("purge", "undelete"):
+        problem = (await api.call("POST", f"/v1/vms/web1/actions/{deed}")).json
+        assert problem["code"] == "conflict" and all(each in problem["detail"] for each in ids) and "id" in problem["hint"]
+    assert (await api.call("POST", f"/v1/vms/{ids[0]}/actions/purge")).status == 202
+    assert (await api.call("POST", "/v1/vms/web1/actions/undelete")).json["meta"]["id"] == ids[1]
+
+
+async def test_nobody_who_is_to_delete_something_is_told_what_else_there_is(api: Service) -> None:
+    await create(api)
+    assert (await api.call("DELETE", "/v1/vms/wbe1")).json["hint"] == "virtuary list shows them"
+    assert (await api.call("DELETE", "/v1/images/tinny")).json["hint"] == "virtuary image list shows them"
 
 
 async def test_one_in_the_trash_does_not_touch_the_name_of_its_successor(api: Service) -> None:

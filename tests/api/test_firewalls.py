@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[str, str, Any, int, str]] = {
     "a wrong peer": ("POST", "/v1/firewalls", {"name": "x", "rules": [{"direction": "in", "peers": ["web"]}]}, 422, "is not a peer"),
     "ports of any": ("POST", "/v1/firewalls", {"name": "x", "rules": [{"direction": "in", "ports": ["80"]}]}, 422, "has no ports"),
     "a wrong name": ("POST", "/v1/firewalls", {"name": "a b"}, 422, "not a valid name"),
-    "an unknown field": ("POST", "/v1/firewalls", {"name": "x", "spec": {}}, 422, "Extra inputs"),
+    "an unknown field": ("POST", "/v1/firewalls", {"name": "x", "spec": {}}, 422, "is not known here"),
     "too many rules": ("POST", "/v1/firewalls", {"name": "x", "rules": [{"direction": "in"}] * 257}, 422, "256"),
     "a wrong default": ("PATCH", "/v1/networks/lan", {"default_in": "maybe"}, 422, "default_in"),
     "a group twice": ("POST", "/v1/vms", {"image": "tiny", "nics": [{"network": "lan", "groups": ["a", "a"]}]}, 422, "named twice"),

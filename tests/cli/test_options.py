@@ -1,43 +1,36 @@
-"""What people write about ports, and how it is shown."""
+"""What options stand for, and files that they name."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 from virtuary.base.errors import Invalid
-from virtuary.cli.look import ports_of
-from virtuary.cli.options import parse_publish
+from virtuary.cli.options import read_keys
 
-PORT = {"host": 8080, "guest": 80, "protocol": "tcp"}
-WRITTEN: dict[str, list[dict[str, Any]]] = {
-    "8080:80": [PORT],
-    "127.0.0.1:8080:80/tcp": [{**PORT, "address": "127.0.0.1"}],
-    "[::]:8080:80/udp": [{**PORT, "address": "::", "protocol": "udp"}],
-    "8080-8081:80-81": [PORT, {**PORT, "host": 8081, "guest": 81}],
-}
-REFUSED = {
-    "8080": "is not HOST:GUEST",
-    "a:b": "is not HOST:GUEST",
-    "80:80/sctp": "sctp can't be published: tcp and udp can",
-    "80-90:80-91": "no two ranges of the same length",
-    "90-80:90-80": "no two ranges of the same length",
-    "1000-9000:1000-9000": "no two ranges of the same length",
-}
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHc0 ada@home"
 
 
-@pytest.mark.parametrize("text", WRITTEN)
-def test_ports_are_published_alone_or_in_ranges(text: str) -> None:
-    assert parse_publish(text) == WRITTEN[text]
+def test_a_file_of_public_keys_is_read_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(
+        f'# mine\n{KEY}\n\nfrom="10.0.0.1" ecdsa-sha2-nistp256 AAAAE2 x\nsk-ssh-ed25519@openssh.com AAAAGn y\n'
+    )
+    assert len(read_keys(str(tmp_path / "keys"))) == 3
 
 
-@pytest.mark.parametrize("text", REFUSED)
-def test_what_can_not_be_published_says_why(text: str) -> None:
-    with pytest.raises(Invalid, match=REFUSED[text]):
-        parse_publish(text)
-
-
-def test_ranges_are_shown_as_such() -> None:
-    ports = [port for text in ("0.0.0.0:8000-8002:80-82", "0.0.0.0:8003:90", "[::1]:53:53/udp") for port in parse_publish(text)]
-    assert ports_of({"spec": {"publish": ports}}) == "8000-8002→80-82, 8003→90, [::1]:53→53/udp"
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no SSH public key"),
+        ("# none\n", "holds no SSH"),
+        ("hello\n", "something that is no SSH"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\n", "a private key"),
+    ],
+)
+def test_a_file_without_one_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(Invalid, match=words):
+        read_keys(str(tmp_path / "keys"))
+    with pytest.raises(Invalid, match="/dev/null holds no SSH public key"):
+        read_keys("/dev/null")

@@ -227,7 +227,7 @@ def clean_up(instance: Instance) -> None:
     instance.wipe()
     for item in instance.call("GET", "/v1/images")["items"]:
         if item["meta"]["name"] != "tiny":
-            instance.ok("image", "delete", item["meta"]["name"])
+            instance.ok("image", "delete", "--yes", item["meta"]["name"])
     instance.audit()
     downloads = list(instance.paths.downloads.rglob("*"))
     assert not [path for path in downloads if path.is_file() and ".download" not in path.name], downloads  # those may be resumed

@@ -84,6 +84,11 @@ def test_logs_hold_what_the_console_printed(instance: Instance, one: str) -> Non
     assert instance.ok("logs", one).out.strip()
 
 
+def test_logs_show_the_last_lines_that_were_asked_for(instance: Instance, one: str) -> None:
+    instance.in_guest(one, "for i in 1 2 3; do echo line $i > /dev/console; done; sleep 0.2")
+    until(lambda: instance.ok("logs", one, "-n", "2").out.splitlines() == ["line 2", "line 3"], 5, "the last two lines")
+
+
 def test_events_follow_what_happens(instance: Instance, one: str) -> None:
     watcher = instance.start_cli("events", "-o", "json")
     try:
@@ -623,6 +628,22 @@ def test_an_error_is_a_problem_document_for_programs(instance: Instance) -> None
 def test_an_image_in_use_is_not_deleted(instance: Instance, one: str) -> None:
     said = instance.run("image", "delete", "tiny")
     assert said.status == 4 and "used by" in said.err and "one" in said.err
+
+
+def test_an_image_is_deleted_when_somebody_says_yes(instance: Instance, tmp_path: Path) -> None:
+    (tmp_path / "disk.raw").write_bytes(bytes(510) + b"\x55\xaa" + bytes(2**20 - 512))
+    instance.ok("image", "import", str(tmp_path / "disk.raw"), "--name", "mine")
+    said = instance.run("image", "delete", "mine")
+    assert said.status == 2 and "repeat with --yes" in said.err and instance.run("image", "show", "mine").status == 0
+    instance.ok("image", "delete", "mine", "--yes")
+    assert instance.run("image", "show", "mine").status == 3
+
+
+def test_delete_answers_programs_too(instance: Instance) -> None:
+    for name in ("gone-1", "gone-2"):
+        instance.ok("create", "tiny", name)
+    done = instance.json("delete", "gone-1", "gone-2", "--now", "--yes")
+    assert [(item["spec"]["target_name"], item["status"]["phase"]) for item in done] == [("gone-1", "done"), ("gone-2", "done")]
 
 
 # ---- interruptions

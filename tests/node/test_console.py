@@ -9,11 +9,12 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from virtuary.node.console import LOG_BURST, LOG_CAP, LOG_RATE, Console, tail
+from virtuary.node.console import LOG_BURST, LOG_CAP, LOG_RATE, Console, latest, tail
 
 
 @asynccontextmanager
@@ -49,6 +50,19 @@ async def test_what_a_guest_prints_is_kept(short: Path) -> None:
         guest.sendall(b"Linux version 6\n")
         assert await asyncio.wait_for(queue.get(), 5) == b"Linux version 6\n"
     assert tail(short / "console.log") == b"Linux version 6\n" and heard == [b"Linux version 6\n"]
+
+
+async def test_of_earlier_runs_nothing_is_shown_to_whoever_attaches_now(short: Path) -> None:
+    async with printing(short) as (console, guest), console.view() as queue:
+        console.mark(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+        guest.sendall(b"old boot\n")
+        await asyncio.wait_for(queue.get(), 5)
+        console.mark(datetime(2026, 1, 2, 4, 4, 5, tzinfo=UTC))
+        guest.sendall(b"new [started by hand]\n")
+        await asyncio.wait_for(queue.get(), 5)
+    told = tail(short / "console.log")
+    assert latest(told) == b"new [started by hand]\n" and b"old boot\n\n[started 2026-01-02T04:04:05Z]\n" in told
+    assert latest(b"no mark\n") == b"no mark\n" and latest(b"") == b""
 
 
 async def test_the_disk_bears_a_burst_and_then_a_pace_and_the_log_says_what_it_lacks(short: Path) -> None:

@@ -101,23 +101,23 @@ def new_operation(context: Context, kind: str, target: Vm | Image | Template, **
     return Operation(meta=Meta(name=kind), spec=spec)
 
 
-def find_vm(store: Store, name: str) -> Vm:
-    """The server of this name, or id; raises NotFound with what was perhaps meant."""
+def find_vm(store: Store, name: str, suggest: bool = True) -> Vm:
+    """The server of this name, or id; raises NotFound with what was perhaps meant, which nobody suggests who is to delete it."""
     record = store.get(f"vm-name/{name.lower()}")
     found = store.get(f"vm/{record.value.decode()}") if record else store.get(f"vm/{name}")
     if found is None:
-        raise NotFound(f"there is no server named {name[:80]!r}", _meant(store, "vm-name/", name) or "virtuary list shows them")
+        meant = _meant(store, "vm-name/", name) if suggest else None
+        raise NotFound(f"there is no server named {name[:80]!r}", meant or "virtuary list shows them")
     return Vm.load(found.value, found.revision)
 
 
-def find_image(store: Store, name: str) -> Image:
+def find_image(store: Store, name: str, suggest: bool = True) -> Image:
     """The image of this name or id; raises NotFound."""
     record = store.get(f"image-name/{name.lower()}")
     found = store.get(f"image/{record.value.decode()}") if record else store.get(f"image/{name}")
     if found is None:
-        raise NotFound(
-            f"there is no image named {name[:80]!r}", _meant(store, "image-name/", name) or "virtuary image list shows them"
-        )
+        meant = _meant(store, "image-name/", name) if suggest else None
+        raise NotFound(f"there is no image named {name[:80]!r}", meant or "virtuary image list shows them")
     return Image.load(found.value, found.revision)
 
 

@@ -51,18 +51,24 @@ def resolve(context: Context, name: str) -> Image | ImageSource:
 @decides
 async def delete(context: Context, name: str) -> Operation:
     """Remove an image that no server uses. Raises Conflict naming the users, Busy while it is being made."""
-    image = find_image(context.store, context.catalogue.canonical(name))
+    image = deletable(context, name)
+    changed = image.but(meta=image.meta.but(purge=True))
+    operation = new_operation(context, "image-delete", image)
+    expect, puts = _purged(templates_of(context.store, image.id))
+    await context.commit({image.key: image.meta.revision, **expect}, {image.key: changed.dump(), **puts}, operation=operation)
+    return operation
+
+
+def deletable(context: Context, name: str) -> Image:
+    """The image, if it can be deleted. Raises as `delete`."""
+    image = find_image(context.store, context.catalogue.canonical(name), suggest=False)
     users = users_of(context.store, image.id)
     if users:
         names = ", ".join(vm.name + (" (in the trash)" if vm.meta.deleted else "") for vm in users[:10])
         raise Conflict(f"the image {image.name} is used by {names}", "delete and purge these servers first")
     for operation in active(context.store, image.key):
         raise Busy(f"the image {image.name} is being made", f"virtuary operation cancel {operation.id[:8]}")
-    changed = image.but(meta=image.meta.but(purge=True))
-    operation = new_operation(context, "image-delete", image)
-    expect, puts = _purged(templates_of(context.store, image.id))
-    await context.commit({image.key: image.meta.revision, **expect}, {image.key: changed.dump(), **puts}, operation=operation)
-    return operation
+    return image
 
 
 @decides

@@ -387,7 +387,7 @@ def _follow(context: Context, old: str, new: str) -> tuple[dict[str, int], dict[
 @decides
 async def delete(context: Context, name: str, *, now: bool = False, force: bool = False) -> Operation:
     """Move a server to the trash, or with `now` remove it for good. One that runs needs `force`."""
-    vm = find_vm(context.store, name)
+    vm = find_vm(context.store, name, suggest=False)
     if vm.spec.protect:
         raise Conflict(f"{vm.name} is protected", f"virtuary set {vm.name} --no-protect")
     if (vm.status.runtime or vm.status.state == "starting") and not force:
@@ -406,12 +406,16 @@ async def delete(context: Context, name: str, *, now: bool = False, force: bool 
 
 
 def find_trashed(store: Store, name: str) -> Vm:
-    """The server of this name or id that was deleted last; raises NotFound."""
+    """The server of this name or id in the trash. Raises NotFound; Conflict where several have the name, with their ids."""
     vms = [Vm.load(record.value, record.revision) for record in store.list("vm/").records]
     found = [vm for vm in vms if vm.meta.deleted and not vm.meta.purge and name.lower() in (vm.name, vm.id)]
     if not found:
         raise NotFound(f"no server named {name[:80]!r} lies in the trash", "virtuary list --trash shows what does")
-    return max(found, key=lambda vm: vm.meta.deleted or utcnow())
+    if len(found) > 1:
+        found.sort(key=lambda vm: vm.meta.deleted or utcnow())
+        words = ", ".join(f"{vm.id} (deleted {vm.meta.deleted:%Y-%m-%d %H:%M:%S} UTC)" for vm in found)
+        raise Conflict(f"{len(found)} servers named {name} lie in the trash: {words}", "name the one that is meant by its id")
+    return found[0]
 
 
 @decides

@@ -147,6 +147,8 @@ class WayIn(Answer):
     known: bool
     alias: str
     ready: bool
+    suspects: list[str]
+    """Lines of the user data that may have taken this login away."""
     state: str
     stages: dict[str, float]
 

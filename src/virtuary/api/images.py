@@ -12,7 +12,7 @@ from starlette.responses import Response
 from virtuary.actions import images
 from virtuary.actions.context import find_image
 from virtuary.api import answers
-from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, UploadCtx, accepted, answer, body_of, page, replay
+from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, DryRun, P, UploadCtx, accepted, answer, body_of, page, replay
 from virtuary.base.errors import Invalid
 from virtuary.base.units import MAX_SIZE, MIB
 from virtuary.model.image import Image, ImageSource, ImageWish
@@ -33,7 +33,7 @@ FILE = {
 class ImportFacts(Model):
     """What only whoever brings an image can know."""
 
-    format: Literal["", "qcow2", "raw", "vmdk", "vhdx", "vdi"] = ""
+    format: Literal["", "qcow2", "raw", "vmdk", "vhdx", "vhd", "vdi"] = ""
     sha256: str = Field(default="", pattern=r"^([0-9a-fA-F]{64})?$")
     firmware: Literal["", "bios", "uefi"] = ""
     user: str = Field(default="", pattern=r"^([a-z_][a-z0-9_-]{0,31})?$")
@@ -65,7 +65,7 @@ async def create_image(ctx: Ctx, parts: P, wish: ImageWish) -> Response:
     "/{name}/content", status_code=202, max_body_size=UPLOAD_CAP, response_model=answers.AcceptedImage, openapi_extra=FILE
 )
 async def import_image(ctx: UploadCtx, parts: P, request: Request, name: str, facts: Annotated[ImportFacts, Query()]) -> Response:
-    """Bring an image: the body is the file as it is (qcow2, raw, vmdk, vhdx or vdi). It is checked, then converted."""
+    """Bring an image: the body is the file as it is (qcow2, raw, vmdk, vhdx, vhd or vdi). It is checked, then converted."""
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
     length = int(request.headers.get("content-length", "0"))
@@ -111,9 +111,16 @@ async def show_image(parts: P, name: str) -> Response:
     return answer(find_image(parts.store, touch.canonical(name)))
 
 
-@router.delete("/{name}", status_code=202, response_model=answers.Accepted)
-async def delete_image(ctx: Ctx, name: str) -> Response:
+@router.delete(
+    "/{name}",
+    status_code=202,
+    response_model=answers.Accepted,
+    responses={200: {"model": Image, "description": "With dry_run: it can be deleted"}},
+)
+async def delete_image(ctx: Ctx, name: str, dry_run: DryRun = False) -> Response:
     """Remove an image no server uses."""
+    if dry_run:
+        return answer(images.deletable(ctx, name))
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
     return accepted(await images.delete(ctx, name))

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from virtuary.base.errors import Bug, Invalid, NotFound, VirtuaryError, of_system
-from virtuary.model.meta import invalid
+from virtuary.model.meta import invalid, sentence_of
 
 logger = logging.getLogger("virtuary.api")
 MEDIA = "application/problem+json"
@@ -43,7 +43,7 @@ def install(app: FastAPI) -> None:
         findings = [
             {
                 "pointer": "/" + "/".join(str(part) for part in item["loc"][1:]),
-                "detail": str(item["msg"]).removeprefix("Value error, "),
+                "detail": sentence_of(item),
             }
             for item in error.errors()[:MOST_FINDINGS]
         ]

@@ -296,7 +296,7 @@ async def serial_console(socket: WebSocket, name: str) -> None:
         return
     await socket.accept(subprotocol="binary")
     async with console.view() as queue:
-        await socket.send_bytes(touch.console_log(parts.node.site, vm, 4096))
+        await socket.send_bytes(touch.console_now(parts.node.site, vm, 4096))
         await _pump(socket, console, queue)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from virtuary.base.units import MIB, format_size
 from virtuary.cli.follow import follow
 from virtuary.cli.look import every
 from virtuary.cli.options import DETACH, Size, idempotency, options
-from virtuary.cli.output import ago, emit, output_option, print_fields, print_table, tell
+from virtuary.cli.output import ago, ask, emit, output_option, print_fields, print_table, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -180,26 +181,29 @@ def pull_image(image: str, name: str | None, sha256: str, detach: bool, output: 
 
 @image_command.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option("--name", required=True, help="Name of the image.")
+@click.option("--name", help="Name of the image; made of the file's name when not given.")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["qcow2", "raw", "vmdk", "vhdx", "vdi"]),
+    type=click.Choice(["qcow2", "raw", "vmdk", "vhdx", "vhd", "vdi"]),
     help="State the format; needed for a bare raw disk.",
 )
 @click.option("--sha256", help="Digest the file must have.")
 @FACTS
 @DETACH
 @output_option
-def import_image(file: str, name: str, form: str | None, sha256: str | None, detach: bool, output: str, **facts: Any) -> None:
-    """Import a disk: qcow2, raw, vmdk, vhdx or vdi. It is checked before any tool opens it, then converted.
+def import_image(
+    file: str, name: str | None, form: str | None, sha256: str | None, detach: bool, output: str, **facts: Any
+) -> None:
+    """Import a disk: qcow2, raw, vmdk, vhdx, vhd or vdi. It is checked before any tool opens it, then converted.
 
     \b
     Example:
-      virtuary image import disk.vmdk --name old-server
+      virtuary image import old-server.vmdk
     """
     if os.path.exists(file) and not os.path.isfile(file):
         raise Invalid(f"{file} is not a regular file", "give an image file, not a folder, pipe or device")
+    name = name or name_of(file)
     wire = connect()
     query = {**_given(facts), **({"format": form} if form else {}), **({"sha256": sha256} if sha256 else {})}
     with open(file, "rb") as handle:
@@ -207,6 +211,17 @@ def import_image(file: str, name: str, form: str | None, sha256: str | None, det
             f"/v1/images/{path_part(name)}/content", {k: str(v).lower() for k, v in query.items()}, handle, os.path.getsize(file)
         )
     _follow(wire, answer, detach, output)
+
+
+def name_of(file: str) -> str:
+    """The name an image has after its file: `Old Server.vmdk` is old-server. Raises Invalid where nothing of it can be one."""
+    base = os.path.basename(file).lower()
+    for ending in (".qcow2", ".img", ".raw", ".vmdk", ".vhdx", ".vhd", ".vdi"):
+        base = base.removesuffix(ending)
+    name = re.sub(r"[^a-z0-9.]+", "-", base).strip("-.")[:60].rstrip("-.")
+    if not name:
+        raise Invalid(f"no name can be made of {file}", "--name NAME")
+    return name
 
 
 @image_command.command("warm")
@@ -251,14 +266,21 @@ def cool_image(name: str) -> None:
 
 @image_command.command("delete")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-def delete_image(names: tuple[str, ...]) -> None:
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def delete_image(names: tuple[str, ...], yes: bool) -> None:
     """Delete images that no server uses.
 
     \b
     Example:
-      virtuary image delete db
+      virtuary image delete db --yes
     """
     wire = connect()
+    for name in names if not yes else ():
+        wire.call(
+            "DELETE", f"/v1/images/{path_part(name)}", query={"dry_run": "true"}
+        )  # what can't be deleted is not asked about
+    if not yes:
+        ask(f"Remove the image{'s' if len(names) > 1 else ''} {', '.join(names)} for good?")
     for name in names:
         follow(wire, wire.call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())["operation"])
         tell(f"the image {name} is gone")

@@ -15,7 +15,7 @@ from virtuary.cli.firewalls import rules_naming
 from virtuary.cli.follow import follow
 from virtuary.cli.look import cloud_init_words
 from virtuary.cli.options import BIRTH, DETACH, NAME, NAMES, SHAPE, Duration, birth_wish, idempotency, shape_wish
-from virtuary.cli.output import emit, output_option, print_fields, say, tell
+from virtuary.cli.output import ask, emit, output_option, print_fields, say, tell
 from virtuary.cli.resources import RESOURCES, resource_wish
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
@@ -470,7 +470,8 @@ def trim_command(names: tuple[str, ...], output: str) -> None:
 @click.option("--now", is_flag=True, help="Remove for good instead of moving to the trash.")
 @click.option("--force", is_flag=True, help="Also one that runs.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before removing for good.")
-def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool) -> None:
+@output_option
+def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool, output: str) -> None:
     """Move servers to the trash, from which they come back for 7 days; with --now remove them for good.
 
     \b
@@ -480,26 +481,22 @@ def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool) ->
     """
     wire = connect()
     if now and not yes:
-        _ask(f"Remove {', '.join(names)} for good?")
-    failure = None
+        ask(f"Remove {', '.join(names)} for good?")
+    failure, done = None, []
     for name in names:
         try:
             query = {"now": str(now).lower(), "force": str(force).lower()}
             answer = wire.call("DELETE", f"/v1/vms/{path_part(name)}", query=query, headers=idempotency())
-            follow(wire, answer["operation"])
-            tell(f"{name} is gone" if now else f"{name} lies in the trash for 7 days: virtuary undelete {name}")
+            follow(wire, answer["operation"], quiet=output != "table")
+            done.append(wire.call("GET", f"/v1/operations/{answer['operation']['meta']['id']}"))
+            if output == "table":
+                tell(f"{name} is gone" if now else f"{name} lies in the trash for 7 days: virtuary undelete {name}")
         except VirtuaryError as error:
             failure = _keep(failure, error, len(names))
+    if done or not failure:
+        emit(done[0] if len(names) == 1 else done, output, None, lambda item: str(item["spec"]["target_name"]))
     if failure:
         raise failure
-
-
-def _ask(question: str) -> None:
-    """Ask on a terminal; elsewhere the answer is to be given by --yes."""
-    if not sys.stdin.isatty():
-        raise Invalid("this can't be undone and nobody is there to ask", "repeat with --yes")
-    if not click.confirm(question, err=True):
-        raise click.Abort
 
 
 @click.command()
@@ -528,6 +525,6 @@ def purge_command(name: str, yes: bool) -> None:
     """
     wire = connect()
     if not yes:
-        _ask(f"Remove {name} for good?")
+        ask(f"Remove {name} for good?")
     follow(wire, wire.call("POST", f"/v1/vms/{path_part(name)}/actions/purge", {})["operation"])
     tell(f"{name} is gone")

@@ -17,6 +17,8 @@ from virtuary.client.wire import Wire, path_part
 
 ORDINARY, MIDDLE = 100, 50
 """The weight and the priority of a server for which nobody chose others."""
+LOGS_CAP = 4 * 1024 * 1024
+"""Bytes of the console that are kept."""
 COPIED = {"overlay": "on a disk below both", "full": "in full", "live": "as it ran"}
 
 
@@ -223,20 +225,23 @@ def _nic(nic: dict[str, Any], runtime: dict[str, Any]) -> str:
 
 @click.command()
 @NAME
-@click.option("--size", default=65536, help="Bytes from the end.")
+@click.option("--size", type=click.IntRange(1, LOGS_CAP), default=65536, help="Bytes from the end.")
+@click.option("--lines", "-n", type=click.IntRange(min=0), help="Lines from the end, instead of bytes.")
 @click.option("--follow", "-f", is_flag=True, help="Go on printing what the console prints.")
 @output_option
-def logs_command(name: str, size: int, follow: bool, output: str) -> None:
+def logs_command(name: str, size: int, lines: int | None, follow: bool, output: str) -> None:
     """Show what a server's serial console printed, and what QEMU wrote when it ended badly.
 
     What would change your terminal is left out, also where the output goes to a file; virtuary console shows it.
 
     \b
     Example:
-      virtuary logs web1
+      virtuary logs web1 -n 20
     """
     wire = connect()
-    answer = wire.call("GET", f"/v1/vms/{path_part(name)}/logs", query={"size": size})
+    answer = wire.call("GET", f"/v1/vms/{path_part(name)}/logs", query={"size": size if lines is None else LOGS_CAP})
+    if lines is not None:
+        answer["console"] = "".join(answer["console"].splitlines(keepends=True)[-lines:] if lines else ())
 
     def table() -> None:
         tell(answer["console"], end="")

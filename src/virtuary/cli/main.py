@@ -52,6 +52,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "daemon": ("service", "Run the daemon in the foreground."),
     "completion": ("service", "Print shell completion."),
 }
+DELETING = ("delete", "purge")
+"""What nobody is to begin by a typing error: these are not suggested."""
 ALIASES = {
     "ls": "list",
     "info": "show",
@@ -79,7 +81,7 @@ class Lazy(click.Group):
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             import difflib
 
-            close = difflib.get_close_matches(args[0], list(COMMANDS), 1)
+            close = difflib.get_close_matches(args[0], [name for name in COMMANDS if name not in DELETING], 1)
             ctx.fail(f"there is no command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else " See virtuary --help."))
         return super().resolve_command(ctx, args)
 

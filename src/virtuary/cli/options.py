@@ -225,11 +225,29 @@ def birth_wish(image: str, name: str | None, given: dict[str, Any]) -> dict[str,
         wish["user_data"] = read_user_data(given["user_data"])
     keys: list[str] = []
     for path in given.get("ssh_key") or ():
-        with open(path, encoding="utf-8", errors="replace") as handle:
-            keys += [line.strip() for line in handle if line.strip() and not line.startswith("#")]
+        keys += read_keys(path)
     if keys:
         wish["ssh_keys"] = keys
     return wish
+
+
+_KEY = re.compile(r"(?:^|\s)(?:ssh-(?:rsa|dss|ed25519)|ecdsa-sha2-nistp\d+|sk-[a-z0-9-]+@openssh\.com)\s+AAAA")
+
+
+def read_keys(path: str) -> list[str]:
+    """The SSH public keys in a file, a line each. Raises Invalid where there is none, or something else."""
+    with open(path, encoding="utf-8", errors="replace") as handle:
+        text = handle.read(1024 * 1024)
+    if "PRIVATE KEY" in text:
+        raise Invalid(f"{path} holds a private key, and the public one is wanted", f"--ssh-key {path}.pub")
+    keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if wrong := [line for line in keys if not _KEY.search(line)]:
+        raise Invalid(
+            f"{path} holds something that is no SSH public key: {wrong[0][:40]!r}", "give a file such as ~/.ssh/id_ed25519.pub"
+        )
+    if not keys:
+        raise Invalid(f"{path} holds no SSH public key", "give a file such as ~/.ssh/id_ed25519.pub")
+    return keys
 
 
 USER_DATA_CAP = 256 * 1024

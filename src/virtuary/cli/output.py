@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from virtuary.base.errors import VirtuaryError
+from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.text import shown, shown_lines, shown_value
 
 _ODD = re.compile(r'\\[^"\\/nt]|\x7f')
@@ -124,3 +124,11 @@ def say_error(error: VirtuaryError) -> None:
     print(f"{red}error:{off} {shown_lines(error.sentence)}", file=sys.stderr)
     if error.hint:
         say(f"hint: {error.hint}")
+
+
+def ask(question: str) -> None:
+    """Ask on a terminal; elsewhere the answer is to be given by --yes."""
+    if not sys.stdin.isatty():
+        raise Invalid("this can't be undone and nobody is there to ask", "repeat with --yes")
+    if not click.confirm(question, err=True):
+        raise click.Abort

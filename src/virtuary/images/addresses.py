@@ -71,6 +71,9 @@ def follow(url: Url, location: str) -> Url:
     return parse_url(urljoin(str(url), location))
 
 
+PRIVATE = "is a private address"
+
+
 def why_not(address: Address, allow_private: bool, deny: Sequence[Network] = ()) -> str | None:
     """Why nothing is fetched from `address`, taken as itself and as every address that it stands for; None when it may be. Pure."""
     if any(address in network for network in deny):
@@ -83,7 +86,7 @@ def why_not(address: Address, allow_private: bool, deny: Sequence[Network] = ())
     if special.inside(address):
         return None
     if not allow_private and special.is_private(address):
-        return "is a private address"
+        return PRIVATE
     return None
 
 
@@ -91,7 +94,8 @@ def check_addresses(url: Url, found: Sequence[Address], allow_private: bool = Fa
     """Raise Refused if a single one of these addresses of the URL's host is not allowed."""
     for address in found:
         if reason := why_not(address, allow_private, deny):
-            raise Refused(f"{url.host} is not fetched from: its address {reason}", "an administrator can allow private addresses")
+            hint = "an administrator can allow private addresses: images.allow_private = true in virtuary.toml"
+            raise Refused(f"{url.host} is not fetched from: its address {reason}", hint if reason == PRIVATE else None)
 
 
 def literal(host: str) -> Address | None:

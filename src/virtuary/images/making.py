@@ -101,10 +101,13 @@ def check_source(source: ImageSource, allow_private: bool) -> None:
     """Raise Invalid or Refused for an address that can't be meant, before anything is begun. Names are looked up later."""
     if source.kind != "url":
         return
+    url = parse_url(source.url)
+    address = literal(url.host)
+    if address and not allow_private:  # first: whoever then has found the digest is not to be told so only then
+        check_addresses(url, [address], allow_private)
     if not source.sha256:
         raise Invalid("an image from an address needs its digest", "--sha256 DIGEST, as its publisher tells it")
-    url = parse_url(source.url)
-    if address := literal(url.host):
+    if address:
         check_addresses(url, [address], allow_private)
 
 

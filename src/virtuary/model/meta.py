@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from virtuary.base.errors import Invalid
+from virtuary.base.units import MIB, format_size
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?(?::[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?)?")
@@ -116,7 +118,7 @@ class Document(Model):
 def invalid(error: ValidationError) -> Invalid:
     """The `Invalid` that tells all findings of a validation at once, each with its JSON pointer."""
     findings = [
-        {"pointer": "/" + "/".join(str(part) for part in item["loc"]), "detail": _plain(item["msg"])} for item in error.errors()
+        {"pointer": "/" + "/".join(str(part) for part in item["loc"]), "detail": sentence_of(item)} for item in error.errors()
     ]
     sentence = "; ".join(_line(finding) for finding in findings[:5])
     return Invalid(sentence, errors=findings)
@@ -127,5 +129,44 @@ def _line(finding: dict[str, str]) -> str:
     return f"{where}: {finding['detail']}" if where else finding["detail"]
 
 
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ")
+_SAID = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+    "string_pattern_mismatch": "is not written as it has to be ({pattern})",
+    "string_too_long": "may have at most {max_length} characters",
+    "string_too_short": "must have at least {min_length} characters",
+    "too_long": "may hold at most {max_length} parts",
+    "too_short": "must hold at least {min_length} parts",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "literal_error": "must be one of {expected}",
+    "enum": "must be one of {expected}",
+    "finite_number": "must be a number that is not endless",
+    "json_invalid": "is no JSON text",
+    "none_required": "must be left out",
+    "frozen_field": "can't be changed",
+}
+_KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "list": "a list", "tuple": "a list", "set": "a list",
+    "dict": "an object", "model": "an object", "datetime": "a time (RFC 3339)", "date": "a date", "bytes": "a text", "dataclass": "an object",
+}  # fmt: skip
+
+
+def sentence_of(finding: Mapping[str, Any]) -> str:
+    """What is wrong with a field, in our words: of one of pydantic's findings. Pure."""
+    kind, context = str(finding["type"]), dict(finding.get("ctx") or {})
+    if said := _SAID.get(kind):
+        field = str(finding["loc"][-1]) if finding.get("loc") else ""
+        return said.format_map({key: _amount(field, value) for key, value in context.items()})
+    if kind == "value_error":
+        return str(finding["msg"]).removeprefix("Value error, ")
+    wanted = _KINDS.get(kind.partition("_")[0])
+    return f"must be {wanted}" if wanted else str(finding["msg"]).removeprefix("Value error, ")
+
+
+def _amount(field: str, value: object) -> str:
+    sized = any(word in field for word in ("memory", "disk", "bandwidth")) and isinstance(value, int) and value >= MIB
+    return format_size(value) if sized and isinstance(value, int) else str(value)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 
 from virtuary.base.lines import BYTE_COST, COST
@@ -92,6 +94,10 @@ class Console:
             finally:
                 os.close(handle)
 
+    def mark(self, moment: datetime) -> None:
+        """Note in the log that the machine is started now: what stands before is of an earlier run."""
+        self._append(b"\n[started %s]\n" % moment.strftime("%Y-%m-%dT%H:%M:%SZ").encode())
+
     async def write(self, data: bytes) -> None:
         """Type into the console; dropped while it is not connected."""
         if self._writer:
@@ -107,6 +113,14 @@ class Console:
             yield queue
         finally:
             self._viewers.discard(queue)
+
+
+_STARTED = re.compile(rb"(?:\A|\n)\[started \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\]\n")
+
+
+def latest(told: bytes) -> bytes:
+    """Of the end of the log what was printed since the machine was started last. Pure."""
+    return _STARTED.split(told)[-1]
 
 
 def tail(log: Path, size: int = 16384) -> bytes:

@@ -159,6 +159,7 @@ async def start_machine(
         if worker.run is None:
             words = process.read_errors(started.errors)
             raise Failed(f"QEMU ended at once: {words or 'it said nothing'}")
+        worker.run.console.mark(site.clock.wall())
         if vm.awaits_user_data:
             worker.run.follow_cloud_init()
         await worker.write(
@@ -169,6 +170,9 @@ async def start_machine(
             stages={},
             addresses=(),
             applied=vm.meta.generation,
+            cold=vm.status.cold
+            if vm.status.identity is None and "ssh" not in vm.status.stages
+            else None,  # of the first start alone
             since=site.clock.wall(),
         )
     except Exception:  # a daemon that is stopped here leaves what the next one finds by its record, or ends as a stray

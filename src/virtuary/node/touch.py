@@ -25,7 +25,7 @@ from virtuary.model.image import Image, ImageSource
 from virtuary.model.vm import Vm
 from virtuary.network import physical
 from virtuary.network.routes import find_own, find_routed
-from virtuary.node.console import Console, tail
+from virtuary.node.console import Console, latest, tail
 from virtuary.node.describe import machine_of
 from virtuary.node.node import Node
 from virtuary.node.run import Run
@@ -97,6 +97,11 @@ def console_of(node: Node, vm: Vm) -> Console:
 def console_log(site: Site, vm: Vm, size: int) -> bytes:
     """The last `size` bytes of what the serial console printed, also of a stopped server."""
     return tail(site.paths.vm(vm.id).console, size)
+
+
+def console_now(site: Site, vm: Vm, size: int) -> bytes:
+    """The same, of its present run alone."""
+    return latest(console_log(site, vm, size))
 
 
 def qemu_log(paths: VmPaths) -> str:
@@ -246,7 +251,7 @@ async def notice_host(site: Site) -> None:
 
 
 __all__ = [
-    "Command", "Inbox", "Outcome", "Piece", "canonical", "check_source", "check_user_data", "console_log", "console_of", "execute", "find_source",
+    "Command", "Inbox", "Outcome", "Piece", "canonical", "check_source", "check_user_data", "console_log", "console_now", "console_of", "execute", "find_source",
     "notice_host", "open_session", "preview", "qemu_log",
     "receive", "trim", "way_in",
 ]  # fmt: skip
