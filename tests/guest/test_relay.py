@@ -175,6 +175,13 @@ async def test_input_comes_while_the_command_runs_and_what_it_left_is_counted(he
     assert await to_its_end(running, None) == (0, b"and 2\n", b"", len("this is for nobody\n"))
 
 
+async def test_input_that_came_after_the_end_was_read_by_nobody(here: Here) -> None:
+    running = await begin(here, "true")
+    await asyncio.sleep(0.5)
+    await running.give(b"too late")
+    assert await to_its_end(running, None) == (0, b"", b"", len("too late"))
+
+
 @pytest.mark.parametrize(("word", "number"), [("no-such-command", 2), ("/etc/passwd", 13), ("/etc", 13), ("", 2)])
 async def test_what_can_t_be_started_is_said(here: Here, word: str, number: int) -> None:
     with pytest.raises(NotStarted) as caught:

@@ -236,7 +236,8 @@ class Relay:
             raise NotStarted(self._word, int.from_bytes(body, "little"))
         elif kind == b"x" and len(body) == 12:
             status, unread = struct.unpack("<IQ", body)
-            self._end = End(status & 255, min(unread, self._given))
+            left = self._given - self._taken  # came when the command had ended already
+            self._end = End(status & 255, left + min(unread, self._taken))
         else:
             raise Misbehaves(_ODD)
 
