@@ -104,7 +104,7 @@ async def _run(socket: WebSocket, parts: Parts, name: str, wish: SessionWish) ->
         command = touch.Command(tuple(wish.command), wish.terminal, size)
         end = await touch.open_session(parts.node, find_vm(parts.store, name), inbox, say).carry_out(command, begun)
         if end and socket.client_state is WebSocketState.CONNECTED:
-            await socket.send_text(json.dumps({"status": end.status, "unread": end.unread + len(inbox.data)}))
+            await socket.send_text(json.dumps({"status": end.status, "unread": end.unread}))
     finally:
         listening.cancel()
         with contextlib.suppress(asyncio.CancelledError, VirtuaryError):
