@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from virtuary.actions.context import Context, all_vms
 from virtuary.base import ports
 from virtuary.base.errors import Conflict, Invalid, VirtuaryError
-from virtuary.model.network import USER
 from virtuary.model.vm import Publish, Vm
+
+ENDING = 0.3
+"""Seconds after which whoever listened for a server that was stopped does so no more."""
 
 
 def taken(context: Context, publish: tuple[Publish, ...], own: Vm | None, *, starting: bool = False) -> list[VirtuaryError]:
@@ -26,6 +29,15 @@ def taken(context: Context, publish: tuple[Publish, ...], own: Vm | None, *, sta
     return blockers
 
 
+async def settled(context: Context, own: Vm) -> list[VirtuaryError]:
+    """The same for a server that is to be started; who served it before may be ending just now."""
+    blockers = taken(context, own.spec.publish, own, starting=True)
+    if blockers:
+        await asyncio.sleep(ENDING)
+        blockers = taken(context, own.spec.publish, own, starting=True)
+    return blockers
+
+
 def _held(port: Publish, others: list[Vm], starting: Vm | None) -> list[VirtuaryError]:
     for vm in others:
         if any(port.meets(other) for other in vm.spec.publish):
@@ -38,10 +50,7 @@ def _held(port: Publish, others: list[Vm], starting: Vm | None) -> list[Virtuary
 
 def _unfit(context: Context, port: Publish, own: Vm | None, *, starting: bool) -> Iterator[VirtuaryError]:
     """Why the host can't give this port. What we hold ourselves is one of a server's, and documents have told whose."""
-    known = own is not None and any(port.meets(other) for other in own.spec.publish)
-    if known and not (
-        starting and own and own.spec.nics[0].network != USER
-    ):  # who serves that network listens, and says so itself
+    if not starting and own is not None and any(port.meets(other) for other in own.spec.publish):
         return
     if any(
         port.meets(Publish(protocol=protocol, address=address, host=host, guest=1)) for protocol, address, host in context.held()

@@ -205,7 +205,7 @@ async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[
     changed = vm.but(spec=vm.spec.but(power=wanted, restarts=restarts), status=status)
     if deed == "start":
         shared = networks.absent(context) if any(nic.network_id for nic in vm.spec.nics) else []
-        raise_all([*shared, *room(context, changed, vm), *ports.taken(context, vm.spec.publish, vm, starting=True)])
+        raise_all([*shared, *room(context, changed, vm), *await ports.settled(context, vm)])
     operation = new_operation(context, deed, vm, **params)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
     puts = {vm.key: changed.dump(), **{item.key: _cancelled(item, deed).dump() for item in ended}, **takes}

@@ -301,6 +301,12 @@ def bury(pidfd: int) -> None:
     loop.add_reader(pidfd, look, 20)
 
 
+def bury_ended(pid: int) -> None:
+    """The same for a child that has ended already, by its number; nothing for one that is none."""
+    with contextlib.suppress(OSError):
+        bury(os.pidfd_open(pid))
+
+
 def _is_there(pidfd: int) -> bool:
     """Whether the process lives or waits to be buried."""
     try:

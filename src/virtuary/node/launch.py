@@ -19,7 +19,7 @@ from pathlib import Path
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, PeerAway
 from virtuary.base.known import RECORD, end_each, end_recorded, of_user, recorded, users_of
-from virtuary.base.proc import Identity, identify
+from virtuary.base.proc import Identity, bury_ended, identify
 from virtuary.host import oom
 from virtuary.host.cgroups import ensure_group, members_of, outlive, remove_group, set_bounds
 from virtuary.jail.walls import Jail, choose_jail
@@ -33,6 +33,8 @@ from virtuary.storage.own import check_disk
 
 QMP_READY = 10.0
 """Seconds QEMU is given to offer its sockets and to answer its monitor after the start."""
+SETTLE = 0.02
+"""Seconds within which a helper ends that did not get all of its ports."""
 HELPER = "usernet"
 """Folder of a network's helper below its machine's."""
 LOOPBACK_GAP = "the guest can reach services on the host's loopback addresses (QEMU's user network)"
@@ -190,6 +192,7 @@ async def _start_usernet(site: Site, wiring: Wiring, link: socket.socket) -> Ide
     started = await process.start(order)
     try:
         if not await _listens(started.identity, wiring.forwards[-1].host):
+            bury_ended(started.identity.pid)
             raise Failed(
                 f"the guest's network can't be served: {process.read_errors(started.errors) or 'its helper ended at once'}"
             )
@@ -199,11 +202,12 @@ async def _start_usernet(site: Site, wiring: Wiring, link: socket.socket) -> Ide
 
 
 async def _listens(identity: Identity, port: int, limit: float = 2.0) -> bool:
-    """Wait until the helper listens on its last port, which says that it got all of them; False when it ended instead."""
+    """Wait until the helper listens on its last port, and goes on: it ends at once where it did not get all of them. False when it ended."""
     until = asyncio.get_running_loop().time() + limit
     while asyncio.get_running_loop().time() < until:
         if passt.is_listened_to(port):
-            return True
+            await asyncio.sleep(SETTLE)
+            return identify(identity.pid) == identity
         if identify(identity.pid) != identity:
             return False
         await asyncio.sleep(0.003)

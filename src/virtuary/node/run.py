@@ -22,7 +22,7 @@ from virtuary.base.known import adopt
 from virtuary.base.log import say
 from virtuary.base.pace import Bucket
 from virtuary.base.paths import VmPaths
-from virtuary.base.proc import Identity, end, reap, wait_end
+from virtuary.base.proc import Identity, bury_ended, end, reap, wait_end
 from virtuary.guest import cloudinit
 from virtuary.guest.agent import Agent, open_agent
 from virtuary.guest.clock import set_clock
@@ -113,6 +113,8 @@ class Run:
         self.network_pidfd = adopt(identity)
         if self.network_pidfd is not None:
             self._spawn(self._watch_network(self.network_pidfd))
+        else:
+            bury_ended(identity.pid)
 
     @property
     def age(self) -> float:
