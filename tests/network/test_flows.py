@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from netlab import HOST, OUTSIDE, Lab, forward, lab_of, nets, ports, v4, v6
+from netlab import HOST, HOST6, OUTSIDE, Lab, forward, lab_of, nets, ports, v4, v6
 from virtuary.model.firewall import Match
-from virtuary.network import flows, ruleset
-from virtuary.network.conntrack import SOURCE_TRANSLATED, TARGET_TRANSLATED, End, Flow
+from virtuary.network import conntrack, flows, ruleset
+from virtuary.network.conntrack import SOURCE_TRANSLATED, TARGET_TRANSLATED, End, Flow, Glance
 from virtuary.network.flows import World
 from virtuary.network.ruleset import External, Forward
 
@@ -170,6 +170,42 @@ def test_a_connection_ends_with_what_allowed_it_and_another_one_goes_on(lab: Lab
         assert use(lab, replace(after, forwards=(*after.forwards, forward("0.0.0.0", 9090, v4("a"), 81)))) >= 1
         assert not goes_on(client, server)
         assert goes_on(other, its)
+
+
+@pytest.mark.host
+@pytest.mark.slow
+def test_a_glance_sees_what_a_whole_look_sees(lab: Lab) -> None:
+    use(lab, world(A80, forward("::", 8080, v6("a"))))
+    seen, found = list[Glance](), list[Flow]()
+    with (
+        lab.connect("o", HOST, 8080, "a"),
+        lab.connect("o", HOST6, 8080, "a"),
+        lab.connect("a", OUTSIDE, 80, "o"),
+        lab.inside("h"),
+        conntrack.open_socket() as sock,
+    ):
+        conntrack.find(sock, lambda one: seen.append(one) or True, lambda one: found.append(one) or False)  # type: ignore[func-returns-value]
+    assert len(found) >= 3 and [
+        Glance(
+            one.original.source.packed,
+            one.original.target.packed,
+            one.reply.source.packed,
+            one.reply.target.packed,
+            one.original.port or 0,
+        )
+        for one in found
+        if one.protocol == "tcp"
+    ] == [one for one, whole in zip(seen, found, strict=True) if whole.protocol == "tcp"]
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_whatever_ends_is_worth_a_look(case: str) -> None:
+    rules, one = ENDS[case]
+    ends = one.original.source, one.original.target, one.reply.source, one.reply.target
+    assert rules.concerned(OWN)(Glance(*(address.packed for address in ends), one.original.port or 0))
+    assert not rules.concerned(OWN)(Glance(*(ip_address(text).packed for text in (OUTSIDE, HOST, HOST, OUTSIDE)), 22)), (
+        "and nothing else"
+    )
 
 
 @pytest.mark.host

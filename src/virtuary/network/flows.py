@@ -7,6 +7,7 @@ chosen for it. After rules became narrower each connection is judged once more, 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import ip_address
@@ -15,7 +16,7 @@ from socket import socket
 
 from virtuary.model.firewall import Address, Direction
 from virtuary.network import conntrack
-from virtuary.network.conntrack import Flow
+from virtuary.network.conntrack import Flow, Glance
 from virtuary.network.guard import Port
 from virtuary.network.routes import find_own
 from virtuary.network.ruleset import External, Forward, Net
@@ -70,6 +71,24 @@ class World:
     def _seen(self) -> dict[Address, Address]:
         """As which address outside a server is seen there."""
         return {item.guest: item.address for item in reversed(self.externals)}
+
+    def concerned(self, own: Collection[Address]) -> Callable[[Glance], bool]:
+        """Which connections have to do with servers, by a glance: all others are none of ours."""
+        nets = [(subnet.version, int(subnet.network_address), int(subnet.netmask)) for net in self._own for subnet in net.subnets]
+        led = {address.packed for address in (*self._outer, *self.left, *(item.address for item in self.forwards))}
+        hosts, ports = {address.packed for address in own}, {item.port for item in self.forwards}
+        known: dict[bytes, bool] = {}
+
+        def is_ours(address: bytes) -> bool:
+            if address not in known:
+                number, version = int.from_bytes(address, "big"), 4 if len(address) == 4 else 6
+                known[address] = address in led or any(version == kind and number & mask == net for kind, net, mask in nets)
+            return known[address]
+
+        return lambda seen: (
+            is_ours(seen.source) or is_ours(seen.answers) or is_ours(seen.target) or is_ours(seen.answered)
+            or (seen.port in ports and seen.target in hosts)
+        )  # fmt: skip
 
     def net_of(self, address: Address) -> Net | None:
         return next((net for net in self._own for subnet in net.subnets if _within(address, subnet)), None)
@@ -172,4 +191,4 @@ async def end_those_over(world: World) -> int:
 
 
 def _end(sock: socket, world: World, own: set[Address]) -> int:
-    return conntrack.remove(sock, conntrack.find(sock, lambda flow: world.is_over(flow, own)))
+    return conntrack.remove(sock, conntrack.find(sock, world.concerned(own), lambda flow: world.is_over(flow, own)))
