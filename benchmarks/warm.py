@@ -1,4 +1,4 @@
-"""The rows about warm launches: P3 one copy, P3b whatever its size, P4 many at once, TB the translation buffer.
+"""The rows about warm launches: P3 one copy, P3b whatever its size, P4 many at once, P4n by network, TB the translation buffer.
 
 The end of a launch is an SSH command that was authenticated and ran. libvirt's user network publishes no port without passt, so beside
 `virsh restore` and a full restore by hand the end is the guest agent's answer, and ours is measured to that end too.
@@ -240,6 +240,39 @@ def p4(bench: Any, count: int = 16) -> None:
     row.finish()
 
 
+def p4n(bench: Any, count: int = 16) -> None:
+    """Many at once on a network of the host's beside as many on the network `user`."""
+    row = Row(
+        "P4n", f"{count} copies of Debian at once, by network", targets=["a network of the host's <= 1.1 of the network user"]
+    )
+    make_warm(bench, DEBIAN)
+
+    def on(network: str) -> Callable[[], float]:
+        def run() -> float:
+            names = [f"many-{number}" for number in range(count)]
+            began = time.monotonic()
+            with ThreadPoolExecutor(count) as pool:
+                list(pool.map(lambda name: bench.ours.connect().launch(DEBIAN, name, nics=[{"network": network}]), names))
+            took = time.monotonic() - began
+            for name in names:
+                bench.client.delete(name, now=True, force=True)
+            return took
+
+        return run
+
+    with bench.ours.apart():
+        bench.client = bench.ours.connect()
+        bench.client.create_network("lan", ipv4="10.91.0.0/24")
+        row.interleave({"a network of the host's": on("lan"), "the network user": on("user")}, 4)
+        bench.client.delete_network("lan")
+        while list(bench.client.networks()):
+            time.sleep(0.05)
+    bench.client = bench.ours.connect()
+    middle, low, high = row.ratio("a network of the host's", "the network user")
+    row.facts["network of the host's to user (95 %)"] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    row.finish()
+
+
 def single(bench: Any, image: str) -> float:
     began = time.monotonic()
     bench.client.launch(image, "one")
@@ -287,4 +320,4 @@ def translation(bench: Any) -> None:
     row.finish()
 
 
-ROWS: dict[str, Callable[[Any], None]] = {"P3": p3, "P3n": p3n, "P3b": p3b, "P4": p4, "TB": translation}
+ROWS: dict[str, Callable[[Any], None]] = {"P3": p3, "P3n": p3n, "P3b": p3b, "P4": p4, "P4n": p4n, "TB": translation}

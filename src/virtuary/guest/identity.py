@@ -174,6 +174,8 @@ class Renewal:
     """Its place on a network of the host's; None: nobody else is on its network, so the template's address is its own too."""
     dmi: bytes = b""
     """The SMBIOS tables it is to show."""
+    crowd: int = 0
+    """Servers that are being started beside it: what nobody waits for is put off until they are there."""
     cpus: int = 1
     grown: int | None = None
     """Bytes of its disk, where that is larger than the template's."""
@@ -276,6 +278,8 @@ def copy_lines(identity: Identity, renewal: Renewal, keys: bool = True) -> bytes
 _LATER_BY, _SEEDED_BY, _ASKING_BY = 15, 5, 3
 """Seconds after which services go on under their new name: it takes an emulated processor a second, and others may be starting now too. Sooner
 where somebody waits for cloud-init, or for what a network gives besides the address that a copy was told."""
+_MOST_LATER = 15
+"""Seconds by which that is put off at most for others, half of one for each."""
 
 
 def _start_again(lines: _Lines, renewal: Renewal) -> None:
@@ -285,6 +289,7 @@ def _start_again(lines: _Lines, renewal: Renewal) -> None:
     wait = f"sleep {_SEEDED_BY - _ASKING_BY}\n" if renewal.place else ""
     later = _LATER.format(wait=wait, cloud="systemctl start cloud-init.target\n" if renewal.seed else "")
     pause = _ASKING_BY if renewal.place else _SEEDED_BY if renewal.seed else _LATER_BY
+    pause += min(renewal.crowd // 2, _MOST_LATER)
     lines.run_apart(pause, "/run/systemd/system", later)
     lines.run_apart(pause, "/run/virtuary/udhcpc", _ASK_AGAIN)
 

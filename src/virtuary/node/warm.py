@@ -212,6 +212,7 @@ async def renewal_of(site: Site, vm: Vm, template: Template, key: HostKey) -> tu
         now=site.clock.wall().timestamp(),
         lag=facts["lag"],
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
+        crowd=sum(b'"state":"starting"' in record.value for record in site.store.list("vm/").records),
         cpus=vm.spec.cpus,
         grown=vm.spec.disk if vm.spec.disk and vm.spec.disk > template.status.disk_size else None,
         seed=tuple(seed_files(vm.id, vm.name, vm.spec.ssh_keys, text, key).items()) if text else (),
