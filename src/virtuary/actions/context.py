@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from virtuary.base.errors import Busy, Changed, Conflict, NotFound, VirtuaryError
 from virtuary.model.host import Host
@@ -71,19 +73,27 @@ class Context:
 P = ParamSpec("P")
 T = TypeVar("T")
 TRIES = 100
+_turns: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Store, dict[str, Vm]] = WeakKeyDictionary()
+"""Servers as they were read last: those whose documents have not changed are not read again."""
 
 
 def decides(action: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """An action that looks, decides and writes: done again when what it looked at changed before it wrote."""
+    """An action that looks, decides and writes: done again when what it looked at changed before it wrote.
+
+    One at a time of those that use a store (the context's, or itself, comes first): each would find in the end what the one before it wrote.
+    """
 
     @functools.wraps(action)
     async def again(*args: P.args, **kwargs: P.kwargs) -> T:
-        for _ in range(TRIES):
-            try:
-                return await action(*args, **kwargs)
-            except Changed as error:
-                if str(error.details.get("key")).startswith("idempotency/"):
-                    raise  # the same request, made twice at once
+        store = getattr(args[0], "store", args[0])
+        async with _turns.setdefault(store, asyncio.Lock()):
+            for _ in range(TRIES):
+                try:
+                    return await action(*args, **kwargs)
+                except Changed as error:
+                    if str(error.details.get("key")).startswith("idempotency/"):
+                        raise  # the same request, made twice at once
         raise Conflict("too much changes at once", "repeat in a moment")
 
     return again
@@ -131,7 +141,12 @@ def find_operation(store: Store, identity: str) -> Operation:
 
 def all_vms(store: Store) -> list[Vm]:
     """Every server, those in the trash too."""
-    return [Vm.load(record.value, record.revision) for record in store.list("vm/").records]
+    before, found = _known.get(store, {}), dict[str, Vm]()
+    for record in store.list("vm/").records:
+        vm = before.get(record.key)
+        found[record.key] = vm if vm and vm.meta.revision == record.revision else Vm.load(record.value, record.revision)
+    _known[store] = found
+    return list(found.values())
 
 
 def find_host(store: Store, host_id: str) -> Host:

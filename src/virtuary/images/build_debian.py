@@ -49,6 +49,7 @@ FILES = {
     "grub-default": "etc/default/grub",
     "modprobe.conf": "etc/modprobe.d/virtuary.conf",
     "journald.conf": "etc/systemd/journald.conf.d/50-virtuary.conf",
+    "resolved.conf": "etc/systemd/resolved.conf.d/50-virtuary.conf",
     "qemu-guest-agent.service": "etc/systemd/system/qemu-guest-agent.service",
 }
 RUNNABLE = {"cloud-init-generator", "virtuary-grow", "initramfs-hook"}
