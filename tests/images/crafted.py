@@ -177,3 +177,27 @@ def vhd(
     for filled in (1, 3):
         image += bitmaps + bytes([filled]) * (2 * MIB)
     return image + footer
+
+
+def vhdx_entry(
+    sequence: int, writes: dict[int, bytes], tail: int = 0, identity: bytes = b"l" * 16, zeros: tuple[tuple[int, int], ...] = (), flushed: int = 4 * MIB,
+    last: int = 4 * MIB,
+) -> bytes:  # fmt: skip
+    """An entry of a log: sectors of 4 KiB that are to be written, and ranges of zeros."""
+    body, data = b"", b""
+    for offset, sector in writes.items():
+        sector = sector.ljust(4096, b"\0")
+        body += struct.pack("<4s4s8sQQ", b"desc", sector[-4:], sector[:8], offset, sequence)
+        data += b"data" + struct.pack("<I", sequence >> 32) + sector[8:-4] + struct.pack("<I", sequence & 0xFFFFFFFF)
+    for offset, length in zeros:
+        body += struct.pack("<4s4xQQQ", b"zero", length, offset, sequence)
+    size = -(-(64 + len(body)) // 4096) * 4096
+    count = len(writes) + len(zeros)
+    head = struct.pack("<4sIIIQI4x16sQQ", b"loge", 0, size + len(data), tail, sequence, count, identity, flushed, last)
+    return summed((head + body).ljust(size, b"\0") + data)
+
+
+def dirty_vhdx(log: bytes, length: int = 6 * MIB, block: bytes = b"\x07" * MIB) -> bytes:
+    """A VHDX of 64 MiB whose log waits, with `block` at 5 MiB, which no table names yet."""
+    headers = (vhdx_header(1), vhdx_header(2, log=b"l" * 16))
+    return put(put(vhdx(headers=headers, length=length), MIB, log), 5 * MIB, block)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-import crafted
 import pytest
-from crafted import MIB
 
 from virtuary.base.errors import Invalid
 from virtuary.images.formats import inspect, open_reader
 from virtuary.images.vhd import unpack_vhd
+
+sys.path.insert(0, str(Path(__file__).parent))
+import crafted
+from crafted import MIB
 
 
 def unpacked(folder: Path, image: bytes) -> bytes:

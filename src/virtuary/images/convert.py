@@ -22,6 +22,7 @@ from virtuary.images.checksums import hash_file
 from virtuary.images.formats import File, Header, inspect, open_reader
 from virtuary.images.header import Report
 from virtuary.images.vhd import unpack_vhd
+from virtuary.images.vhdx import unpack_vhdx
 from virtuary.storage.blocks import TooLarge, block_layer, deadline_for, written
 from virtuary.storage.directory import reserving
 from virtuary.storage.full import fresh
@@ -42,10 +43,10 @@ async def to_qcow2(source: Path, header: Header, target: Path, report: Report, k
     """
     partial = target.with_name(f".{target.name}.partial")
     most = room_for(header)
-    room = most + (header.file_size if header.format == "vhd" else 0)
+    room = most + (header.file_size if _is_unpacked(header) else 0)
     with open_reader(source) as reader, reserving(target.parent, room, "converting the image", kept), fresh(partial) as output:
         before = _stamp(reader)
-        _check_same(reader, header)
+        await asyncio.to_thread(_check_same, reader, header)  # a log's checksums take a while
         report("converting the image", 0.0)  # a small one is finished before anything else is heard of it
         await _convert(reader, header, target.parent, output, most, report)
         if _stamp(reader) != before:
@@ -88,13 +89,13 @@ async def _plain(
 ) -> AsyncIterator[tuple[int, str, int | None]]:
     """What the block layer is given: the file and its format, or what only our own reader understands as a raw disk. A size where it is the
     beginning of the file."""
-    if header.format != "vhd":
-        yield reader.descriptor, header.format, None
-    elif header.details["kind"] == "fixed":
-        yield reader.descriptor, "raw", header.virtual_size
+    if not _is_unpacked(header):
+        fixed = header.format == "vhd"
+        yield reader.descriptor, "raw" if fixed else header.format, header.virtual_size if fixed else None
     else:
+        unpack = unpack_vhd if header.format == "vhd" else unpack_vhdx
         with tempfile.TemporaryFile(dir=folder) as disk:
-            await asyncio.to_thread(unpack_vhd, reader, header, disk.fileno(), tell)
+            await asyncio.to_thread(unpack, reader, header, disk.fileno(), tell)
             handle = os.open(
                 f"/proc/self/fd/{disk.fileno()}", os.O_RDONLY | os.O_CLOEXEC
             )  # the tool is to read, and nothing else
@@ -102,6 +103,11 @@ async def _plain(
                 yield handle, "raw", None
             finally:
                 os.close(handle)
+
+
+def _is_unpacked(header: Header) -> bool:
+    """Whether our own reader makes a raw disk of it first."""
+    return header.details.get("kind" if header.format == "vhd" else "log") in ("dynamic", "replayed")
 
 
 def _check_same(reader: File, header: Header) -> None:

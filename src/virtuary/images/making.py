@@ -6,6 +6,7 @@ our own header parser before any tool sees it, and converted, so that its format
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ async def _adopt(
     """Read the header of a foreign file, convert it, and remove it unless told to `keep` it; it is gone as well when it is refused."""
     try:
         with open_reader(file) as reader:
-            header = inspect(reader, stated)
+            header = await asyncio.to_thread(inspect, reader, stated)  # a log's checksums take a while
         disk = folder / "disk.qcow2"
         digest = await convert.to_qcow2(file, header, disk, report, means.kept)
     except VirtuaryError:

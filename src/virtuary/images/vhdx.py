@@ -1,16 +1,22 @@
 """The VHDX header, region table and metadata (Hyper-V), read before any tool sees the file.
 
-Layout: MS-VHDX. Refused: differencing disks (HasParent or a parent locator), logs that are not replayed (a replay would
-rewrite what was checked), required items we do not know, wrong checksums, contradictory copies.
+Layout: MS-VHDX. Refused: differencing disks (HasParent or a parent locator), required items we do not know, wrong checksums, contradictory
+copies. What a log waits to write is taken for written, and such a disk is unpacked by vhdx_log.py: a tool that replays it would rewrite what was
+checked.
 """
 
 from __future__ import annotations
 
 import struct
 import uuid
+from collections.abc import Callable
 from typing import NamedTuple
 
+from virtuary.images.crc32c import crc32c
 from virtuary.images.header import Bytes, Header, check_virtual_size, inside, is_power_of_two, refuse, take
+from virtuary.images.vhdx_log import Layout, Log, replayed, unpack
+
+__all__ = ["MAGIC", "PARENT_LOCATOR", "crc32c", "read_vhdx", "unpack_vhdx"]
 
 MAGIC = b"vhdxfile"
 KIB, MIB = 1024, 1024 * 1024
@@ -38,8 +44,10 @@ class _Region(NamedTuple):
 
 
 def read_vhdx(reader: Bytes, max_virtual_size: int) -> Header:
-    """The header of a clean VHDX without a parent; raises Invalid for any other."""
-    _check_active_header(reader)
+    """The header of a VHDX without a parent; raises Invalid for any other."""
+    log = _find_log(reader)
+    if log.identity != _NO_LOG:
+        reader = replayed(reader, log)
     regions = _regions(reader)
     items = _metadata(reader, regions[REGION_METADATA])
     block, flags = struct.unpack("<II", items[FILE_PARAMETERS])
@@ -54,11 +62,22 @@ def read_vhdx(reader: Bytes, max_virtual_size: int) -> Header:
     check_virtual_size(size, max_virtual_size)
     _check_block_table(regions[REGION_BAT], size, block, sector)
     details: dict[str, int | str] = {"block_size": block, "sector_size": sector}
+    if log.identity != _NO_LOG:
+        details |= {"log": "replayed", "table": regions[REGION_BAT].offset}
     return Header("vhdx", size, "1", reader.size, details)
 
 
-def _check_active_header(reader: Bytes) -> None:
-    """Of the two copies the valid one with the higher sequence number counts; its log must be empty."""
+def unpack_vhdx(reader: Bytes, header: Header, target: int, report: Callable[[float], None]) -> None:
+    """Write the disk of a VHDX whose log waits to be replayed, that was read as `header`, into an empty file. Blocks."""
+    block = int(header.details["block_size"])
+    layout = Layout(
+        int(header.details["table"]), header.virtual_size, block, (1 << 23) * int(header.details["sector_size"]) // block
+    )
+    unpack(replayed(reader, _find_log(reader)), layout, target, report)
+
+
+def _find_log(reader: Bytes) -> Log:
+    """Of the two copies of the header the valid one with the higher sequence number counts."""
     copies = []
     for offset in HEADERS:
         piece = take(reader, offset, 4 * KIB, "the VHDX header")
@@ -73,8 +92,8 @@ def _check_active_header(reader: Bytes) -> None:
     log, log_version, version = struct.unpack_from("<16sHH", active, 48)
     if version != 1 or log_version != 0:
         refuse(f"VHDX version {version} is not supported; 1 is", MERGE)
-    if log != _NO_LOG:
-        refuse("the VHDX was not closed cleanly: its log waits to be replayed", "attach it once in Hyper-V and detach it again")
+    length, offset = struct.unpack_from("<IQ", active, 68)
+    return Log(log, offset, length)
 
 
 def _regions(reader: Bytes) -> dict[uuid.UUID, _Region]:
@@ -144,26 +163,6 @@ def _check_block_table(region: _Region, size: int, block: int, sector: int) -> N
     entries = blocks + (blocks - 1) // chunk
     if entries * 8 > region.length:
         refuse(f"the block table of the VHDX is too short for a disk of {size} bytes")
-
-
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-_CRC = _crc_table()
-
-
-def crc32c(piece: bytes) -> int:
-    """CRC-32C (Castagnoli), the checksum of VHDX."""
-    value = 0xFFFFFFFF
-    for byte in piece:
-        value = _CRC[(value ^ byte) & 0xFF] ^ value >> 8
-    return value ^ 0xFFFFFFFF
 
 
 def _sum_fits(piece: bytes) -> bool:
