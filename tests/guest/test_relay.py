@@ -142,9 +142,12 @@ async def test_what_was_read_takes_no_room_and_what_nobody_reads_has_a_bound(her
     await asyncio.sleep(0.5)
     assert os.fstat(out).st_size < 3 * 1024 * 1024, "the command waits"
     got = 0
-    while got < 15_000_000:
-        got += sum(len(item.data) for item in await running.look() if isinstance(item, Piece))
-        await asyncio.sleep(0.002)
+    async with asyncio.timeout(20):
+        while got < 15_000_000:
+            found = await running.look()
+            assert not any(isinstance(item, End) for item in found), (got, found[-1])
+            got += sum(len(item.data) for item in found if isinstance(item, Piece))
+            await asyncio.sleep(0.002)
     assert os.fstat(out).st_size > 15_000_000 and os.fstat(out).st_blocks * 512 < 6 * 1024 * 1024
     status, rest, _, _ = await to_its_end(running, None)
     assert status == 0 and got + len(rest) == 20_000_000
