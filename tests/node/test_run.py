@@ -201,3 +201,23 @@ async def test_an_agent_that_lies_is_asked_again_and_its_addresses_are_learned_o
             {"name": "eth0", "ip-addresses": [{"ip-address": "10.9.8.7"}, {"ip-address": "\x1b[2J"}]}
         ]
         await until(lambda: run.addresses == ("10.9.8.7",))
+
+
+async def test_a_guests_clock_is_behind_by_what_the_host_was_suspended(short: Path) -> None:
+    class Suspended(SystemClock):
+        passed = 0.0
+
+        def slept(self) -> float:
+            return self.passed
+
+    clock, facts = Suspended(), runtime(ssh_port=None, network_pid=None, network_start=None)
+    run = Run(VmPaths(short, short), facts, os.pidfd_open(os.getpid()), None, clock, lambda: None)
+    try:
+        run._note_suspension()
+        assert run.behind == 0
+        clock.passed = 3600.0
+        run._note_suspension()
+        run._note_suspension()
+        assert run.behind == 3600.0
+    finally:
+        await run.close()

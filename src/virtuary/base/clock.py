@@ -1,6 +1,7 @@
 """Time behind one seam, so that tests can turn it.
 
-`now()` is monotonic and serves every deadline; `wall()` is for display only.
+`now()` is monotonic and serves every deadline; `wall()` is for display only; `slept()` tells
+for how many seconds since its boot the machine was suspended, which `now()` does not count.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Protocol
 class Clock(Protocol):
     def now(self) -> float: ...
     def wall(self) -> datetime: ...
+    def slept(self) -> float: ...
     async def sleep(self, seconds: float) -> None: ...
 
 
@@ -25,6 +27,9 @@ class SystemClock:
 
     def wall(self) -> datetime:
         return datetime.now(UTC)
+
+    def slept(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

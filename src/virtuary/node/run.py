@@ -96,6 +96,7 @@ class Run:
         self.clock_fault: str | None = None
         """Why its clock could not be set."""
         self._stopped: float | None = None
+        self._slept = clock.slept()
         self.cloud_init: CloudInit | None = None
         """How far its user data is, once that was asked."""
         self.console = Console(paths.console, self._heard)
@@ -281,6 +282,13 @@ class Run:
             if self.behind > STANDSTILL:
                 self._spawn(self._set_clock())
 
+    def _note_suspension(self) -> None:
+        """While the host was suspended the guest's clock stood still too, and nobody tells."""
+        before, self._slept = self._slept, self._clock.slept()
+        if self._slept - before > STANDSTILL and self._stopped is None:
+            self.behind += self._slept - before
+            self._spawn(self._set_clock())
+
     async def _set_clock(self) -> None:
         """Set the guest's clock, if its agent is up; else that is done when it is."""
         if self.agent is None or self.quiet or "agent" not in self.signals:
@@ -297,6 +305,7 @@ class Run:
         """Notice a QEMU that hangs, and that it goes on: its silence makes no event."""
         while not self.ended:
             await asyncio.sleep(0.5 if self.misses else HEARTBEAT)
+            self._note_suspension()
             before = (self.silent, self.qemu_status)
             await self.refresh(HEARTBEAT_DEADLINE)
             if (
