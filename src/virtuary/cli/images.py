@@ -14,6 +14,7 @@ from virtuary.cli.follow import follow
 from virtuary.cli.look import every
 from virtuary.cli.options import DETACH, Size, idempotency, options
 from virtuary.cli.output import ago, ask, emit, output_option, print_fields, print_table, tell
+from virtuary.cli.vmdk_set import find_extents, read_disk, size_of
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -197,6 +198,8 @@ def import_image(
 ) -> None:
     """Import a disk: qcow2, raw, vmdk, vhdx, vhd or vdi. It is checked before any tool opens it, then converted.
 
+    Of a VMDK of several files the descriptor is named, and the others lie beside it.
+
     \b
     Example:
       virtuary image import old-server.vmdk
@@ -205,12 +208,21 @@ def import_image(
         raise Invalid(f"{file} is not a regular file", "give an image file, not a folder, pipe or device")
     name = name or name_of(file)
     wire = connect()
+    if extents := find_extents(file):
+        if sha256:
+            raise Invalid("a VMDK of several files has no digest of its own", "leave out --sha256")
+        query = {**_given(facts), "format": "raw"}
+        target = f"/v1/images/{path_part(name)}/content"
+        pieces = read_disk(file, extents)
+        return _follow(wire, wire.upload(target, _lowered(query), pieces, size_of(extents)), detach, output)
     query = {**_given(facts), **({"format": form} if form else {}), **({"sha256": sha256} if sha256 else {})}
     with open(file, "rb") as handle:
-        answer = wire.upload(
-            f"/v1/images/{path_part(name)}/content", {k: str(v).lower() for k, v in query.items()}, handle, os.path.getsize(file)
-        )
+        answer = wire.upload(f"/v1/images/{path_part(name)}/content", _lowered(query), handle, os.path.getsize(file))
     _follow(wire, answer, detach, output)
+
+
+def _lowered(query: dict[str, Any]) -> dict[str, Any]:
+    return {key: str(value).lower() for key, value in query.items()}
 
 
 def name_of(file: str) -> str:

@@ -42,13 +42,17 @@ class Wire:
         return _decode(text) if text else None
 
     def upload(self, target: str, query: dict[str, Any], content: Any, size: int) -> Any:
-        """PUT a file's content as it is; `content` is a readable binary file."""
+        """PUT a file's content as it is; `content` is a readable binary file, or pieces that are `size` bytes together."""
         with self.connect() as sock:
             head = self._head("PUT", target, query, {"Content-Length": str(size), "Content-Type": "application/octet-stream"})
             sock.sendall(head)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused meanwhile: the answer tells why
-                if size:
-                    sock.sendfile(content, 0, size)
+                if hasattr(content, "fileno"):
+                    if size:
+                        sock.sendfile(content, 0, size)
+                else:
+                    for piece in content:
+                        sock.sendall(piece)
             reply = _Reply(sock)
             text = reply.read()
         if reply.status >= 400:
