@@ -24,6 +24,8 @@ from virtuary.client.wire import Wire, path_part
 WINDOW = 1024 * 1024
 """Bytes of input that are sent before they are taken."""
 PIECE = 64 * 1024
+UNSAID = 2.0
+"""Seconds for which nothing is said of a command that has not begun."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 Put = Callable[[int, bytes], None]
 
@@ -46,6 +48,7 @@ class Running:
         self._limit = limit or 0
         self._sent = self._taken = 0
         self._eof, self._begun = stdin is None, False
+        self._told = False
         self._caught: list[int] = []
 
     def run(self, wish: dict[str, Any]) -> int:
@@ -67,7 +70,12 @@ class Running:
         if self._begun and not self._eof and self._sent - self._taken < WINDOW:
             reads.append(self._stdin)
         left = None if self._until is None else max(0.0, self._until - time.monotonic())
+        if not self._begun and not self._told:
+            left = UNSAID if left is None else min(left, UNSAID)
         ready, _, _ = select.select(reads, [], [], left)
+        if not ready and not self._begun and not self._told:
+            self._told = True
+            say("waiting for the guest agent")
         if not ready and self._until is not None and time.monotonic() >= self._until:
             raise GuestSilent(f"the command did not end within {format_duration(self._limit)}", "it was ended")
         if woken in ready:

@@ -34,6 +34,8 @@ FRAME_CAP = 64 * 1024
 ACKNOWLEDGED_AT = 256 * 1024
 WATCHED = 5.0
 """Seconds without a word after which it is asked whether the program still runs."""
+ANSWERS = 5.0
+"""Seconds within which an agent begins to do what it is asked: where none does, there is another way in."""
 BEAT = 20.0
 """Seconds after which the guest is told that somebody still waits; it ends the command after 120 without."""
 QUICK, SLOW = 0.01, 0.25
@@ -277,7 +279,7 @@ async def _start(agent: Agent, command: Command) -> Relay:
     rows, columns = command.size
     try:
         for end, mode in _MODES.items():
-            handles[end] = read(await agent.run("guest-file-open", path=f"{name}.{end}", mode=mode), WHO).number()
+            handles[end] = read(await agent.run("guest-file-open", ANSWERS, path=f"{name}.{end}", mode=mode), WHO).number()
         if command.terminal:
             await Relay(agent, handles, "").resize(rows, columns)
         words = [name, "t" if command.terminal else "p", command.terminal, *command.words]

@@ -63,7 +63,7 @@ class Session:
             await begun()
             return await self._pass(running)
         finally:
-            with contextlib.suppress(GuestSilent):
+            with contextlib.suppress(GuestSilent, TimeoutError):
                 async with asyncio.timeout(5):
                     await running.close()
 
