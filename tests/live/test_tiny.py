@@ -153,7 +153,11 @@ def test_a_new_name_leaves_the_guest_s_own_keys_and_one_it_can_t_take_is_told(in
 def test_user_data_that_nobody_would_read_is_refused(instance: Instance, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("#cloud-config\nruncmd: [ls]\n")
     said = instance.run("launch", "tiny", "told", "--user-data", str(tmp_path / "data"))
-    assert said.status == 2 and "has no cloud-init" in said.err and instance.run("show", "told").status != 0
+    assert (
+        said.status == 2
+        and f"{tmp_path}/data: the image tiny has no cloud-init" in said.err
+        and instance.run("show", "told").status != 0
+    )
 
 
 def test_exec_ends_the_command_at_its_timeout_and_with_whoever_waits(instance: Instance, one: str) -> None:

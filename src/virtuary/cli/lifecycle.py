@@ -57,10 +57,10 @@ def launch_command(image: str, name: str | None, count: int, **given: Any) -> No
         )
     wire = connect()
     if given["dry_run"]:
-        return _show_plan(wire, wish, given["output"])
+        return _show_plan(wire, wish, given)
     if count > 1:
         return _launch_many(wire, wish, count, given)
-    answer = wire.call("POST", "/v1/vms", wish, headers=idempotency())
+    answer = _ask_for(wire, wish, given)
     vm, operation = answer["vm"], answer["operation"]
     if given["detach"]:
         return emit(
@@ -117,7 +117,7 @@ def _launch_many(wire: Wire, wish: dict[str, Any], count: int, given: dict[str, 
     for number in range(1, count + 1):
         named = {**wish, "name": f"{wish['name']}-{number}"} if "name" in wish else wish
         try:
-            begun.append(wire.call("POST", "/v1/vms", named, headers=idempotency()))
+            begun.append(_ask_for(wire, named, given))
         except VirtuaryError as error:
             failure = _keep(failure, error, count)
     if given["detach"]:
@@ -161,8 +161,20 @@ def _show_console_tail(wire: Wire, name: str) -> None:
             say(f"  | {line}")
 
 
-def _show_plan(wire: Wire, wish: dict[str, Any], form: str) -> None:
-    answer = wire.call("POST", "/v1/vms", wish, query={"dry_run": "true"})
+def _ask_for(wire: Wire, wish: dict[str, Any], given: dict[str, Any], **query: Any) -> dict[str, Any]:
+    """Ask for a server; what is wrong with its user data is told with the file that it is in."""
+    try:
+        found: dict[str, Any] = wire.call("POST", "/v1/vms", wish, query or None, {} if query else idempotency())
+        return found
+    except Invalid as error:
+        path = given.get("user_data")
+        if not path or "user data" not in error.sentence or path in error.sentence:
+            raise
+        raise Invalid(f"{'standard input' if path == '-' else path}: {error.sentence}", error.hint, **error.details) from error
+
+
+def _show_plan(wire: Wire, wish: dict[str, Any], given: dict[str, Any]) -> None:
+    answer, form = _ask_for(wire, wish, given, dry_run="true"), given["output"]
 
     def table() -> None:
         import shlex
@@ -218,8 +230,8 @@ def create_command(image: str, name: str | None, **given: Any) -> None:
     wire = connect()
     wish = {**birth_wish(image, name, given), **resource_wish(given), "power": "stopped"}
     if given["dry_run"]:
-        return _show_plan(wire, wish, given["output"])
-    answer = wire.call("POST", "/v1/vms", wish, headers=idempotency())
+        return _show_plan(wire, wish, given)
+    answer = _ask_for(wire, wish, given)
     _after(wire, answer, given, "created")
 
 
