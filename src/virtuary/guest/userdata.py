@@ -187,9 +187,8 @@ def _load(part: Part) -> Any:
         _check_extent(part.text)
         return _LOADER(part.text).get_single_data()
     except Exception as error:  # besides YAMLError whatever a broken date, number or tag makes of it
-        raise Invalid(
-            f"{part.name} is not valid YAML: {' '.join(str(error).replace('in "<unicode string>", ', '').split())[:300]}"
-        ) from error
+        why = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise Invalid(f"{part.name} is not valid YAML: {why[:300]}") from error
 
 
 def _check_archive(part: Part, depth: int) -> None:
