@@ -111,6 +111,47 @@ def test_programs_of_their_own_need_nothing_but_the_standard_library(name: str) 
     assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names
 
 
+CIRCLES = {
+    *("api/auth.py", "api/websocket.py"),
+    *(
+        "node/addresses.py",
+        "node/bandwidth.py",
+        "node/hindrances.py",
+        "node/networks.py",
+        "node/rules.py",
+        "node/site.py",
+        "node/uplink.py",
+    ),
+}
+"""Files that import each other, for types at least. None may join them."""
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {name: targets(tree) & set(NAMES) - {name} for name, tree in trees()}
+
+    def reached(name: str) -> set[str]:
+        found, todo = set[str](), list(graph[name])
+        while todo:
+            if (one := todo.pop()) not in found:
+                found.add(one)
+                todo += graph[one]
+        return found
+
+    assert {name for name in graph if name in reached(name)} == CIRCLES
+
+
+def targets(tree: ast.Module) -> set[str]:
+    """The files that one imports, whenever it does."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("virtuary"):
+            words = [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {f"{word.removeprefix('virtuary.').replace('.', '/')}.py" for word in words}
+        elif isinstance(node, ast.Import):
+            found |= {f"{alias.name.removeprefix('virtuary.').replace('.', '/')}.py" for alias in node.names}
+    return found
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_module_imports(name: str) -> None:
     if name == "__main__.py":

@@ -15,7 +15,7 @@ import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Bug, Conflict, Failed, GuestSilent, StoreAway, VirtuaryError, of_system
@@ -32,15 +32,13 @@ from virtuary.node.describe import layers_of, user_of
 from virtuary.node.effects import Effect, printable
 from virtuary.node.launch import clean_up
 from virtuary.node.plan import unborn
+from virtuary.node.server import Server
 from virtuary.node.site import Site
 from virtuary.node.warm import make_host_key
 from virtuary.node.world import World
 from virtuary.storage import directory, full
 from virtuary.storage.overlay import pieces
 from virtuary.storage.own import check_disk
-
-if TYPE_CHECKING:
-    from virtuary.node.worker import Worker
 
 logger = logging.getLogger("virtuary.copies")
 MAX_LAYERS = 32
@@ -99,7 +97,7 @@ def holding(site: Site, copy: Vm) -> Iterator[None]:
         site.held.discard(copy.id)
 
 
-async def giving(worker: Worker, copy: Vm, gift: Callable[[], Awaitable[None]]) -> None:
+async def giving(worker: Server, copy: Vm, gift: Callable[[], Awaitable[None]]) -> None:
     """Let the source give; whatever goes wrong is the end of the copy, never of the source."""
     site = worker.site
     with holding(site, copy):
@@ -139,12 +137,12 @@ def wanted(site: Site, copy: Vm, operation: str) -> bool:
     return not Vm.load(record.value, record.revision).meta.purge
 
 
-async def drop_copy(worker: Worker, world: World, why: str) -> None:
+async def drop_copy(worker: Server, world: World, why: str) -> None:
     """A copy that can't become what it was to be."""
     await end_copy(worker, world, Failed(why))
 
 
-async def end_copy(worker: Worker, world: World, error: VirtuaryError) -> None:
+async def end_copy(worker: Server, world: World, error: VirtuaryError) -> None:
     """A copy whose process is over, or never was, and which is nothing without it."""
     if worker.run:
         await worker.run.close()
@@ -157,7 +155,7 @@ async def end_copy(worker: Worker, world: World, error: VirtuaryError) -> None:
     )
 
 
-async def refuse_copy(worker: Worker, world: World, refused: tuple[Vm, str]) -> None:
+async def refuse_copy(worker: Server, world: World, refused: tuple[Vm, str]) -> None:
     """Tell a copy that there is nothing to give it."""
     copy, why = refused
     await give_up(worker.site, copy.key, Failed(f"{world.vm.name} was not copied to {copy.name}: {why}"))
@@ -166,12 +164,12 @@ async def refuse_copy(worker: Worker, world: World, refused: tuple[Vm, str]) -> 
 # ---- an overlay
 
 
-async def share_disk(worker: Worker, world: World, copy: Vm) -> None:
+async def share_disk(worker: Server, world: World, copy: Vm) -> None:
     """Make the disk of a stopped server a layer below both: below a new disk of its own, and below the copy's."""
     await giving(worker, copy, lambda: _share(worker, world, copy))
 
 
-async def _share(worker: Worker, world: World, copy: Vm) -> None:
+async def _share(worker: Server, world: World, copy: Vm) -> None:
     site, vm = worker.site, world.vm
     operation = operation_of(site, copy)
     name = f"disk-{operation.spec.params['layer']}.qcow2"
@@ -253,7 +251,7 @@ def untouched(site: Site, vm: Vm) -> bool:
     return disk.stat().st_size == offset + len(content)  # a cluster that is written, or only discarded, makes the file larger
 
 
-def give_variables(worker: Worker, copy: Vm) -> None:
+def give_variables(worker: Server, copy: Vm) -> None:
     """The copy's folder, with UEFI variables like the source's."""
     paths = worker.site.paths.vm(copy.id)
     paths.home.mkdir(mode=0o700, exist_ok=True)
@@ -261,7 +259,7 @@ def give_variables(worker: Worker, copy: Vm) -> None:
         write_whole(paths.firmware_vars, worker.paths.firmware_vars.read_bytes())
 
 
-async def tidy_home(worker: Worker, world: World, _: None) -> None:
+async def tidy_home(worker: Server, world: World, _: None) -> None:
     """Remove what is of no more use to the server: a crash may have left it."""
     _tidy(worker.site, worker.paths, world.vm)
 
@@ -275,7 +273,7 @@ def _tidy(site: Site, paths: VmPaths, vm: Vm) -> None:
     sync_dir(paths.home)
 
 
-async def stand_on_layer(worker: Worker, world: World, _: None) -> None:
+async def stand_on_layer(worker: Server, world: World, _: None) -> None:
     """The copy's own disk, empty, on what it shares with its source."""
     vm, site = world.vm, worker.site
     disk = worker.paths.home / vm.status.disk_file
@@ -301,12 +299,12 @@ def drop_layers(site: Site) -> None:
 # ---- in full
 
 
-async def convert_disk(worker: Worker, world: World, copy: Vm) -> None:
+async def convert_disk(worker: Server, world: World, copy: Vm) -> None:
     """Give the copy of a stopped server a disk that stands alone."""
     await giving(worker, copy, lambda: _convert(worker, world, copy))
 
 
-async def _convert(worker: Worker, world: World, copy: Vm) -> None:
+async def _convert(worker: Server, world: World, copy: Vm) -> None:
     site, vm, paths = worker.site, world.vm, worker.site.paths.vm(copy.id)
     operation = operation_of(site, copy).key
     files, size = (*layers_of(site, vm), worker.paths.home / vm.status.disk_file), vm.status.disk_size or 0
@@ -334,7 +332,7 @@ async def _convert(worker: Worker, world: World, copy: Vm) -> None:
 # ---- its first start
 
 
-async def renew_copy(worker: Worker, world: World, _: None) -> None:
+async def renew_copy(worker: Server, world: World, _: None) -> None:
     """Make the guest a machine of its own, which was its source when it went to sleep: name, keys, machine-id, SSH host keys."""
     run, vm = worker.run, world.vm
     assert run

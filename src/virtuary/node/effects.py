@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from virtuary.base.errors import GuestSilent
 from virtuary.base.text import shown
 from virtuary.node import operations
+from virtuary.node.server import Server
 from virtuary.node.world import World
 from virtuary.qemu.qmp import Monitor
 
-if TYPE_CHECKING:
-    from virtuary.node.worker import Worker
-
-Effect = Callable[["Worker", World, Any], Awaitable[None]]
+Effect = Callable[[Server, World, Any], Awaitable[None]]
 
 
-def monitor_of(worker: Worker) -> Monitor:
+def monitor_of(worker: Server) -> Monitor:
     """The machine's monitor; raises GuestSilent where it is not connected."""
     if worker.run is None or worker.run.monitor is None:
         raise GuestSilent("QEMU's monitor is not connected")
     return worker.run.monitor
 
 
-async def note_on(worker: Worker, world: World, *texts: str, **changes: Any) -> None:
+async def note_on(worker: Server, world: World, *texts: str, **changes: Any) -> None:
     """Note something on the operation, where one waits."""
     if world.operation:
         await operations.note(worker.site.store, world.operation.key, *texts, **changes)

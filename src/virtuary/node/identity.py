@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
@@ -20,6 +19,7 @@ from virtuary.guest.seed import HostKey
 from virtuary.guest.wake import open_port
 from virtuary.node import templates
 from virtuary.node.effects import Effect, monitor_of, note_on, printable
+from virtuary.node.server import Server
 from virtuary.node.steps import kill, pin_machine, start_machine
 from virtuary.node.templates import find_template, keys_of
 from virtuary.node.warm import copy_of, make_host_key, more_memory, renewal_of, reset_disk
@@ -27,16 +27,13 @@ from virtuary.node.world import World
 from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import describe
 
-if TYPE_CHECKING:
-    from virtuary.node.worker import Worker
-
 logger = logging.getLogger("virtuary.identity")
 RENEWAL_LIMIT = 180.0
 """Seconds a copy is given to become a machine of its own, where many of them share an emulated processor."""
 declare("warm.after_load", "renew.before", "renew.after", "identity.before", "identity.after")
 
 
-async def start_warm(worker: Worker, world: World, _: None) -> None:
+async def start_warm(worker: Server, world: World, _: None) -> None:
     """Start QEMU, waiting for the state of the warm template this server is to be a copy of; or give that up for a boot."""
     site = worker.site
     try:
@@ -56,7 +53,7 @@ async def start_warm(worker: Worker, world: World, _: None) -> None:
         await _go_cold(worker, world, error)
 
 
-async def load_state(worker: Worker, world: World, _: None) -> None:
+async def load_state(worker: Server, world: World, _: None) -> None:
     """Give a copy the template's state, and plug what it has more than the template; it is paused then."""
     monitor, vm, site = monitor_of(worker), world.vm, worker.site
     assert worker.run
@@ -73,7 +70,7 @@ async def load_state(worker: Worker, world: World, _: None) -> None:
     await worker.run.refresh()
 
 
-async def give_identity(worker: Worker, world: World, _: None) -> None:
+async def give_identity(worker: Server, world: World, _: None) -> None:
     """Make the guest a machine of its own: hostname, hosts, keys; one round trip through the agent."""
     run = worker.run
     assert run
@@ -89,7 +86,7 @@ async def give_identity(worker: Worker, world: World, _: None) -> None:
     await worker.write(world.vm, identity=world.vm.name, identity_refused=None)
 
 
-async def _refused(worker: Worker, world: World, why: str) -> None:
+async def _refused(worker: Server, world: World, why: str) -> None:
     """It goes on as who it is: whoever waits is told, and the guest is asked again after a while, or at its next start."""
     say(logger, "identity refused", logging.WARNING, vm=world.vm.name, why=why)
     await note_on(worker, world, f"the guest did not take its name and keys: {why}")
@@ -97,13 +94,13 @@ async def _refused(worker: Worker, world: World, why: str) -> None:
     await worker.write(world.vm, identity_refused=why)
 
 
-async def renew_identity(worker: Worker, world: World, _: None) -> None:
+async def renew_identity(worker: Server, world: World, _: None) -> None:
     """Make a resumed copy a machine of its own, before anybody may use it; one that can't be made so is ended and booted cold."""
     async with worker.site.renewals:
         await _renew(worker, world)
 
 
-async def _renew(worker: Worker, world: World) -> None:
+async def _renew(worker: Server, world: World) -> None:
     run, vm = worker.run, world.vm
     assert run and run.monitor
     try:
@@ -128,7 +125,7 @@ async def _renew(worker: Worker, world: World) -> None:
     await run.speak(outcome.stdout.endswith(identity.LISTENS), addresses)
 
 
-async def _awaken(worker: Worker, lines: bytes) -> Outcome:
+async def _awaken(worker: Server, lines: bytes) -> Outcome:
     """Have the program that waits in the guest do these lines; where a daemon before this one may have told it some, another one of it."""
     run = worker.run
     assert run
@@ -139,13 +136,13 @@ async def _awaken(worker: Worker, lines: bytes) -> Outcome:
     return await run.agent.execute([f"{identity.FOLDER}/awaken"], lines, RENEWAL_LIMIT)
 
 
-async def _host_key(worker: Worker) -> HostKey:
+async def _host_key(worker: Server) -> HostKey:
     """The key that was begun with the start, or another one, when a daemon before this one began it."""
     making, worker.host_key = worker.host_key, None
     return await (making or make_host_key(worker.paths.runtime))
 
 
-async def _go_cold(worker: Worker, world: World, error: VirtuaryError) -> None:
+async def _go_cold(worker: Server, world: World, error: VirtuaryError) -> None:
     """A copy that could not be made a machine of its own is nothing: it is ended, and the server boots from the image."""
     why = f"the warm start failed: {error.sentence}"
     say(logger, "warm start given up", logging.WARNING, vm=world.vm.name, why=error.sentence)

@@ -15,7 +15,7 @@ import os
 import secrets
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, GuestSilent, VirtuaryError, of_system
@@ -32,6 +32,7 @@ from virtuary.model.vm import Shape, Vm
 from virtuary.node import copies, operations, steps, templates
 from virtuary.node.describe import layers_of, machine_of, place_of, shape_of, shaped
 from virtuary.node.effects import Effect, printable
+from virtuary.node.server import Server
 from virtuary.node.site import Site
 from virtuary.node.warm import copy_of, generation_of, make_host_key
 from virtuary.node.world import World
@@ -41,9 +42,6 @@ from virtuary.qemu.argv import command, digest
 from virtuary.qemu.describe import Machine, describe, layer_parts
 from virtuary.qemu.parts import Grants
 from virtuary.storage import directory, full, sparse
-
-if TYPE_CHECKING:
-    from virtuary.node.worker import Worker
 
 logger = logging.getLogger("virtuary.live")
 RENEWAL_LIMIT = 60.0
@@ -90,12 +88,12 @@ async def live_machine(site: Site, vm: Vm, image: Image, accel: str, shape: Shap
 # ---- the source
 
 
-async def save_live(worker: Worker, world: World, copy: Vm) -> None:
+async def save_live(worker: Server, world: World, copy: Vm) -> None:
     """Save the memory and the disk of a server that runs into the folder of its copy."""
     await copies.giving(worker, copy, lambda: _save(worker, world, copy))
 
 
-async def _save(worker: Worker, world: World, copy: Vm) -> None:
+async def _save(worker: Server, world: World, copy: Vm) -> None:
     site, vm, run, image = worker.site, world.vm, worker.run, world.image
     operation = copies.operation_of(site, copy).key
     if run is None or run.monitor is None or run.agent is None or image is None:
@@ -136,7 +134,7 @@ def stood_still(name: str, still: engine.Still) -> str:
     return f"{name} stood still for {took}{why}"
 
 
-async def _prepare(worker: Worker, vm: Vm, image: Image, copy: Vm, paths: VmPaths) -> None:
+async def _prepare(worker: Server, vm: Vm, image: Image, copy: Vm, paths: VmPaths) -> None:
     """The copy's folder with an empty disk on the source's layers, and what of the source's small files is part of its machine."""
     site = worker.site
     copies.give_variables(worker, copy)
@@ -156,7 +154,7 @@ async def _prepare(worker: Worker, vm: Vm, image: Image, copy: Vm, paths: VmPath
             write_whole(paths.seed, worker.paths.seed.read_bytes())
 
 
-async def _save_into(worker: Worker, machine: Machine, paths: VmPaths, copy: Vm, operation: str) -> engine.Still:
+async def _save_into(worker: Server, machine: Machine, paths: VmPaths, copy: Vm, operation: str) -> engine.Still:
     site, run = worker.site, worker.run
     assert run and run.monitor
     opened: list[int] = []
@@ -182,7 +180,7 @@ async def _save_into(worker: Worker, machine: Machine, paths: VmPaths, copy: Vm,
             os.close(handle)
 
 
-async def end_save(worker: Worker, world: World, _: None) -> None:
+async def end_save(worker: Server, world: World, _: None) -> None:
     """Let a server go on that a daemon before this one left standing still, and put away what that left."""
     run = worker.run
     if run is None or run.monitor is None:
@@ -194,7 +192,7 @@ async def end_save(worker: Worker, world: World, _: None) -> None:
 # ---- the copy
 
 
-async def start_live(worker: Worker, world: World, _: None) -> None:
+async def start_live(worker: Server, world: World, _: None) -> None:
     """Start QEMU, waiting for the memory that was saved."""
     try:
         facts = _facts(worker.paths)
@@ -211,7 +209,7 @@ async def start_live(worker: Worker, world: World, _: None) -> None:
         await _fail(worker, world, error)
 
 
-async def load_live(worker: Worker, world: World, _: None) -> None:
+async def load_live(worker: Server, world: World, _: None) -> None:
     """Read the memory; the machine is paused then."""
     vm, run = world.vm, worker.run
     assert run and vm.status.runtime
@@ -231,7 +229,7 @@ async def load_live(worker: Worker, world: World, _: None) -> None:
     await run.refresh()
 
 
-async def renew_live(worker: Worker, world: World, _: None) -> None:
+async def renew_live(worker: Server, world: World, _: None) -> None:
     """Make the guest, which believes to be its source, a machine of its own, before anybody may use it."""
     run, vm, site = worker.run, world.vm, worker.site
     assert run
@@ -289,7 +287,7 @@ def _facts(paths: VmPaths) -> dict[str, Any]:
     return facts
 
 
-async def _fail(worker: Worker, world: World, error: VirtuaryError | OSError) -> None:
+async def _fail(worker: Server, world: World, error: VirtuaryError | OSError) -> None:
     """A live copy that can't become a machine of its own is ended and removed."""
     current = worker.load()
     if current and current.status.runtime and worker.run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import PeerAway, VirtuaryError
@@ -13,12 +12,10 @@ from virtuary.network import passt
 from virtuary.node.describe import forwards_of, ssh_forward
 from virtuary.node.effects import Effect, monitor_of
 from virtuary.node.launch import Plugged, Served
+from virtuary.node.server import Server
 from virtuary.node.site import Site
 from virtuary.node.world import Step, World
 from virtuary.qemu import plug
-
-if TYPE_CHECKING:
-    from virtuary.node.worker import Worker
 
 declare("nic.after_plug", "nic.after_record", "nic.after_unplug")
 
@@ -68,7 +65,7 @@ def plugging(world: World) -> Step | None:
     return None
 
 
-async def plug_nic(worker: Worker, world: World, nic: Nic) -> None:
+async def plug_nic(worker: Server, world: World, nic: Nic) -> None:
     """Give the machine one more NIC; its guest sees it appear. What fails is tried again: a server is not stopped for it."""
     try:
         await _plug(worker, world.vm, nic)
@@ -78,7 +75,7 @@ async def plug_nic(worker: Worker, world: World, nic: Nic) -> None:
         raise error if error.retry else PeerAway(f"NIC {nic.number} can't be plugged: {error.sentence}") from error
 
 
-async def _plug(worker: Worker, vm: Vm, nic: Nic) -> None:
+async def _plug(worker: Server, vm: Vm, nic: Nic) -> None:
     monitor = monitor_of(worker)
     assert vm.status.runtime
     await plug.unplug_nic(monitor, nic.number)  # what a plugging that was cut off left
@@ -93,7 +90,7 @@ async def _plug(worker: Worker, vm: Vm, nic: Nic) -> None:
     crashpoint("nic.after_record")
 
 
-async def unplug_nic(worker: Worker, world: World, number: int) -> None:
+async def unplug_nic(worker: Server, world: World, number: int) -> None:
     """Take a NIC from the machine, when its guest lets go of it. Raises GuestSilent when it does not."""
     vm = world.vm
     assert vm.status.runtime

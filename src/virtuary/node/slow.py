@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from virtuary.base.errors import Failed, VirtuaryError
 from virtuary.base.units import format_size
@@ -17,10 +17,8 @@ from virtuary.model.vm import default_memory
 from virtuary.node import operations
 from virtuary.node.describe import firmware_of
 from virtuary.node.effects import Effect
+from virtuary.node.server import Server
 from virtuary.node.world import Step, World
-
-if TYPE_CHECKING:
-    from virtuary.node.worker import Worker
 
 TIMES = 3
 GIVEN_UP = 12
@@ -82,13 +80,13 @@ def in_stage(world: World) -> float:
     return world.age - max({**world.vm.status.stages, **world.signals}.values(), default=0.0)
 
 
-async def explain(worker: Worker, world: World, stage: str) -> None:
+async def explain(worker: Server, world: World, stage: str) -> None:
     """Find out why it is still in this stage, and tell."""
     worker.explained = worker.site.clock.now()
     await tell_why(worker, world, await _find(worker, world, stage))
 
 
-async def tell_why(worker: Worker, world: World, found: Finding) -> None:
+async def tell_why(worker: Server, world: World, found: Finding) -> None:
     """Note it where it is news; a start of which nothing can come ends with it."""
     operation, name = world.operation, world.vm.name
     assert operation
@@ -99,7 +97,7 @@ async def tell_why(worker: Worker, world: World, found: Finding) -> None:
         await operations.finish(worker.site.store, operation.key, Failed(f"{name} does not come up: {found.why}", hint))
 
 
-async def _find(worker: Worker, world: World, stage: str) -> Finding:
+async def _find(worker: Server, world: World, stage: str) -> Finding:
     run = worker.run
     said = run.console.recent if run else b""
     for sign, finding in SIGNS:
@@ -128,7 +126,7 @@ def _unheard(world: World, said: bytes) -> Finding:
     return Finding(f"{nothing} yet: {asks}", not said.strip() and in_stage(world) > world.usual["firmware"] * GIVEN_UP)
 
 
-async def _find_inside(worker: Worker, world: World, stage: str) -> Finding:
+async def _find_inside(worker: Server, world: World, stage: str) -> Finding:
     """What the guest itself tells, and who is in the way of its network."""
     run = worker.run
     assert run and run.agent

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from virtuary.base.answers import read
 from virtuary.base.crash import crashpoint, declare
@@ -31,6 +31,7 @@ from virtuary.node.effects import Effect, monitor_of, note_on
 from virtuary.node.launch import QMP_READY, Wiring, clean_up, end_machine, launch, serve_network
 from virtuary.node.plan import CRASH_WINDOW, End, never_handed_out
 from virtuary.node.run import open_run
+from virtuary.node.server import Server
 from virtuary.node.site import Site
 from virtuary.node.slow import STARTS
 from virtuary.node.templates import keys_of
@@ -42,9 +43,6 @@ from virtuary.qemu.describe import Machine
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.qmp import open_monitor
 from virtuary.storage import directory
-
-if TYPE_CHECKING:
-    from virtuary.node.worker import Worker
 
 logger = logging.getLogger("virtuary.steps")
 LOG_CAP = 256 * 1024
@@ -60,7 +58,7 @@ def has_space(site: Site) -> bool:
     return usage.free > 64 * 1024 * 1024
 
 
-async def follow_image(worker: Worker, world: World, _: None) -> None:
+async def follow_image(worker: Server, world: World, _: None) -> None:
     """While the image is being made, show its progress as ours; then sleep until something changes."""
     assert world.operation
     source = world.image_operation.status if world.image_operation else None
@@ -74,7 +72,7 @@ async def follow_image(worker: Worker, world: World, _: None) -> None:
     await worker.sleep(1)
 
 
-async def make_disk(worker: Worker, world: World, _: None) -> None:
+async def make_disk(worker: Server, world: World, _: None) -> None:
     """The root disk: an overlay on a warm template's where one fits, else on the image. What a broken start left is not kept."""
     image, site = world.image, worker.site
     assert image
@@ -97,13 +95,13 @@ async def make_disk(worker: Worker, world: World, _: None) -> None:
     await worker.write(world.vm, {template.key: template.meta.revision}, **changes)
 
 
-async def grow_disk(worker: Worker, world: World, size: int) -> None:
+async def grow_disk(worker: Server, world: World, size: int) -> None:
     await note_on(worker, world, "growing the disk", stage="disk")
     await directory.grow(worker.paths.home / world.vm.status.disk_file, layers_of(worker.site, world.vm), size, worker.site.kept)
     await worker.write(world.vm, disk_size=size)
 
 
-async def make_seed(worker: Worker, world: World, _: None) -> None:
+async def make_seed(worker: Server, world: World, _: None) -> None:
     """The cloud-init seed, from the user data that is kept apart, and for a first boot a host key that is known from then on."""
     record = worker.site.store.get(f"secret/{world.vm.id}")
     text = record.value.decode() if record else ""
@@ -118,7 +116,7 @@ async def make_seed(worker: Worker, world: World, _: None) -> None:
     crashpoint("seed.after_write")
 
 
-async def start(worker: Worker, world: World, _: None) -> None:
+async def start(worker: Server, world: World, _: None) -> None:
     """Boot: start QEMU, paused; its record is durable before any virtual CPU runs."""
     assert world.image
     choice = await worker.site.accel(PLATFORMS[world.vm.spec.arch], world.vm.spec.accel)
@@ -132,7 +130,7 @@ async def start(worker: Worker, world: World, _: None) -> None:
 
 
 async def start_machine(
-    worker: Worker, vm: Vm, machine: Machine, template: Template | None = None, *, live: bool = False
+    worker: Server, vm: Vm, machine: Machine, template: Template | None = None, *, live: bool = False
 ) -> None:
     """Start QEMU for this server. `template` or `live`: it waits for a state, and is nobody until it was given an identity."""
     site = worker.site
@@ -189,7 +187,7 @@ async def start_machine(
     await _answer(worker)
 
 
-async def pin_machine(worker: Worker, vm: Vm) -> Vm:
+async def pin_machine(worker: Server, vm: Vm) -> Vm:
     """The hardware a server first starts on stays its own through every upgrade of QEMU."""
     if vm.spec.machine:
         return vm
@@ -199,7 +197,7 @@ async def pin_machine(worker: Worker, vm: Vm) -> Vm:
     return changed.but(meta=changed.meta.but(revision=revision))
 
 
-async def _answer(worker: Worker) -> None:
+async def _answer(worker: Server) -> None:
     """Wait until QEMU's monitor answers; a QEMU that dislikes its arguments says so here."""
     run = worker.run
     until = worker.site.clock.now() + QMP_READY
@@ -210,7 +208,7 @@ async def _answer(worker: Worker) -> None:
         await asyncio.sleep(0.003)
 
 
-async def start_network(worker: Worker, world: World, _: None) -> None:
+async def start_network(worker: Server, world: World, _: None) -> None:
     """Connect somebody new to the machine's NIC: whoever served its network has died, or nobody has yet. A guest that runs is not stopped for this."""
     runtime, run = world.vm.status.runtime, worker.run
     assert runtime and run and runtime.ssh_port
@@ -225,7 +223,7 @@ async def start_network(worker: Worker, world: World, _: None) -> None:
     await worker.write(world.vm, runtime=runtime.but(network_pid=identity.pid, network_start=identity.start))
 
 
-async def resume(worker: Worker, world: World, _: None) -> None:
+async def resume(worker: Server, world: World, _: None) -> None:
     """Let the virtual CPUs run. Only ever for a machine whose record is durable and names this host as owner."""
     crashpoint("start.before_release")
     await monitor_of(worker).run("cont")
@@ -234,18 +232,18 @@ async def resume(worker: Worker, world: World, _: None) -> None:
     await worker.run.refresh()
 
 
-async def pause(worker: Worker, world: World, _: None) -> None:
+async def pause(worker: Server, world: World, _: None) -> None:
     await monitor_of(worker).run("stop")
     assert worker.run
     await worker.run.refresh()
 
 
-async def let_go(worker: Worker, world: World, _: None) -> None:
+async def let_go(worker: Server, world: World, _: None) -> None:
     """Its owner decides about a server that was paused because the host ran out of memory: it is so no more."""
     await worker.write(world.vm, held_for_memory=None)
 
 
-async def ask_shutdown(worker: Worker, world: World, why: str) -> None:
+async def ask_shutdown(worker: Server, world: World, why: str) -> None:
     """Ask the guest to shut down: by its agent where one listens, else by the power button."""
     run = worker.run
     assert run
@@ -263,7 +261,7 @@ async def ask_shutdown(worker: Worker, world: World, why: str) -> None:
         await run.monitor.run("system_powerdown")
 
 
-async def kill(worker: Worker, world: World, why: str) -> None:
+async def kill(worker: Server, world: World, why: str) -> None:
     """End the process: the reason is durable first, so that nobody takes it for a crash."""
     runtime, run = world.vm.status.runtime, worker.run
     assert run
@@ -279,13 +277,13 @@ async def kill(worker: Worker, world: World, why: str) -> None:
     await run.wait_ended(30)
 
 
-async def clean_up_all(worker: Worker, vm: Vm) -> None:
+async def clean_up_all(worker: Server, vm: Vm) -> None:
     """Nothing of a server's machine is left: no process, no socket, no tap."""
     await clean_up(worker.vm_id, worker.paths.runtime, user_of(worker.site, vm))
     await worker.site.networks.close_taps(vm)
 
 
-async def end_stray(worker: Worker, world: World, _: None) -> None:
+async def end_stray(worker: Server, world: World, _: None) -> None:
     """End a QEMU that was started and never recorded; it has not executed the guest."""
     socket = worker.paths.socket("qmp")
     with contextlib.suppress(VirtuaryError):
@@ -300,7 +298,7 @@ async def end_stray(worker: Worker, world: World, _: None) -> None:
     await clean_up_all(worker, world.vm)
 
 
-async def collect(worker: Worker, world: World, end: End) -> None:
+async def collect(worker: Server, world: World, end: End) -> None:
     """The process is over: keep its last words, clean up, and write down what became of the server."""
     crashpoint("collect.before_clean")
     if worker.run:
@@ -353,7 +351,7 @@ async def collect(worker: Worker, world: World, end: End) -> None:
         await operations.finish(worker.site.store, world.operation.key, Failed(f"{current.name} did not stay up: {reason}", hint))
 
 
-async def report(worker: Worker, world: World, seen: dict[str, Any]) -> None:
+async def report(worker: Server, world: World, seen: dict[str, Any]) -> None:
     """Write what was seen."""
     if seen["state"] != world.vm.status.state:
         seen = {**seen, "since": world.wall}
@@ -361,7 +359,7 @@ async def report(worker: Worker, world: World, seen: dict[str, Any]) -> None:
     await worker.write(world.vm, **seen)
 
 
-async def note(worker: Worker, world: World, stage: str) -> None:
+async def note(worker: Server, world: World, stage: str) -> None:
     assert world.operation
     await operations.note(worker.site.store, world.operation.key, STAGE_TEXT.get(stage, stage), stage=stage)
 
@@ -375,7 +373,7 @@ STAGE_TEXT = {
 }
 
 
-async def finish(worker: Worker, world: World, operation: Operation) -> None:
+async def finish(worker: Server, world: World, operation: Operation) -> None:
     await operations.finish(worker.site.store, operation.key)
     if operation.spec.kind in STARTS:
         worker.site.usual.learn(world.vm)
@@ -384,12 +382,12 @@ async def finish(worker: Worker, world: World, operation: Operation) -> None:
         await templates.consider(worker.site, world.vm, world.image)
 
 
-async def fail(worker: Worker, world: World, sentence: str) -> None:
+async def fail(worker: Server, world: World, sentence: str) -> None:
     kind = "network" if sentence.startswith("the network") else "image"
     await give_up(worker, world, Step("fail"), Failed(sentence, f"virtuary {kind} list shows the {kind}s"))
 
 
-async def give_up(worker: Worker, world: World, _: Step, error: VirtuaryError) -> None:
+async def give_up(worker: Server, world: World, _: Step, error: VirtuaryError) -> None:
     """A step failed for good: the operation ends with the reason. What never had a disk is removed, nothing half-made stays."""
     current = worker.load()
     if current is None:
@@ -408,7 +406,7 @@ async def give_up(worker: Worker, world: World, _: Step, error: VirtuaryError) -
     await worker.site.store.txn({worker.key: current.meta.revision}, {worker.key: changed.dump()})
 
 
-async def cancel_operation(worker: Worker, world: World, operation: Operation) -> None:
+async def cancel_operation(worker: Server, world: World, operation: Operation) -> None:
     """Undo a start: stop the server; a launch that was cancelled leaves nothing."""
     current = worker.load()
     if current is None:
@@ -429,7 +427,7 @@ async def cancel_operation(worker: Worker, world: World, operation: Operation) -
     await operations.finish(worker.site.store, operation.key, cancelled=True)
 
 
-async def drop_key(worker: Worker) -> None:
+async def drop_key(worker: Server) -> None:
     """Nobody needs the host key that is being made for a copy: whoever makes it writes into a folder that is to go."""
     making, worker.host_key = worker.host_key, None
     if making:
@@ -437,7 +435,7 @@ async def drop_key(worker: Worker) -> None:
         await asyncio.gather(making, return_exceptions=True)
 
 
-async def forget(worker: Worker, world: World, _: None) -> None:
+async def forget(worker: Server, world: World, _: None) -> None:
     """Remove every trace of a server; its document last."""
     if worker.run:
         await worker.run.close()

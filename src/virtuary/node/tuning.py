@@ -9,7 +9,7 @@ import logging
 import os
 import resource
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, GuestSilent, NoRoom, VirtuaryError
@@ -25,35 +25,22 @@ from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.node.effects import Effect, monitor_of
-from virtuary.node.world import Step, World
+from virtuary.node.server import Server
+from virtuary.node.world import Step, Tuning, World
 from virtuary.qemu import tune, warm
 from virtuary.qemu.describe import THREADS, disk_bound, memory_bound
 from virtuary.qemu.qmp import CommandFailed
 
 if TYPE_CHECKING:
     from virtuary.node.run import Run
-    from virtuary.node.worker import Worker
 
 
 logger = logging.getLogger("virtuary.tuning")
 NEAR = 16 * MIB
 """What a guest may keep of memory it was asked to give back: some pages can't be moved."""
-AGAIN = 600.0
-"""Seconds after which a guest that refused is asked again, where its server is still wished otherwise."""
 SCRIPT_LIMIT = 30.0
 """Seconds a guest is given to do its part of a change."""
 declare("tune.after", "resize.before", "resize.after_offer", "resize.after", "grow.after_resize", "grow.after_record")
-
-
-class Tuning(NamedTuple):
-    """Limits and shares: what the host does to a machine without asking its guest."""
-
-    cpu: Cpu
-    io: DiskIo
-    cpus: int
-    """How many virtual CPUs share the limit; a new one has a thread of its own."""
-    merge: bool = False
-    """Whether equal pages are to be kept once, which is the host's kernel's to do."""
 
 
 def tuning_of(vm: Vm, cpus: int) -> Tuning:
@@ -135,7 +122,7 @@ def _settled(world: World) -> bool:
 # ---- the steps
 
 
-async def apply(worker: Worker, world: World, wanted: Tuning) -> None:
+async def apply(worker: Server, world: World, wanted: Tuning) -> None:
     """Set limits and shares; what this host can't give is written down."""
     monitor, runtime = monitor_of(worker), world.vm.status.runtime
     assert runtime
@@ -163,17 +150,17 @@ async def apply(worker: Worker, world: World, wanted: Tuning) -> None:
         await worker.write(world.vm, gaps=tuple(gaps))
 
 
-async def resize_cpus(worker: Worker, world: World, wanted: int) -> None:
+async def resize_cpus(worker: Server, world: World, wanted: int) -> None:
     """Plug or unplug virtual CPUs, and see that the guest uses them."""
     await _resize(worker, world, "cpus", wanted)
 
 
-async def resize_memory(worker: Worker, world: World, wanted: int) -> None:
+async def resize_memory(worker: Server, world: World, wanted: int) -> None:
     """Offer the guest memory, or ask it to give some back."""
     await _resize(worker, world, "memory", wanted)
 
 
-async def _resize(worker: Worker, world: World, field: str, wanted: int) -> None:
+async def _resize(worker: Server, world: World, field: str, wanted: int) -> None:
     monitor, run = monitor_of(worker), worker.run
     assert run
     base = run.base
@@ -223,7 +210,7 @@ async def _tell(run: Run, script: bytes) -> None:
             await run.agent.execute(["/bin/sh"], stdin=script, deadline=SCRIPT_LIMIT, poll=0.05)
 
 
-async def _wait_for(worker: Worker, field: str, wanted: int) -> None:
+async def _wait_for(worker: Server, field: str, wanted: int) -> None:
     """Until the guest has what it was offered; raises GuestSilent when it does not take it. Returns early when something else is wished."""
     run, clock = worker.run, worker.site.clock
     assert run
@@ -253,7 +240,7 @@ def _say(field: str, amount: int | None) -> str:
     return format_size(amount) if field == "memory" and amount is not None else str(amount)
 
 
-async def _sees(worker: Worker, field: str, wanted: int) -> bool:
+async def _sees(worker: Server, field: str, wanted: int) -> bool:
     """Whether the guest itself counts so many CPUs; memory is counted as taken only once its driver says so."""
     run = worker.run
     if field != "cpus" or run is None or run.agent is None:
@@ -264,7 +251,7 @@ async def _sees(worker: Worker, field: str, wanted: int) -> bool:
         return True  # an agent that does not know: QEMU's word counts
 
 
-async def give_up(worker: Worker, world: World, step: Step, error: VirtuaryError) -> None:
+async def give_up(worker: Server, world: World, step: Step, error: VirtuaryError) -> None:
     """A step failed: the machine runs on with what it has. What its guest was to take is taken back; limits are tried again."""
     if step.name in RESIZES:
         await _take_back(worker, world, RESIZES[step.name], error)
@@ -287,7 +274,7 @@ def _wish_before(world: World, field: str) -> tuple[object, bool]:
     return getattr(world.vm.spec, field), False
 
 
-async def _take_back(worker: Worker, world: World, field: str, error: VirtuaryError) -> None:
+async def _take_back(worker: Server, world: World, field: str, error: VirtuaryError) -> None:
     """The guest refused: what it was offered is withdrawn, the wish is what it was, and the operation says why. It runs on in any case; a
     wish that stays is not put to the guest again for a while."""
     run, current = worker.run, worker.load()
@@ -313,7 +300,7 @@ async def _take_back(worker: Worker, world: World, field: str, error: VirtuaryEr
         await operations.finish(worker.site.store, operation.key, refused)
 
 
-async def resize_disk(worker: Worker, world: World, wanted: int) -> None:
+async def resize_disk(worker: Server, world: World, wanted: int) -> None:
     """Grow the disk under the running guest, then the guest's partition and filesystem."""
     monitor, run = monitor_of(worker), worker.run
     assert run

@@ -8,21 +8,18 @@ exception is logged and noted, and the loop goes on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import math
-from typing import Any
 
 from virtuary.base.errors import Bug, Conflict, VirtuaryError, of_system
 from virtuary.base.log import say
 from virtuary.base.pace import Bucket
-from virtuary.guest.seed import HostKey
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
 from virtuary.node import copies, identity, live, nics, operations, slow, steps, tuning
 from virtuary.node.effects import Effect
 from virtuary.node.plan import never_handed_out, plan
-from virtuary.node.run import Run, open_run
+from virtuary.node.run import open_run
+from virtuary.node.server import Server
 from virtuary.node.site import Site
 from virtuary.node.world import Process, Step, World
 
@@ -43,36 +40,11 @@ STEPS: dict[str, Effect] = {
 }
 
 
-class Worker:
+class Worker(Server):
     def __init__(self, site: Site, vm_id: str) -> None:
-        self.site = site
-        self.key = f"vm/{vm_id}"
-        self.paths = site.paths.vm(vm_id)
-        self.vm_id = vm_id
-        self.run: Run | None = None
-        self.asked_to_stop: float | None = None
-        self.asked_last = 0.0
-        self.network_failed: float | None = None
-        """Monotonic time since which a network that it needs is seen failed."""
-        self.last_words = ""
-        self.explained = -math.inf
-        """Monotonic time at which it was looked last into why its start takes so long."""
-        self.host_key: asyncio.Task[HostKey] | None = None
-        """The host key of a copy, made while the copy comes up."""
-        self.tuned: tuning.Tuning | None = None
-        """Limits and shares its process was given; None when another daemon gave them."""
-        self.refused: dict[str, tuple[object, float]] = {}
-        """What its guest would not take of cpus, memory and disk, and until when it is not asked again."""
-        self._wake = asyncio.Event()
+        super().__init__(site, vm_id)
         self._looked = False
         self._pace = Bucket(STEPS_AT_ONCE, STEPS_A_SECOND)
-
-    def wake(self) -> None:
-        self._wake.set()
-
-    def refuse(self, field: str, wish: object) -> None:
-        """Its guest would not have so much of cpus, memory or disk: it is not asked again for a while."""
-        self.refused[field] = (wish, self.site.clock.now() + tuning.AGAIN)
 
     async def work(self) -> None:
         """Until the document is gone, or for ever."""
@@ -99,12 +71,6 @@ class Worker:
     def _busy(self, world: World) -> bool:
         settled = world.vm.status.state in ("running", "paused", "stopped", "crashed", "trashed")
         return world.operation is not None or bool(world.copies) or not settled or world.qemu == "io-error"
-
-    async def sleep(self, seconds: float) -> None:
-        """Until something happens, at most so long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
 
     async def _do(self, step: Step, world: World) -> bool:
         """One step and the line that tells of it; says whether it went well."""
@@ -136,10 +102,6 @@ class Worker:
         return False
 
     # ---- looking
-
-    def load(self) -> Vm | None:
-        record = self.site.store.get(self.key)
-        return Vm.load(record.value, record.revision) if record else None
 
     def look(self) -> World | None:
         """The world as it is now; None when the document is gone. Never waits for QEMU."""
@@ -218,21 +180,3 @@ class Worker:
                 self.run.follow_cloud_init()
         self._looked = True
         return "alive" if self.run and not self.run.ended else "absent"
-
-    async def write(self, vm: Vm, expect: dict[str, int] | None = None, **changes: Any) -> Vm:
-        """Change status fields of the stored document, over whatever others changed in its spec meanwhile.
-
-        `expect`: other documents that must not have changed; raises Conflict when one has.
-        """
-        while True:
-            current = self.load()
-            if current is None:
-                raise Conflict(f"{vm.name} is gone")
-            changed = current.but(status=current.status.but(**changes))
-            try:
-                await self.site.store.txn({self.key: current.meta.revision, **(expect or {})}, {self.key: changed.dump()})
-            except Conflict:
-                if expect:
-                    raise
-                continue
-            return changed

@@ -6,14 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
+from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.vm import CloudInit, Vm
-
-if TYPE_CHECKING:
-    from virtuary.node.tuning import Tuning
 
 Process = Literal["absent", "alive", "stray"]
 
@@ -23,6 +21,17 @@ class Step(NamedTuple):
 
     name: str
     value: Any = None
+
+
+class Tuning(NamedTuple):
+    """Limits and shares: what the host does to a machine without asking its guest."""
+
+    cpu: Cpu
+    io: DiskIo
+    cpus: int
+    """How many virtual CPUs share the limit; a new one has a thread of its own."""
+    merge: bool = False
+    """Whether equal pages are to be kept once, which is the host's kernel's to do."""
 
 
 @dataclass(frozen=True)
