@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,34 @@ def test_what_would_be_missed_is_not_taken(net: Path, proc: Path, interface: str
 )
 def test_what_is_nobodys_is_joined_and_a_vlan_takes_nothing_away(net: Path, proc: Path, interface: str, tagged: bool) -> None:
     assert find_fault(interface, "vb0123456789", tagged=tagged, net=net, proc=proc) is None
+
+
+ALTNAMES = """
+import subprocess, sys
+from virtuary.network.physical import find_fault, real_name
+def ip(words): subprocess.run(["ip", *words.split()], check=True)
+ip("link add name port0 type veth peer name port9")
+ip("link property add dev port0 altname enp0s31f6-a-name-that-is-long")
+assert real_name("enp0s31f6-a-name-that-is-long") == "port0" and real_name("port0") == "port0" and real_name("port1") == "port1"
+assert find_fault("enp0s31f6-a-name-that-is-long", None, tagged=False) is None
+assert find_fault("port1", None, tagged=False)
+"""
+
+
+def test_an_interface_may_be_called_by_any_of_its_names() -> None:
+    words = [
+        "unshare",
+        "--net",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t sysfs sysfs /sys; exec "$@"',
+        "sh",
+        sys.executable,
+        "-c",
+        ALTNAMES,
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if "Operation not permitted" in done.stderr and os.getuid():
+        pytest.skip("only root may make network namespaces here")
+    assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ MAX_NICS = 4
 USUAL_MTU, MIN_MTU, MAX_MTU = 1500, 1280, 9216
 """Bytes of a packet: of Ethernet, the least with which there is IPv6 (RFC 8200), and the most that cards commonly can."""
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-_INTERFACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}")
+_INTERFACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,126}")  # other names (altname) are longer than the kernel's own
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
 
 

@@ -23,6 +23,7 @@ def find_fault(interface: str, own: str | None, *, tagged: bool, net: Path = NET
 
     `own`: the bridge made for them, on which it may be already. `tagged`: they join a VLAN of it, which takes nothing else away.
     """
+    interface = real_name(interface, net)
     if not bridge.is_there(interface, net):
         return f"this host has no network interface {interface}", "ip link shows them"
     master = master_of(interface, net)
@@ -39,6 +40,14 @@ def find_fault(interface: str, own: str | None, *, tagged: bool, net: Path = NET
         return None
     hint = f"make a bridge of the host's with {interface} on it and name that, or use --vlan"
     return f"{interface} {what}, which it would lose on a bridge: the host could be reached no more", hint
+
+
+def real_name(interface: str, net: Path = NET) -> str:
+    """The name under which the kernel lists an interface that may have been called by another one of its names (altname)."""
+    if interface and not bridge.is_there(interface, net):
+        with contextlib.suppress(OSError):
+            return socket.if_indextoname(socket.if_nametoindex(interface))
+    return interface
 
 
 def master_of(interface: str, net: Path = NET) -> str | None:

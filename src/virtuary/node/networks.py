@@ -316,7 +316,7 @@ class NetworkWorker:
 
     async def _join(self, network: Network) -> str:
         """The bridge of the physical network; how its interface was before is written down first."""
-        interface = network.spec.interface or ""
+        interface = physical.real_name(network.spec.interface or "")
         if network.status.was_up is None or network.status.boot_id != self.site.boot:
             if fault := physical.find_fault(interface, network.bridge, tagged=network.spec.vlan is not None):
                 raise Failed(*fault)
@@ -391,7 +391,9 @@ class NetworkWorker:
         spec = network.spec
         await self.ground.call(shaping.remove, network.status.bridge or network.bridge)
         if spec.interface:
-            await physical.leave(spec.interface, network.bridge, vlan_of(network), was_up=network.status.was_up is not False)
+            await physical.leave(
+                physical.real_name(spec.interface), network.bridge, vlan_of(network), was_up=network.status.was_up is not False
+            )
         await external.take_away(network.status.external)
         await self.ground.call(bridge.remove_bridge, network.bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
