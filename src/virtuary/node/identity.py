@@ -21,7 +21,7 @@ from virtuary.node import templates
 from virtuary.node.effects import Effect, monitor_of, note_on, printable
 from virtuary.node.server import Server
 from virtuary.node.steps import kill, pin_machine, start_machine
-from virtuary.node.templates import find_template, keys_of
+from virtuary.node.templates import find_template, keys_of, seed_keys
 from virtuary.node.warm import copy_of, make_host_key, more_memory, renewal_of, reset_disk
 from virtuary.node.world import World
 from virtuary.qemu import warm as engine
@@ -105,7 +105,9 @@ async def _renew(worker: Server, world: World) -> None:
     assert run and run.monitor
     try:
         template = find_template(worker.site, vm)
-        renewal, addresses, known = await renewal_of(worker.site, vm, template, await _host_key(worker))
+        renewal, addresses, known = await renewal_of(
+            worker.site, vm, template, seed_keys(worker.site, vm, world.image), await _host_key(worker)
+        )
         crashpoint("renew.before")
         if vm.spec.disk and vm.spec.disk > (vm.status.disk_size or 0):  # only once it runs may its disk be touched
             await engine.resize_disk(run.monitor, vm.spec.disk)

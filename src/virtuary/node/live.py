@@ -147,8 +147,7 @@ async def _prepare(worker: Server, vm: Vm, image: Image, copy: Vm, paths: VmPath
         full.make_empty(paths.disk, vm.status.disk_size or 0)
     if vm.spec.user_data and image.status.cloud_init:  # cloud-init is to take it for the server it knows, and not to begin again
         record = site.store.get(f"secret/{vm.id}")
-        keys = vm.spec.ssh_keys if image.status.agent else templates.keys_of(site, vm)
-        files = seed.seed_files(vm.id, vm.name, keys, record.value.decode() if record else "")
+        files = seed.seed_files(vm.id, vm.name, templates.seed_keys(site, vm, image), record.value.decode() if record else "")
         await asyncio.to_thread(seed.write_seed, paths.seed, files)
         if worker.paths.seed.exists():
             write_whole(paths.seed, worker.paths.seed.read_bytes())

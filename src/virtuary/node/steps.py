@@ -34,7 +34,7 @@ from virtuary.node.run import open_run
 from virtuary.node.server import Server
 from virtuary.node.site import Site
 from virtuary.node.slow import STARTS
-from virtuary.node.templates import keys_of
+from virtuary.node.templates import seed_keys
 from virtuary.node.tuning import untuned
 from virtuary.node.warm import GROUP, choose_template, make_host_key, reset_disk
 from virtuary.node.world import Step, World
@@ -107,9 +107,7 @@ async def make_seed(worker: Server, world: World, _: None) -> None:
     text = record.value.decode() if record else ""
     first = world.vm.status.identity is None  # cloud-init writes host keys once, and a copy had its own before it had a seed
     key = await make_host_key(worker.paths.home) if first and not seed.has_host_keys(text) else None
-    agent = world.image is not None and world.image.status.agent
-    keys = world.vm.spec.ssh_keys if agent else keys_of(worker.site, world.vm)  # our own is the agent's to give, if there is one
-    files = seed.seed_files(world.vm.id, world.vm.name, keys, text, key)
+    files = seed.seed_files(world.vm.id, world.vm.name, seed_keys(worker.site, world.vm, world.image), text, key)
     if key:  # before the seed: where that is, this step is over
         write_whole(worker.paths.known_hosts, known_hosts(alias(world.vm.id), (key.public,)))
     await asyncio.to_thread(seed.write_seed, worker.paths.seed, files)

@@ -189,9 +189,11 @@ def generation_of(vm: Vm) -> str:
     return str(uuid.uuid5(uuid.UUID(vm.id), "generation"))
 
 
-async def renewal_of(site: Site, vm: Vm, template: Template, key: HostKey) -> tuple[identity.Renewal, tuple[str, ...], bytes]:
+async def renewal_of(
+    site: Site, vm: Vm, template: Template, keys: tuple[str, ...], key: HostKey
+) -> tuple[identity.Renewal, tuple[str, ...], bytes]:
     """What makes a copy this server, new and random where it must be; the addresses it has then, where they are known; and the line by
-    which its host key is known."""
+    which its host key is known. `keys`: what cloud-init is handed."""
     facts = json.loads((site.paths.template(template.id) / "manifest.json").read_text(encoding="utf-8"))
     record = site.store.get(f"secret/{vm.id}")
     text = record.value.decode() if record and vm.spec.user_data else ""
@@ -215,7 +217,7 @@ async def renewal_of(site: Site, vm: Vm, template: Template, key: HostKey) -> tu
         crowd=sum(b'"state":"starting"' in record.value for record in site.store.list("vm/").records),
         cpus=vm.spec.cpus,
         grown=vm.spec.disk if vm.spec.disk and vm.spec.disk > template.status.disk_size else None,
-        seed=tuple(seed_files(vm.id, vm.name, vm.spec.ssh_keys, text, key).items()) if text else (),
+        seed=tuple(seed_files(vm.id, vm.name, keys, text, key).items()) if text else (),
     )
     return renewal, addresses, known_hosts(alias(vm.id), (key.public,))
 
