@@ -15,6 +15,8 @@ from virtuary.network import bridge
 from virtuary.network.bridge import NET
 
 GET_ADDRESS, NAME_LENGTH = 0x8915, 15
+NEW_LINK, GET_LINK, REQUEST, ALT_NAME = 16, 18, 1, 53
+"""Of rtnetlink(7): messages, a flag of theirs, and the attribute IFLA_ALT_IFNAME."""
 PROC = Path("/proc/net")
 
 
@@ -44,9 +46,21 @@ def find_fault(interface: str, own: str | None, *, tagged: bool, net: Path = NET
 
 def real_name(interface: str, net: Path = NET) -> str:
     """The name under which the kernel lists an interface that may have been called by another one of its names (altname)."""
-    if interface and not bridge.is_there(interface, net):
-        with contextlib.suppress(OSError):
-            return socket.if_indextoname(socket.if_nametoindex(interface))
+    if not interface or bridge.is_there(interface, net):
+        return interface
+    name = interface.encode() + b"\0"
+    attribute = struct.pack("=HH", 4 + len(name), ALT_NAME) + name + b"\0" * (-len(name) % 4)
+    ask = struct.pack("=IHHIIBxHiII", 32 + len(attribute), GET_LINK, REQUEST, 1, 0, 0, 0, 0, 0, 0) + attribute
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
+        link.settimeout(1)
+        try:
+            link.send(ask)
+            answer = link.recv(65536)
+        except OSError:
+            return interface
+    kind, index = struct.unpack_from("=4xH14xi", answer) if len(answer) >= 24 else (0, 0)
+    with contextlib.suppress(OSError):
+        return socket.if_indextoname(index) if kind == NEW_LINK else interface
     return interface
 
 
