@@ -23,8 +23,9 @@ import uvicorn
 from virtuary import __version__
 from virtuary.actions import firewalls
 from virtuary.api.app import make_app
-from virtuary.api.auth import PeerProtocol, PeerWebSocket, listening_socket
+from virtuary.api.auth import listening_socket
 from virtuary.api.deps import Parts
+from virtuary.api.protocols import PeerProtocol, PeerWebSocket
 from virtuary.base import proc
 from virtuary.base.errors import Conflict
 from virtuary.base.files import write_whole

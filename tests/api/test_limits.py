@@ -13,7 +13,8 @@ import uvicorn
 
 from virtuary.api import plans
 from virtuary.api.app import BODY_CAP, HEAD_CAP, make_app
-from virtuary.api.auth import PeerProtocol, listening_socket
+from virtuary.api.auth import listening_socket
+from virtuary.api.protocols import PeerProtocol
 from virtuary.base.paths import Paths
 from virtuary.base.units import MIB
 

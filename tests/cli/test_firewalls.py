@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtuary.api.app import make_app
-from virtuary.api.auth import PeerProtocol, listening_socket
+from virtuary.api.auth import listening_socket
+from virtuary.api.protocols import PeerProtocol
 from virtuary.base.errors import Conflict, Invalid
 from virtuary.base.paths import Paths
 from virtuary.cli.firewalls import parse_rule, parse_service, show_rule

@@ -16,7 +16,8 @@ import pytest
 import uvicorn
 
 from virtuary.api.app import make_app
-from virtuary.api.auth import PeerProtocol, listening_socket
+from virtuary.api.auth import listening_socket
+from virtuary.api.protocols import PeerProtocol
 from virtuary.base.errors import Invalid
 from virtuary.base.paths import Paths
 from virtuary.cli.plan import parse_host

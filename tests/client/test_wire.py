@@ -24,7 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from virtuary.api.app import make_app
-from virtuary.api.auth import PeerProtocol, listening_socket
+from virtuary.api.auth import listening_socket
+from virtuary.api.protocols import PeerProtocol
 from virtuary.base.errors import Exists, Invalid, NotFound, PeerAway, VirtuaryError
 from virtuary.base.paths import Paths
 from virtuary.client.wire import Wire, environment_socket, path_part

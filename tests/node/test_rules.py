@@ -19,7 +19,8 @@ from virtuary.model.network import Network, NetworkSpec, NetworkStatus, Nic, tap
 from virtuary.model.vm import Publish, Vm, VmSpec, VmStatus
 from virtuary.network.ground import Private
 from virtuary.network.uplink import ADDRESS, Held
-from virtuary.node.networks import Member, Networks
+from virtuary.node.membership import Member
+from virtuary.node.networks import Networks
 from virtuary.node.rules import Wanted
 from virtuary.store.memory import MemoryStore
 

@@ -13,7 +13,7 @@ import time
 from virtuary.model.meta import Meta
 from virtuary.model.network import Network, NetworkSpec
 from virtuary.network import bridge, physical
-from virtuary.node.networks import vlan_of
+from virtuary.node.network_worker import vlan_of
 
 ALL, GUEST, OTHER, KIND = b"\xff" * 6, bytes.fromhex("525400000001"), bytes.fromhex("525400000099"), b"\x88\xb5"
 SOL_PACKET, AUXDATA = 263, 8

@@ -7,16 +7,13 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from virtuary.base.errors import VirtuaryError
 from virtuary.model.network import own_mac, tap_of
 from virtuary.model.vm import Vm
 from virtuary.network import leases, ruleset
+from virtuary.node.membership import Membership
 from virtuary.store.api import Store
-
-if TYPE_CHECKING:
-    from virtuary.node.networks import Networks
 
 LEASES, UNKNOWN, KNOWN = 0.5, 0.9, 10.0
 """Seconds between two looks at what was asked for; at what is heard, while a server there has no address; and when all have some."""
@@ -25,7 +22,7 @@ SETTLED = 1_000_000_000
 
 
 class Addresses:
-    def __init__(self, networks: Networks, store: Store, folder: Path) -> None:
+    def __init__(self, networks: Membership, store: Store, folder: Path) -> None:
         """`folder`: that of the networks, each of which has its leases in one of its own."""
         self._networks, self._store, self._folder = networks, store, folder
         self.leased: dict[str, tuple[str, ...]] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from virtuary.base.errors import Failed, HostLacks
 from virtuary.base.log import say
@@ -13,9 +12,7 @@ from virtuary.model.bandwidth import Bandwidth
 from virtuary.model.network import Network, link_speed
 from virtuary.network import bridge, shaping
 from virtuary.network.ground import Ground
-
-if TYPE_CHECKING:
-    from virtuary.node.networks import Member
+from virtuary.node.membership import Member
 
 logger = logging.getLogger("virtuary.bandwidth")
 NOTHING = Bandwidth()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from virtuary.base.errors import VirtuaryError
 from virtuary.model.network import Network, Nic, tap_of
@@ -14,9 +14,7 @@ from virtuary.network import bridge, foreign, ruleset, ways
 from virtuary.network.foreign import Packet
 from virtuary.network.obstacles import find_obstacles
 from virtuary.network.ways import Hindrance
-
-if TYPE_CHECKING:
-    from virtuary.node.networks import Networks
+from virtuary.node.networks import Networks
 
 LEFT = "what is left is further on, and in the guest: its firewall and routes"
 

@@ -22,7 +22,7 @@ from virtuary.network.foreign import Packet
 from virtuary.network.routes import call, find_gateways, find_gateways6, find_nameservers
 from virtuary.network.ways import EVERYBODY, NOBODY, Hindrance, find_devices
 from virtuary.node import hindrances
-from virtuary.node.networks import NO_IPV6
+from virtuary.node.network_worker import NO_IPV6
 from virtuary.node.node import Node
 from virtuary.node.touch import execute
 

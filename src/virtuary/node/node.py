@@ -20,8 +20,9 @@ from virtuary.node import copies, templates, turns
 from virtuary.node.addresses import keep_addresses
 from virtuary.node.images import ImageWorker
 from virtuary.node.keeper import Keeper
+from virtuary.node.membership import MANAGED
 from virtuary.node.metrics import Metrics
-from virtuary.node.networks import MANAGED, NetworkWorker, keep_listening
+from virtuary.node.network_worker import NetworkWorker, keep_listening
 from virtuary.node.run import Run
 from virtuary.node.site import Site, describe_host
 from virtuary.node.templates import TemplateWorker

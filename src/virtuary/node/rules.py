@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Invalid, VirtuaryError
@@ -19,9 +19,7 @@ from virtuary.model.network import Network
 from virtuary.model.reach import card_of, members_of
 from virtuary.network import flows, obstacles, ruleset, uplink
 from virtuary.network.holder import Holder, Place
-
-if TYPE_CHECKING:
-    from virtuary.node.networks import Member, Networks
+from virtuary.node.membership import Member, Membership
 
 logger = logging.getLogger("virtuary.rules")
 LOOK = 60.0
@@ -45,7 +43,7 @@ class Wanted(NamedTuple):
 
 
 class Rules:
-    def __init__(self, networks: Networks) -> None:
+    def __init__(self, networks: Membership) -> None:
         self._networks = networks
         self._lock = asyncio.Lock()
         self._passing = asyncio.Lock()

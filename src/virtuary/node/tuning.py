@@ -9,7 +9,6 @@ import logging
 import os
 import resource
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, GuestSilent, NoRoom, VirtuaryError
@@ -25,15 +24,12 @@ from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.node.effects import Effect, monitor_of
+from virtuary.node.run import Run
 from virtuary.node.server import Server
 from virtuary.node.world import Step, Tuning, World
 from virtuary.qemu import tune, warm
 from virtuary.qemu.describe import THREADS, disk_bound, memory_bound
 from virtuary.qemu.qmp import CommandFailed
-
-if TYPE_CHECKING:
-    from virtuary.node.run import Run
-
 
 logger = logging.getLogger("virtuary.tuning")
 NEAR = 16 * MIB

@@ -9,30 +9,41 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from virtuary.base.answers import LINE_CAP, read
 from virtuary.base.errors import PeerAway, VirtuaryError
 from virtuary.base.known import RECORD, adopt, end_recorded, recorded
 from virtuary.base.log import say
+from virtuary.base.paths import Paths
 from virtuary.base.proc import Identity, bury, wait_end
 from virtuary.base.text import shown
-from virtuary.jail.walls import choose_jail
+from virtuary.jail.walls import Capabilities, choose_jail
 from virtuary.network import uplink
 from virtuary.network.ground import Private
 from virtuary.qemu import process, usernet
 from virtuary.qemu.parts import Grant
-from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.platform import PLATFORMS, Platform
+from virtuary.qemu.probe import Binary
 from virtuary.qemu.qmp import DEADLINE, Monitor, open_monitor
-
-if TYPE_CHECKING:
-    from virtuary.node.site import Site
 
 logger = logging.getLogger("virtuary.uplink")
 
 
+class HostFacts(Protocol):
+    """What it has to know of the host."""
+
+    @property
+    def host_id(self) -> str: ...
+    @property
+    def paths(self) -> Paths: ...
+    @property
+    def capabilities(self) -> Capabilities: ...
+    async def binary(self, platform: Platform) -> Binary: ...
+
+
 class Uplink:
-    def __init__(self, site: Site, ground: Private) -> None:
+    def __init__(self, site: HostFacts, ground: Private) -> None:
         self._site, self._ground = site, ground
         self._uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{site.host_id} uplink"))
         self._folder = site.paths.run / "uplink"
