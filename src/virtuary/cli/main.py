@@ -15,8 +15,8 @@ from virtuary.base.text import shown_value
 from virtuary.cli.output import say, say_error
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "launch": ("lifecycle", "Create a server, start it, and wait until a shell is possible."),
-    "create": ("lifecycle", "Create a server without starting it."),
+    "launch": ("launching", "Create a server, start it, and wait until a shell is possible."),
+    "create": ("launching", "Create a server without starting it."),
     "start": ("lifecycle", "Start servers."),
     "stop": ("lifecycle", "Shut servers down: ask the guest, then pull the plug."),
     "restart": ("lifecycle", "Stop servers and start them again."),
