@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from virtuary.base.errors import GuestSilent, Invalid
 from virtuary.guest import relay
@@ -17,6 +18,7 @@ from virtuary.model.vm import Vm
 from virtuary.node.node import Node
 from virtuary.node.run import Run
 
+T = TypeVar("T")
 Say = Callable[[Piece | str | int], Awaitable[None]]
 """Tells the other side: a piece of output, a sentence, or how many bytes of its input were taken."""
 
@@ -76,8 +78,8 @@ class Session:
                 await self._wait_paused()
                 continue
             try:
-                busy = await self._hand_in(running)
-                found = await running.look()
+                busy = await self._telling(self._hand_in(running))
+                found = await self._telling(running.look())
             except GuestSilent:
                 await self._run.refresh()
                 if self._run.qemu_status == "paused":
@@ -91,10 +93,24 @@ class Session:
             await self._wait(pause, running.room > 0)
         return None
 
-    async def _wait_paused(self) -> None:
+    async def _telling(self, asking: Coroutine[Any, Any, T]) -> T:
+        """What the guest answers; it may be paused while it is asked, and that is told."""
+        task = asyncio.create_task(asking)
+        try:
+            while not (await asyncio.wait({task}, timeout=0.2))[0]:
+                if self._run.qemu_status == "paused":
+                    await self._tell_paused()
+            return await task
+        finally:
+            task.cancel()
+
+    async def _tell_paused(self) -> None:
         if not self._told_paused:
+            self._told_paused = True
             await self._say(f"{self._vm.name} is paused: the command goes on when it is resumed")
-        self._told_paused = True
+
+    async def _wait_paused(self) -> None:
+        await self._tell_paused()
         await asyncio.sleep(0.2)
 
     async def _wait(self, seconds: float, room: bool) -> None:
