@@ -91,6 +91,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "user data was given": (at_rest({"user_data": True}, image=image(cloud_init=True)), "make_seed"),
     "the seed is there": (at_rest({"user_data": True}, image=image(cloud_init=True), files=frozenset({"disk", "seed"})), "start"),
     "an image without an agent gets a seed": (at_rest(image=image(cloud_init=True, agent=False)), "make_seed"),
+    "an image whose login cloud-init makes gets a seed": (at_rest(image=image(cloud_init=True, user="fedora")), "make_seed"),
     "an image without cloud-init gets none": (at_rest({"user_data": True}), "start"),
     "user data for an image that turned out to have no cloud-init": (at_rest({"user_data": True}, status={"disk_ready": False}), "fail"),
     "the guest would not take its name: it is left in peace": (

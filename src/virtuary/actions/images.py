@@ -81,6 +81,10 @@ async def warm(context: Context, name: str, memory: int | None = None) -> tuple[
         raise Conflict(
             f"the image {image.name} has no guest agent, which a warm template needs", "its servers boot at every start"
         )
+    if image.status.makes_login:
+        raise Conflict(
+            f"cloud-init makes the login of {image.name} ({image.status.user}) at a boot", "its servers boot at every start"
+        )
     host = find_host(context.store, context.host_id).status
     spec = TemplateSpec(
         image=image.name,

@@ -57,6 +57,11 @@ class ImageStatus(Model):
     made: datetime | None = None
     used: datetime | None = None
 
+    @property
+    def makes_login(self) -> bool:
+        """Whether only cloud-init, at a boot, makes the user whom the shell logs in as, and lets our key in."""
+        return self.cloud_init and self.user not in ("", "root")
+
 
 class Image(Document):
     prefix: ClassVar[str] = "image"

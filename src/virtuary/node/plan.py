@@ -277,7 +277,8 @@ def preparing(world: World) -> Step | None:
     warm = vm.status.template is not None and vm.status.identity is None
     if vm.spec.disk and vm.status.disk_size and vm.spec.disk > vm.status.disk_size and not warm:
         return Step("grow_disk", vm.spec.disk)
-    if (vm.spec.user_data or not image.status.agent) and image.status.cloud_init and "seed" not in world.files:
+    seeded = vm.spec.user_data or not image.status.agent or image.status.makes_login
+    if seeded and image.status.cloud_init and "seed" not in world.files:
         return Step("make_seed")
     return Step("start_warm" if warm else "start")
 

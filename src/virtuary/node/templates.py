@@ -413,7 +413,7 @@ async def verify(site: Site, template: Template) -> dict[str, Any]:
 
 async def consider(site: Site, vm: Vm, image: Image) -> None:
     """After a cold launch: have a template made in the background, unless there is one or it was tried already."""
-    if not site.settings.templates.auto or not image.status.agent or vm.spec.cold:
+    if not site.settings.templates.auto or not image.status.agent or image.status.makes_login or vm.spec.cold:
         return
     try:
         accel = await site.accel(PLATFORMS[vm.spec.arch], vm.spec.accel)

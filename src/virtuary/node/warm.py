@@ -56,6 +56,8 @@ async def choose_template(site: Site, vm: Vm, image: Image) -> Match:
         return Match(None, "a boot was asked for")
     if not image.status.agent:
         return Match(None, f"the image {image.name} has no guest agent")
+    if image.status.makes_login:
+        return Match(None, f"cloud-init makes the login of {image.name} ({image.status.user}) at a boot")
     try:
         accel = (await site.accel(PLATFORMS[vm.spec.arch], vm.spec.accel)).accel
         wanted = TemplateSpec(
