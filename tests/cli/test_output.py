@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import virtuary
-from virtuary.base.errors import Failed
+from virtuary.base.errors import Failed, Invalid
 from virtuary.base.text import shown_lines, shown_value
 from virtuary.cli import output
 from virtuary.cli.follow import _Screen
@@ -104,3 +104,9 @@ def test_json_for_programs_says_what_json_for_people_says(value: Any) -> None:
     for text in (as_json(value, True), as_json(value, False)):
         assert json.loads(text) == shown_value(value)
         assert shown_lines(text) == text
+
+
+def test_what_has_no_name_says_so() -> None:
+    for value in ({"a": 1}, [{"b": 2}], [3]):
+        with pytest.raises(Invalid, match="has no name"):
+            output.emit(value, "name")

@@ -35,6 +35,12 @@ def test_the_configuration_is_the_one_that_was_reviewed(golden: Callable[[str, s
     golden("dnsmasq.txt", "\n".join(parts))
 
 
+def test_an_isolated_network_leads_to_its_host_who_leads_to_neighbours() -> None:
+    """Whoever is on another network too has a better way outside."""
+    inside, outside = (dhcp.config(replace(SERVICE, outside=leads), Path("/run/net")) for leads in (False, True))
+    assert ",low,60,1800" in inside and ",low," not in outside and ",60,1800" in outside
+
+
 # ---- a real one
 
 

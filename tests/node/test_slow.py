@@ -50,6 +50,10 @@ def test_only_starts_that_somebody_waits_for_are_looked_into() -> None:
     assert explaining(hanging("kernel", 999, kind="stop")) is None
     assert explaining(replace(hanging("kernel", 999), operation=None)) is None
     assert explaining(replace(hanging("kernel", 999), qemu="paused")) is None
+    stopping = hanging("kernel", 999, kind="restart")
+    assert explaining(replace(stopping, vm=stopping.vm.but(spec=stopping.vm.spec.but(restarts=1)))) is None, (
+        "the one before is meant"
+    )
 
 
 def test_a_start_that_waits_for_its_network_says_so_at_once_and_once() -> None:

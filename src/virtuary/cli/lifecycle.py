@@ -196,7 +196,7 @@ def set_command(name: str, dry_run: bool, **given: Any) -> None:
     """Change a server, while it runs where it can follow: limits and shares at once, CPUs, memory and disk when its guest has taken or
     given them. What can't change while it runs takes effect at its next start, and this says so.
 
-    --publish and --label replace what was set before; none takes a limit away.
+    --publish and --label replace what was set before; none takes them, or a limit, away.
 
     \b
     Examples:
@@ -210,13 +210,14 @@ def set_command(name: str, dry_run: bool, **given: Any) -> None:
     wire, target = connect(), f"/v1/vms/{path_part(name)}"
     if dry_run:
         return _show_change(wire, target, wish, given["output"])
+    before = wire.call("GET", target)["meta"]["generation"]
     answer = wire.call("PATCH", target, wish, headers=idempotency())
     if "operation" in answer:
         follow(wire, answer["operation"], quiet=given["output"] != "table")
     vm = wire.call("GET", target)
 
     def table() -> None:
-        waits = vm["status"]["runtime"] and vm["meta"]["generation"] != vm["status"]["applied"]
+        waits = vm["status"]["runtime"] and vm["meta"]["generation"] != before
         later = f"; takes effect at its next start (virtuary restart {name})" if waits else ""
         tell(f"{vm['meta']['name']} changed: {', '.join(sorted(wish))}{later}")
         show_gaps(vm)

@@ -248,7 +248,7 @@ def logs_command(name: str, size: int, lines: int | None, follow: bool, output: 
         if answer["qemu"]:
             say(f"QEMU wrote: {answer['qemu']}")
 
-    emit(answer, output, table)
+    emit(answer, output, table, lambda _: name)
     if follow:
         from virtuary.cli.access import watch_console
 

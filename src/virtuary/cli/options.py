@@ -200,11 +200,12 @@ def shape_wish(given: dict[str, Any]) -> dict[str, Any]:
         if given.get(key) is not None:
             wish[key] = _whole_mib(given[key])
     if given.get("publish"):
-        wish["publish"] = [port for text in given["publish"] for port in parse_publish(text)]
+        words = () if given["publish"] == ("none",) else given["publish"]
+        wish["publish"] = [port for text in words for port in parse_publish(text)]
     if given.get("networks"):
         wish["nics"] = [parse_nic(text) for text in given["networks"]]
     if given.get("label"):
-        wish["labels"] = parse_labels(given["label"])
+        wish["labels"] = {} if given["label"] == ("none",) else parse_labels(given["label"])
     return wish
 
 

@@ -42,7 +42,10 @@ def emit(value: Any, form: str, table: Callable[[], None] | None = None, name: C
 
         tell(yaml.safe_dump(shown_value(value), sort_keys=False, allow_unicode=True), end="")
     elif form == "name":
-        for item in value if isinstance(value, list) else [value]:
+        items = value if isinstance(value, list) else [value]
+        if not name and not all(isinstance(item, dict) and "meta" in item for item in items):
+            raise Invalid("what this prints has no name", "-o json prints all of it")
+        for item in items:
             tell(name(item) if name else item["meta"]["name"])
     elif table:
         table()

@@ -142,7 +142,7 @@ def _refuse_others(reader: Bytes, disk: list[str], format: str | None) -> None:
     if packed:
         refuse(f"the file is packed ({packed[0]}), not a disk image", UNPACK)
     if iso and format != "raw":
-        refuse("the file is a CD or DVD image, not a disk", "attach it as a CD, or say that its format is raw")
+        refuse("the file is a CD or DVD image, not a disk", "attach it as a CD, or say that its format is raw (--format raw)")
 
 
 def _find(reader: Bytes, signs: tuple[_Sign, ...]) -> list[str]:
@@ -183,7 +183,7 @@ def _read_raw(reader: Bytes, stated: bool, max_virtual_size: int) -> Header:
     if not traces and not stated:
         refuse(
             "the file is no disk image known here: it has no signature, no partition table and no file system",
-            "if it is a raw disk all the same, say that its format is raw",
+            "if it is a raw disk all the same, say so: --format raw",
         )
     if reader.size % SECTOR:
         refuse(f"the raw image has {reader.size} bytes, not a multiple of {SECTOR}", "it was probably not transferred completely")

@@ -84,7 +84,8 @@ def config(service: Service, folder: Path) -> str:
         net6 = ipaddress.IPv6Network(service.ipv6)
         lines += ["enable-ra", f"dhcp-range={net6.network_address},static,slaac,off-link,64,{LEASE}"]
         lines += ["dhcp-option=option6:dns-server,[::]", f"local=/{_reverse(net6)}/"]
-        lines += [f"ra-param={service.bridge},mtu:{service.mtu},60,{1800 if service.outside else 0}"]
+        # neighbours are reached by their host, also where nothing leads outside: whoever has a better way out takes that for the rest
+        lines += [f"ra-param={service.bridge},mtu:{service.mtu},{'' if service.outside else 'low,'}60,1800"]
     return "\n".join(lines) + "\n"
 
 

@@ -392,7 +392,10 @@ def state_of(world: World) -> tuple[State, str | None]:
         return (status.state, status.reason) if status.state != "unresponsive" else ("unknown", None)
     if world.qemu == "io-error":
         return "paused", "no space: the pool that holds the disk is full; it resumes by itself"
-    why_slow = (world.operation.status.why or None) if world.operation else None
+    known = (
+        status.reason if status.state == "starting" else None
+    )  # by a start that was given up meanwhile, and may come all the same
+    why_slow = (world.operation.status.why or None) if world.operation else known
     if world.qemu == "paused" or _held(world):
         hold = status.held_for_memory
         return "paused", hold.why if hold and vm.spec.power == "running" else None

@@ -63,7 +63,7 @@ _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,80}")
 def explaining(world: World) -> Step | None:
     """Look into a start that hangs. Pure."""
     operation, runtime = world.operation, world.vm.status.runtime
-    if operation is None or operation.spec.kind not in STARTS:
+    if operation is None or operation.spec.kind not in STARTS or world.restart_due or world.vm.spec.power == "stopped":
         return None
     if world.process == "absent" and world.network[0] in ("creating", "failed") and world.vm.status.disk_ready:
         why = world.network[1] or "its network is being made"
@@ -110,7 +110,7 @@ async def _find(worker: Server, world: World, stage: str) -> Finding:
     if not worker.site.networks.addresses.of(world.vm) and any(nic.network_id for nic in world.vm.nics):
         return Finding("it has not asked for an address by DHCP yet, and its guest agent has not answered")
     if world.image and world.image.status.agent:
-        return Finding("its guest agent has not answered: is qemu-guest-agent installed and started in it?")
+        return Finding("its guest agent has not answered: its host may be busy, or qemu-guest-agent is not started in it")
     return Finding("nothing answers at its SSH port: is an SSH server installed and started in it?")
 
 
@@ -122,7 +122,7 @@ def _unheard(world: World, said: bytes) -> Finding:
     if spec.memory < usual:
         asks = f"are {format_size(spec.memory)} of memory enough? Servers of {spec.image} are given {format_size(usual)}"
     else:
-        asks = f"can its disk be booted by {how}?"
+        asks = f"its host may be busy, or its disk can't be booted by {how}"
     return Finding(f"{nothing} yet: {asks}", not said.strip() and in_stage(world) > world.usual["firmware"] * GIVEN_UP)
 
 

@@ -41,6 +41,10 @@ async def after_boot(site: Site) -> None:
     for vm in servers:
         if fresh or vm.id in lost:
             await _wish_after_boot(site, vm, vm.id in lost)
+        elif (
+            vm.spec.power == "running" and vm.status.runtime is None
+        ):  # the host's shutdown was called off, or it was the daemon's alone
+            site.turns.waiting[vm.id] = vm.spec.boot_order
     if record is None or fresh:
         await site.store.txn({}, {RECORD: site.boot.encode()})
 
