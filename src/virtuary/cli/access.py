@@ -89,7 +89,8 @@ def exec_command(name: str, command: tuple[str, ...], terminal: bool, silent: bo
     """Run a command inside a server through its guest agent; no network is needed. Ends with the command's own status.
 
     Standard input, output and errors are passed on as they come; signals are the command's, and it is ended when this is. Where no agent answers it
-    runs by SSH, as root too. 125: could not be run, 126: not executable, 127: not found.
+    runs by SSH, as root too. 125: could not be run there, 126: not executable, 127: not found. Where the server can't be asked at all (it is not there, or
+    paused) it ends as every other command does.
 
     \b
     Examples:
