@@ -37,7 +37,7 @@ def make_parts(paths: Paths, store: Store | None = None) -> Parts:
         verdict = Verdict(False, "kvm", Q35.kvm_cpu, "a test guest hung at real mode")
         (paths.probes / f"accel-{cache_key(program, 'kvm', Q35.kvm_cpu)}.json").write_text(json.dumps(asdict(verdict)))
     store = store or MemoryStore()
-    return Parts(Node(Site(paths, store, HOST_ID, network_fault="passt is not installed")), store)
+    return Parts(Node(Site(paths, store, HOST_ID, network_fault="passt is not installed", nat_fault=None)), store)
 
 
 async def settle(parts: Parts) -> None:

@@ -763,3 +763,12 @@ def test_a_log_is_one_answer_whatever_its_length(text: str) -> None:
 
 def test_bytes_that_are_no_text_are_marked_in_a_log() -> None:
     assert json.loads(logs_body(b"a\xffb\xc3", "")) == {"console": "a\ufffdb\ufffd", "qemu": ""}
+
+
+async def test_networks_are_refused_where_this_host_can_have_none(api: Service) -> None:
+    """Before anything is made: a launch on one of them could only fail."""
+    api.parts.node.site.nat_fault = "/dev/net/tun can't be opened by this user"
+    for target, body in (("/v1/networks", {"name": "team"}), ("/v1/vms", {"image": "tiny", "nics": [{"network": "default"}]})):
+        answer = await api.call("POST", target, body)
+        assert (answer.status, answer.json["code"]) == (501, "host-lacks") and "/dev/net/tun" in answer.json["detail"]
+    assert (await api.call("GET", "/v1/networks")).json["items"] == []

@@ -70,7 +70,7 @@ def _context(request: Request, idempotency_key: str | None, body: bytes) -> Cont
         touch.own_addresses,
         site.networks.leased,
         site.networks.held,
-        site.networks.find_fault,
+        lambda: site.networks_fault,
         touch.interface_fault,
     )
 
