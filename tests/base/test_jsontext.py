@@ -59,3 +59,8 @@ def test_a_mib_that_would_take_long_is_refused_within_5_ms(case: str) -> None:
         assert find_excess(LONG[case])
         took.append(time.thread_time() - began)
     assert min(took) < 0.005
+
+
+def test_a_bracket_that_is_not_closed_is_called_so() -> None:
+    for text in (b"{bad", b'{"a": [1', b"[" * 32):
+        assert find_excess(text) == "brackets that are not closed"

@@ -26,4 +26,7 @@ def find_excess(text: bytes) -> str | None:
     brackets = parts.translate(None, b",:")
     for _ in range(DEPTH_CAP):
         brackets = brackets.replace(b"[]", b"")
-    return f"values nested more than {DEPTH_CAP} deep, or brackets that are not closed" if b"[" in brackets else None
+    if b"[" not in brackets:
+        return None
+    is_open = brackets.count(b"[") > brackets.count(b"]") and len(brackets) <= DEPTH_CAP
+    return "brackets that are not closed" if is_open else f"values nested more than {DEPTH_CAP} deep"
