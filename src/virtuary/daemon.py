@@ -145,7 +145,7 @@ async def _serve(paths: Paths, node: Node, store: Store) -> None:
     say(logger, "ready", version=__version__, mode=paths.mode, socket=paths.socket)
     _notify("READY=1")
     await asyncio.wait({working, serving, stopping, falling}, return_when=asyncio.FIRST_COMPLETED)
-    if not working.done() and not serving.done() and (host_down.is_set() or await _host_goes_down(paths)):
+    if not working.done() and not serving.done() and (host_down.is_set() or await turns.host_goes_down(paths.mode == "system")):
         await _shut_down(node, stop)
     leave.set()
     _notify("STOPPING=1")
@@ -159,10 +159,6 @@ async def _serve(paths: Paths, node: Node, store: Store) -> None:
         await working
     with contextlib.suppress(FileNotFoundError):
         os.unlink(paths.socket)
-
-
-async def _host_goes_down(paths: Paths) -> bool:
-    return await asyncio.to_thread(turns.host_goes_down, paths.mode == "system")
 
 
 async def _shut_down(node: Node, stop: asyncio.Event) -> None:

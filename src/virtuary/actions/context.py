@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from virtuary.base.errors import Busy, Changed, Conflict, NotFound, VirtuaryError
@@ -17,6 +17,7 @@ from virtuary.model.operation import Operation, OperationSpec
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
+from virtuary.store.reading import every
 
 
 class Catalogue(Protocol):
@@ -73,21 +74,18 @@ class Context:
 P = ParamSpec("P")
 T = TypeVar("T")
 TRIES = 100
-_turns: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
-_known: WeakKeyDictionary[Store, dict[str, Vm]] = WeakKeyDictionary()
-"""Servers as they were read last: those whose documents have not changed are not read again."""
+_turns: WeakKeyDictionary[Store, asyncio.Lock] = WeakKeyDictionary()
 
 
 def decides(action: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """An action that looks, decides and writes: done again when what it looked at changed before it wrote.
+    """An action that looks, decides and writes, and waits for nothing else: done again when what it looked at changed before it wrote.
 
-    One at a time of those that use a store (the context's, or itself, comes first): each would find in the end what the one before it wrote.
+    Its first argument is the context. One at a time on each store: at once, all but one would have decided by what is not so any more.
     """
 
     @functools.wraps(action)
     async def again(*args: P.args, **kwargs: P.kwargs) -> T:
-        store = getattr(args[0], "store", args[0])
-        async with _turns.setdefault(store, asyncio.Lock()):
+        async with _turns.setdefault(cast(Context, args[0]).store, asyncio.Lock()):
             for _ in range(TRIES):
                 try:
                     return await action(*args, **kwargs)
@@ -141,12 +139,7 @@ def find_operation(store: Store, identity: str) -> Operation:
 
 def all_vms(store: Store) -> list[Vm]:
     """Every server, those in the trash too."""
-    before, found = _known.get(store, {}), dict[str, Vm]()
-    for record in store.list("vm/").records:
-        vm = before.get(record.key)
-        found[record.key] = vm if vm and vm.meta.revision == record.revision else Vm.load(record.value, record.revision)
-    _known[store] = found
-    return list(found.values())
+    return every(store, Vm)
 
 
 def find_host(store: Store, host_id: str) -> Host:

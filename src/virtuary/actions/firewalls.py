@@ -13,6 +13,7 @@ from virtuary.model.network import Network
 from virtuary.model.reach import Scene, plain_address
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
+from virtuary.store.reading import every
 
 
 def find(store: Store, name: str) -> Firewall:
@@ -33,7 +34,7 @@ def find_named(store: Store, name: str) -> Firewall:
 
 
 def all_firewalls(store: Store) -> list[Firewall]:
-    return [Firewall.load(record.value, record.revision) for record in store.list("firewall/").records]
+    return every(store, Firewall)
 
 
 @decides
@@ -152,7 +153,7 @@ def test(context: Context, source: str, destination: str, protocol: str, port: i
 
 def look(store: Store) -> Scene:
     """Everything that decides about connections, as the documents say it now."""
-    networks = [Network.load(record.value, record.revision) for record in store.list("network/").records]
+    networks = every(store, Network)
     return Scene(
         vms=tuple(vm for vm in all_vms(store) if not vm.meta.deleted and not vm.meta.purge),
         networks={network.id: network for network in networks if not network.meta.purge},

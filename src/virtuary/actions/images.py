@@ -11,6 +11,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.template import Template, TemplateSpec
 from virtuary.model.vm import Vm, default_memory
 from virtuary.store.api import Store
+from virtuary.store.reading import every
 
 
 @decides
@@ -119,7 +120,7 @@ async def cool(context: Context, name: str) -> list[Template]:
 
 
 def templates_of(store: Store, image_id: str) -> list[Template]:
-    found = [Template.load(record.value, record.revision) for record in store.list("template/").records]
+    found = every(store, Template)
     return [template for template in found if template.spec.image_id == image_id]
 
 
@@ -131,5 +132,5 @@ def _purged(found: list[Template]) -> tuple[dict[str, int], dict[str, bytes]]:
 
 def users_of(store: Store, image_id: str) -> list[Vm]:
     """Servers, those in the trash too, whose disks lie on this image."""
-    vms = [Vm.load(record.value, record.revision) for record in store.list("vm/").records]
+    vms = every(store, Vm)
     return [vm for vm in vms if vm.spec.image_id == image_id]

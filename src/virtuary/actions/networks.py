@@ -29,6 +29,7 @@ from virtuary.model.network import (
 )
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
+from virtuary.store.reading import every
 
 
 def find(store: Store, name: str) -> Network:
@@ -54,7 +55,7 @@ def find_or_draft(context: Context, name: str) -> Network:
 
 
 def all_networks(store: Store) -> list[Network]:
-    return [Network.load(record.value, record.revision) for record in store.list("network/").records]
+    return every(store, Network)
 
 
 def draft(context: Context, wish: NetworkWish) -> Network:

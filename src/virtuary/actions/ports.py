@@ -29,13 +29,10 @@ def taken(context: Context, publish: tuple[Publish, ...], own: Vm | None, *, sta
     return blockers
 
 
-async def settled(context: Context, own: Vm) -> list[VirtuaryError]:
-    """The same for a server that is to be started; who served it before may be ending just now."""
-    blockers = taken(context, own.spec.publish, own, starting=True)
-    if blockers:
+async def settle(context: Context, own: Vm) -> None:
+    """Wait a moment where a port of a server that is to be started is taken: who served it before may be ending just now."""
+    if taken(context, own.spec.publish, own, starting=True):
         await asyncio.sleep(ENDING)
-        blockers = taken(context, own.spec.publish, own, starting=True)
-    return blockers
 
 
 def _held(port: Publish, others: list[Vm], starting: Vm | None) -> list[VirtuaryError]:

@@ -8,6 +8,7 @@ from virtuary.actions.context import Context, all_vms
 from virtuary.base.errors import Exists, Invalid, VirtuaryError
 from virtuary.model.network import Network, Nic, name_of
 from virtuary.model.vm import Vm
+from virtuary.store.reading import every
 
 RESERVED = {
     "host": "the host's own name on its networks",
@@ -50,5 +51,5 @@ def _unfit(network: Network, label: str, holder: tuple[Vm, Nic] | None) -> Itera
 
 def _networks(context: Context) -> list[Network]:
     """Those on which names are served here."""
-    found = (Network.load(record.value, record.revision) for record in context.store.list("network/").records)
+    found = every(context.store, Network)
     return [network for network in found if network.spec.kind != "bridge"]

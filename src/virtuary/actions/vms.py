@@ -31,6 +31,7 @@ from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
 from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish, default_memory
 from virtuary.store.api import Store
+from virtuary.store.reading import every
 
 SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")
 """Fields that a wish and a spec have alike."""
@@ -190,9 +191,15 @@ def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]
 # ---- power
 
 
-@decides
 async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[Vm, Operation]:
     """start, stop, restart, pause or resume: a wish about power, and the operation that tells when it is true."""
+    if deed == "start":
+        await ports.settle(context, find_vm(context.store, name))
+    return await _power(context, name, deed, **params)
+
+
+@decides
+async def _power(context: Context, name: str, deed: str, **params: Any) -> tuple[Vm, Operation]:
     waits, takes = turn(context) if deed == "start" else ({}, {})
     vm = find_vm(context.store, name)
     _check_deed(vm, deed)
@@ -205,7 +212,7 @@ async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[
     changed = vm.but(spec=vm.spec.but(power=wanted, restarts=restarts), status=status)
     if deed == "start":
         shared = networks.absent(context) if any(nic.network_id for nic in vm.spec.nics) else []
-        raise_all([*shared, *room(context, changed, vm), *await ports.settled(context, vm)])
+        raise_all([*shared, *room(context, changed, vm), *ports.taken(context, vm.spec.publish, vm, starting=True)])
     operation = new_operation(context, deed, vm, **params)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
     puts = {vm.key: changed.dump(), **{item.key: _cancelled(item, deed).dump() for item in ended}, **takes}
@@ -407,7 +414,7 @@ async def delete(context: Context, name: str, *, now: bool = False, force: bool 
 
 def find_trashed(store: Store, name: str) -> Vm:
     """The server of this name or id in the trash. Raises NotFound; Conflict where several have the name, with their ids."""
-    vms = [Vm.load(record.value, record.revision) for record in store.list("vm/").records]
+    vms = every(store, Vm)
     found = [vm for vm in vms if vm.meta.deleted and not vm.meta.purge and name.lower() in (vm.name, vm.id)]
     if not found:
         raise NotFound(f"no server named {name[:80]!r} lies in the trash", "virtuary list --trash shows what does")

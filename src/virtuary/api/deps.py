@@ -65,13 +65,13 @@ def _context(request: Request, idempotency_key: str | None, body: bytes) -> Cont
         site.host_id,
         touch,
         mark,
-        free,
-        touch.routed,
-        touch.own_addresses,
-        site.networks.leased,
-        site.networks.held,
-        lambda: site.networks_fault,
-        touch.interface_fault,
+        disk_free=free,
+        routed=touch.routed,
+        own_addresses=touch.own_addresses,
+        leased=site.networks.leased,
+        held=site.networks.held,
+        network_fault=lambda: site.networks_fault,
+        interface_fault=touch.interface_fault,
     )
 
 

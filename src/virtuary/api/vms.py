@@ -83,6 +83,7 @@ async def list_vms(
 @router.post("", status_code=202, response_model=answers.AcceptedVm, responses=DRAFTED)
 async def create_vm(ctx: Ctx, parts: P, wish: VmWish, dry_run: DryRun = False) -> Response:
     """Create a server and, unless it is wished stopped, start it; the operation ends when a shell is possible."""
+    touch.check_staying(parts.node.site)
     if wish.user_data is not None:
         touch.check_user_data(wish.user_data)
     await touch.notice_host(parts.node.site)
@@ -145,6 +146,7 @@ async def delete_vm(ctx: Ctx, name: str, now: bool = False, force: bool = False)
 
 @router.post("/{name}/actions/start", status_code=202, response_model=answers.AcceptedVm)
 async def start_vm(ctx: Ctx, parts: P, name: str, params: StartParams | None = None) -> Response:
+    touch.check_staying(parts.node.site)
     await touch.notice_host(parts.node.site)
     return await _power(ctx, name, "start", params)
 
@@ -155,7 +157,8 @@ async def stop_vm(ctx: Ctx, name: str, params: StopParams | None = None) -> Resp
 
 
 @router.post("/{name}/actions/restart", status_code=202, response_model=answers.AcceptedVm)
-async def restart_vm(ctx: Ctx, name: str, params: RestartParams | None = None) -> Response:
+async def restart_vm(ctx: Ctx, parts: P, name: str, params: RestartParams | None = None) -> Response:
+    touch.check_staying(parts.node.site)
     return await _power(ctx, name, "restart", params)
 
 
@@ -177,8 +180,9 @@ async def _power(ctx: Ctx, name: str, deed: str, params: Model | None) -> Respon
 
 
 @router.post("/{name}/actions/copy", status_code=202, response_model=answers.AcceptedVm, responses=DRAFTED)
-async def copy_vm(ctx: Ctx, name: str, wish: VmCopy | None = None, dry_run: DryRun = False) -> Response:
+async def copy_vm(ctx: Ctx, parts: P, name: str, wish: VmCopy | None = None, dry_run: DryRun = False) -> Response:
     """Make a copy: of a stopped server as an overlay or in full, or live of one that runs. The operation is the copy's."""
+    touch.check_staying(parts.node.site)
     if dry_run:
         draft = copies.draft(ctx, name, wish or VmCopy())
         body = {"vm": body_of(draft.vm), "blockers": [blocker.problem() for blocker in draft.blockers]}

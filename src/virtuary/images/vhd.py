@@ -16,7 +16,6 @@ from typing import NamedTuple
 from virtuary.images.header import SECTOR, Bytes, File, Header, check_virtual_size, inside, is_power_of_two, refuse, take
 
 MAGIC = b"conectix"
-NOWHERE = 0xFFFFFFFFFFFFFFFF
 UNUSED = 0xFFFFFFFF
 FIXED, DYNAMIC, DIFFERENCE = 2, 3, 4
 KIB, MIB = 1024, 1024 * 1024

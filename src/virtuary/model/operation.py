@@ -12,6 +12,8 @@ from virtuary.model.meta import Document, Model, utcnow
 Phase = Literal["pending", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
 LOG_LINES = 200
+STARTS = ("launch", "copy", "start", "restart")
+"""Kinds that end when a server can be used."""
 
 
 class LogLine(Model):

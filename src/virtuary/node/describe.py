@@ -20,6 +20,7 @@ from virtuary.qemu.describe import Machine
 from virtuary.qemu.firmware import BIOS, Firmware, find_uefi
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.store.api import Store
+from virtuary.store.reading import every
 
 
 def firmware_of(vm: Vm, image: Image) -> Firmware:
@@ -154,7 +155,7 @@ def free_uid(site: Site, vm_id: str) -> int:
     """A user of its own for this machine in system mode: one no other server's record names. The caller's own in user mode."""
     if not site.capabilities.root:
         return os.getuid()
-    running = [Vm.load(record.value, record.revision) for record in site.store.list("vm/").records]
+    running = every(site.store, Vm)
     taken = {vm.status.runtime.uid for vm in running if vm.status.runtime and vm.id != vm_id}
     taken |= {uid for other, uid in site.uids.items() if other != vm_id}
     first = int(hashlib.sha256(vm_id.encode()).hexdigest(), 16) % len(site.users)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from virtuary.network import leases
 from virtuary.network.ground import Ground, Host
 from virtuary.node.uplink import Uplink
 from virtuary.store.api import Store
+from virtuary.store.reading import every
 
 MANAGED = re.compile(rb'"network_id":"[^"]')
 """In the document of a server with a NIC on a network of the host's."""
@@ -43,7 +44,6 @@ class Membership:
         """The way out, where these are a user's own."""
         self.claim: Claim | None = None
         """Of what only one instance in a network namespace can have; None where nobody else can want it."""
-        self._vms: dict[str, tuple[int, Vm]] = {}
         self.on_missing: Callable[[str], None] = lambda key: None
         """Called with the key of a network that should be there and is not."""
 
@@ -66,7 +66,7 @@ class Membership:
 
     def all(self) -> list[Network]:
         """Every network that is not being removed."""
-        found = [Network.load(record.value, record.revision) for record in self._store.list("network/").records]
+        found = every(self._store, Network)
         return [network for network in found if not network.meta.purge]
 
     def any_left(self) -> bool:
@@ -79,24 +79,14 @@ class Membership:
 
     def groups(self) -> dict[str, Group]:
         """Every firewall group, by name."""
-        found = [Firewall.load(record.value, record.revision) for record in self._store.list("firewall/").records]
+        found = every(self._store, Firewall)
         return {group.name: Group(group.name, group.spec.rules) for group in found}
 
     def members(self, network_id: str | None = None) -> list[Member]:
         """The NICs on one of this host's networks, or on all of them, of servers that are not in the trash: where they are now."""
-        found = (Member(vm, nic) for vm in self._servers() for nic in vm.nics if nic.network_id)
+        present = (vm for vm in every(self._store, Vm) if not vm.meta.deleted and not vm.meta.purge)
+        found = (Member(vm, nic) for vm in present for nic in vm.nics if nic.network_id)
         return [member for member in found if network_id in (None, member.nic.network_id)]
-
-    def _servers(self) -> Iterator[Vm]:
-        kept: dict[str, tuple[int, Vm]] = {}
-        for record in self._store.list("vm/").records:
-            if not MANAGED.search(record.value):
-                continue
-            known = self._vms.get(record.key)
-            vm = known[1] if known and known[0] == record.revision else Vm.load(record.value, record.revision)
-            kept[record.key] = record.revision, vm
-        self._vms = kept
-        return (vm for _, vm in kept.values() if not vm.meta.deleted and not vm.meta.purge)
 
     def leases(self, network: Network) -> list[Lease]:
         """Who has which address, and whether they asked for it."""

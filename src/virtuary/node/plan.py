@@ -11,6 +11,7 @@ import signal
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from virtuary.model.operation import STARTS
 from virtuary.model.vm import NO_CLOUD_INIT, State, Vm
 from virtuary.node.nics import plugging
 from virtuary.node.slow import explaining
@@ -286,7 +287,7 @@ def preparing(world: World) -> Step | None:
 def waited_too_long(world: World) -> bool:
     """Whether somebody who asked for a start is to be told that its network does not come; a server that starts by itself waits on. Pure."""
     operation = world.operation
-    if world.network[0] != "failed" or operation is None or operation.spec.kind not in ("launch", "copy", "start", "restart"):
+    if world.network[0] != "failed" or operation is None or operation.spec.kind not in STARTS:
         return False
     asked = (world.wall - operation.meta.created).total_seconds()
     return min(asked, world.network_failing) >= NETWORK_LIMIT
@@ -462,7 +463,7 @@ def _progress(world: World) -> Step | None:
     """The stage an operation is in, for whoever follows it."""
     operation, status = world.operation, world.vm.status
     assert operation
-    if operation.spec.kind not in ("launch", "start", "restart", "copy") or world.process != "alive":
+    if operation.spec.kind not in STARTS or world.process != "alive":
         return None
     stage = current_stage(world) if not unborn(world.vm) else "becoming a machine of its own"
     return Step("note", stage) if stage != operation.status.stage or operation.status.phase == "pending" or not status else None

@@ -34,6 +34,7 @@ from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platform import PLATFORMS, Platform
 from virtuary.qemu.probe import Binary, find_binary
 from virtuary.store.api import Store
+from virtuary.store.reading import every
 
 UIDS = range(2_000_000_000, 2_000_060_000)
 """Users of virtual machines in system mode, one each; above every range that distributions hand out. Each instance has a part of them."""
@@ -186,7 +187,7 @@ async def host_status(site: Site) -> HostStatus:
         qemu, accel, reason = binary.version, choice.accel, choice.why
     except VirtuaryError as error:
         reason = error.sentence
-    vms = [Vm.load(record.value, record.revision) for record in site.store.list("vm/").records]
+    vms = every(site.store, Vm)
     alive = [vm for vm in vms if vm.status.runtime]
     return HostStatus(
         vms=sum(vm.meta.deleted is None for vm in vms),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from virtuary.base.errors import Failed, VirtuaryError
 from virtuary.base.units import format_size
+from virtuary.model.operation import STARTS
 from virtuary.model.vm import default_memory
 from virtuary.node import operations
 from virtuary.node.describe import firmware_of
@@ -25,7 +26,6 @@ GIVEN_UP = 12
 """Times the usual after which a machine that printed nothing at all is not waited for any more."""
 AGAIN = 15.0
 """Seconds until it is looked into again."""
-STARTS = ("launch", "copy", "start", "restart")
 
 
 class Finding(NamedTuple):

@@ -22,7 +22,7 @@ from virtuary.base.log import say
 from virtuary.guest import seed
 from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.host import oom
-from virtuary.model.operation import Operation
+from virtuary.model.operation import STARTS, Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Crash, Runtime, Vm
 from virtuary.node import nics, operations, templates
@@ -33,7 +33,6 @@ from virtuary.node.plan import CRASH_WINDOW, End, never_handed_out
 from virtuary.node.run import open_run
 from virtuary.node.server import Server
 from virtuary.node.site import Site
-from virtuary.node.slow import STARTS
 from virtuary.node.templates import seed_keys
 from virtuary.node.tuning import untuned
 from virtuary.node.warm import GROUP, choose_template, make_host_key, reset_disk
@@ -339,11 +338,7 @@ async def collect(worker: Server, world: World, end: End) -> None:
     changed = current.but(status=status, spec=current.spec.but(power=power))
     await worker.site.store.txn({worker.key: current.meta.revision}, {worker.key: changed.dump()})
     say(logger, "ended", vm=current.name, state=end.state, reason=end.reason or "-", again=end.again)
-    if (
-        not end.again
-        and world.operation
-        and world.operation.spec.kind in ("launch", "copy", "start", "restart", "resume", "pause")
-    ):
+    if not end.again and world.operation and world.operation.spec.kind in (*STARTS, "resume", "pause"):
         reason = end.reason or "it was stopped meanwhile"
         hint = f"virtuary logs {current.name} shows the console"
         await operations.finish(worker.site.store, world.operation.key, Failed(f"{current.name} did not stay up: {reason}", hint))
@@ -410,10 +405,10 @@ async def cancel_operation(worker: Server, world: World, operation: Operation) -
     if current is None:
         return
     undo = operation.spec.kind in ("launch", "create", "copy")
-    if world.process == "alive" and operation.spec.kind in ("launch", "create", "copy", "start", "restart"):
+    if world.process == "alive" and operation.spec.kind in (*STARTS, "create"):
         await kill(worker, world, "cancel")
     changed = current
-    if operation.spec.kind in ("launch", "create", "copy", "start", "restart"):
+    if operation.spec.kind in (*STARTS, "create"):
         latest = worker.load() or current
         changed = latest.but(spec=latest.spec.but(power="stopped"), meta=latest.meta.but(purge=latest.meta.purge or undo))
         done = operations.finished(operation, cancelled=True)

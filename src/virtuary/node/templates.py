@@ -45,6 +45,7 @@ from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.process import read_errors
 from virtuary.storage import directory, sparse
+from virtuary.store.reading import every
 
 logger = logging.getLogger("virtuary.templates")
 SEALED = ("ram", "state", "disk.qcow2")
@@ -438,7 +439,7 @@ async def consider(site: Site, vm: Vm, image: Image) -> None:
 
 def standing_on(site: Site, layer: str) -> list[Vm]:
     """Servers whose disks lie on this file."""
-    vms = [Vm.load(record.value, record.revision) for record in site.store.list("vm/").records]
+    vms = every(site.store, Vm)
     return [vm for vm in vms if layer in vm.status.layers]
 
 
@@ -462,7 +463,7 @@ def touch(site: Site, template: Template) -> None:
 
 async def keep_budget(site: Site, keep: str = "") -> None:
     """Remove templates, the one used longest ago first, until the others fit into `templates.max_disk`."""
-    found = [Template.load(record.value, record.revision) for record in site.store.list("template/").records]
+    found = every(site.store, Template)
     ready = [template for template in found if template.status.state == "ready" and not template.meta.purge]
     sizes = sum(template.status.size for template in ready)
     for template in sorted(ready, key=lambda item: _used(site, item)):

@@ -251,11 +251,15 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     return plan
 
 
-async def notice_host(site: Site) -> None:
-    """Write down anew what this host has, when its huge pages are no longer those: an administrator sets them aside at any time, and what is
-    set aside no ordinary server can have. Raises Conflict while the host goes down: nothing is started any more."""
+def check_staying(site: Site) -> None:
+    """Raise Conflict while the host goes down: nothing is started any more."""
     if site.turns.going_down:
         raise Conflict("this host is going down", "repeat when it is back: servers come back with it")
+
+
+async def notice_host(site: Site) -> None:
+    """Write down anew what this host has, when its huge pages are no longer those: an administrator sets them aside at any time, and what is
+    set aside no ordinary server can have."""
     record = site.store.get(f"{Host.prefix}/{site.host_id}")
     status = Host.load(record.value, record.revision).status if record else None
     known = status.huge_pages if status else ()

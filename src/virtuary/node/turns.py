@@ -7,15 +7,15 @@ those marked `autostart`, and those that ran and are to run always, are started,
 from __future__ import annotations
 
 import logging
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable
 
-from virtuary.base.errors import Failed
+from virtuary.base import proc
+from virtuary.base.errors import Failed, HostLacks
 from virtuary.base.log import say
 from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.node.site import Site
+from virtuary.store.reading import every
 
 logger = logging.getLogger("virtuary.turns")
 RECORD = "host-boot"
@@ -28,7 +28,7 @@ LOOK = 0.25
 
 
 def all_servers(site: Site) -> list[Vm]:
-    found = (Vm.load(record.value, record.revision) for record in site.store.list("vm/").records)
+    found = every(site.store, Vm)
     return [vm for vm in found if vm.spec.owner == site.host_id and not vm.meta.deleted and not vm.meta.purge]
 
 
@@ -114,20 +114,20 @@ def _of(site: Site, ids: Iterable[str]) -> list[Vm]:
     return [Vm.load(record.value, record.revision) for record in records if record]
 
 
-def host_goes_down(system: bool) -> bool:
+async def host_goes_down(system: bool) -> bool:
     """Whether the host, or an ordinary user's session with all that it runs, is going down: systemd says so, or the run level."""
-    manager = ["systemctl", *([] if system else ["--user"]), "is-system-running"]
-    if _said(manager) == "stopping":
-        return True
-    return _said(["who", "-r"]).split()[:2] in (["run-level", "0"], ["run-level", "6"])
+    manager = await _said("systemctl", *([] if system else ["--user"]), "is-system-running")
+    return goes_down(manager, await _said("who", "-r"))
 
 
-def _said(command: list[str]) -> str:
-    if shutil.which(command[0]) is None:
-        return ""
+def goes_down(manager: str, level: str) -> bool:
+    """What `systemctl is-system-running` and `who -r` say of it; empty where there is none. Pure."""
+    return manager == "stopping" or level.split()[:2] in (["run-level", "0"], ["run-level", "6"])
+
+
+async def _said(*command: str) -> str:
     try:
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=5, check=False, text=True
-        ).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
+        done = await proc.run(*command, env=proc.session(), deadline=5, check=False)
+    except (Failed, HostLacks):
         return ""
+    return done.stdout.decode(errors="replace").strip()

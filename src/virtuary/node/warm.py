@@ -33,6 +33,7 @@ from virtuary.qemu.argv import command
 from virtuary.qemu.describe import Machine, Warm, describe
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.warm import STEP
+from virtuary.store.reading import every
 
 GROUP = UIDS.stop
 """In system mode the group that may read the memory of templates; nobody is in it but QEMUs that run copies."""
@@ -46,7 +47,7 @@ class Match(NamedTuple):
 
 
 def templates_of(site: Site, image_id: str) -> list[Template]:
-    found = [Template.load(record.value, record.revision) for record in site.store.list("template/").records]
+    found = every(site.store, Template)
     return [template for template in found if template.spec.image_id == image_id]
 
 
