@@ -1,7 +1,9 @@
-"""What every row shares: interleaved runs, medians with a bootstrap interval of the ratio, the machine, results as JSON and Markdown.
+"""What every row shares: interleaved runs, medians with a bootstrap interval of the ratio, the
+machine, results as JSON and Markdown.
 
-A row is a script that fills a `Row` and calls `finish`. Baselines run in the same row, interleaved A B B A; one that is missing
-is skipped with its reason. Nothing here asserts a time: a figure is printed beside its target, for a reader to judge.
+A row is a script that fills a `Row` and calls `finish`. Baselines run in the same row, interleaved
+A B B A; one that is missing is skipped with its reason. Nothing here asserts a time: a figure is
+printed beside its target, for a reader to judge.
 """
 
 from __future__ import annotations
@@ -32,12 +34,19 @@ class Row:
     targets: list[str] = field(default_factory=list)
 
     def interleave(self, subjects: dict[str, Callable[[], float]], rounds: int) -> None:
-        """Run the subjects `rounds` times each, forwards and backwards in turn. Each returns its own measurement."""
+        """Run the subjects `rounds` times each, forwards and backwards in turn. Each returns its
+        own measurement.
+        """
         for number in range(rounds):
             names = list(subjects) if number % 2 == 0 else list(reversed(subjects))
             for name in names:
                 self.samples.setdefault(name, []).append(subjects[name]())
-                print(f"\r{self.name}: round {number + 1}/{rounds} {name:20}", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\r{self.name}: round {number + 1}/{rounds} {name:20}",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
         print(file=sys.stderr)
 
     def median(self, name: str) -> float:
@@ -48,7 +57,8 @@ class Row:
         chosen = random.Random(1)
         ours, theirs = self.samples[name], self.samples[base]
         draws = sorted(
-            statistics.median(chosen.choices(ours, k=len(ours))) / statistics.median(chosen.choices(theirs, k=len(theirs)))
+            statistics.median(chosen.choices(ours, k=len(ours)))
+            / statistics.median(chosen.choices(theirs, k=len(theirs)))
             for _ in range(2000)
         )
         return self.median(name) / self.median(base), draws[50], draws[1949]
@@ -66,7 +76,10 @@ class Row:
             if "raw" in self.samples and name != "raw":
                 middle, low, top = self.ratio(name, "raw")
                 ratio = f"{middle:.2f} ({low:.2f} to {top:.2f})"
-            lines.append(f"| {name} | {len(values)} | {statistics.median(values):.3f} | {high:.3f} | {ratio} |")
+            lines.append(
+                f"| {name} | {len(values)} | {statistics.median(values):.3f} | {high:.3f} | "
+                f"{ratio} |"
+            )
         lines += [f"| {name} | - | skipped: {why} | | |" for name, why in self.skipped.items()]
         lines += [
             "",
@@ -88,9 +101,19 @@ class Row:
 
 def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    return {"cpus": os.cpu_count(), "model": model, "kernel": os.uname().release, "qemu": qemu, "load": os.getloadavg()[0]}
+    model = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), ""
+    )
+    qemu = subprocess.run(
+        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[0]
+    return {
+        "cpus": os.cpu_count(),
+        "model": model,
+        "kernel": os.uname().release,
+        "qemu": qemu,
+        "load": os.getloadavg()[0],
+    }
 
 
 def pss(pid: int) -> float:

@@ -1,8 +1,10 @@
-"""P16, placement: 100,000 servers onto 10,000 hosts, one decision after the other.
-P30, the consolidation planner: 2,000 servers with their loads in every hour of the week onto about 200 hosts.
+"""P16, placement: 100,000 servers onto 10,000 hosts, one decision after the other. P30, the
+consolidation planner: 2,000 servers with their loads in every hour of the week onto about 200
+hosts.
 
-The planner is measured as the daemon uses it: its own process, from JSON to JSON, with what happens when each host fails. Beside it runs
-plain first fit decreasing on the same loads. It needs neither QEMU nor a daemon:
+The planner is measured as the daemon uses it: its own process, from JSON to JSON, with what happens
+when each host fails. Beside it runs plain first fit decreasing on the same loads. It needs neither
+QEMU nor a daemon:
 
     python benchmarks/planning.py [SERVERS]
 """
@@ -34,7 +36,9 @@ COMMAND = [sys.executable, "-I", "-m", "virtuary.planning", "consolidation"]
 
 def p30(_: Any = None, count: int = 2000, rounds: int = 3) -> None:
     row = Row(
-        "P30", f"consolidation plan: {count} servers, 168 hours x 4 resources, as a process of its own", targets=["<= 10 s"]
+        "P30",
+        f"consolidation plan: {count} servers, 168 hours x 4 resources, as a process of its own",
+        targets=["<= 10 s"],
     )
     wanted = wish(fleet(count))
     text = wanted.model_dump_json(exclude_none=True).encode()
@@ -42,7 +46,9 @@ def p30(_: Any = None, count: int = 2000, rounds: int = 3) -> None:
 
     def run_ours() -> float:
         began = time.monotonic()
-        plans.append(json.loads(subprocess.run(COMMAND, input=text, capture_output=True, check=True).stdout))
+        plans.append(
+            json.loads(subprocess.run(COMMAND, input=text, capture_output=True, check=True).stdout)
+        )
         return time.monotonic() - began
 
     scale = make_scale(wanted.host, wanted.headroom)
@@ -57,11 +63,17 @@ def p30(_: Any = None, count: int = 2000, rounds: int = 3) -> None:
         bins[:] = first_fit(items, frame)
         return time.monotonic() - began
 
-    row.interleave({"ours, whole": run_ours, "first fit decreasing, in memory": run_first_fit}, rounds)
+    row.interleave(
+        {"ours, whole": run_ours, "first fit decreasing, in memory": run_first_fit}, rounds
+    )
     plan = plans[-1]
-    row.facts["hosts"] = f"ours {plan['hosts_used']}, first fit decreasing {len(bins)}, proven bound {plan['bound']['hosts']}"
+    row.facts["hosts"] = (
+        f"ours {plan['hosts_used']}, first fit decreasing {len(bins)}, proven bound "
+        f"{plan['bound']['hosts']}"
+    )
     row.facts["hosts / bound"] = (
-        f"ours {plan['hosts_used'] / plan['bound']['hosts']:.3f}, first fit {len(bins) / plan['bound']['hosts']:.3f}"
+        f"ours {plan['hosts_used'] / plan['bound']['hosts']:.3f}, first fit "
+        f"{len(bins) / plan['bound']['hosts']:.3f}"
     )
     row.facts["the same plan every time"] = all(each == plan for each in plans)
     row.facts["request"] = f"{len(text) / 2**20:.1f} MiB of JSON"
@@ -70,7 +82,9 @@ def p30(_: Any = None, count: int = 2000, rounds: int = 3) -> None:
 
 
 def small(cases: int = 40, seconds: float = 5.0) -> str:
-    """Fleets of 14 servers: how often the exact solver proves the fewest hosts, how long it takes, how often greedy had them."""
+    """Fleets of 14 servers: how often the exact solver proves the fewest hosts, how long it takes,
+    how often greedy had them.
+    """
     proven = same = 0
     longest = 0.0
     for seed in range(cases):
@@ -84,7 +98,10 @@ def small(cases: int = 40, seconds: float = 5.0) -> str:
         best = len(found.bins) if found.bins else greedy
         proven += best == found.bound
         same += best == greedy
-    return f"of {cases} fleets of 14: proven optimal {proven}, greedy was as good in {same}, longest search {longest:.2f} s"
+    return (
+        f"of {cases} fleets of 14: proven optimal {proven}, greedy was as good in {same}, "
+        f"longest search {longest:.2f} s"
+    )
 
 
 def _ready(wanted: Any) -> tuple[list[Item], Frame]:
@@ -101,16 +118,20 @@ def _ready(wanted: Any) -> tuple[list[Item], Frame]:
 SHAPES = ((32_000, 131_072, 2000, 20_000, 10_000, 0), (64_000, 262_144, 4000, 40_000, 25_000, 0))
 """Of hosts: thousandths of a CPU, MiB, GiB of disk, operations, Mbit/s, devices."""
 FLAVOURS = {
-    (500, 1024, 10): 6, (1000, 2048, 20): 12, (1000, 4096, 20): 12, (2000, 4096, 40): 15, (2000, 8192, 40): 14,
-    (4000, 8192, 80): 14, (4000, 16_384, 80): 10, (8000, 32_768, 160): 8, (8000, 16_384, 100): 6, (16_000, 65_536, 400): 3,
+    (500, 1024, 10): 6, (1000, 2048, 20): 12, (1000, 4096, 20): 12, (2000, 4096, 40): 15, (2000,
+    8192, 40): 14,
+    (4000, 8192, 80): 14, (4000, 16_384, 80): 10, (8000, 32_768, 160): 8, (8000, 16_384, 100): 6,
+    (16_000, 65_536, 400): 3,
 }  # fmt: skip
 """Servers' CPU, memory and disk, and how often they are wanted."""
 HUGE, DEVICE = 1, 2
 
 
 def trace(hosts: int, servers: int, seed: int = 1) -> tuple[list[Site], list[Need]]:
-    """Hosts in ten zones, one in twenty with huge pages, one in twenty with devices; one server in forty needs each, one in five
-    belongs to a group of three whose members stand in different zones."""
+    """Hosts in ten zones, one in twenty with huge pages, one in twenty with devices; one server in
+    forty needs each, one in five belongs to a group of three whose members stand in different
+    zones.
+    """
     chance = random.Random(seed)
     sites, needs = [], list[Need]()
     for number in range(hosts):
@@ -134,32 +155,51 @@ def trace(hosts: int, servers: int, seed: int = 1) -> tuple[list[Site], list[Nee
 
 
 def valid(sites: Sequence[Site], needs: Sequence[Need], places: Sequence[int | None]) -> bool:
-    """Whether nothing is given twice, no feature is missing, and no two of a group share a zone; looked at from nothing."""
+    """Whether nothing is given twice, no feature is missing, and no two of a group share a zone;
+    looked at from nothing.
+    """
     left = [list(site.capacity) for site in sites]
     zones: set[tuple[str, str]] = set()
     for need, place in zip(needs, places, strict=True):
         if place is None:
             continue
-        left[place] = [free - amount for free, amount in zip(left[place], need.amounts, strict=True)]
+        left[place] = [
+            free - amount for free, amount in zip(left[place], need.amounts, strict=True)
+        ]
         key = (need.group or "", sites[place].zone)
-        if min(left[place]) < 0 or need.features & ~sites[place].features or (need.group and key in zones):
+        if (
+            min(left[place]) < 0
+            or need.features & ~sites[place].features
+            or (need.group and key in zones)
+        ):
             return False
         zones.add(key)
     return True
 
 
-def plain_first_fit(sites: Sequence[Site], needs: Sequence[Need]) -> tuple[list[int | None], list[float]]:
+def plain_first_fit(
+    sites: Sequence[Site], needs: Sequence[Need]
+) -> tuple[list[int | None], list[float]]:
     """The yardstick: every server onto the first host that takes it."""
-    left, zones, places, took = [list(site.capacity) for site in sites], set[tuple[str, str]](), list[int | None](), list[float]()
+    left, zones, places, took = (
+        [list(site.capacity) for site in sites],
+        set[tuple[str, str]](),
+        list[int | None](),
+        list[float](),
+    )
     for need in needs:
         began = time.perf_counter()
         place = None
         for number, free in enumerate(left):
-            if need.features & ~sites[number].features or (need.group and (need.group, sites[number].zone) in zones):
+            if need.features & ~sites[number].features or (
+                need.group and (need.group, sites[number].zone) in zones
+            ):
                 continue
             if all(amount <= has for amount, has in zip(need.amounts, free, strict=True)):
                 place = number
-                left[number] = [has - amount for has, amount in zip(free, need.amounts, strict=True)]
+                left[number] = [
+                    has - amount for has, amount in zip(free, need.amounts, strict=True)
+                ]
                 zones.add((need.group or "", sites[number].zone))
                 break
         places.append(place)
@@ -168,7 +208,8 @@ def plain_first_fit(sites: Sequence[Site], needs: Sequence[Need]) -> tuple[list[
 
 
 def p16(_: Any = None, hosts: int = 10_000, servers: int = 100_000) -> None:
-    row = Row("P16", f"placement: {servers} servers onto {hosts} hosts, 6 resources, one after the other", targets=[
+    row = Row("P16",
+    f"placement: {servers} servers onto {hosts} hosts, 6 resources, one after the other", targets=[
         ">= 5,000 decisions/s on one core, 99th % < 1 ms", "<= 1.05 of the bound",
     ])  # fmt: skip
     sites, needs = trace(hosts, servers)
@@ -178,18 +219,33 @@ def p16(_: Any = None, hosts: int = 10_000, servers: int = 100_000) -> None:
     few_sites, few_needs = trace(hosts // 20, some)
     told: dict[str, str] = {}
 
-    def tell(name: str, sites: Sequence[Site], needs: Sequence[Need], places: list[int | None], took: list[float]) -> float:
+    def tell(
+        name: str,
+        sites: Sequence[Site],
+        needs: Sequence[Need],
+        places: list[int | None],
+        took: list[float],
+    ) -> float:
         assert valid(sites, needs, places), f"{name} broke a rule"
         used = len(set(places) - {None})
         told[name] = (
-            f"{len(took) / sum(took):,.0f} decisions/s, 99th % {1000 * sorted(took)[len(took) * 99 // 100]:.3f} ms, {used} hosts, "
+            f"{len(took) / sum(took):,.0f} decisions/s, 99th % "
+            f"{1000 * sorted(took)[len(took) * 99 // 100]:.3f} ms, {used} hosts, "
             f"{used / fewest(sites, needs):.3f} of the bound, {places.count(None)} without a place"
         )
         return sum(took)
 
     def ours(name: str, sites: Sequence[Site], needs: list[Need], *, known: bool = False) -> float:
-        placement, places, took = Placement(sites, least=least, sparing=not known), list[int | None](), list[float]()
-        wanted = sorted(needs, key=lambda need: (-need.features, need.group is None, -need.amounts[0])) if known else needs
+        placement, places, took = (
+            Placement(sites, least=least, sparing=not known),
+            list[int | None](),
+            list[float](),
+        )
+        wanted = (
+            sorted(needs, key=lambda need: (-need.features, need.group is None, -need.amounts[0]))
+            if known
+            else needs
+        )
         for need in wanted:
             began = time.perf_counter()
             places.append(placement.place(need))
@@ -201,7 +257,8 @@ def p16(_: Any = None, hosts: int = 10_000, servers: int = 100_000) -> None:
         "ours": lambda: ours("ours", sites, needs),
         "ours, all known before": lambda: ours("ours, all known before", sites, needs, known=True),
         f"ours, {few}": lambda: ours(f"ours, {few}", few_sites, few_needs),
-        f"first fit, {few}": lambda: tell(f"first fit, {few}", few_sites, few_needs, *plain_first_fit(few_sites, few_needs)),
+        f"first fit, {few}": lambda: tell(f"first fit, {few}", few_sites, few_needs,
+        *plain_first_fit(few_sites, few_needs)),
     }, 3)  # fmt: skip
     row.facts |= {**told, "bound": bound}
     row.finish()

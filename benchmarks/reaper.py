@@ -1,8 +1,9 @@
-"""A small init for what is measured: `python reaper.py [FOLDER...]` hides each folder under an empty one, starts what it is told to
-on its standard input, buries orphans at once, and ends everything it started when its input ends.
+"""A small init for what is measured: `python reaper.py [FOLDER...]` hides each folder under an
+empty one, starts what it is told to on its standard input, buries orphans at once, and ends
+everything it started when its input ends.
 
-Some machines have a first process that buries orphans only every few seconds. libvirt waits for its machines to be buried, so there it
-would look slow, or hang, for no fault of its own.
+Some machines have a first process that buries orphans only every few seconds. libvirt waits for its
+machines to be buried, so there it would look slow, or hang, for no fault of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ def bury(_number: int = 0, _frame: FrameType | None = None) -> None:
 
 
 def children() -> list[int]:
-    return [int(word) for place in Path("/proc/self/task").glob("*/children") for word in place.read_text().split()]
+    return [
+        int(word)
+        for place in Path("/proc/self/task").glob("*/children")
+        for word in place.read_text().split()
+    ]
 
 
 def start(order: dict[str, object]) -> int:
@@ -42,7 +47,14 @@ def start(order: dict[str, object]) -> int:
         (os.POSIX_SPAWN_OPEN, 1, str(order["log"]), flags, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    return os.posix_spawnp(command[0], command, environment, file_actions=files, setsigmask=[], setsigdef=[signal.SIGCHLD])
+    return os.posix_spawnp(
+        command[0],
+        command,
+        environment,
+        file_actions=files,
+        setsigmask=[],
+        setsigdef=[signal.SIGCHLD],
+    )
 
 
 def end_all() -> None:

@@ -1,8 +1,9 @@
-"""The rows about resources: P25d disk limits, P26 processor shares and limits, P27 a noisy neighbour and the API, M1 memory that comes and
-goes, P13 a look beside many machines, D5 many at once.
+"""The rows about resources: P25d disk limits, P26 processor shares and limits, P27 a noisy
+neighbour and the API, M1 memory that comes and goes, P13 a look beside many machines, D5 many at
+once.
 
-A limit's error is what was used, against what was allowed, over a minute (disks: twenty seconds) with a guest that wants more. What is
-used is read from the kernel's account of the process.
+A limit's error is what was used, against what was allowed, over a minute (disks: twenty seconds)
+with a guest that wants more. What is used is read from the kernel's account of the process.
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ def inside(bench: Any, name: str, script: str) -> None:
 
 
 def vcpu_seconds(pid: int) -> float:
-    """Processor time of a QEMU's virtual CPUs, of which a limit speaks: libvirt has their threads named, ours are in a group of their own."""
+    """Processor time of a QEMU's virtual CPUs, of which a limit speaks: libvirt has their threads
+    named, ours are in a group of their own.
+    """
     tasks = list(Path(f"/proc/{pid}/task").iterdir())
     found = [
-        task for task in tasks if (task / "comm").read_text().startswith("CPU ") or "/vcpus" in (task / "cgroup").read_text()
+        task
+        for task in tasks
+        if (task / "comm").read_text().startswith("CPU ")
+        or "/vcpus" in (task / "cgroup").read_text()
     ]
     assert found, "nothing tells which threads are virtual CPUs"
     return sum(int((task / "schedstat").read_text().split()[0]) for task in found) / 1e9
@@ -48,7 +54,9 @@ def percent(pids: list[int], seconds: float, *clocks: Callable[[int], float]) ->
 
 
 def tell_limit(row: Row, whose: str, limit: int, pid: int, seconds: float) -> None:
-    """How far a limit holds: of the virtual CPUs, for which it is, and what the rest of the process takes besides."""
+    """How far a limit holds: of the virtual CPUs, for which it is, and what the rest of the process
+    takes besides.
+    """
     used, whole = percent([pid], seconds, vcpu_seconds, cpu_seconds)
     row.samples[f"{whose}limit {limit} %"] = [used]
     row.facts[f"error of {whose}limit of {limit} %"] = (
@@ -63,7 +71,9 @@ def pid_of(bench: Any, name: str) -> int:
 
 
 def p26(bench: Any) -> None:
-    """Two spinning guests on one CPU with weights 1 to 3; one with limits. libvirt's limits beside them."""
+    """Two spinning guests on one CPU with weights 1 to 3; one with limits. libvirt's limits beside
+    them.
+    """
     row = Row(
         "P26",
         "processor shares and limits over 60 s, spinning guests",
@@ -93,9 +103,15 @@ def limit_libvirt(bench: Any, row: Row) -> None:
     virsh.say(f"create {bench.xml('vb-limit')}")
     ping = 'qemu-agent-command vb-limit \'{"execute":"guest-ping"}\''
     virsh.say_until(ping)
-    spin = '{"execute":"guest-exec","arguments":{"path":"/bin/sh","arg":["-c","while :; do :; done"]}}'
+    spin = (
+        '{"execute":"guest-exec","arguments":{"path":"/bin/sh","arg":["-c","while :; do :; done"]}}'
+    )
     virsh.say(f"qemu-agent-command vb-limit '{spin}'")
-    pid = int((virsh.root / "run/libvirt/qemu/vb-limit.pid").read_text()) if (virsh.root / "run").exists() else find_libvirt()
+    pid = (
+        int((virsh.root / "run/libvirt/qemu/vb-limit.pid").read_text())
+        if (virsh.root / "run").exists()
+        else find_libvirt()
+    )
     for limit in (25, 50):
         try:
             virsh.say(f"schedinfo vb-limit --live vcpu_period=100000 vcpu_quota={limit * 1000}")
@@ -124,7 +140,10 @@ def p25d(bench: Any) -> None:
     """Disk limits: operations and bytes a second of a guest that reads past its cache."""
     row = Row("P25d", "disk limits over 20 s", "error %", targets=["<= 2 %"])
     bench.client.launch("tiny", "reader")
-    read = "setsid sh -c 'while :; do dd if=/dev/vda of=/dev/null bs={size} count=4000 iflag=direct; done' >/dev/null 2>&1 </dev/null &"
+    read = (
+        "setsid sh -c 'while :; do dd if=/dev/vda of=/dev/null bs={size} count=4000 "
+        "iflag=direct; done' >/dev/null 2>&1 </dev/null &"
+    )
     for what, limit, size in (
         ("iops", 50, "4k"),
         ("iops", 200, "4k"),
@@ -139,7 +158,11 @@ def p25d(bench: Any) -> None:
         took = time.monotonic() - began
         used = (blocks(bench)[what == "bandwidth"] - before[what == "bandwidth"]) / took
         row.samples[f"{what} {limit}"] = [100 * (used - limit) / limit]
-        inside(bench, "reader", "kill $(pgrep -f iflag=direct) 2>/dev/null; killall dd 2>/dev/null; true")
+        inside(
+            bench,
+            "reader",
+            "kill $(pgrep -f iflag=direct) 2>/dev/null; killall dd 2>/dev/null; true",
+        )
     row.skipped["libvirt"] = "its blkdeviotune is the same mechanism of QEMU"
     row.finish()
 
@@ -182,10 +205,13 @@ def lists(bench: Any, count: int) -> list[float]:
 
 
 def p13(bench: Any, many: int = 60) -> None:
-    """How long one look takes beside 10 machines that are there and paused, and beside as many as this host admits."""
+    """How long one look takes beside 10 machines that are there and paused, and beside as many as
+    this host admits.
+    """
     row = Row(
         "P13",
-        f"one server of {many} asked for, 1000 times, and all of them listed, 100 times; the machines are there, paused",
+        f"one server of {many} asked for, 1000 times, and all of them listed, 100 times; the "
+        "machines are there, paused",
         "ms",
         targets=["99th % of one <= 1.5 of that beside 10"],
     )
@@ -216,7 +242,11 @@ def p13(bench: Any, many: int = 60) -> None:
 
 def m1(bench: Any) -> None:
     """A gibibyte given to a Debian and taken back, CPUs too; the end is the guest's own word."""
-    row = Row("M1", "a Debian that runs is given 1 GiB and a CPU, and gives them back", targets=["1 GiB <= 3 s each way"])
+    row = Row(
+        "M1",
+        "a Debian that runs is given 1 GiB and a CPU, and gives them back",
+        targets=["1 GiB <= 3 s each way"],
+    )
     warm.make_warm(bench, warm.DEBIAN)
     bench.client.launch(warm.DEBIAN, "debian")
 
@@ -240,7 +270,9 @@ def m1(bench: Any) -> None:
 def d5(bench: Any, count: int = 60) -> None:
     """A storm of starts of 256 MiB each; then lists while all of them run."""
     row = Row(
-        "D5", f"{count} servers of 256 MiB launched at once", targets=[f"{count} of {count} running; list 99th % <= 250 ms"]
+        "D5",
+        f"{count} servers of 256 MiB launched at once",
+        targets=[f"{count} of {count} running; list 99th % <= 250 ms"],
     )
     warm.make_warm(bench, "tiny", 256 << 20)
     answers: list[str] = []
@@ -276,4 +308,11 @@ def d5(bench: Any, count: int = 60) -> None:
     row.finish()
 
 
-ROWS: dict[str, Callable[[Any], None]] = {"P25d": p25d, "P26": p26, "P27": p27, "P13": p13, "M1": m1, "D5": d5}
+ROWS: dict[str, Callable[[Any], None]] = {
+    "P25d": p25d,
+    "P26": p26,
+    "P27": p27,
+    "P13": p13,
+    "M1": m1,
+    "D5": d5,
+}

@@ -1,8 +1,10 @@
-"""The rows. `python benchmarks/rows.py P1 P7` runs some, without arguments all; results lie in benchmarks/results.
+"""The rows. `python benchmarks/rows.py P1 P7` runs some, without arguments all; results lie in
+benchmarks/results.
 
-P1 control-plane tax · P2 cold create to SSH banner · P5 memory of a machine beside its guest's · P7 define, start paused, stop,
-delete in bulk · P11 memory of the daemon · P12 its idle processor time · P14 adoption after a kill · P29 cost of the command line · U1 sampling
-P16 placement · P30 consolidation planner · P25n bandwidth limits · P25f floors
+P1 control-plane tax · P2 cold create to SSH banner · P5 memory of a machine beside its guest's · P7
+define, start paused, stop, delete in bulk · P11 memory of the daemon · P12 its idle processor time
+· P14 adoption after a kill · P29 cost of the command line · U1 sampling P16 placement · P30
+consolidation planner · P25n bandwidth limits · P25f floors
 """
 
 from __future__ import annotations
@@ -56,12 +58,20 @@ class Bench:
     def raw(self, name: str = "raw", extra: tuple[str, ...] = ()) -> Raw:
         folder = self.ours.root / name
         folder.mkdir(exist_ok=True)
-        return Raw([*self.command, *extra], folder, self.overlay(folder / "disk.qcow2"), self.image / "disk.qcow2")
+        return Raw(
+            [*self.command, *extra],
+            folder,
+            self.overlay(folder / "disk.qcow2"),
+            self.image / "disk.qcow2",
+        )
 
     def overlay(self, disk: Path, owner: int | None = None) -> Path:
         disk.unlink(missing_ok=True)
         base = self.image / "disk.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(disk)], check=True)
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(disk)],
+            check=True,
+        )
         return disk
 
     def xml(self, name: str) -> Path:
@@ -71,12 +81,27 @@ class Bench:
         if not public.exists():
             public.mkdir()
             for file in ("disk.qcow2", "kernel", "initrd"):
-                subprocess.run(["cp", "--sparse=always", str(self.image / file), str(public / file)], check=True)
+                subprocess.run(
+                    ["cp", "--sparse=always", str(self.image / file), str(public / file)],
+                    check=True,
+                )
             os.chmod(self.libvirt.root, 0o755)
             subprocess.run(["chmod", "-R", "a+rwX", str(public)], check=True)
         disk = public / f"{name}.qcow2"
         subprocess.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(public / "disk.qcow2"), "-F", "qcow2", str(disk)], check=True
+            [
+                "qemu-img",
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                "-b",
+                str(public / "disk.qcow2"),
+                "-F",
+                "qcow2",
+                str(disk),
+            ],
+            check=True,
         )
         os.chmod(disk, 0o666)
         return self.libvirt.define(name, disk, public / "kernel", public / "initrd", self.args)
@@ -89,7 +114,9 @@ class Bench:
 def p1(bench: Bench) -> None:
     """From the call to QEMU's RESUME, the guest's boot not counted."""
     row = Row(
-        "P1", "control-plane tax: the call to the virtual CPUs running", targets=["ours <= raw + 50 ms; tax <= 0.5 of libvirt's"]
+        "P1",
+        "control-plane tax: the call to the virtual CPUs running",
+        targets=["ours <= raw + 50 ms; tax <= 0.5 of libvirt's"],
     )
     raw = bench.raw()
 
@@ -128,7 +155,11 @@ def p1(bench: Bench) -> None:
 
 def p2(bench: Bench) -> None:
     """Cold create to the SSH banner, tiny."""
-    row = Row("P2", "cold create to SSH (tiny)", targets=["ours <= 1.03 of raw (boot is nearly all of it)"])
+    row = Row(
+        "P2",
+        "cold create to SSH (tiny)",
+        targets=["ours <= 1.03 of raw (boot is nearly all of it)"],
+    )
 
     def run_ours() -> float:
         began = time.monotonic()
@@ -141,7 +172,10 @@ def p2(bench: Bench) -> None:
         raw = bench.raw("cold")
         port = free_port()
         raw.command = [
-            word.replace('"type": "user"', f'"type": "user", "hostfwd": [{{"str": "tcp:127.0.0.1:{port}-:22"}}]')
+            word.replace(
+                '"type": "user"',
+                f'"type": "user", "hostfwd": [{{"str": "tcp:127.0.0.1:{port}-:22"}}]',
+            )
             for word in raw.command
         ]
         began = time.monotonic()
@@ -177,7 +211,12 @@ def wait_banner(port: int) -> None:
 
 def p5(bench: Bench) -> None:
     """Proportional memory of a machine whose guest never ran."""
-    row = Row("P5", "memory of a machine that was started paused and never ran", "MiB", targets=["<= 0.6 of libvirt's"])
+    row = Row(
+        "P5",
+        "memory of a machine that was started paused and never ran",
+        "MiB",
+        targets=["<= 0.6 of libvirt's"],
+    )
     helpers: list[float] = []
 
     def run_ours() -> float:
@@ -212,7 +251,8 @@ def p5(bench: Bench) -> None:
     row.interleave(subjects, 7)
     row.facts["network helper of ours beside it, MiB"] = round(statistics.median(helpers), 1)
     row.facts["note"] = (
-        "libvirt's has the same devices as ours, not its default ones; its user network runs inside QEMU, as raw's does"
+        "libvirt's has the same devices as ours, not its default ones; its user network runs "
+        "inside QEMU, as raw's does"
     )
     row.finish()
 
@@ -230,7 +270,11 @@ def qemu_of(word: str) -> int:
 
 def p7(bench: Bench, count: int = 24) -> None:
     """Define, start, stop, delete; two at a time."""
-    row = Row("P7", f"{count} x define, start, stop, delete, 2 in parallel", targets=["ours <= 1.3 of the raw loop"])
+    row = Row(
+        "P7",
+        f"{count} x define, start, stop, delete, 2 in parallel",
+        targets=["ours <= 1.3 of the raw loop"],
+    )
 
     def ours_one(number: int) -> None:
         client, name = bench.ours.connect(), f"bulk-{number}"
@@ -261,7 +305,12 @@ def p7(bench: Bench, count: int = 24) -> None:
             began = time.monotonic()
             for number in range(count):
                 xml = bench.xml(f"vb-bulk{number}")
-                virsh.say(f"define {xml}", f"start vb-bulk{number}", f"destroy vb-bulk{number}", f"undefine vb-bulk{number}")
+                virsh.say(
+                    f"define {xml}",
+                    f"start vb-bulk{number}",
+                    f"destroy vb-bulk{number}",
+                    f"undefine vb-bulk{number}",
+                )
             return time.monotonic() - began
 
         subjects["libvirt"] = run_libvirt
@@ -273,7 +322,12 @@ def p7(bench: Bench, count: int = 24) -> None:
 
 def p11(bench: Bench, count: int = 300) -> None:
     """Memory of the daemons: idle, and with many definitions."""
-    row = Row("P11", "memory of the daemon", "MiB", targets=["ours <= 90 MiB; libvirt's C probably needs less"])
+    row = Row(
+        "P11",
+        "memory of the daemon",
+        "MiB",
+        targets=["ours <= 90 MiB; libvirt's C probably needs less"],
+    )
     row.samples["ours, idle"] = [pss(bench.ours.pid)]
     if bench.libvirt:
         row.samples["libvirt, idle"] = [pss(bench.libvirt.pid) + pss(bench.libvirt.logger)]
@@ -282,8 +336,12 @@ def p11(bench: Bench, count: int = 300) -> None:
     row.samples[f"ours, {count} definitions"] = [pss(bench.ours.pid)]
     if bench.libvirt:
         for number in range(count):
-            bench.libvirt.say(f"define {bench.libvirt.define(f'vb-many{number}', Path('/x'), Path('/k'), Path('/i'), '')}")
-        row.samples[f"libvirt, {count} definitions"] = [pss(bench.libvirt.pid) + pss(bench.libvirt.logger)]
+            bench.libvirt.say(
+                f"define {bench.libvirt.define(f'vb-many{number}', Path('/x'), Path('/k'), Path('/i'), '')}"
+            )
+        row.samples[f"libvirt, {count} definitions"] = [
+            pss(bench.libvirt.pid) + pss(bench.libvirt.logger)
+        ]
     bench.skip(row)
     row.finish()
     p29(bench, count)
@@ -291,7 +349,11 @@ def p11(bench: Bench, count: int = 300) -> None:
 
 def p29(bench: Bench, count: int = 0) -> None:
     """The command line as a whole process."""
-    row = Row("P29", f"list {count} objects, whole process", targets=["list -o json <= 120 ms; virsh probably wins"])
+    row = Row(
+        "P29",
+        f"list {count} objects, whole process",
+        targets=["list -o json <= 120 ms; virsh probably wins"],
+    )
 
     def timed(command: list[str]) -> Callable[[], float]:
         def run() -> float:
@@ -302,9 +364,14 @@ def p29(bench: Bench, count: int = 0) -> None:
         return run
 
     program = str(Path(sys.executable).with_name("virtuary"))
-    subjects = {"ours, list -o json": timed([program, "list", "-o", "json"]), "ours, list": timed([program, "list"])}
+    subjects = {
+        "ours, list -o json": timed([program, "list", "-o", "json"]),
+        "ours, list": timed([program, "list"]),
+    }
     if bench.libvirt:
-        subjects["virsh list --all"] = timed(["virsh", "-q", "-c", bench.libvirt.uri, "list", "--all"])
+        subjects["virsh list --all"] = timed(
+            ["virsh", "-q", "-c", bench.libvirt.uri, "list", "--all"]
+        )
     bench.skip(row)
     row.interleave(subjects, 30)
     row.finish()
@@ -328,26 +395,48 @@ def fleet(bench: Bench, count: int) -> list[str]:
 def p12_and_p14(bench: Bench, count: int = 20) -> None:
     """Idle cost with paused machines; then the daemon is killed and has to find them again."""
     names = fleet(bench, count)
-    row = Row("P12", f"daemon's idle share of one core with {count} paused machines", "%", targets=["<= 0.3 %"])
+    row = Row(
+        "P12",
+        f"daemon's idle share of one core with {count} paused machines",
+        "%",
+        targets=["<= 0.3 %"],
+    )
     time.sleep(10)
     began, before = time.monotonic(), cpu_seconds(bench.ours.pid)
     time.sleep(60)
-    row.samples["ours"] = [100 * (cpu_seconds(bench.ours.pid) - before) / (time.monotonic() - began)]
+    row.samples["ours"] = [
+        100 * (cpu_seconds(bench.ours.pid) - before) / (time.monotonic() - began)
+    ]
     if bench.libvirt:
         before, began = cpu_seconds(bench.libvirt.pid), time.monotonic()
         time.sleep(20)
-        row.samples["libvirt, no machine"] = [100 * (cpu_seconds(bench.libvirt.pid) - before) / (time.monotonic() - began)]
+        row.samples["libvirt, no machine"] = [
+            100 * (cpu_seconds(bench.libvirt.pid) - before) / (time.monotonic() - began)
+        ]
     row.finish()
-    row = Row("P14", f"daemon killed; {count} machines found again and answering", targets=["<= 2 s, none lost"])
-    before_pids = {vm.name: vm.status.runtime and vm.status.runtime.pid for vm in bench.client.vms() if vm.name in names}
+    row = Row(
+        "P14",
+        f"daemon killed; {count} machines found again and answering",
+        targets=["<= 2 s, none lost"],
+    )
+    before_pids = {
+        vm.name: vm.status.runtime and vm.status.runtime.pid
+        for vm in bench.client.vms()
+        if vm.name in names
+    }
     for _ in range(5):
         kill(bench.ours.pid)
         began = time.monotonic()
         bench.ours.pid = bench.ours.start_daemon()
-        every(bench, names, "resume")  # proves that the daemon and each machine's monitor speak again
+        # proves that the daemon and each machine's monitor speak again
+        every(bench, names, "resume")
         row.samples.setdefault("ours", []).append(time.monotonic() - began)
         every(bench, names, "pause")
-    after = {vm.name: vm.status.runtime and vm.status.runtime.pid for vm in bench.client.vms() if vm.name in names}
+    after = {
+        vm.name: vm.status.runtime and vm.status.runtime.pid
+        for vm in bench.client.vms()
+        if vm.name in names
+    }
     row.facts["machines lost or doubled"] = sum(before_pids[name] != after[name] for name in names)
     if bench.libvirt:
         adopt_libvirt(bench, row, count)
@@ -405,7 +494,9 @@ def interrupted(*_: object) -> None:
 
 
 def main() -> int:
-    wanted = list(dict.fromkeys({"P14": "P12", "P29": "P11"}.get(name, name) for name in sys.argv[1:] or ROWS))
+    wanted = list(
+        dict.fromkeys({"P14": "P12", "P29": "P11"}.get(name, name) for name in sys.argv[1:] or ROWS)
+    )
     if unknown := [name for name in wanted if name not in ROWS]:
         raise SystemExit(f"no such row: {', '.join(unknown)}")
     signal.signal(signal.SIGTERM, interrupted)

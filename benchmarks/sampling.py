@@ -1,8 +1,9 @@
 """The row about looking: U1, what the figures of 50 machines cost.
 
-The machines are real QEMUs, paused, so that they do not compete with what is measured; to the sampler they are said to run. A look reads
-the same files either way. What a question to a monitor costs is measured on the same machines, and a question to a guest's agent is taken
-to cost the same here.
+The machines are real QEMUs, paused, so that they do not compete with what is measured; to the
+sampler they are said to run. A look reads the same files either way. What a question to a monitor
+costs is measured on the same machines, and a question to a guest's agent is taken to cost the same
+here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from virtuary.store.memory import MemoryStore
 
 
 def u1(bench: Any, count: int = 50, looks: int = 300) -> None:
-    """One look at 50 machines and the host, in processor time; and at one a second the share of a core."""
+    """One look at 50 machines and the host, in processor time; and at one a second the share of a
+    core.
+    """
     row = Row(
         "U1",
         f"processor time of a look at {count} machines and the host",
@@ -42,7 +45,9 @@ def u1(bench: Any, count: int = 50, looks: int = 300) -> None:
     each = statistics.mean(row.samples["ours, a question"]) / 10
     for name, pace in (("nobody watches", UNWATCHED), ("somebody watches", WATCHED)):
         asked = min(BUDGET, sum(runs / seconds for seconds in pace.values()))
-        row.facts[f"share of a core with the questions while {name}, %"] = round(share + asked * each, 3)
+        row.facts[f"share of a core with the questions while {name}, %"] = round(
+            share + asked * each, 3
+        )
     for number in range(count):
         bench.client.delete(f"seen-{number}", now=True, force=True)
     row.finish()

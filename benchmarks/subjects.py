@@ -1,4 +1,6 @@
-"""The things that are measured beside each other: ours, raw QEMU with the identical command, and libvirt."""
+"""The things that are measured beside each other: ours, raw QEMU with the identical command, and
+libvirt.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from virtuary.client import Client
 
 
 class Reaper:
-    """A process that starts the daemons, buries what they orphan, and ends all of it when it is closed or this program dies."""
+    """A process that starts the daemons, buries what they orphan, and ends all of it when it is
+    closed or this program dies.
+    """
 
     def __init__(self, log: Path, *hidden: str) -> None:
         self.log = log
@@ -31,12 +35,21 @@ class Reaper:
         if hidden:
             program = ["unshare", "--mount", "--propagation", "private", *program]
         self.process = subprocess.Popen(
-            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
+            program,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
         )
 
     def start(self, *command: str, environment: dict[str, str] | None = None) -> int:
         assert self.process.stdin and self.process.stdout
-        order = {"command": command, "environment": environment or dict(os.environ), "log": str(self.log)}
+        order = {
+            "command": command,
+            "environment": environment or dict(os.environ),
+            "log": str(self.log),
+        }
         self.process.stdin.write(json.dumps(order) + "\n")
         answer = self.process.stdout.readline()
         if not answer:
@@ -68,9 +81,16 @@ class Ours:
         (self.root / "config/virtuary.toml").write_text(
             "[templates]\nauto = false\n[network]\ndefault = 'user'\n"
         )  # none is made while something else is measured
-        outside = {key: value for key, value in os.environ.items() if not key.startswith("VIRTUARY_")}
-        outside.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled; so is what is measured
-        self.environment = {**outside, "VIRTUARY_ROOT": str(self.root), "PYTHONPYCACHEPREFIX": str(self.root / "compiled")}
+        outside = {
+            key: value for key, value in os.environ.items() if not key.startswith("VIRTUARY_")
+        }
+        # installed packages are compiled; so is what is measured
+        outside.pop("PYTHONDONTWRITEBYTECODE", None)
+        self.environment = {
+            **outside,
+            "VIRTUARY_ROOT": str(self.root),
+            "PYTHONPYCACHEPREFIX": str(self.root / "compiled"),
+        }
         self.reaper = Reaper(self.root / "log")
         self.namespace: tuple[str, ...] = ()
         """Words before a command that is to run where the daemon does."""
@@ -81,7 +101,14 @@ class Ours:
         return Client(str(self.root / "run/virtuary.sock"))
 
     def start_daemon(self) -> int:
-        pid = self.reaper.start(*self.namespace, sys.executable, "-m", "virtuary", "daemon", environment=self.environment)
+        pid = self.reaper.start(
+            *self.namespace,
+            sys.executable,
+            "-m",
+            "virtuary",
+            "daemon",
+            environment=self.environment,
+        )
         path = str(self.root / "run/virtuary.sock")
         until = time.monotonic() + 30
         while time.monotonic() < until:
@@ -96,7 +123,9 @@ class Ours:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """The daemon, started anew, in a network namespace of its own meanwhile; what it began there is its own to end."""
+        """The daemon, started anew, in a network namespace of its own meanwhile; what it began
+        there is its own to end.
+        """
         name = f"vb-{os.getpid()}"
         kill(self.pid, signal.SIGTERM)
         subprocess.run(["ip", "netns", "add", name], check=True)
@@ -138,7 +167,9 @@ def ours() -> Iterator[Ours]:
 
 
 class Raw:
-    """QEMU started by hand with the arguments Virtuary gave it: descriptors replaced by plain files and sockets."""
+    """QEMU started by hand with the arguments Virtuary gave it: descriptors replaced by plain files
+    and sockets.
+    """
 
     def __init__(self, command: list[str], folder: Path, disk: Path, base: Path) -> None:
         self.folder = folder
@@ -153,7 +184,10 @@ class Raw:
                 next(words)
             elif word == "-chardev":
                 value = dict(item.split("=", 1) for item in next(words).split(",")[1:])
-                line += ["-chardev", f"socket,id={value['id']},path={self.folder}/{value['id']},server=on,wait=off"]
+                line += [
+                    "-chardev",
+                    f"socket,id={value['id']},path={self.folder}/{value['id']},server=on,wait=off",
+                ]
             elif word in ("-netdev", "-blockdev"):
                 line += [word, self._opened(json.loads(next(words)), disk, base)]
             else:
@@ -168,9 +202,13 @@ class Raw:
         return json.dumps(part)
 
     def start(self, run: bool = True) -> float:
-        """Start, connect, continue; seconds until QEMU says RESUME, or without `run` until its monitor answers."""
+        """Start, connect, continue; seconds until QEMU says RESUME, or without `run` until its
+        monitor answers.
+        """
         began = time.monotonic()
-        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         self.monitor = Monitor(self.folder / "qmp")
         if run:
             self.monitor.run("cont")
@@ -214,29 +252,46 @@ class Monitor:
 
 
 class Libvirt:
-    """A libvirtd of its own, hidden from the one of the machine, with one open virsh; LookupError where there is none.
+    """A libvirtd of its own, hidden from the one of the machine, with one open virsh; LookupError
+    where there is none.
 
-    Its folders lie in a mount namespace under empty ones. KVM is hidden from it, as both sides are measured with TCG and libvirtd
-    spends seconds on probing a /dev/kvm that runs no guest; therefore its own /dev namespaces are off. The rest is its default.
+    Its folders lie in a mount namespace under empty ones. KVM is hidden from it, as both sides are
+    measured with TCG and libvirtd spends seconds on probing a /dev/kvm that runs no guest;
+    therefore its own /dev namespaces are off. The rest is its default.
     """
 
-    HIDDEN = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt", "/etc/libvirt")
+    HIDDEN = (
+        "/run/libvirt",
+        "/var/lib/libvirt",
+        "/var/log/libvirt",
+        "/var/cache/libvirt",
+        "/etc/libvirt",
+    )
 
     def __init__(self) -> None:
-        missing = [name for name in ("libvirtd", "virtlogd", "virsh", "unshare", "stdbuf") if not shutil.which(name)]
+        missing = [
+            name
+            for name in ("libvirtd", "virtlogd", "virsh", "unshare", "stdbuf")
+            if not shutil.which(name)
+        ]
         if os.getuid() != 0 or missing:
-            raise LookupError(f"{' and '.join(missing)} not installed" if missing else "this is not root")
+            raise LookupError(
+                f"{' and '.join(missing)} not installed" if missing else "this is not root"
+            )
         self.root = Path(tempfile.mkdtemp(prefix="lv-", dir="/tmp"))
         os.chmod(self.root, 0o755)
         (self.root / "conf").write_text(
-            f'unix_sock_dir = "{self.root}"\nauth_unix_rw = "none"\nlog_outputs = "3:file:{self.root}/log"\n'
+            f'unix_sock_dir = "{self.root}"\nauth_unix_rw = "none"\nlog_outputs = '
+            f'"3:file:{self.root}/log"\n'
         )
         (self.root / "qemu.conf").write_text("namespaces = []\n")
         self.uri = f"qemu:///system?socket={self.root}/libvirt-sock"
         self.reaper = Reaper(self.root / "out", *self.HIDDEN)
         self.shell: subprocess.Popen[str] | None = None
         try:
-            self.logger = self.reaper.start(*self.prepared("virtlogd", "-p", str(self.root / "logd.pid")))
+            self.logger = self.reaper.start(
+                *self.prepared("virtlogd", "-p", str(self.root / "logd.pid"))
+            )
             until = time.monotonic() + 10
             while not (self.root / "logd.pid").exists() and time.monotonic() < until:
                 time.sleep(0.02)
@@ -247,17 +302,29 @@ class Libvirt:
             raise
 
     def prepared(self, *command: str) -> list[str]:
-        """The command after the private configuration and a KVM that nobody may open are in place."""
+        """The command after the private configuration and a KVM that nobody may open are in
+        place.
+        """
         nothing = self.root / "nothing"
         nothing.touch(0o000)
         kvm = f"test ! -e /dev/kvm || mount --bind {nothing} /dev/kvm"
-        return ["sh", "-ec", f'{kvm}; cp {self.root}/qemu.conf /etc/libvirt/; exec "$@"', "sh", *command]
+        return [
+            "sh",
+            "-ec",
+            f'{kvm}; cp {self.root}/qemu.conf /etc/libvirt/; exec "$@"',
+            "sh",
+            *command,
+        ]
 
     def start_daemon(self) -> int:
         """Start libvirtd and wait until it answers."""
-        pid = self.reaper.start("libvirtd", "-f", str(self.root / "conf"), "-p", str(self.root / "pid"))
+        pid = self.reaper.start(
+            "libvirtd", "-f", str(self.root / "conf"), "-p", str(self.root / "pid")
+        )
         until = time.monotonic() + 30
-        while subprocess.run(["virsh", "-q", "-c", self.uri, "list"], capture_output=True, check=False, timeout=30).returncode:
+        while subprocess.run(
+            ["virsh", "-q", "-c", self.uri, "list"], capture_output=True, check=False, timeout=30
+        ).returncode:
             if time.monotonic() > until:
                 raise LookupError("libvirtd did not start")
             time.sleep(0.02)
@@ -298,7 +365,9 @@ class Libvirt:
             patience.cancel()
 
     def say_until(self, command: str, limit: float = 60) -> None:
-        """A command again and again until it succeeds: libvirt does not wait for a guest's agent."""
+        """A command again and again until it succeeds: libvirt does not wait for a guest's
+        agent.
+        """
         until = time.monotonic() + limit
         while True:
             try:
@@ -316,7 +385,9 @@ class Libvirt:
         self.reaper.close()
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def define(self, name: str, disk: Path, kernel: Path, initrd: Path, args: str, memory: int = 128) -> Path:
+    def define(
+        self, name: str, disk: Path, kernel: Path, initrd: Path, args: str, memory: int = 128
+    ) -> Path:
         """The XML of a machine like ours, minimal; a file to `create` or `define`."""
         place = self.root / f"{name}.xml"
         place.write_text(f"""<domain type='qemu'><name>{name}</name><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>

@@ -1,7 +1,9 @@
-"""The rows about warm launches: P3 one copy, P3b whatever its size, P4 many at once, P4n by network, TB the translation buffer.
+"""The rows about warm launches: P3 one copy, P3b whatever its size, P4 many at once, P4n by
+network, TB the translation buffer.
 
-The end of a launch is an SSH command that was authenticated and ran. libvirt's user network publishes no port without passt, so beside
-`virsh restore` and a full restore by hand the end is the guest agent's answer, and ours is measured to that end too.
+The end of a launch is an SSH command that was authenticated and ran. libvirt's user network
+publishes no port without passt, so beside `virsh restore` and a full restore by hand the end is the
+guest agent's answer, and ours is measured to that end too.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ def log_in(bench: Any, name: str) -> None:
     """An SSH command as a user's own would be: no retry, an error is an error."""
     way = bench.client.way_in(name)
     subprocess.run(
-        [*bench.ours.namespace, "ssh", "-F", "none", "-p", str(way["port"]), "-i", way["key"], "-oBatchMode=yes", "-oStrictHostKeyChecking=yes",
-         f"-oUserKnownHostsFile={way['known_hosts']}", f"-oHostKeyAlias={way['alias']}", "-oKexAlgorithms=^curve25519-sha256",
+        [*bench.ours.namespace, "ssh", "-F", "none", "-p", str(way["port"]), "-i", way["key"],
+        "-oBatchMode=yes", "-oStrictHostKeyChecking=yes",
+         f"-oUserKnownHostsFile={way['known_hosts']}", f"-oHostKeyAlias={way['alias']}",
+         "-oKexAlgorithms=^curve25519-sha256",
          "-oConnectTimeout=60", f"root@{way['host']}", "true"],
         check=True, timeout=120,
     )  # fmt: skip
@@ -42,7 +46,9 @@ def launched(bench: Any, image: str, **wish: Any) -> float:
     """Seconds from the request to a command that ran by SSH."""
     began = time.monotonic()
     vm = bench.client.launch(image, "warm", **wish)
-    assert bool(vm.status.runtime and vm.status.runtime.template) != bool(wish.get("cold")), vm.status.cold
+    assert bool(vm.status.runtime and vm.status.runtime.template) != bool(wish.get("cold")), (
+        vm.status.cold
+    )
     log_in(bench, "warm")
     took = time.monotonic() - began
     bench.client.delete("warm", now=True, force=True)
@@ -63,21 +69,40 @@ def p3(bench: Any) -> None:
     ])  # fmt: skip
     for image in ("tiny", DEBIAN):
         make_warm(bench, image)
-    row.interleave({"debian, a copy": lambda: launched(bench, DEBIAN), "tiny, a copy": lambda: launched(bench, "tiny")}, 11)
+    row.interleave(
+        {
+            "debian, a copy": lambda: launched(bench, DEBIAN),
+            "tiny, a copy": lambda: launched(bench, "tiny"),
+        },
+        11,
+    )
     row.interleave({"tiny, a boot": lambda: launched(bench, "tiny", cold=True)}, 5)
     row.interleave({"debian, a boot": lambda: launched(bench, DEBIAN, cold=True)}, 3)
     data = "#cloud-config\nwrite_files: [{path: /root/made, content: x}]\n"
-    row.interleave({"debian, a boot with cloud-init": lambda: launched(bench, DEBIAN, cold=True, user_data=data)}, 1)
+    row.interleave(
+        {
+            "debian, a boot with cloud-init": lambda: launched(
+                bench, DEBIAN, cold=True, user_data=data
+            )
+        },
+        1,
+    )
     copy = row.median("debian, a copy")
     row.facts["debian: boot to copy"] = round(row.median("debian, a boot") / copy, 1)
-    row.facts["debian: boot with cloud-init to copy"] = round(row.median("debian, a boot with cloud-init") / copy, 1)
-    row.facts["tiny: boot to copy"] = round(row.median("tiny, a boot") / row.median("tiny, a copy"), 1)
+    row.facts["debian: boot with cloud-init to copy"] = round(
+        row.median("debian, a boot with cloud-init") / copy, 1
+    )
+    row.facts["tiny: boot to copy"] = round(
+        row.median("tiny, a boot") / row.median("tiny, a copy"), 1
+    )
     row.finish()
     restores(bench)
 
 
 def p3n(bench: Any) -> None:
-    """What a network of the host's adds: to a launch of a copy beside one on the network `user`, and to the control plane beside no cable."""
+    """What a network of the host's adds: to a launch of a copy beside one on the network `user`,
+    and to the control plane beside no cable.
+    """
     row = Row("P3n", "joining a network of the host's", targets=["adds <= 60 ms to a launch"])
     make_warm(bench, "tiny")
 
@@ -99,14 +124,25 @@ def p3n(bench: Any) -> None:
     with bench.ours.apart():
         bench.client = bench.ours.connect()
         bench.client.create_network("lan", ipv4="10.91.0.0/24")
-        subjects = {"lan": "a network of the host's", "user": "the network user", "none": "no cable"}
-        row.interleave({f"a copy, to SSH, {subjects[name]}": on(name) for name in ("lan", "user")}, 15)
-        row.interleave({f"a machine that waits, {subjects[name]}": paused(name) for name in subjects}, 15)
+        subjects = {
+            "lan": "a network of the host's",
+            "user": "the network user",
+            "none": "no cable",
+        }
+        row.interleave(
+            {f"a copy, to SSH, {subjects[name]}": on(name) for name in ("lan", "user")}, 15
+        )
+        row.interleave(
+            {f"a machine that waits, {subjects[name]}": paused(name) for name in subjects}, 15
+        )
         bench.client.delete_network("lan")
         while list(bench.client.networks()):
             time.sleep(0.05)
     bench.client = bench.ours.connect()
-    for kind, base in (("a copy, to SSH", "the network user"), ("a machine that waits", "no cable")):
+    for kind, base in (
+        ("a copy, to SSH", "the network user"),
+        ("a machine that waits", "no cable"),
+    ):
         more = row.median(f"{kind}, a network of the host's") - row.median(f"{kind}, {base}")
         row.facts[f"{kind}: more than {base}, ms"] = round(1000 * more)
     row.facts["network's helper beside a machine, MiB"] = {
@@ -136,9 +172,13 @@ def agent_answers(path: Path) -> None:
 
 
 def restores(bench: Any) -> None:
-    """The same guest, 128 MiB, brought back until its agent answers: ours as a copy, by hand and by libvirt from all of its memory."""
+    """The same guest, 128 MiB, brought back until its agent answers: ours as a copy, by hand and by
+    libvirt from all of its memory.
+    """
     row = Row(
-        "P3r", "tiny brought back until its agent answers", targets=["ours, identity renewed, beside restores that renew nothing"]
+        "P3r",
+        "tiny brought back until its agent answers",
+        targets=["ours, identity renewed, beside restores that renew nothing"],
     )
     raw: Raw = bench.raw("restore")
     state = raw.folder / "state"
@@ -146,7 +186,9 @@ def restores(bench: Any) -> None:
     agent_answers(raw.folder / "agent")
     time.sleep(2)
     raw.monitor.run("stop")
-    raw.monitor.file.write(json.dumps({"execute": "migrate", "arguments": {"uri": f"file:{state}"}}) + "\n")
+    raw.monitor.file.write(
+        json.dumps({"execute": "migrate", "arguments": {"uri": f"file:{state}"}}) + "\n"
+    )
     raw.monitor.file.flush()
     while raw.monitor.run("query-migrate").get("status") != "completed":
         time.sleep(0.02)
@@ -202,11 +244,21 @@ def restores(bench: Any) -> None:
 
 def p3b(bench: Any) -> None:
     """Templates of several sizes, and growth."""
-    row = Row("P3b", "launch to an SSH command, tiny, by the memory of the template", targets=["4 GiB <= 1.15 of 256 MiB"])
+    row = Row(
+        "P3b",
+        "launch to an SSH command, tiny, by the memory of the template",
+        targets=["4 GiB <= 1.15 of 256 MiB"],
+    )
     sizes = {"256 MiB": 256 << 20, "1 GiB": 1 << 30, "4 GiB": 4 << 30}
     for memory in sizes.values():
         make_warm(bench, "tiny", memory)
-    row.interleave({name: lambda memory=memory: launched(bench, "tiny", memory=memory) for name, memory in sizes.items()}, 9)  # type: ignore[misc]
+    row.interleave(
+        {
+            name: lambda memory=memory: launched(bench, "tiny", memory=memory)
+            for name, memory in sizes.items()
+        },
+        9,
+    )  # type: ignore[misc]
     row.interleave({"1 GiB, grown to 2 GiB": lambda: launched(bench, "tiny", memory=2 << 30)}, 5)
     middle, low, high = row.ratio("4 GiB", "256 MiB")
     row.facts["4 GiB to 256 MiB (95 %)"] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
@@ -216,13 +268,22 @@ def p3b(bench: Any) -> None:
 def private(pid: int) -> float:
     """MiB of a process that nobody else shares."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))) / 1024
+    return (
+        sum(
+            int(line.split()[1])
+            for line in lines
+            if line.startswith(("Private_Clean", "Private_Dirty"))
+        )
+        / 1024
+    )
 
 
 def p4(bench: Any, count: int = 16) -> None:
     """Many at once, and what each costs."""
     row = Row(
-        "P4", f"{count} copies at once beside one", targets=["<= 0.7 x 16 x single; private memory <= 0.3 of a booted one's"]
+        "P4",
+        f"{count} copies at once beside one",
+        targets=["<= 0.7 x 16 x single; private memory <= 0.3 of a booted one's"],
     )
     for image in ("tiny", DEBIAN):
         if not [item for item in bench.client.templates() if item.spec.image == image]:
@@ -243,7 +304,9 @@ def p4(bench: Any, count: int = 16) -> None:
 def p4n(bench: Any, count: int = 16) -> None:
     """Many at once on a network of the host's beside as many on the network `user`."""
     row = Row(
-        "P4n", f"{count} copies of Debian at once, by network", targets=["a network of the host's <= 1.1 of the network user"]
+        "P4n",
+        f"{count} copies of Debian at once, by network",
+        targets=["a network of the host's <= 1.1 of the network user"],
     )
     make_warm(bench, DEBIAN)
 
@@ -252,7 +315,14 @@ def p4n(bench: Any, count: int = 16) -> None:
             names = [f"many-{number}" for number in range(count)]
             began = time.monotonic()
             with ThreadPoolExecutor(count) as pool:
-                list(pool.map(lambda name: bench.ours.connect().launch(DEBIAN, name, nics=[{"network": network}]), names))
+                list(
+                    pool.map(
+                        lambda name: bench.ours.connect().launch(
+                            DEBIAN, name, nics=[{"network": network}]
+                        ),
+                        names,
+                    )
+                )
             took = time.monotonic() - began
             for name in names:
                 bench.client.delete(name, now=True, force=True)
@@ -289,8 +359,12 @@ def many(bench: Any, image: str, count: int, row: Row) -> float:
     took = time.monotonic() - began
     time.sleep(SETTLE)
     pids = [bench.client.vm(name).status.runtime.pid for name in names]
-    row.facts[f"{image}: private MiB of an idle copy"] = round(statistics.median(private(pid) for pid in pids), 1)
-    row.facts[f"{image}: PSS MiB of an idle copy"] = round(statistics.median(pss(pid) for pid in pids), 1)
+    row.facts[f"{image}: private MiB of an idle copy"] = round(
+        statistics.median(private(pid) for pid in pids), 1
+    )
+    row.facts[f"{image}: PSS MiB of an idle copy"] = round(
+        statistics.median(pss(pid) for pid in pids), 1
+    )
     for name in names:
         bench.client.delete(name, now=True, force=True)
     return took
@@ -299,7 +373,9 @@ def many(bench: Any, image: str, count: int, row: Row) -> float:
 def translation(bench: Any) -> None:
     """Seconds to the agent, and memory afterwards, by the size of the translation buffer."""
     row = Row(
-        "TB", "tiny booted by hand to its agent, by the size of the translation buffer", targets=["a size that costs no time"]
+        "TB",
+        "tiny booted by hand to its agent, by the size of the translation buffer",
+        targets=["a size that costs no time"],
     )
     memory: dict[str, list[float]] = {}
 
@@ -315,9 +391,21 @@ def translation(bench: Any) -> None:
         raw.stop()
         return took
 
-    row.interleave({f"{size} MiB": lambda size=size: run(size) for size in (16, 32, 64, 128, 256)}, 5)  # type: ignore[misc]
-    row.facts |= {f"PSS MiB with {name}": round(statistics.median(values), 1) for name, values in memory.items()}
+    row.interleave(
+        {f"{size} MiB": lambda size=size: run(size) for size in (16, 32, 64, 128, 256)}, 5
+    )  # type: ignore[misc]
+    row.facts |= {
+        f"PSS MiB with {name}": round(statistics.median(values), 1)
+        for name, values in memory.items()
+    }
     row.finish()
 
 
-ROWS: dict[str, Callable[[Any], None]] = {"P3": p3, "P3n": p3n, "P3b": p3b, "P4": p4, "P4n": p4n, "TB": translation}
+ROWS: dict[str, Callable[[Any], None]] = {
+    "P3": p3,
+    "P3n": p3n,
+    "P3b": p3b,
+    "P4": p4,
+    "P4n": p4n,
+    "TB": translation,
+}

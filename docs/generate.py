@@ -1,7 +1,8 @@
-"""Writes the reference from the code: commands, settings, errors, API, documents; and the manual pages. The suite holds them together.
+"""Writes the reference from the code: commands, settings, errors, API, documents; and the manual
+pages. The suite holds them together.
 
-    python docs/generate.py            write docs/reference/*.md and docs/man/*.1
-    python docs/generate.py --check    end with 1 when something written differs
+python docs/generate.py            write docs/reference/*.md and docs/man/*.1
+python docs/generate.py --check    end with 1 when something written differs
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def commands() -> list[tuple[str, click.Command]]:
         assert command
         found.append((name, command))
         if isinstance(command, click.Group):
-            found += [(f"{name} {inner}", command.commands[inner]) for inner in command.list_commands(context)]
+            found += [
+                (f"{name} {inner}", command.commands[inner])
+                for inner in command.list_commands(context)
+            ]
     return found
 
 
@@ -49,13 +53,26 @@ def usage(name: str, command: click.Command) -> str:
 def paragraphs(command: click.Command) -> tuple[str, str]:
     """The text of a command and its example lines."""
     text, _, example = inspect.cleandoc(command.help or "").partition("\b")
-    lines = [line.strip() for line in example.splitlines() if line.strip() and not line.strip().startswith("Example")]
+    lines = [
+        line.strip()
+        for line in example.splitlines()
+        if line.strip() and not line.strip().startswith("Example")
+    ]
     return text.strip(), "\n".join(lines)
+
+
+def first_paragraph(text: str) -> str:
+    """The first paragraph, on one line. Pure."""
+    return " ".join(text.split("\n\n")[0].split())
 
 
 def options(command: click.Command) -> list[tuple[str, str]]:
     context = click.Context(command)
-    rows = [param.get_help_record(context) for param in command.params if isinstance(param, click.Option)]
+    rows = [
+        param.get_help_record(context)
+        for param in command.params
+        if isinstance(param, click.Option)
+    ]
     return [row for row in rows if row]
 
 
@@ -68,19 +85,44 @@ def commands_page() -> str:
             lines += ["```sh", example, "```", ""]
         if rows := options(command):
             lines += ["| option | meaning |", "|---|---|"]
-            lines += [f"| `{flags.replace('|', chr(92) + '|')}` | {help.replace('|', chr(92) + '|')} |" for flags, help in rows]
+            lines += [
+                f"| `{flags.replace('|', chr(92) + '|')}` | {help.replace('|', chr(92) + '|')} |"
+                for flags, help in rows
+            ]
             lines += [""]
     return "\n".join(lines)
 
 
 def errors_page() -> str:
-    lines = ["# Errors", "", "Every error is one sentence, and a hint where there is one. Made by `docs/generate.py`.", ""]
-    lines += ["| code | meaning | HTTP status | exit code | worth repeating |", "|---|---|---|---|---|"]
+    lines = [
+        "# Errors",
+        "",
+        "Every error is one sentence, and a hint where there is one. Made by `docs/generate.py`.",
+        "",
+    ]
+    lines += [
+        "| code | meaning | HTTP status | exit code | worth repeating |",
+        "|---|---|---|---|---|",
+    ]
     for code, kind in KINDS.items():
-        lines.append(f"| `{code}` | {(kind.__doc__ or '').strip()} | {kind.status} | {kind.exit_code} | {'yes' if kind.retry else 'no'} |")
-    lines += ["", "Exit codes: 0 done, 1 a defect, 2 wrong usage or input, 3 not found, 4 can't be done now, 5 not allowed,"]
-    lines += ["6 time ran out, 7 the daemon can't be reached, 8 the operation failed, 130 interrupted. `exec` passes on the"]
-    lines += ["command's own status; 125 could not be run, 126 not executable, 127 not found in the guest.", ""]
+        lines.append(
+            f"| `{code}` | {(kind.__doc__ or '').strip()} | {kind.status} | {kind.exit_code} | "
+            f"{'yes' if kind.retry else 'no'} |"
+        )
+    lines += [
+        "",
+        "Exit codes: 0 done, 1 a defect, 2 wrong usage or input, 3 not found, 4 can't be done "
+        "now, 5 not allowed,",
+    ]
+    lines += [
+        "6 time ran out, 7 the daemon can't be reached, 8 the operation failed, 130 interrupted. "
+        "`exec` passes on the"
+    ]
+    lines += [
+        "command's own status; 125 could not be run, 126 not executable, 127 not found in the "
+        "guest.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -91,22 +133,47 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             rows += fields(inner, f"{prefix}{name}.")
         else:
-            text = str(inner).replace("typing.", "").replace("<class '", "").replace("'>", "").replace("virtuary.model.", "")
+            text = (
+                str(inner)
+                .replace("typing.", "")
+                .replace("<class '", "")
+                .replace("'>", "")
+                .replace("virtuary.model.", "")
+            )
             text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
             rows.append((f"{prefix}{name}", text.replace("|", "or")))
     return rows
 
 
 def documents_page() -> str:
-    lines = ["# Documents", "", "What the API shows and the store keeps. `spec` is wished, `status` is seen. Made by `docs/generate.py`.", ""]
+    lines = [
+        "# Documents",
+        "",
+        "What the API shows and the store keeps. `spec` is wished, `status` is seen. Made by "
+        "`docs/generate.py`.",
+        "",
+    ]
     for model in (Vm, Image, Firewall, Operation):
-        lines += [f"## {model.__name__}", "", (model.__doc__ or "").strip(), "", "| field | type |", "|---|---|"]
+        lines += [
+            f"## {model.__name__}",
+            "",
+            (model.__doc__ or "").strip(),
+            "",
+            "| field | type |",
+            "|---|---|",
+        ]
         lines += [f"| `{name}` | {text} |" for name, text in fields(model)] + [""]
     return "\n".join(lines)
 
 
 def settings_page() -> str:
-    lines = ["# Settings", "", "`/etc/virtuary/virtuary.toml` for root, `~/.config/virtuary/virtuary.toml` for a user. Made by `docs/generate.py`.", ""]
+    lines = [
+        "# Settings",
+        "",
+        "`/etc/virtuary/virtuary.toml` for root, `~/.config/virtuary/virtuary.toml` for a user. "
+        "Made by `docs/generate.py`.",
+        "",
+    ]
     lines += ["| setting | meaning | default |", "|---|---|---|"]
     for section, info in Settings.model_fields.items():
         model: Any = info.annotation
@@ -133,8 +200,15 @@ VARIABLES = {
 def files_page() -> str:
     lines = ["# Files", "", "Every place on disk. Made by `docs/generate.py`.", ""]
     lines += ["| | system mode | user mode |", "|---|---|---|"]
-    lines += ["| state | `/var/lib/virtuary` | `~/.local/state/virtuary` |", "| cache | `/var/cache/virtuary` | `~/.cache/virtuary` |"]
-    lines += ["| sockets | `/run/virtuary` | `$XDG_RUNTIME_DIR/virtuary` |", "| settings | `/etc/virtuary` | `~/.config/virtuary` |", ""]
+    lines += [
+        "| state | `/var/lib/virtuary` | `~/.local/state/virtuary` |",
+        "| cache | `/var/cache/virtuary` | `~/.cache/virtuary` |",
+    ]
+    lines += [
+        "| sockets | `/run/virtuary` | `$XDG_RUNTIME_DIR/virtuary` |",
+        "| settings | `/etc/virtuary` | `~/.config/virtuary` |",
+        "",
+    ]
     for title, kind in (("Of the host", Paths), ("Of each server, by its id", VmPaths)):
         lines += [f"## {title}", ""]
         for name, value in vars(kind).items():
@@ -167,20 +241,57 @@ def api_page() -> str:
     from virtuary.api.app import BODY_CAP, HEAD_CAP
     from virtuary.base.jsontext import DEPTH_CAP, PARTS_CAP
 
-    lines = ["# API", "", "HTTP on the daemon's Unix socket; the schema is at `/openapi.json`. Errors are RFC 9457 problem documents."]
+    lines = [
+        "# API",
+        "",
+        "HTTP on the daemon's Unix socket; the schema is at `/openapi.json`. Errors are RFC 9457 "
+        "problem documents.",
+    ]
     lines += ["What takes time answers 202 with an operation. Made by `docs/generate.py`.", ""]
-    lines += ["The schema tells each operation's answers and errors. Clients can be made from it, for example by `openapi-python-client generate --path"]
-    lines += ["openapi.json` or `openapi-generator-cli generate -i openapi.json -g python`; a tour with each is a test.", ""]
-    lines += [f"A body has a length, of at most {BODY_CAP} bytes (a plan's {plans.BODY_CAP}, an image as long as there is room), {PARTS_CAP} values and"]
-    lines += [f"{DEPTH_CAP} levels; address and headers have at most {HEAD_CAP} bytes.", "", "| request | what it does |", "|---|---|"]
-    for router in (vms.router, images.router, networks.router, firewalls.router, operations.router, plans.router, metrics.router):
+    lines += [
+        "The schema tells each operation's answers and errors. Clients can be made from it, for "
+        "example by `openapi-python-client generate --path"
+    ]
+    lines += [
+        "openapi.json` or `openapi-generator-cli generate -i openapi.json -g python`; a tour "
+        "with each is a test.",
+        "",
+    ]
+    lines += [
+        f"A body has a length, of at most {BODY_CAP} bytes (a plan's {plans.BODY_CAP}, an image "
+        f"as long as there is room), {PARTS_CAP} values and"
+    ]
+    lines += [
+        f"{DEPTH_CAP} levels; address and headers have at most {HEAD_CAP} bytes.",
+        "",
+        "| request | what it does |",
+        "|---|---|",
+    ]
+    for router in (
+        vms.router,
+        images.router,
+        networks.router,
+        firewalls.router,
+        operations.router,
+        plans.router,
+        metrics.router,
+    ):
         for route in router.routes:
             if isinstance(route, APIRoute):
-                text = (route.description or route.name.replace("_", " ").capitalize() + ".").splitlines()[0]
+                text = first_paragraph(
+                    route.description or route.name.replace("_", " ").capitalize() + "."
+                )
                 lines.append(f"| `{' '.join(sorted(route.methods))} {route.path}` | {text} |")
-    for path, text in {"/v1/host": "What this host has and uses.", "/v1/doctor": "Everything a launch depends on."}.items():
+    for path, text in {
+        "/v1/host": "What this host has and uses.",
+        "/v1/doctor": "Everything a launch depends on.",
+    }.items():
         lines.append(f"| `GET {path}` | {text} |")
-    lines += ["| `WebSocket /v1/vms/{name}/console/serial` | The serial console: binary frames both ways. |", ""]
+    lines += [
+        "| `WebSocket /v1/vms/{name}/console/serial` | The serial console: binary frames both "
+        "ways. |",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -189,12 +300,23 @@ def manual(name: str, command: click.Command) -> str:
 
     def plain(text: str) -> str:
         text = text.replace("\\", "\\e").replace("-", "\\-")
-        return "\n".join(f"\\&{line}" if line.startswith((".", "'")) else line for line in text.splitlines())
+        return "\n".join(
+            f"\\&{line}" if line.startswith((".", "'")) else line for line in text.splitlines()
+        )
 
     text, example = paragraphs(command)
     title = f"virtuary-{name}".replace(" ", "-")
-    lines = [f'.TH {title.upper()} 1 "" "Virtuary {__version__}"', ".SH NAME", plain(f"{title} - {text.splitlines()[0].rstrip('.')}")]
-    lines += [".SH SYNOPSIS", plain(usage(name, command)), ".SH DESCRIPTION", plain(text).replace("\n\n", "\n.PP\n")]
+    lines = [
+        f'.TH {title.upper()} 1 "" "Virtuary {__version__}"',
+        ".SH NAME",
+        plain(f"{title} - {first_paragraph(text).rstrip('.')}"),
+    ]
+    lines += [
+        ".SH SYNOPSIS",
+        plain(usage(name, command)),
+        ".SH DESCRIPTION",
+        plain(text).replace("\n\n", "\n.PP\n"),
+    ]
     if rows := options(command):
         lines += [".SH OPTIONS"]
         for flags, help in rows:
@@ -205,10 +327,18 @@ def manual(name: str, command: click.Command) -> str:
 
 
 def main_manual() -> str:
-    lines = [f'.TH VIRTUARY 1 "" "Virtuary {__version__}"', ".SH NAME", "virtuary \\- virtual servers on this machine"]
+    lines = [
+        f'.TH VIRTUARY 1 "" "Virtuary {__version__}"',
+        ".SH NAME",
+        "virtuary \\- virtual servers on this machine",
+    ]
     lines += [".SH SYNOPSIS", "virtuary COMMAND [OPTIONS] [ARGS]", ".SH COMMANDS"]
     for name, (_, text) in COMMANDS.items():
-        lines += [".TP", f".BR virtuary\\-{name.replace('-', chr(92) + '-')} (1)", text.replace("-", "\\-")]
+        lines += [
+            ".TP",
+            f".BR virtuary\\-{name.replace('-', chr(92) + '-')} (1)",
+            text.replace("-", "\\-"),
+        ]
     return "\n".join([*lines, ""])
 
 
@@ -223,14 +353,25 @@ def pages() -> dict[Path, str]:
         reference / "api.md": api_page(),
         man / "virtuary.1": main_manual(),
     }
-    return found | {man / f"virtuary-{name.replace(' ', '-')}.1": manual(name, command) for name, command in commands()}
+    return found | {
+        man / f"virtuary-{name.replace(' ', '-')}.1": manual(name, command)
+        for name, command in commands()
+    }
 
 
 def main() -> int:
-    stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    stale = [
+        path
+        for path, text in pages().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     if "--check" in sys.argv:
         for path in stale:
-            print(f"{path.relative_to(HERE.parent)} is not what the code says: python docs/generate.py", file=sys.stderr)
+            print(
+                f"{path.relative_to(HERE.parent)} is not what the code says: python "
+                "docs/generate.py",
+                file=sys.stderr,
+            )
         return 1 if stale else 0
     for path in stale:
         path.parent.mkdir(exist_ok=True)

@@ -32,7 +32,12 @@ def padded(data: bytes) -> bytes:
 
 
 def header(
-    name: bytes, kind: bytes, size: int, target: bytes = b"", mode: int = 0o644, modified: bytes = b"14000000000"
+    name: bytes,
+    kind: bytes,
+    size: int,
+    target: bytes = b"",
+    mode: int = 0o644,
+    modified: bytes = b"14000000000",
 ) -> bytes:
     """One ustar header with its right sum."""
     number = b"%011o\0" % size if size < 8**11 else b"\x80" + size.to_bytes(11, "big")
@@ -76,7 +81,9 @@ def archive(*items: Item, end: bool = True) -> bytes:
             parts += [long(b"L", item.name)] if len(item.name) > 100 else []
             parts += [long(b"K", item.target)] if len(item.target) > 100 else []
         size = len(item.content) if item.size is None else item.size
-        parts.append(header(item.name, KINDS[item.kind], size, item.target, item.mode) + padded(item.content))
+        parts.append(
+            header(item.name, KINDS[item.kind], size, item.target, item.mode) + padded(item.content)
+        )
     return b"".join(parts) + (bytes(1024) if end else b"")
 
 

@@ -1,7 +1,8 @@
 """What the whole suite shares: folders, golden files, prepared images, and who may run what.
 
-`host` tests need root and `qemu` tests need QEMU; where that is missing they are skipped with the reason. Doubles live in
-`fakes.py` and are real implementations. Property tests are derandomised: two runs do the same.
+`host` tests need root and `qemu` tests need QEMU; where that is missing they are skipped with the
+reason. Doubles live in `fakes.py` and are real implementations. Property tests are derandomised:
+two runs do the same.
 """
 
 from __future__ import annotations
@@ -22,16 +23,24 @@ HERE = Path(__file__).parent
 sys.path[:0] = [
     str(HERE),
     str(HERE / "live"),
-]  # test folders are no packages; they share netlab.py, liar.py, freestanding.py, instances.py and lans.py
+    # test folders are no packages; they share netlab.py, liar.py, freestanding.py, instances.py and
+    # lans.py
+]
 
-settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("suite")
 
 Golden = Callable[[str, str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--rewrite-golden", action="store_true", help="rewrite tests/golden from what the code does now")
+    parser.addoption(
+        "--rewrite-golden",
+        action="store_true",
+        help="rewrite tests/golden from what the code does now",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,7 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
-    """Holds a text against tests/golden/NAME; with --rewrite-golden it becomes the file, and the diff is the review."""
+    """Holds a text against tests/golden/NAME; with --rewrite-golden it becomes the file, and the
+    diff is the review.
+    """
 
     def check(name: str, text: str) -> None:
         place = HERE / "golden" / name
@@ -54,14 +65,18 @@ def golden(request: pytest.FixtureRequest) -> Golden:
             place.parent.mkdir(exist_ok=True)
             place.write_text(text, encoding="utf-8")
         assert place.exists(), f"{name} is not there yet: run pytest with --rewrite-golden"
-        assert text == place.read_text(encoding="utf-8"), f"{name} differs: if that is meant, run pytest with --rewrite-golden"
+        assert text == place.read_text(encoding="utf-8"), (
+            f"{name} differs: if that is meant, run pytest with --rewrite-golden"
+        )
 
     return check
 
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A folder with a short name: a Unix socket's path holds 107 bytes. Passable, so that other users may be let in."""
+    """A folder with a short name: a Unix socket's path holds 107 bytes. Passable, so that other
+    users may be let in.
+    """
     folder = Path(tempfile.mkdtemp(prefix="vt-"))
     folder.chmod(0o711)
     yield folder

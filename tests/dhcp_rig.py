@@ -1,4 +1,6 @@
-"""A real dnsmasq on the first network of the lab, and guests that ask it for addresses and names."""
+"""A real dnsmasq on the first network of the lab, and guests that ask it for addresses and
+names.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,24 @@ from virtuary.network.dhcp import Reservation, Service
 
 SERVICE = Service("vbr1", "virtuary", "10.1.0.0/24", "fd01::/64", outside=True)
 GATEWAYS = ("10.1.0.1", "fd01::1")
-RESERVED = [Reservation("web1", mac("a"), v4("a"), v6("a")), Reservation("db1", mac("b"), v4("b"), v6("b"))]
+RESERVED = [
+    Reservation("web1", mac("a"), v4("a"), v6("a")),
+    Reservation("db1", mac("b"), v4("b"), v6("b")),
+]
 DISCOVER, OFFER, REQUEST, ACK, REFUSED = 1, 2, 3, 5, 6
 
 
 @contextlib.contextmanager
 def served(
-    lab: Lab, folder: Path, *more: str, service: Service = SERVICE, reserved: list[Reservation] = RESERVED
+    lab: Lab,
+    folder: Path,
+    *more: str,
+    service: Service = SERVICE,
+    reserved: list[Reservation] = RESERVED,
 ) -> Iterator[Path]:
-    """A dnsmasq for network 1, told so much more. It has a user of its own, who has to come to `folder`."""
+    """A dnsmasq for network 1, told so much more. It has a user of its own, who has to come to
+    `folder`.
+    """
     place = folder / "net"
     dhcp.write(place, service, GATEWAYS, reserved)
     with open(place / "dnsmasq.conf", "a", encoding="utf-8") as conf:
@@ -49,19 +60,31 @@ def served(
 def ask_address(
     lab: Lab, place: str, own: bytes, *options: bytes, tries: int = 20, patience: float = 1
 ) -> tuple[str, int] | None:
-    """The address that a guest is given, and the kind of the last answer; None when nobody answers so many tries of a second."""
+    """The address that a guest is given, and the kind of the last answer; None when nobody answers
+    so many tries of a second.
+    """
     with card(lab, place, patience) as sock:
         offered = _exchange(sock, tries, own, DISCOVER, *options)
         if offered is None or offered[1] != OFFER:
             return offered
         wanted = bytes([50, 4]) + IPv4Address(offered[0]).packed
-        return _exchange(sock, tries, own, REQUEST, wanted, bytes([54, 4]) + IPv4Address(GATEWAYS[0]).packed, *options)
+        return _exchange(
+            sock,
+            tries,
+            own,
+            REQUEST,
+            wanted,
+            bytes([54, 4]) + IPv4Address(GATEWAYS[0]).packed,
+            *options,
+        )
 
 
 def confirm_address(
     lab: Lab, place: str, own: bytes, address: str, tries: int = 20, patience: float = 1
 ) -> tuple[str, int] | None:
-    """What is answered to a guest that knows its address, as a copy of a running one does, and asks whether it may go on with it."""
+    """What is answered to a guest that knows its address, as a copy of a running one does, and asks
+    whether it may go on with it.
+    """
     with card(lab, place, patience) as sock:
         return _exchange(sock, tries, own, REQUEST, bytes([50, 4]) + IPv4Address(address).packed)
 
@@ -82,7 +105,9 @@ def card(lab: Lab, place: str, patience: float) -> Iterator[socket.socket]:
         lab.open.remove(sock)
 
 
-def _exchange(sock: socket.socket, tries: int, own: bytes, kind: int, *options: bytes) -> tuple[str, int] | None:
+def _exchange(
+    sock: socket.socket, tries: int, own: bytes, kind: int, *options: bytes
+) -> tuple[str, int] | None:
     number = random.randrange(2**32)
     for _ in range(tries):
         sock.sendto(message(own, number, kind, *options), ("255.255.255.255", 67))
@@ -96,7 +121,9 @@ def _exchange(sock: socket.socket, tries: int, own: bytes, kind: int, *options: 
 
 
 def message(own: bytes, number: int, kind: int, *options: bytes) -> bytes:
-    head = struct.pack(">BBBBIHH16x16s64x128xI", 1, 1, 6, 0, number, 0, 0x8000, own.ljust(16, b"\0"), 0x63825363)
+    head = struct.pack(
+        ">BBBBIHH16x16s64x128xI", 1, 1, 6, 0, number, 0, 0x8000, own.ljust(16, b"\0"), 0x63825363
+    )
     return head + bytes([53, 1, kind]) + b"".join(options) + b"\xff"
 
 
@@ -105,7 +132,13 @@ def look_up(lab: Lab, name: str, kind: int = 1) -> list[str]:
     sock = lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(20)
     labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
-    sock.sendto(struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", kind, 1), (GATEWAYS[0], 53))
+    sock.sendto(
+        struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 0)
+        + labels
+        + b"\0"
+        + struct.pack(">HH", kind, 1),
+        (GATEWAYS[0], 53),
+    )
     answer = sock.recv(2000)
     sock.close()
     count, place = struct.unpack(">H", answer[6:8])[0], 12 + len(labels) + 5

@@ -1,7 +1,9 @@
-"""A host with bridges, servers on them and an outside world, each a network namespace; pairs of veth stand in for taps.
+"""A host with bridges, servers on them and an outside world, each a network namespace; pairs of
+veth stand in for taps.
 
-Sockets are opened in a namespace and used from here, so nothing waits for other processes. Networks by number, with the
-host as .1 and ::1: 1 and 2 are of kind nat (servers a b, and c), 3 is isolated (d e), 4 is a bridge to outside (f g).
+Sockets are opened in a namespace and used from here, so nothing waits for other processes. Networks
+by number, with the host as .1 and ::1: 1 and 2 are of kind nat (servers a b, and c), 3 is isolated
+(d e), 4 is a bridge to outside (f g).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Any
 
 from virtuary.model.firewall import Match
 from virtuary.network import obstacles, ruleset
-from virtuary.network.ruleset import CHECKS, Forward, Net, Port
+from virtuary.network.filtered import Forward, Net
+from virtuary.network.ruleset import CHECKS, Port
 
 SERVERS = {1: "ab", 2: "c", 3: "de", 4: "fg"}
 KINDS = {1: "nat", 2: "nat", 3: "isolated", 4: "bridge"}
@@ -63,19 +66,30 @@ def nets(**of_all: Any) -> list[Net]:
 def port(server: str, *rules: Match, free: bool = False) -> Port:
     unguarded = frozenset(CHECKS) if free else frozenset()
     bridge = f"vbr{number_of(server)[0]}"
-    return Port(f"tap{server}", bridge, mac(server), (ip_address(v4(server)), ip_address(v6(server))), unguarded, rules)
+    return Port(
+        f"tap{server}",
+        bridge,
+        mac(server),
+        (ip_address(v4(server)), ip_address(v6(server))),
+        unguarded,
+        rules,
+    )
 
 
 def ports(**rules: tuple[Match, ...]) -> list[Port]:
     return [port(server, *rules.get(server, ())) for names in SERVERS.values() for server in names]
 
 
-def forward(address: str, number: int, guest: str, guest_port: int = 80, protocol: str = "tcp") -> Forward:
+def forward(
+    address: str, number: int, guest: str, guest_port: int = 80, protocol: str = "tcp"
+) -> Forward:
     return Forward(protocol, ip_address(address), number, ip_address(guest), guest_port)  # type: ignore[arg-type]
 
 
 class Lab:
-    """The namespaces. `filtering`: whether the host filters bridged packets (net.bridge.bridge-nf-call-iptables)."""
+    """The namespaces. `filtering`: whether the host filters bridged packets
+    (net.bridge.bridge-nf-call-iptables).
+    """
 
     def __init__(self, filtering: bool) -> None:
         self.filtering = filtering
@@ -113,8 +127,16 @@ class Lab:
     def make(self) -> None:
         for place in PLACES:
             subprocess.run(["ip", "netns", "add", self.name(place)], check=True, timeout=10)
-            quiet = [f"echo 0 > /proc/sys/net/ipv6/conf/{which}/accept_dad" for which in ("all", "default")]
-            self.run(place, "ip link set lo up", "echo 0 > /proc/sys/net/ipv6/conf/default/router_solicitations", *quiet)
+            quiet = [
+                f"echo 0 > /proc/sys/net/ipv6/conf/{which}/accept_dad"
+                for which in ("all", "default")
+            ]
+            self.run(
+                place,
+                "ip link set lo up",
+                "echo 0 > /proc/sys/net/ipv6/conf/default/router_solicitations",
+                *quiet,
+            )
         bridged = int(self.filtering)
         self.run(
             "h",
@@ -123,7 +145,10 @@ class Lab:
             "echo 0 > /proc/sys/net/ipv4/conf/all/send_redirects",
             *(
                 f"test ! -e {file} || echo {bridged} > {file}"
-                for file in ("/proc/sys/net/bridge/bridge-nf-call-iptables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables")
+                for file in (
+                    "/proc/sys/net/bridge/bridge-nf-call-iptables",
+                    "/proc/sys/net/bridge/bridge-nf-call-ip6tables",
+                )
             ),
             f"ip link add up0 type veth peer name eth0 netns {self.name('o')}",
             "ip link set up0 up",
@@ -162,14 +187,18 @@ class Lab:
             f"ip link set {bridge} up",
             f"ip addr add 10.{net}.0.1/24 dev {bridge}",
             f"ip addr add fd0{net}::1/64 dev {bridge} nodad",
-            *(f"echo {value} > /proc/sys/net/ipv4/{where}/{bridge}/{name}" for where, name, value in settings),
+            *(
+                f"echo {value} > /proc/sys/net/ipv4/{where}/{bridge}/{name}"
+                for where, name, value in settings
+            ),
         )
         flags = "" if KINDS[net] == "bridge" else "hairpin on" if self.filtering else "isolated on"
         for server in SERVERS[net]:
             tap = f"tap{server}"
             self.run(
                 "h",
-                f"ip link add {tap} type veth peer name eth0 address {mac(server)} netns {self.name(server)}",
+                f"ip link add {tap} type veth peer name eth0 address {mac(server)} netns "
+                f"{self.name(server)}",
                 f"ip link set {tap} master {bridge}",
                 f"ip link set {tap} type bridge_slave {flags}" if flags else "true",
                 f"echo 1 > /proc/sys/net/ipv6/conf/{tap}/disable_ipv6",
@@ -189,7 +218,9 @@ class Lab:
         for one in self.open:
             one.close()
         for place in reversed(PLACES):
-            subprocess.run(["ip", "netns", "del", self.name(place)], timeout=10, capture_output=True)
+            subprocess.run(
+                ["ip", "netns", "del", self.name(place)], timeout=10, capture_output=True
+            )
 
     # ---- using
 
@@ -215,7 +246,9 @@ class Lab:
         self.on_host(ruleset.apply, ruleset.render(nets(), ports(), forwards))
 
     def reached(self) -> list[bool]:
-        """Whether servers reach outside, outside reaches what is published, and servers reach each other."""
+        """Whether servers reach outside, outside reaches what is published, and servers reach each
+        other.
+        """
         calls = [
             ("a", OUTSIDE, 80, "o"),
             ("a", OUTSIDE6, 80, "o"),
@@ -232,17 +265,34 @@ class Lab:
             self.on_host(obstacles.clear, obstacle)
         return found
 
-    def call(self, caller: str, address: str, number: int, answers: str, listens: int = 80, patience: float = 0.4) -> str:
+    def call(
+        self,
+        caller: str,
+        address: str,
+        number: int,
+        answers: str,
+        listens: int = 80,
+        patience: float = 0.4,
+    ) -> str:
         """Who the called one says called, or "refused" or "silence"."""
         with self.connect(caller, address, number, answers, listens, patience) as (found, _, _):
             return found
 
     @contextlib.contextmanager
     def connect(
-        self, caller: str, address: str, number: int, answers: str, listens: int = 80, patience: float = 0.4
+        self,
+        caller: str,
+        address: str,
+        number: int,
+        answers: str,
+        listens: int = 80,
+        patience: float = 0.4,
     ) -> Iterator[tuple[str, socket.socket, socket.socket]]:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with self.listener(answers, family, listens) as listening, self.socket(caller, family, socket.SOCK_STREAM) as client:
+        with (
+            self.listener(answers, family, listens) as listening,
+            self.socket(caller, family, socket.SOCK_STREAM) as client,
+        ):
             client.settimeout(patience)
             try:
                 client.connect((address, number))

@@ -16,5 +16,7 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 def test_the_daemon_may_open_as_many_files_as_hundreds_of_servers_need() -> None:
-    said = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=30, check=True).stdout.split()
+    said = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=30, check=True
+    ).stdout.split()
     assert int(said[0]) == min(int(said[1]), 65_536)

@@ -1,4 +1,6 @@
-"""The house rules, held against the source itself: who may import whom, what starts fast, what is never written."""
+"""The house rules, held against the source itself: who may import whom, what starts fast, what is
+never written.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ ROOMS = {
     "model": "base",
     "store": "base model",
     "jail": "base",
-    "qemu": "base model jail",  # the mechanisms do not know the store, nor each other but for what they stand on
+    # the mechanisms do not know the store, nor each other but for what they stand on
+    "qemu": "base model jail",
     "storage": "base model jail qemu",  # QEMU's block layer, in the jail
     "images": "base model jail storage",  # as qcow2 files, by that layer
     "network": "base model",
@@ -40,7 +43,8 @@ ROOMS = {
     "client": "base model",
     "cli": "base model client",  # the command line proves that the API suffices
 }
-ABOVE = ("daemon.py", "settings.py", "__main__.py", "__init__.py")  # they stand above the rooms and wire them
+# they stand above the rooms and wire them
+ABOVE = ("daemon.py", "settings.py", "__main__.py", "__init__.py")
 ALLOWED = {
     ("api/app.py", "virtuary.node.doctor"): "a touch: what a launch depends on",
     ("api/capacity.py", "virtuary.node.site"): "a touch: the host's figures",
@@ -55,7 +59,10 @@ ALLOWED = {
 
 @cache
 def trees() -> list[tuple[str, ast.Module]]:
-    return [(name, ast.parse(path.read_text(encoding="utf-8"))) for path, name in zip(FILES, NAMES, strict=True)]
+    return [
+        (name, ast.parse(path.read_text(encoding="utf-8")))
+        for path, name in zip(FILES, NAMES, strict=True)
+    ]
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
@@ -69,7 +76,9 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Modules of ours that are imported; `from virtuary.node import x` counts as `virtuary.node`."""
+    """Modules of ours that are imported; `from virtuary.node import x` counts as
+    `virtuary.node`.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("virtuary."))
@@ -78,7 +87,11 @@ def imports(tree: ast.AST) -> Iterator[str]:
             if node.module and node.module.startswith("virtuary."):
                 yield node.module
             elif node.module == "virtuary":
-                yield from (f"virtuary.{alias.name}" for alias in node.names if not alias.name.startswith("__"))
+                yield from (
+                    f"virtuary.{alias.name}"
+                    for alias in node.names
+                    if not alias.name.startswith("__")
+                )
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -106,7 +119,12 @@ def test_every_exception_from_the_table_is_still_needed() -> None:
 @pytest.mark.parametrize("name", ["jail/launcher.py", "images/fetcher.py"])
 def test_programs_of_their_own_need_nothing_but_the_standard_library(name: str) -> None:
     tree = ast.parse((SOURCE / name).read_text())
-    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names
 
@@ -134,7 +152,10 @@ def targets(tree: ast.Module) -> set[str]:
             words = [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
             found |= {f"{word.removeprefix('virtuary.').replace('.', '/')}.py" for word in words}
         elif isinstance(node, ast.Import):
-            found |= {f"{alias.name.removeprefix('virtuary.').replace('.', '/')}.py" for alias in node.names}
+            found |= {
+                f"{alias.name.removeprefix('virtuary.').replace('.', '/')}.py"
+                for alias in node.names
+            }
     return found
 
 
@@ -147,12 +168,26 @@ def test_every_module_imports(name: str) -> None:
 
 
 def test_looking_commands_load_nothing_heavy() -> None:
-    heavy = {"pydantic", "fastapi", "asyncio", "http.client", "ssl", "yaml", "rich", "httpx2", "uvicorn", "websockets"}
+    heavy = {
+        "pydantic",
+        "fastapi",
+        "asyncio",
+        "http.client",
+        "ssl",
+        "yaml",
+        "rich",
+        "httpx2",
+        "uvicorn",
+        "websockets",
+    }
     code = (
-        "import sys, json; import virtuary.cli.main, virtuary.cli.look, virtuary.client.wire, virtuary.client.start;"
+        "import sys, json; import virtuary.cli.main, virtuary.cli.look, virtuary.client.wire, "
+        "virtuary.client.start;"
         "print(json.dumps(sorted(sys.modules)))"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    ).stdout
     assert heavy & set(json.loads(loaded)) == set()
 
 
@@ -169,7 +204,9 @@ def test_every_crash_point_is_declared_once_and_passed_somewhere() -> None:
     assert set(declared) == used
 
 
-@pytest.mark.parametrize("word", ["shell=True", "extractall", "unpack_archive", "pickle", "yaml.load("])
+@pytest.mark.parametrize(
+    "word", ["shell=True", "extractall", "unpack_archive", "pickle", "yaml.load("]
+)
 def test_dangerous_words_are_nowhere(word: str) -> None:
     assert [name for name, path in zip(NAMES, FILES, strict=True) if word in path.read_text()] == []
 
@@ -179,13 +216,17 @@ def test_nothing_is_evaluated() -> None:
         name
         for name, tree in trees()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("eval", "exec")
     ]
     assert found == []
 
 
 def test_no_tool_is_started_that_opens_images_by_name_or_probes_them() -> None:
-    """What works on disks and images is given descriptors and formats, in the jail: storage/blocks.py."""
+    """What works on disks and images is given descriptors and formats, in the jail:
+    storage/blocks.py.
+    """
     words = ("qemu-img", "qemu-nbd", "qemu-io", "qemu-storage-daemon")
     said = [
         f"{name}:{node.lineno}"
@@ -223,7 +264,9 @@ def test_every_file_tells_its_story_first(name: str) -> None:
 # ---- the command line explains itself
 
 
-def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+def commands(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, click.Command]]:
     if path:
         yield " ".join(path), command
     if isinstance(command, click.Group):
@@ -241,7 +284,11 @@ EVERY = dict(commands(group))
 def test_every_command_and_option_has_a_help_text(name: str) -> None:
     command = EVERY[name]
     assert command.help, "the command has none"
-    silent = [parameter.name for parameter in command.params if isinstance(parameter, click.Option) and not parameter.help]
+    silent = [
+        parameter.name
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and not parameter.help
+    ]
     assert silent == []
 
 

@@ -1,4 +1,6 @@
-"""Programs for tests that nobody wants installed, because their packages begin to serve: `./test` unpacks them beside the environment."""
+"""Programs for tests that nobody wants installed, because their packages begin to serve: `./test`
+unpacks them beside the environment.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ UNPACKED = Path(sys.prefix) / "packages"
 
 def find_tool(name: str) -> str | None:
     """Where a program is: installed, or unpacked."""
-    places = (os.environ.get("PATH", ""), "/usr/sbin", f"{UNPACKED}/usr/bin", f"{UNPACKED}/usr/sbin")
+    places = (
+        os.environ.get("PATH", ""),
+        "/usr/sbin",
+        f"{UNPACKED}/usr/bin",
+        f"{UNPACKED}/usr/sbin",
+    )
     return shutil.which(name, path=":".join(places))
 
 

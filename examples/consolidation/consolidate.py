@@ -1,10 +1,15 @@
-"""Two servers that used to be two machines, on one: a mail server (postfix) and a database (PostgreSQL).
+"""Two servers that used to be two machines, on one: a mail server (postfix) and a database
+(PostgreSQL).
 
-    python examples/consolidation/consolidate.py up      build the images, launch both, wait until both serve
-    python examples/consolidation/consolidate.py noise   let a third server spin beside them, and tell what the database notices
-    python examples/consolidation/consolidate.py down    remove the servers and the images of the first two
+    python examples/consolidation/consolidate.py up      build the images, launch both, wait until
+    both serve
+    python examples/consolidation/consolidate.py noise   let a third server spin beside them, and
+    tell what the database notices
+    python examples/consolidation/consolidate.py down    remove the servers and the images of the
+    first two
 
-Afterwards mail for ada@example.test is taken on port 2525 of this machine, and the database answers on port 5433.
+Afterwards mail for ada@example.test is taken on port 2525 of this machine, and the database answers
+on port 5433.
 Uses the client library only; needs no root.
 """
 
@@ -49,7 +54,10 @@ def wait_for_file(virtuary: Client, name: str, path: str, limit: float = 600) ->
     until = time.monotonic() + limit
     while virtuary.execute(name, ["/usr/bin/test", "-e", path]).status != 0:
         if time.monotonic() > until:
-            raise GuestSilent(f"{name} did not get ready within {limit:.0f} s", f"virtuary shell {name} -- cloud-init status --long")
+            raise GuestSilent(
+                f"{name} did not get ready within {limit:.0f} s",
+                f"virtuary shell {name} -- cloud-init status --long",
+            )
         time.sleep(2)
 
 
@@ -65,7 +73,9 @@ def latency(count: int = 40) -> float:
     for _ in range(count):
         began = time.monotonic()
         with socket.create_connection(("127.0.0.1", 5433), 30) as sock:
-            sock.sendall(b"\x00\x00\x00\x08\x04\xd2\x16\x2f")  # does the server speak TLS? It answers S or N
+            sock.sendall(
+                b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
+            )  # does the server speak TLS? It answers S or N
             sock.recv(1)
         found.append(1000 * (time.monotonic() - began))
         time.sleep(0.05)
@@ -73,25 +83,36 @@ def latency(count: int = 40) -> float:
 
 
 def noise() -> tuple[float, float]:
-    """The database's latency without and with a neighbour that wants every processor, but has a small share."""
+    """The database's latency without and with a neighbour that wants every processor, but has a
+    small share.
+    """
     quiet = latency()
     with Client() as virtuary:
         virtuary.launch("tiny", "noisy", cpus=2, cpu={"weight": 10})
         try:
-            spin = "for n in 1 2; do setsid sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null & done"
+            spin = (
+                "for n in 1 2; do setsid sh -c 'while :; do :; done' >/dev/null 2>&1 "
+                "</dev/null & done"
+            )
             virtuary.execute("noisy", ["/bin/sh", "-c", spin])
             time.sleep(2)
             loud = latency()
         finally:
             virtuary.delete("noisy", now=True, force=True)
-    print(f"the database answers in {quiet:.1f} ms, and in {loud:.1f} ms beside a neighbour that spins")
+    print(
+        f"the database answers in {quiet:.1f} ms, and in {loud:.1f} ms beside a neighbour that "
+        "spins"
+    )
     return quiet, loud
 
 
 def down() -> None:
     with Client() as virtuary:
         for name in SERVERS:
-            for remove in (lambda name=name: virtuary.delete(name, now=True, force=True), lambda name=name: virtuary.delete_image(f"{name}:1")):
+            for remove in (
+                lambda name=name: virtuary.delete(name, now=True, force=True),
+                lambda name=name: virtuary.delete_image(f"{name}:1"),
+            ):
                 try:
                     remove()
                 except NotFound:
@@ -106,7 +127,9 @@ def main() -> int:
     try:
         deeds[sys.argv[1]]()
     except VirtuaryError as error:
-        print(f"error: {error.sentence}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+        print(
+            f"error: {error.sentence}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr
+        )
         return error.exit_code
     return 0
 

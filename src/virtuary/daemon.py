@@ -1,4 +1,5 @@
-"""The daemon, the only place where rooms are wired together: paths, store, site, node, API; closed in reverse order.
+"""The daemon, the only place where rooms are wired together: paths, store, site, node, API; closed
+in reverse order.
 
 Stopping it stops no machine.
 """
@@ -62,7 +63,9 @@ class _Server(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """Wake once a second for the Date header, instead of ten times: an idle daemon shall cost nothing."""
+        """Wake once a second for the Date header, instead of ten times: an idle daemon shall cost
+        nothing.
+        """
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
@@ -71,7 +74,9 @@ class _Server(uvicorn.Server):
 
 
 def _clear_scratch(paths: Paths) -> None:
-    """Temporary folders are ours alone from here on, and what a daemon left that was killed is gone."""
+    """Temporary folders are ours alone from here on, and what a daemon left that was killed is
+    gone.
+    """
     shutil.rmtree(paths.scratch, ignore_errors=True)
     paths.scratch.mkdir(mode=0o711, exist_ok=True)
     paths.scratch.chmod(0o711)
@@ -112,14 +117,18 @@ async def _keep_secrets(store: SealedStore) -> None:
 
 
 def _go_first() -> None:
-    """Answer also while guests keep every processor busy: this thread goes before them, what it starts does not. Only root may."""
+    """Answer also while guests keep every processor busy: this thread goes before them, what it
+    starts does not. Only root may.
+    """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, 0, GOES_FIRST)
 
 
 def _open_many() -> None:
-    """Have as many files open as is needed: services and shells are given 1024, and each server takes about ten."""
+    """Have as many files open as is needed: services and shells are given 1024, and each server
+    takes about ten.
+    """
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(most, OPEN_FILES)
     if now != resource.RLIM_INFINITY and now < wanted:
@@ -133,9 +142,12 @@ async def _serve(paths: Paths, node: Node, store: Store) -> None:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGPWR, host_down.set)
     config = uvicorn.Config(
-        make_app(Parts(node, store)), http=PeerProtocol, ws=PeerWebSocket, lifespan="off", log_config=None, access_log=False,
+        make_app(Parts(node, store)), http=PeerProtocol, ws=PeerWebSocket, lifespan="off",
+        log_config=None, access_log=False,
         timeout_graceful_shutdown=1, loop="asyncio", ws_per_message_deflate=False,
-        ws_ping_interval=None,  # the other side is on this machine: the kernel tells of its end, and one that takes its time may
+        # the other side is on this machine: the kernel tells of its end, and one that takes its
+        # time may
+        ws_ping_interval=None,
     )  # fmt: skip
     server = _Server(config, leave)
     sock = listening_socket(str(paths.socket), paths.mode == "system")
@@ -145,7 +157,11 @@ async def _serve(paths: Paths, node: Node, store: Store) -> None:
     say(logger, "ready", version=__version__, mode=paths.mode, socket=paths.socket)
     _notify("READY=1")
     await asyncio.wait({working, serving, stopping, falling}, return_when=asyncio.FIRST_COMPLETED)
-    if not working.done() and not serving.done() and (host_down.is_set() or await turns.host_goes_down(paths.mode == "system")):
+    if (
+        not working.done()
+        and not serving.done()
+        and (host_down.is_set() or await turns.host_goes_down(paths.mode == "system"))
+    ):
         await _shut_down(node, stop)
     leave.set()
     _notify("STOPPING=1")
@@ -162,7 +178,9 @@ async def _serve(paths: Paths, node: Node, store: Store) -> None:
 
 
 async def _shut_down(node: Node, stop: asyncio.Event) -> None:
-    """Shut the servers down, in order, before the host is down; systemd is asked for the time it takes. Told to stop again, stop."""
+    """Shut the servers down, in order, before the host is down; systemd is asked for the time it
+    takes. Told to stop again, stop.
+    """
     stop.clear()
 
     def tell(text: str) -> None:
@@ -201,7 +219,10 @@ def _notify(text: str) -> None:
     """Tell systemd, where it started us."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
-        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+        with (
+            sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as sock,
+            contextlib.suppress(OSError),
+        ):
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
             sock.send(text.encode())
 

@@ -1,7 +1,8 @@
 """Reads the configuration file.
 
-System mode reads /etc/virtuary/virtuary.toml, user mode virtuary.toml in the user's configuration folder. A missing file means
-the defaults; an unknown or wrong setting is refused when the daemon starts.
+System mode reads /etc/virtuary/virtuary.toml, user mode virtuary.toml in the user's configuration
+folder. A missing file means the defaults; an unknown or wrong setting is refused when the daemon
+starts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from virtuary.model.settings import Settings
 
 
 def read(folder: Path) -> Settings:
-    """The settings in `folder`/virtuary.toml; raises Invalid naming the file and every wrong field."""
+    """The settings in `folder`/virtuary.toml; raises Invalid naming the file and every wrong
+    field.
+    """
     place = folder / "virtuary.toml"
     try:
         body = tomllib.loads(place.read_text(encoding="utf-8"))

@@ -1,4 +1,6 @@
-"""The account: never over-promised, sums always equal, and whoever is refused is told the number that is missing."""
+"""The account: never over-promised, sums always equal, and whoever is refused is told the number
+that is missing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from virtuary.model.vm import Runtime, Vm, VmChange, VmSpec, VmWish
 from virtuary.store.memory import MemoryStore
 
 HOST = HostStatus(
-    mode="system", version="1", cpus=4, memory=20 * GIB, memory_available=8 * GIB, disk=100 * GIB, disk_free=50 * GIB, accel="tcg",
+    mode="system", version="1", cpus=4, memory=20 * GIB, memory_available=8 * GIB, disk=100 * GIB,
+    disk_free=50 * GIB, accel="tcg",
     huge_pages=(HugePages(size=2 * MIB, total=2048, free=2048, default=True),),
 )  # fmt: skip
 
@@ -44,12 +47,16 @@ class Nothing:
 
 async def context(store: MemoryStore | None = None, **policy: Any) -> Context:
     store = store or MemoryStore()
-    host = Host(meta=Meta(id="here", name="here"), status=HOST.but(policy=ResourceSettings(**policy)))
+    host = Host(
+        meta=Meta(id="here", name="here"), status=HOST.but(policy=ResourceSettings(**policy))
+    )
     image = Image(
         meta=Meta(name="tiny"), spec=ImageSpec(source=ImageSource(kind="build", recipe="tiny")),
         status=ImageStatus(state="ready", virtual_size=256 * MIB, agent=True),
     )  # fmt: skip
-    await store.txn({}, {host.key: host.dump(), image.key: image.dump(), "image-name/tiny": image.id.encode()})
+    await store.txn(
+        {}, {host.key: host.dump(), image.key: image.dump(), "image-name/tiny": image.id.encode()}
+    )
     return Context(store, "tester", "here", Nothing())
 
 
@@ -60,16 +67,19 @@ async def settle(ctx: Context) -> None:
 
 def runtime() -> Runtime:
     return Runtime.model_validate(
-        {"generation": 1, "restarts": 0, "boot_id": "b", "pid": 7, "start": 7, "uid": 7, "accel": "tcg", "level": "L1",
+        {"generation": 1, "restarts": 0, "boot_id": "b", "pid": 7, "start": 7, "uid": 7,
+        "accel": "tcg", "level": "L1",
          "started": "2026-01-01T00:00:00Z"}
     )  # fmt: skip
 
 
 specs = st.builds(
     lambda cpus, memory, disk, power, reserve, pages: VmSpec(
-        image="tiny", cpus=cpus, memory=memory * MIB, disk=disk * MIB, power=power, cpu=Cpu(reserve=reserve), memory_pages=pages
+        image="tiny", cpus=cpus, memory=memory * MIB, disk=disk * MIB, power=power,
+        cpu=Cpu(reserve=reserve), memory_pages=pages
     ),
-    st.integers(1, 16), st.integers(64, 8192), st.integers(1, 50_000), st.sampled_from(["running", "stopped", "paused"]), st.integers(0, 200),
+    st.integers(1, 16), st.integers(64, 8192), st.integers(1, 50_000), st.sampled_from(["running",
+    "stopped", "paused"]), st.integers(0, 200),
     st.sampled_from(["normal", "normal", "huge"]),
 )  # fmt: skip
 
@@ -85,7 +95,9 @@ def test_what_is_promised_is_the_sum_over_the_servers(found: list[VmSpec]) -> No
 
 
 @given(st.lists(specs, max_size=12), st.floats(1, 4))
-def test_who_asks_one_after_the_other_is_never_promised_too_much(found: list[VmSpec], ratio: float) -> None:
+def test_who_asks_one_after_the_other_is_never_promised_too_much(
+    found: list[VmSpec], ratio: float
+) -> None:
     host = HOST.but(policy=ResourceSettings(memory_overcommit=ratio))
     servers: list[Vm] = []
     for number, spec in enumerate(found):
@@ -106,11 +118,20 @@ def test_so_many_fit_and_not_one_more(spec: VmSpec, found: list[VmSpec]) -> None
         assert room.servers == 0, "what is refused alone fits nowhere"
         return
     for more in range(room.servers, room.servers + 1):
-        added = [*servers, *(Vm(meta=Meta(name=f"new{number}"), spec=running) for number in range(min(more, 200)))]
+        added = [
+            *servers,
+            *(Vm(meta=Meta(name=f"new{number}"), spec=running) for number in range(min(more, 200))),
+        ]
         over = [name for name, balance in balances(HOST, added).items() if balance.free < 0]
         before = [name for name, balance in balances(HOST, servers).items() if balance.free < 0]
         assert over == before or room.servers > 200
-    again = [*servers, *(Vm(meta=Meta(name=f"new{number}"), spec=running) for number in range(min(room.servers, 200)))]
+    again = [
+        *servers,
+        *(
+            Vm(meta=Meta(name=f"new{number}"), spec=running)
+            for number in range(min(room.servers, 200))
+        ),
+    ]
     if room.servers <= 200:
         assert shortage(room.each, balances(HOST, again)), f"{room.limit} should be used up"
 
@@ -121,24 +142,38 @@ def test_huge_pages_are_an_account_of_their_own() -> None:
     assert whole["memory"].total == 16 * GIB and whole["huge_pages"].usable == 4 * GIB
     mine = Vm(meta=Meta(name="db"), spec=VmSpec(image="tiny", memory=3 * GIB, memory_pages="huge"))
     taken = claim_of(mine, HOST)
-    assert taken.huge_pages == 3 * GIB and taken.memory == taken.floor_memory < GIB, "its emulation needs ordinary memory"
+    assert taken.huge_pages == 3 * GIB and taken.memory == taken.floor_memory < GIB, (
+        "its emulation needs ordinary memory"
+    )
     (refused,) = shortage(taken, balances(HOST, [mine]))
     assert (
-        refused.details["resource"] == "huge_pages" and refused.details["missing"] == 2 * GIB and "db 3 GiB" in refused.sentence
+        refused.details["resource"] == "huge_pages"
+        and refused.details["missing"] == 2 * GIB
+        and "db 3 GiB" in refused.sentence
     )
     assert fit(mine.spec, HOST, [mine]).limit == "huge_pages"
 
 
 def on(name: str, network: Network, floors: int, **meta: Any) -> Vm:
     """A server with so many bits a second promised to it, inbound only."""
-    nic = Nic(network=network.name, network_id=network.id, bandwidth=Bandwidth(inbound=Rate(floor=floors)))
-    return Vm(meta=Meta(name=name, **meta), spec=VmSpec(image="tiny", nics=(nic, nic.but(number=1)), power="stopped"))
+    nic = Nic(
+        network=network.name, network_id=network.id, bandwidth=Bandwidth(inbound=Rate(floor=floors))
+    )
+    return Vm(
+        meta=Meta(name=name, **meta),
+        spec=VmSpec(image="tiny", nics=(nic, nic.but(number=1)), power="stopped"),
+    )
 
 
 def test_floors_of_bandwidth_are_promised_of_a_network_s_link() -> None:
     lan = Network(meta=Meta(name="lan"), spec=NetworkSpec(ipv4="10.9.0.0/24", speed=10**8))
     other = Network(meta=Meta(name="other"), spec=NetworkSpec(ipv4="10.9.1.0/24"))
-    vms = [on("a", lan, 10_000_000), on("b", lan, 5_000_000), on("gone", lan, 64_000, deleted=utcnow()), on("c", other, 64_000)]
+    vms = [
+        on("a", lan, 10_000_000),
+        on("b", lan, 5_000_000),
+        on("gone", lan, 64_000, deleted=utcnow()),
+        on("c", other, 64_000),
+    ]
     found = account.bandwidths([lan, other], (), vms)
     assert list(found) == ["lan"], "the speed of the other's link is not known"
     inbound, outbound = found["lan"]["inbound"], found["lan"]["outbound"]
@@ -149,20 +184,28 @@ def test_floors_of_bandwidth_are_promised_of_a_network_s_link() -> None:
         {"a": 20_000_000, "b": 10_000_000},
     )
     assert (outbound.promised, outbound.holders) == (0, {})
-    assert account.bandwidths([other], [Link(name="eth0", speed=10**9)], vms)["other"]["inbound"].total == 10**9
+    assert (
+        account.bandwidths([other], [Link(name="eth0", speed=10**9)], vms)["other"]["inbound"].total
+        == 10**9
+    )
     small = VmSpec(image="tiny", memory=64 * MIB, disk=MIB)
     room = fit(small, HOST, vms, 40_000_000, found["lan"])
-    assert (room.servers, room.limit, room.by["bandwidth"]) == (1, "bandwidth", 1), "of the direction that is fuller"
+    assert (room.servers, room.limit, room.by["bandwidth"]) == (1, "bandwidth", 1), (
+        "of the direction that is fuller"
+    )
     assert account.bandwidth_shortage(65_000_000, found["lan"]) == []
     (error,) = account.bandwidth_shortage(80_000_000, found["lan"])
     assert (
-        error.details["missing"] == 15_000_000 and "15 Mbit/s are missing" in error.sentence and "a 20 Mbit/s" in error.sentence
+        error.details["missing"] == 15_000_000
+        and "15 Mbit/s are missing" in error.sentence
+        and "a 20 Mbit/s" in error.sentence
     )
 
 
 def test_a_refusal_says_asked_free_missing_and_who_holds_it() -> None:
     holders = [
-        Vm(meta=Meta(name=name), spec=VmSpec(image="tiny", memory=size * GIB)) for name, size in (("big", 9), ("small", 4))
+        Vm(meta=Meta(name=name), spec=VmSpec(image="tiny", memory=size * GIB))
+        for name, size in (("big", 9), ("small", 4))
     ]
     wanted = claim_of(Vm(meta=Meta(name="more"), spec=VmSpec(image="tiny", memory=6 * GIB)), HOST)
     (error,) = shortage(wanted, balances(HOST, holders))
@@ -212,13 +255,21 @@ def test_overcommitted_memory_is_guaranteed_in_part() -> None:
 async def test_a_hundred_at_once_are_never_promised_the_same_byte_twice() -> None:
     ctx = await context()
     wish = VmWish(image="tiny", memory=1 * GIB)
-    answers = await asyncio.gather(*(vms.create(ctx, wish) for _ in range(100)), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(vms.create(ctx, wish) for _ in range(100)), return_exceptions=True
+    )
     made = [answer for answer in answers if not isinstance(answer, BaseException)]
     refused = [answer for answer in answers if isinstance(answer, BaseException)]
-    assert made and all(isinstance(error, NoRoom) for error in refused) and len(made) + len(refused) == 100
+    assert (
+        made
+        and all(isinstance(error, NoRoom) for error in refused)
+        and len(made) + len(refused) == 100
+    )
     account_now = balances(HOST, all_vms(ctx.store))
     assert account_now["memory"].promised <= account_now["memory"].usable
-    assert account_now["memory"].free < claim_of(made[0][0], HOST).memory, "nor was any refused for whom there was room"
+    assert account_now["memory"].free < claim_of(made[0][0], HOST).memory, (
+        "nor was any refused for whom there was room"
+    )
 
 
 async def test_starting_growing_and_copying_are_promises_too() -> None:
@@ -231,16 +282,22 @@ async def test_starting_growing_and_copying_are_promises_too() -> None:
     with pytest.raises(NoRoom):
         await vms.change(ctx, "b", VmChange(memory=16 * GIB))
     changed, operation = await vms.change(ctx, "a", VmChange(memory=8 * GIB))
-    assert changed.spec.memory == 8 * GIB and operation is None, "one that is stopped promises no memory"
+    assert changed.spec.memory == 8 * GIB and operation is None, (
+        "one that is stopped promises no memory"
+    )
 
 
 async def test_a_guaranteed_floor_is_counted_and_refused_with_its_number() -> None:
     ctx = await context(reserve_cpu=100)
     await vms.create(ctx, VmWish(image="tiny", name="a", memory=256 * MIB, cpu=Cpu(reserve=200)))
     with pytest.raises(
-        NoRoom, match=r"150 % of guaranteed processor time were asked for and this host has 100 % left of 300 %: 50 % are missing"
+        NoRoom,
+        match=r"150 % of guaranteed processor time were asked for and this host has 100 % left "
+        r"of 300 %: 50 % are missing",
     ):
-        await vms.create(ctx, VmWish(image="tiny", name="b", memory=256 * MIB, cpu=Cpu(reserve=150)))
+        await vms.create(
+            ctx, VmWish(image="tiny", name="b", memory=256 * MIB, cpu=Cpu(reserve=150))
+        )
 
 
 async def test_a_pool_that_is_nearly_full_takes_no_disk() -> None:
@@ -273,11 +330,15 @@ def test_whatever_is_wished_is_a_document_or_a_sentence(field: str, value: int) 
 
 
 class Interfering(MemoryStore):
-    """A store in which somebody writes `key` between every action's look and its first transaction."""
+    """A store in which somebody writes `key` between every action's look and its first
+    transaction.
+    """
 
     key = ""
 
-    async def txn(self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
+    async def txn(
+        self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()
+    ) -> int:
         if (key := self.key) in expect and (record := self.get(key)):
             self.key = ""
             await super().txn({}, {key: record.value})
@@ -285,7 +346,9 @@ class Interfering(MemoryStore):
 
 
 async def test_what_changes_between_a_look_and_its_transaction_is_looked_at_again() -> None:
-    """Its worker writes an operation's progress all the time: whoever deletes the server is not told to repeat it."""
+    """Its worker writes an operation's progress all the time: whoever deletes the server is not
+    told to repeat it.
+    """
     store = Interfering()
     ctx = await context(store)
     _, operation = await vms.create(ctx, VmWish(image="tiny", name="a", memory=256 * MIB))
@@ -294,7 +357,9 @@ async def test_what_changes_between_a_look_and_its_transaction_is_looked_at_agai
     assert not store.key, "it was interfered with"
     found = store.get(operation.key)
     assert found and Operation.load(found.value, found.revision).status.phase == "cancelled"
-    other, _ = await vms.create(ctx, VmWish(image="tiny", name="b", memory=256 * MIB, power="stopped"))
+    other, _ = await vms.create(
+        ctx, VmWish(image="tiny", name="b", memory=256 * MIB, power="stopped")
+    )
     store.key = other.key
     with pytest.raises(Stale):
         await vms.change(ctx, "b", VmChange(labels={"a": "b"}), revision=other.meta.revision)

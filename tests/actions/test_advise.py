@@ -1,4 +1,6 @@
-"""Right-sizing: from a made-up past to the advice, with the reasons; nothing is advised on little evidence."""
+"""Right-sizing: from a made-up past to the advice, with the reasons; nothing is advised on little
+evidence.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,29 @@ from virtuary.model.vm import Vm, VmSpec
 
 HOST = Limits(cpus=8, memory=16 * GIB)
 NOW = 1_800_000_000 // 3600 * 3600
-IDLE = {"cpu": 0.05, "steal": 0.0, "resident": 1.0 * GIB, "guest_used": 0.5 * GIB, "guest_total": 3.9 * GIB, "swap": 0.0}
+IDLE = {
+    "cpu": 0.05,
+    "steal": 0.0,
+    "resident": 1.0 * GIB,
+    "guest_used": 0.5 * GIB,
+    "guest_total": 3.9 * GIB,
+    "swap": 0.0,
+}
 
 
 def server(cpus: int = 4, memory: int = 4 * GIB, image: str = "debian:12") -> Vm:
-    return Vm(meta=Meta(id="v", name="db1", revision=7), spec=VmSpec(image=image, cpus=cpus, memory=memory))
+    return Vm(
+        meta=Meta(id="v", name="db1", revision=7),
+        spec=VmSpec(image=image, cpus=cpus, memory=memory),
+    )
 
 
 def past(seconds: int = 8 * DAY, **figures: float) -> tuple[list[Point], list[Point]]:
     """A past in which every minute was the same; a figure of -1 is one nobody could tell."""
     mean = {name: value for name, value in (IDLE | figures).items() if value >= 0}
-    minutes = [Point(NOW - 60 * (n + 1), 60, mean, mean) for n in range(min(seconds, DAY) // 60)][::-1]
+    minutes = [Point(NOW - 60 * (n + 1), 60, mean, mean) for n in range(min(seconds, DAY) // 60)][
+        ::-1
+    ]
     hours = [Point(NOW - 3600 * (n + 1), 3600, mean, mean) for n in range(seconds // HOUR)][::-1]
     return minutes, hours
 
@@ -39,7 +53,10 @@ def busy_part(share: float, **figures: float) -> tuple[list[Point], list[Point]]
 
     def some(points: list[Point]) -> list[Point]:
         count = round(len(points) * share)
-        return [point._replace(mean=other, peak=other) if index < count else point for index, point in enumerate(points)]
+        return [
+            point._replace(mean=other, peak=other) if index < count else point
+            for index, point in enumerate(points)
+        ]
 
     return some(minutes), some(hours)
 
@@ -53,7 +70,10 @@ def test_an_idle_server_is_too_big_and_the_change_is_told() -> None:
     cpus, memory = advice.findings
     assert (cpus.verdict, cpus.wanted, cpus.confidence) == ("too-big", 1, "high")
     assert (memory.verdict, memory.wanted, memory.confidence) == ("too-big", 1 * GIB, "high")
-    assert advice.change == {"cpus": 1, "memory": GIB} and advice.saves == {"cpus": 3, "memory": 3 * GIB}
+    assert advice.change == {"cpus": 1, "memory": GIB} and advice.saves == {
+        "cpus": 3,
+        "memory": 3 * GIB,
+    }
     assert advice.command == "virtuary set db1 --cpus 1 --memory 1024MiB" and advice.revision == 7
     assert "busy 1 %" in cpus.evidence[0] and "512 MiB at most in 8 d" in memory.evidence[0]
 
@@ -68,15 +88,23 @@ def test_a_server_of_the_right_size_is_left_alone() -> None:
 def test_of_a_server_nobody_knows_nothing_is_said(seconds: int) -> None:
     minutes, _ = past(seconds)
     advice = advise(server(), minutes, [], HOST)
-    assert [finding.verdict for finding in advice.findings] == ["unknown", "unknown"] and advice.change == {}
+    assert [finding.verdict for finding in advice.findings] == [
+        "unknown",
+        "unknown",
+    ] and advice.change == {}
     assert all("not enough history" in finding.evidence[0] for finding in advice.findings)
 
 
 def test_it_takes_a_day_to_call_a_server_too_big_or_what_the_user_thinks_enough() -> None:
     minutes, hours = past(3 * HOUR)
-    assert [finding.verdict for finding in advise(server(), minutes, hours, HOST).findings] == ["unknown", "unknown"]
+    assert [finding.verdict for finding in advise(server(), minutes, hours, HOST).findings] == [
+        "unknown",
+        "unknown",
+    ]
     early = advise(server(), minutes, hours, Limits(cpus=8, memory=16 * GIB, enough=HOUR))
-    assert [(finding.verdict, finding.confidence) for finding in early.findings] == [("too-big", "low")] * 2
+    assert [(finding.verdict, finding.confidence) for finding in early.findings] == [
+        ("too-big", "low")
+    ] * 2
 
 
 def test_time_in_which_nobody_looked_does_not_count() -> None:
@@ -87,7 +115,9 @@ def test_time_in_which_nobody_looked_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "confidence"), [(20 * 60, "low"), (5 * HOUR, "medium"), (2 * DAY, "high")], ids=["minutes", "hours", "days"]
+    ("seconds", "confidence"),
+    [(20 * 60, "low"), (5 * HOUR, "medium"), (2 * DAY, "high")],
+    ids=["minutes", "hours", "days"],
 )
 def test_a_saturated_server_is_too_small_soon(seconds: int, confidence: str) -> None:
     cpus = judged(advise(server(cpus=2), *past(seconds, cpu=1.97), HOST), "cpus")
@@ -97,11 +127,18 @@ def test_a_saturated_server_is_too_small_soon(seconds: int, confidence: str) -> 
 def test_no_more_processors_are_advised_than_there_are() -> None:
     assert judged(advise(server(cpus=6), *past(cpu=6.0), HOST), "cpus").wanted == 8
     cpus = judged(advise(server(cpus=8), *past(cpu=8.0), HOST), "cpus")
-    assert (cpus.verdict, cpus.wanted) == ("too-small", None) and "no more than 8" in cpus.evidence[1]
+    assert (cpus.verdict, cpus.wanted) == ("too-small", None) and "no more than 8" in cpus.evidence[
+        1
+    ]
 
 
-@pytest.mark.parametrize(("figures", "why"), [({"steal": 0.8}, "host, which is too busy"), ({"throttled": 1.0}, "a limit")])
-def test_a_server_that_is_held_back_needs_something_else(figures: dict[str, float], why: str) -> None:
+@pytest.mark.parametrize(
+    ("figures", "why"),
+    [({"steal": 0.8}, "host, which is too busy"), ({"throttled": 1.0}, "a limit")],
+)
+def test_a_server_that_is_held_back_needs_something_else(
+    figures: dict[str, float], why: str
+) -> None:
     cpus = judged(advise(server(cpus=2), *past(cpu=1.1, **figures), HOST), "cpus")
     assert (cpus.verdict, cpus.wanted) == ("too-small", None) and why in cpus.evidence[1]
 
@@ -131,16 +168,28 @@ def test_a_guest_that_is_short_of_memory_gets_more(figures: dict[str, float], wa
 def test_no_more_memory_is_advised_than_the_host_can_give() -> None:
     small = Limits(cpus=8, memory=4 * GIB)
     memory = judged(advise(server(), *past(guest_used=3.8 * GIB), small), "memory")
-    assert (memory.verdict, memory.wanted) == ("too-small", None) and "no more than" in memory.evidence[-1]
+    assert (memory.verdict, memory.wanted) == (
+        "too-small",
+        None,
+    ) and "no more than" in memory.evidence[-1]
 
 
 @pytest.mark.slow
 def test_a_guest_that_tells_nothing_is_judged_by_what_it_touched() -> None:
     silent = {"guest_used": -1.0, "guest_total": -1.0, "swap": -1.0}
     memory = judged(advise(server(), *past(resident=0.6 * GIB, **silent), HOST), "memory")
-    assert (memory.verdict, memory.wanted) == ("too-big", 1 * GIB) and "says nothing" in memory.evidence[0]
-    assert judged(advise(server(), *past(resident=3.9 * GIB, **silent), HOST), "memory").verdict == "right"
-    assert judged(advise(server(), *past(resident=-1.0, **silent), HOST), "memory").verdict == "unknown"
+    assert (memory.verdict, memory.wanted) == (
+        "too-big",
+        1 * GIB,
+    ) and "says nothing" in memory.evidence[0]
+    assert (
+        judged(advise(server(), *past(resident=3.9 * GIB, **silent), HOST), "memory").verdict
+        == "right"
+    )
+    assert (
+        judged(advise(server(), *past(resident=-1.0, **silent), HOST), "memory").verdict
+        == "unknown"
+    )
 
 
 @pytest.mark.parametrize(("image", "least"), [("debian:12", 512 * MIB), ("tiny", 128 * MIB)])
@@ -180,9 +229,17 @@ def test_what_is_advised_is_sane(
     vm = server(cores * shape[0] * shape[1], mib * MIB)
     spec: dict[str, Any] = {"cpu": {"sockets": shape[0], "threads": shape[1]}}
     if bounds:
-        spec |= {"memory_min": max(64, int(mib * bounds[0])) * MIB, "memory_max": int(mib * bounds[1]) * MIB}
+        spec |= {
+            "memory_min": max(64, int(mib * bounds[0])) * MIB,
+            "memory_max": int(mib * bounds[1]) * MIB,
+        }
     vm = Vm.model_validate(vm.model_dump() | {"spec": {**vm.spec.model_dump(), **spec}})
-    figures: dict[str, Any] = {"cpu": cpu, "steal": steal, "guest_used": min(used, total), "guest_total": total}
+    figures: dict[str, Any] = {
+        "cpu": cpu,
+        "steal": steal,
+        "guest_used": min(used, total),
+        "guest_total": total,
+    }
     advice = advise(vm, *past(hours * HOUR, **figures), HOST)
     for finding in advice.findings:
         assert finding.evidence

@@ -1,4 +1,6 @@
-"""Actions that meet: none decides by what another one is about to change, and none works in vain."""
+"""Actions that meet: none decides by what another one is about to change, and none works in
+vain.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ async def test_of_actions_that_meet_each_is_done_once() -> None:
         number = int(record.value) if record else 0
         looked.append(number)
         await asyncio.sleep(0)
-        await asking.store.txn({"count": record.revision if record else 0}, {"count": str(number + 1).encode()})
+        await asking.store.txn(
+            {"count": record.revision if record else 0}, {"count": str(number + 1).encode()}
+        )
         return number
 
     asking = Asking(MemoryStore())

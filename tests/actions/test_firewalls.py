@@ -1,4 +1,6 @@
-"""Firewall groups: what is refused leaves nothing, what is used stays, and a verdict says who decides, before rules and by them."""
+"""Firewall groups: what is refused leaves nothing, what is used stays, and a verdict says who
+decides, before rules and by them.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,12 @@ class Nothing:
 
 @pytest.fixture
 async def ctx() -> Context:
-    """A host with four networks: `lan` and `other` lead outside, `back` does not, `office` is a bridge of the physical network."""
+    """A host with four networks: `lan` and `other` lead outside, `back` does not, `office` is a
+    bridge of the physical network.
+    """
     status = HostStatus(
-        mode="system", version="1", cpus=8, memory=64 * GIB, memory_available=60 * GIB, disk=200 * GIB, disk_free=200 * GIB,
+        mode="system", version="1", cpus=8, memory=64 * GIB, memory_available=60 * GIB,
+        disk=200 * GIB, disk_free=200 * GIB,
         accel="tcg",
     )  # fmt: skip
     host = Host(meta=Meta(id="here", name="here"), status=status)
@@ -45,7 +50,9 @@ async def ctx() -> Context:
         status=ImageStatus(state="ready", virtual_size=256 * MIB, agent=True),
     )  # fmt: skip
     store = MemoryStore()
-    await store.txn({}, {host.key: host.dump(), image.key: image.dump(), "image-name/tiny": image.id.encode()})
+    await store.txn(
+        {}, {host.key: host.dump(), image.key: image.dump(), "image-name/tiny": image.id.encode()}
+    )
     context = Context(store, "tester", "here", Nothing())
     for name, fields in {
         "lan": {"ipv4": "10.1.0.0/24", "ipv6": "fd00:1::/64"},
@@ -60,7 +67,14 @@ async def ctx() -> Context:
 async def server(ctx: Context, name: str, *nics: Any, **wish: Any) -> Vm:
     """A server with these NICs: names of networks, or wishes."""
     wished = [{"network": nic} if isinstance(nic, str) else nic for nic in nics]
-    fields = {"image": "tiny", "name": name, "memory": 64 * MIB, "power": "stopped", "nics": wished, **wish}
+    fields = {
+        "image": "tiny",
+        "name": name,
+        "memory": 64 * MIB,
+        "power": "stopped",
+        "nics": wished,
+        **wish,
+    }
     vm, _ = await vms.create(ctx, VmWish.model_validate(fields))
     await settle(ctx)
     return vm
@@ -91,36 +105,61 @@ def rule(direction: str, action: str = "allow", **fields: Any) -> dict[str, Any]
 
 
 async def test_a_group_is_created_found_changed_and_deleted(ctx: Context) -> None:
-    made = await firewalls.create(ctx, FirewallWish.model_validate({"name": "web", "rules": [rule("in")], "labels": {"a": "b"}}))
+    made = await firewalls.create(
+        ctx,
+        FirewallWish.model_validate({"name": "web", "rules": [rule("in")], "labels": {"a": "b"}}),
+    )
     assert firewalls.find(ctx.store, "WEB") == firewalls.find(ctx.store, made.id) == made
     changed = await firewalls.change(ctx, "web", FirewallChange(description="for the web"))
-    assert (changed.spec.rules, changed.meta.labels) == (made.spec.rules, {"a": "b"}), "what is left out stays"
+    assert (changed.spec.rules, changed.meta.labels) == (made.spec.rules, {"a": "b"}), (
+        "what is left out stays"
+    )
     again = await firewalls.change(ctx, "web", FirewallChange(rules=()), changed.meta.revision)
     assert again.spec.rules == () and again.spec.description == "for the web"
     before = everything(ctx)
-    assert await firewalls.change(ctx, "web", FirewallChange(rules=())) == again and everything(ctx) == before
+    assert (
+        await firewalls.change(ctx, "web", FirewallChange(rules=())) == again
+        and everything(ctx) == before
+    )
     await firewalls.delete(ctx, "web")
     assert not [key for key in everything(ctx) if key.startswith("firewall")]
 
 
 REFUSED: dict[str, tuple[Any, type[VirtuaryError], str]] = {
     "a taken name": (lambda ctx: group(ctx, "web"), Exists, "web is there already"),
-    "an unknown group": (lambda ctx: group(ctx, "db", rule("in", peers=["group:lost"])), NotFound, "no firewall group named lost"),
-    "an unknown server": (lambda ctx: group(ctx, "db", rule("in", peers=["server:lost"])), NotFound, "no server named lost"),
-    "both at once": (lambda ctx: group(ctx, "db", rule("in", peers=["server:lost", "group:lost"])), NotFound, "lost; there is no firewall"),
-    "a stale change": (lambda ctx: firewalls.change(ctx, "web", FirewallChange(description="x"), 1), Stale, "changed meanwhile"),
-    "a change of nothing": (lambda ctx: firewalls.change(ctx, "lost", FirewallChange()), NotFound, "no firewall group named 'lost'"),
-    "a change to strangers": (lambda ctx: firewalls.change(ctx, "web", FirewallChange.model_validate({"rules": [rule("in", peers=["group:lost"])]})), NotFound, "group named lost"),
-    "deletion while attached": (lambda ctx: firewalls.delete(ctx, "web"), Conflict, "attached to one; rules of named name"),
-    "deletion of nothing": (lambda ctx: firewalls.delete(ctx, "lost"), NotFound, "no firewall group"),
-    "an unknown group of a NIC": (lambda ctx: server(ctx, "two", on("lan", "lost")), NotFound, "no firewall group named 'lost'"),
-    "a group by its id": (lambda ctx: server(ctx, "two", on("lan", firewalls.find(ctx.store, "web").id)), NotFound, "no firewall group named"),
-    "a group on a bridge": (lambda ctx: server(ctx, "two", on("office", "web")), Invalid, "office, a bridge of the physical network"),
-    "a group on user": (lambda ctx: server(ctx, "two", on("user", "web")), Invalid, "do nothing on the network `user`"),
-    "a group without a cable": (lambda ctx: server(ctx, "two", on("none", "web")), Invalid, "do nothing on the network `none`"),
-    "a change to an unknown group": (lambda ctx: vms.change(ctx, "one", VmChange.model_validate({"nics": [on("lan", "lost")]})), NotFound, "lost"),
-    "a default of a bridge": (lambda ctx: networks.create(ctx, NetworkWish(name="desk", kind="bridge", interface="br1", default_in="deny")), Invalid, "packet filter"),
-    "a new default of a bridge": (lambda ctx: networks.change(ctx, "office", NetworkChange(default_out="reject")), Invalid, "packet filter"),
+    "an unknown group": (lambda ctx: group(ctx, "db", rule("in", peers=["group:lost"])), NotFound,
+    "no firewall group named lost"),
+    "an unknown server": (lambda ctx: group(ctx, "db", rule("in", peers=["server:lost"])), NotFound,
+    "no server named lost"),
+    "both at once": (lambda ctx: group(ctx, "db", rule("in", peers=["server:lost", "group:lost"])),
+    NotFound, "lost; there is no firewall"),
+    "a stale change": (lambda ctx: firewalls.change(ctx, "web", FirewallChange(description="x"), 1),
+    Stale, "changed meanwhile"),
+    "a change of nothing": (lambda ctx: firewalls.change(ctx, "lost", FirewallChange()), NotFound,
+    "no firewall group named 'lost'"),
+    "a change to strangers": (lambda ctx: firewalls.change(ctx, "web",
+    FirewallChange.model_validate({"rules": [rule("in", peers=["group:lost"])]})), NotFound,
+    "group named lost"),
+    "deletion while attached": (lambda ctx: firewalls.delete(ctx, "web"), Conflict,
+    "attached to one; rules of named name"),
+    "deletion of nothing": (lambda ctx: firewalls.delete(ctx, "lost"), NotFound,
+    "no firewall group"),
+    "an unknown group of a NIC": (lambda ctx: server(ctx, "two", on("lan", "lost")), NotFound,
+    "no firewall group named 'lost'"),
+    "a group by its id": (lambda ctx: server(ctx, "two", on("lan", firewalls.find(ctx.store,
+    "web").id)), NotFound, "no firewall group named"),
+    "a group on a bridge": (lambda ctx: server(ctx, "two", on("office", "web")), Invalid,
+    "office, a bridge of the physical network"),
+    "a group on user": (lambda ctx: server(ctx, "two", on("user", "web")), Invalid,
+    "do nothing on the network `user`"),
+    "a group without a cable": (lambda ctx: server(ctx, "two", on("none", "web")), Invalid,
+    "do nothing on the network `none`"),
+    "a change to an unknown group": (lambda ctx: vms.change(ctx, "one",
+    VmChange.model_validate({"nics": [on("lan", "lost")]})), NotFound, "lost"),
+    "a default of a bridge": (lambda ctx: networks.create(ctx, NetworkWish(name="desk",
+    kind="bridge", interface="br1", default_in="deny")), Invalid, "packet filter"),
+    "a new default of a bridge": (lambda ctx: networks.change(ctx, "office",
+    NetworkChange(default_out="reject")), Invalid, "packet filter"),
 }  # fmt: skip
 
 
@@ -133,7 +172,9 @@ async def test_what_is_refused_leaves_nothing(ctx: Context, case: str) -> None:
     before = everything(ctx)
     with pytest.raises(kind) as raised:
         await deed(ctx)
-    assert (words in raised.value.sentence and raised.value.hint) or "packet filter" in raised.value.sentence
+    assert (
+        words in raised.value.sentence and raised.value.hint
+    ) or "packet filter" in raised.value.sentence
     assert everything(ctx) == before
 
 
@@ -165,11 +206,15 @@ async def test_rules_mean_the_same_server_when_it_has_another_name(ctx: Context)
     await vms.rename(ctx, "one", "uno")
     assert peers(ctx, "web") == [("server:uno", "server:two"), ("10.0.0.0/8",), ("server:uno",)]
     assert firewalls.find(ctx.store, "db") == untouched
-    await ctx.store.txn({}, {two.key: two.but(meta=two.meta.but(deleted=utcnow())).dump()}, ["vm-name/two"])
+    await ctx.store.txn(
+        {}, {two.key: two.but(meta=two.meta.but(deleted=utcnow())).dump()}, ["vm-name/two"]
+    )
     await vms.undelete(ctx, "two", "due")
     assert peers(ctx, "db") == [("server:due",)]
     found = find_vm(ctx.store, "uno")
-    await ctx.store.txn({}, {found.key: found.but(meta=found.meta.but(deleted=utcnow())).dump()}, ["vm-name/uno"])
+    await ctx.store.txn(
+        {}, {found.key: found.but(meta=found.meta.but(deleted=utcnow())).dump()}, ["vm-name/uno"]
+    )
     await server(ctx, "uno", "lan")
     await vms.undelete(ctx, "uno", "old")
     assert find_vm(ctx.store, "old").id == one.id
@@ -187,16 +232,23 @@ async def test_a_group_in_the_trash_is_still_used(ctx: Context) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_who_attaches_and_who_deletes_at_once_never_leave_a_group_that_is_gone(ctx: Context, seed: int) -> None:
+async def test_who_attaches_and_who_deletes_at_once_never_leave_a_group_that_is_gone(
+    ctx: Context, seed: int
+) -> None:
     await group(ctx, "web")
     await group(ctx, "db")
     deeds = [
         firewalls.delete(ctx, "web"),
         server(ctx, "one", on("lan", "web")),
-        firewalls.change(ctx, "db", FirewallChange.model_validate({"rules": [rule("in", peers=["group:web"])]})),
+        firewalls.change(
+            ctx, "db", FirewallChange.model_validate({"rules": [rule("in", peers=["group:web"])]})
+        ),
     ]
     results = await asyncio.gather(*deeds[seed % 3 :], *deeds[: seed % 3], return_exceptions=True)
-    assert all(not isinstance(one, BaseException) or isinstance(one, Conflict | NotFound) for one in results)
+    assert all(
+        not isinstance(one, BaseException) or isinstance(one, Conflict | NotFound)
+        for one in results
+    )
     kept = bool(ctx.store.get("firewall-name/web"))
     rules = firewalls.find(ctx.store, "db").spec.rules
     assert kept == bool(ctx.store.get("vm-name/one")) or (kept and rules)
@@ -209,7 +261,9 @@ async def test_who_attaches_and_who_deletes_at_once_never_leave_a_group_that_is_
 async def test_a_change_of_groups_waits_for_no_start_and_keeps_the_address(ctx: Context) -> None:
     await group(ctx, "web")
     before = await server(ctx, "one", "lan")
-    after, operation = await vms.change(ctx, "one", VmChange.model_validate({"nics": [on("lan", "web")]}))
+    after, operation = await vms.change(
+        ctx, "one", VmChange.model_validate({"nics": [on("lan", "web")]})
+    )
     assert operation is None and after.meta.generation == before.meta.generation
     assert after.spec.nics[0] == before.spec.nics[0].but(groups=("web",))
     moved, _ = await vms.change(ctx, "one", VmChange.model_validate({"nics": [on("other", "web")]}))
@@ -220,7 +274,9 @@ async def test_a_copy_is_attached_to_the_groups_of_its_source(ctx: Context) -> N
     await group(ctx, "web")
     vm = await server(ctx, "one", on("lan", "web"))
     there = find_vm(ctx.store, "one")
-    await ctx.store.txn({}, {vm.key: there.but(status=there.status.but(disk_ready=True, disk_size=GIB)).dump()})
+    await ctx.store.txn(
+        {}, {vm.key: there.but(status=there.status.but(disk_ready=True, disk_size=GIB)).dump()}
+    )
     assert copies.draft(ctx, "one", VmCopy(name="two")).vm.spec.nics[0].groups == ("web",)
 
 
@@ -228,9 +284,17 @@ async def test_peers_are_the_addresses_of_all_nics(ctx: Context) -> None:
     await group(ctx, "web")
     one = await server(ctx, "one", on("lan", "web"), "back")
     two = await server(ctx, "two", on("lan", "web"))
-    own = [tuple(ip_network(text or "") for text in (nic.ipv4, nic.ipv6)) for vm in (one, two) for nic in vm.spec.nics]
+    own = [
+        tuple(ip_network(text or "") for text in (nic.ipv4, nic.ipv6))
+        for vm in (one, two)
+        for nic in vm.spec.nics
+    ]
     found = members_of((vm, nic) for vm in (one, two) for nic in vm.spec.nics)
-    assert found == {"server:one": own[0] + own[1], "server:two": own[2], "group:web": own[0] + own[2]}
+    assert found == {
+        "server:one": own[0] + own[1],
+        "server:two": own[2],
+        "group:web": own[0] + own[2],
+    }
     assert {net.prefixlen for nets in found.values() for net in nets} == {32, 128}
 
 
@@ -239,10 +303,17 @@ async def test_peers_are_the_addresses_of_all_nics(ctx: Context) -> None:
 
 async def story(ctx: Context) -> None:
     await group(ctx, "web")
-    await group(ctx, "db", rule("in", protocol="tcp", ports=["5432"], peers=["group:web"]), rule("in", "reject"))
+    await group(
+        ctx,
+        "db",
+        rule("in", protocol="tcp", ports=["5432"], peers=["group:web"]),
+        rule("in", "reject"),
+    )
     await networks.change(ctx, "other", NetworkChange(default_in="deny", host_access=True))
     await server(ctx, "web1", on("lan", "web"), "back", publish=[{"host": 5433, "guest": 5432}])
-    await server(ctx, "web2", on("lan", "web"), publish=[{"host": 8080, "guest": 80, "address": "0.0.0.0"}])
+    await server(
+        ctx, "web2", on("lan", "web"), publish=[{"host": 8080, "guest": 80, "address": "0.0.0.0"}]
+    )
     await server(ctx, "db1", "back", on("lan", "db"))
     rules = [rule("out", "deny", protocol="tcp", ports=["25"]), rule("in", peers=["server:db1"])]
     await firewalls.change(ctx, "web", FirewallChange.model_validate({"rules": rules}))
@@ -256,38 +327,68 @@ async def story(ctx: Context) -> None:
 OUT = "192.0.2.7"
 PUBLISHED = "reached from elsewhere by published ports"
 STORY: dict[str, tuple[str, str, str, str]] = {
-    "by the NICs on the network both share first": ("web1", "db1", "tcp/5432", "allowed by rule 1 of group db, on the inbound side of db1"),
-    "on the only network both share": ("web1", "alone", "tcp/25", "allowed by the inbound default of network back, on the inbound side of alone"),
-    "by a rule of a group": ("web2", "db1", "tcp/5432", "allowed by rule 1 of group db, on the inbound side of db1"),
-    "by the rule after it": ("web2", "db1", "tcp/22", "rejected by rule 2 of group db, on the inbound side of db1"),
-    "outbound first": ("web2", "db1", "tcp/25", "denied by rule 1 of group web, on the outbound side of web2"),
-    "by what comes back": ("db1", "web2", "icmp", "allowed by rule 2 of group web, on the inbound side of web2"),
-    "to the outside": ("web2", OUT, "tcp/443", "allowed by the outbound default of network lan, on the outbound side of web2"),
-    "to the outside by IPv6": ("web2", "2001:db8::7", "tcp/25", "denied by rule 1 of group web, on the outbound side of web2"),
-    "to the outside by the NIC that is first": ("alone", OUT, "tcp/443", "rejected: servers on the isolated network back reach only each other"),
-    "from an isolated network to another": ("alone", "web2", "tcp/80", "rejected: servers on the isolated network back reach only each other"),
-    "to an isolated network": ("web2", "alone", "tcp/80", "rejected: servers on the network back are reached from elsewhere by published ports"),
-    "from outside to an isolated one": (OUT, "alone", "tcp/80", "denied: servers on the network back are reached from elsewhere by published ports"),
-    "from outside": (OUT, "web2", "tcp/22", f"denied: servers on the network lan are {PUBLISHED}, and tcp port 22 of web2 is not published"),
-    "from outside by IPv6, where it is published by IPv4": ("2001:db8::7", "web2", "tcp/80", f"denied: servers on the network lan are {PUBLISHED}, and tcp port 80 of web2 is not"),
-    "from another network": ("far", "web2", "icmp", f"rejected: servers on the network lan are {PUBLISHED}, and icmp of web2 is not published"),
-    "from outside by a published port": (OUT, "web2", "tcp/80", "allowed by the inbound default of network lan, on the inbound side of web2"),
-    "from outside past the default": (OUT, "far", "tcp/443", "denied by the inbound default of network other, on the inbound side of far"),
-    "by a port published on loopback only": (OUT, "web1", "tcp/5432", f"denied: servers on the network lan are {PUBLISHED}, and tcp port 5432 of web1 is published to this host"),
-    "to a published port of the host": (OUT, "10.1.0.1", "tcp/8080", "allowed by the inbound default of network lan, on the inbound side of web2"),
-    "to the host": ("web2", "10.1.0.1", "tcp/22", "rejected: the network lan lets no server reach the services of this host"),
-    "to the host, which is let": ("far", "10.2.0.1", "tcp/22", "allowed by the outbound default of network other, on the outbound side of far"),
+    "by the NICs on the network both share first": ("web1", "db1", "tcp/5432",
+    "allowed by rule 1 of group db, on the inbound side of db1"),
+    "on the only network both share": ("web1", "alone", "tcp/25",
+    "allowed by the inbound default of network back, on the inbound side of alone"),
+    "by a rule of a group": ("web2", "db1", "tcp/5432",
+    "allowed by rule 1 of group db, on the inbound side of db1"),
+    "by the rule after it": ("web2", "db1", "tcp/22",
+    "rejected by rule 2 of group db, on the inbound side of db1"),
+    "outbound first": ("web2", "db1", "tcp/25",
+    "denied by rule 1 of group web, on the outbound side of web2"),
+    "by what comes back": ("db1", "web2", "icmp",
+    "allowed by rule 2 of group web, on the inbound side of web2"),
+    "to the outside": ("web2", OUT, "tcp/443",
+    "allowed by the outbound default of network lan, on the outbound side of web2"),
+    "to the outside by IPv6": ("web2", "2001:db8::7", "tcp/25",
+    "denied by rule 1 of group web, on the outbound side of web2"),
+    "to the outside by the NIC that is first": ("alone", OUT, "tcp/443",
+    "rejected: servers on the isolated network back reach only each other"),
+    "from an isolated network to another": ("alone", "web2", "tcp/80",
+    "rejected: servers on the isolated network back reach only each other"),
+    "to an isolated network": ("web2", "alone", "tcp/80",
+    "rejected: servers on the network back are reached from elsewhere by published ports"),
+    "from outside to an isolated one": (OUT, "alone", "tcp/80",
+    "denied: servers on the network back are reached from elsewhere by published ports"),
+    "from outside": (OUT, "web2", "tcp/22",
+    f"denied: servers on the network lan are {PUBLISHED}, and tcp port 22 of web2 is not "
+    "published"),
+    "from outside by IPv6, where it is published by IPv4": ("2001:db8::7", "web2", "tcp/80",
+    f"denied: servers on the network lan are {PUBLISHED}, and tcp port 80 of web2 is not"),
+    "from another network": ("far", "web2", "icmp",
+    f"rejected: servers on the network lan are {PUBLISHED}, and icmp of web2 is not published"),
+    "from outside by a published port": (OUT, "web2", "tcp/80",
+    "allowed by the inbound default of network lan, on the inbound side of web2"),
+    "from outside past the default": (OUT, "far", "tcp/443",
+    "denied by the inbound default of network other, on the inbound side of far"),
+    "by a port published on loopback only": (OUT, "web1", "tcp/5432",
+    f"denied: servers on the network lan are {PUBLISHED}, and tcp port 5432 of web1 is published "
+    "to this host"),
+    "to a published port of the host": (OUT, "10.1.0.1", "tcp/8080",
+    "allowed by the inbound default of network lan, on the inbound side of web2"),
+    "to the host": ("web2", "10.1.0.1", "tcp/22",
+    "rejected: the network lan lets no server reach the services of this host"),
+    "to the host, which is let": ("far", "10.2.0.1", "tcp/22",
+    "allowed by the outbound default of network other, on the outbound side of far"),
     "names": ("alone", "10.3.0.1", "udp/53", "allowed: this host answers its servers' pings"),
-    "names of another network": ("web2", "10.2.0.1", "udp/53", "rejected: the network lan lets no server reach the services of this host"),
-    "names of another network, where the host is open": ("far", "10.1.0.1", "udp/53", "allowed by the outbound default of network other"),
+    "names of another network": ("web2", "10.2.0.1", "udp/53",
+    "rejected: the network lan lets no server reach the services of this host"),
+    "names of another network, where the host is open": ("far", "10.1.0.1", "udp/53",
+    "allowed by the outbound default of network other"),
     "a ping to the host": ("web2", "10.1.0.1", "icmp", "allowed: this host answers"),
     "from the host": ("10.1.0.1", "db1", "tcp/1", "allowed: this host reaches its servers always"),
-    "to nobody": ("web2", "10.1.0.255", "tcp/1", "denied: 10.1.0.255 is no server's address on the network lan"),
-    "to nobody elsewhere": ("web2", "10.2.0.255", "tcp/1", "rejected: 10.2.0.255 is no server's address on the network other"),
+    "to nobody": ("web2", "10.1.0.255", "tcp/1",
+    "denied: 10.1.0.255 is no server's address on the network lan"),
+    "to nobody elsewhere": ("web2", "10.2.0.255", "tcp/1",
+    "rejected: 10.2.0.255 is no server's address on the network other"),
     "to itself": ("db1", "db1", "tcp/22", "allowed: what db1 says to itself does not leave it"),
-    "between strangers": (OUT, "198.51.100.1", "tcp/22", "allowed: neither side is a server's network card"),
-    "on the network user": ("private", "web2", "tcp/22", "allowed: private is on the network `user`"),
-    "to the network user": ("web2", "private", "tcp/22", "denied: private is on the network `user`"),
+    "between strangers": (OUT, "198.51.100.1", "tcp/22",
+    "allowed: neither side is a server's network card"),
+    "on the network user": ("private", "web2", "tcp/22",
+    "allowed: private is on the network `user`"),
+    "to the network user": ("web2", "private", "tcp/22",
+    "denied: private is on the network `user`"),
     "without a cable": ("web2", "mute", "tcp/22", "denied: mute has no cable"),
 }  # fmt: skip
 
@@ -314,7 +415,9 @@ async def test_an_address_of_a_server_is_that_server(ctx: Context) -> None:
         assert ask(ctx, source or "", "db1", "tcp/22") == expected
     assert ask(ctx, "web2", db1.ipv6 or "", "tcp/22") == expected
     assert ask(ctx, OUT, "web2", "tcp/80").action == "allow", "by its published port"
-    assert "not by their own addresses" in ask(ctx, OUT, web2.ipv4 or "", "tcp/80").sentence, "nobody can route to it"
+    assert "not by their own addresses" in ask(ctx, OUT, web2.ipv4 or "", "tcp/80").sentence, (
+        "nobody can route to it"
+    )
 
 
 ODD: dict[str, tuple[str, str, str, type[VirtuaryError], str]] = {
@@ -327,7 +430,13 @@ ODD: dict[str, tuple[str, str, str, type[VirtuaryError], str]] = {
     "everybody": ("web1", "255.255.255.255", "udp/1", Invalid, "is no address by which"),
     "a scope": ("web1", "fe80::1%eth0", "udp/1", Invalid, "is no address by which"),
     "two families": (OUT, "2001:db8::7", "tcp/1", Invalid, "different address families"),
-    "a bridge": ("desk", "web2", "tcp/1", Invalid, "desk has no IPv4 address of this host's networks"),
+    "a bridge": (
+        "desk",
+        "web2",
+        "tcp/1",
+        Invalid,
+        "desk has no IPv4 address of this host's networks",
+    ),
 }
 
 

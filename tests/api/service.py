@@ -1,4 +1,6 @@
-"""The API as callers meet it: the real application over a store in memory, with a host on which no worker runs."""
+"""The API as callers meet it: the real application over a store in memory, with a host on which no
+worker runs.
+"""
 
 from __future__ import annotations
 
@@ -31,26 +33,45 @@ HOST_ID = "00000000-0000-4000-8000-00000000c0de"
 
 
 def make_parts(paths: Paths, store: Store | None = None) -> Parts:
-    """The daemon's parts without its workers; the verdict on KVM is remembered from an earlier day."""
+    """The daemon's parts without its workers; the verdict on KVM is remembered from an earlier
+    day.
+    """
     program = Path("/usr/bin/qemu-system-x86_64")
     if program.exists():
         verdict = Verdict(False, "kvm", Q35.kvm_cpu, "a test guest hung at real mode")
-        (paths.probes / f"accel-{cache_key(program, 'kvm', Q35.kvm_cpu)}.json").write_text(json.dumps(asdict(verdict)))
+        (paths.probes / f"accel-{cache_key(program, 'kvm', Q35.kvm_cpu)}.json").write_text(
+            json.dumps(asdict(verdict))
+        )
     store = store or MemoryStore()
-    return Parts(Node(Site(paths, store, HOST_ID, network_fault="passt is not installed", nat_fault=None)), store)
+    return Parts(
+        Node(Site(paths, store, HOST_ID, network_fault="passt is not installed", nat_fault=None)),
+        store,
+    )
 
 
 async def settle(parts: Parts) -> None:
     """A host with 8 GiB that knows itself, and an image that is ready."""
     status = HostStatus(
-        mode="user", version="0", cpus=2, memory=8 * GIB, memory_available=4 * GIB, disk=100 * GIB, disk_free=50 * GIB
+        mode="user",
+        version="0",
+        cpus=2,
+        memory=8 * GIB,
+        memory_available=4 * GIB,
+        disk=100 * GIB,
+        disk_free=50 * GIB,
     )
     host = Host(meta=Meta(id=HOST_ID, name="host"), status=status)
     spec = ImageSpec(source=ImageSource(kind="build", recipe="tiny"))
     image = Image(
-        meta=Meta(name="tiny"), spec=spec, status=ImageStatus(state="ready", virtual_size=GIB, agent=True, cloud_init=True)
+        meta=Meta(name="tiny"),
+        spec=spec,
+        status=ImageStatus(state="ready", virtual_size=GIB, agent=True, cloud_init=True),
     )
-    puts = {host.key: host.dump(), image.key: image.dump(), f"image-name/{image.name}": image.id.encode()}
+    puts = {
+        host.key: host.dump(),
+        image.key: image.dump(),
+        f"image-name/{image.name}": image.id.encode(),
+    }
     await parts.store.txn({}, puts)
 
 
@@ -62,7 +83,10 @@ class AsUser:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self.uid is not None:
-            scope = {**scope, "extensions": {**(scope.get("extensions") or {}), EXTENSION: self.uid}}
+            scope = {
+                **scope,
+                "extensions": {**(scope.get("extensions") or {}), EXTENSION: self.uid},
+            }
         await self.app(scope, receive, send)
 
 
@@ -90,17 +114,30 @@ class Service:
     def _scope(self, method: str, target: str, headers: dict[str, str]) -> dict[str, Any]:
         path, _, query = target.partition("?")
         return {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "root_path": "",
-            "path": path, "raw_path": quote(path).encode(), "query_string": query.encode(), "client": None, "server": ("virtuary", None),
-            "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()], "state": {},
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
+            "scheme": "http", "root_path": "",
+            "path": path, "raw_path": quote(path).encode(), "query_string": query.encode(),
+            "client": None, "server": ("virtuary", None),
+            "headers": [(name.lower().encode(), value.encode("latin-1")) for name,
+            value in headers.items()], "state": {},
         }  # fmt: skip
 
     async def call(self, method: str, target: str, body: Any = None, **headers: str) -> Answer:
-        """One request; header names are written with underscores. `body` is bytes, or becomes JSON."""
-        content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        """One request; header names are written with underscores. `body` is bytes, or becomes
+        JSON.
+        """
+        content = (
+            body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        )
         words = {name.replace("_", "-"): value for name, value in headers.items()}
-        sent = {"content-length": str(len(content)), **({"content-type": "application/json"} if content else {}), **words}
-        queue: list[dict[str, Any]] = [{"type": "http.request", "body": content, "more_body": False}]
+        sent = {
+            "content-length": str(len(content)),
+            **({"content-type": "application/json"} if content else {}),
+            **words,
+        }
+        queue: list[dict[str, Any]] = [
+            {"type": "http.request", "body": content, "more_body": False}
+        ]
         got: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
@@ -114,12 +151,18 @@ class Service:
         except Exception:
             if not got:  # the last handler answers a defect and lets it go on to the server's log
                 raise
-        found = {name.decode().lower(): value.decode("latin-1") for name, value in got[0]["headers"]}
-        return Answer(got[0]["status"], found, b"".join(message.get("body", b"") for message in got[1:]))
+        found = {
+            name.decode().lower(): value.decode("latin-1") for name, value in got[0]["headers"]
+        }
+        return Answer(
+            got[0]["status"], found, b"".join(message.get("body", b"") for message in got[1:])
+        )
 
     @asynccontextmanager
     async def stream(self, target: str, **headers: str) -> AsyncIterator[asyncio.Queue[bytes]]:
-        """An answer that has no end: its chunks as they come. The caller hangs up when the block ends."""
+        """An answer that has no end: its chunks as they come. The caller hangs up when the block
+        ends.
+        """
         chunks: asyncio.Queue[bytes] = asyncio.Queue()
         leave = asyncio.Event()
         first = True

@@ -1,4 +1,6 @@
-"""The API over a store in memory: what it accepts, refuses, repeats and streams. No worker runs, so wishes stay wishes."""
+"""The API over a store in memory: what it accepts, refuses, repeats and streams. No worker runs, so
+wishes stay wishes.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ async def write(api: Service, name: str, **status: Any) -> None:
     record = store.get(f"vm/{identity}")
     assert record
     vm = Vm.load(record.value, record.revision)
-    puts = {item.key: operations.finished(item).dump() for item in operations.open_operations(store, vm.key)}
+    puts = {
+        item.key: operations.finished(item).dump()
+        for item in operations.open_operations(store, vm.key)
+    }
     await store.txn({}, {vm.key: vm.but(status=vm.status.but(**status)).dump(), **puts})
 
 
@@ -89,7 +94,12 @@ async def test_only_a_caller_the_kernel_vouches_for_is_served(api: Service) -> N
 
 async def test_another_user_is_refused_before_anything_is_parsed(api: Service) -> None:
     stranger = Service(api.parts, uid=54321)
-    for method, target in (("GET", "/v1/vms"), ("POST", "/v1/vms"), ("GET", "/nowhere"), ("GET", "/openapi.json")):
+    for method, target in (
+        ("GET", "/v1/vms"),
+        ("POST", "/v1/vms"),
+        ("GET", "/nowhere"),
+        ("GET", "/openapi.json"),
+    ):
         assert (await stranger.call(method, target, b"{")).status == 403
 
 
@@ -104,8 +114,20 @@ REFUSALS: dict[str, tuple[str, str, Any, int, str]] = {
     "what is ours to decide": ("POST", "/v1/vms", {**WEB1, "owner": "me"}, 422, "invalid"),
     "bad name": ("POST", "/v1/vms", {**WEB1, "name": "a b"}, 422, "invalid"),
     "bad label": ("POST", "/v1/vms", {**WEB1, "labels": {"A B": "c"}}, 422, "invalid"),
-    "half a character": ("POST", "/v1/vms", b'{"image":"tiny","labels":{"a":"\\ud800"}}', 422, "invalid"),
-    "port published twice": ("POST", "/v1/vms", {**WEB1, "publish": [{"host": 81, "guest": 1}] * 2}, 422, "invalid"),
+    "half a character": (
+        "POST",
+        "/v1/vms",
+        b'{"image":"tiny","labels":{"a":"\\ud800"}}',
+        422,
+        "invalid",
+    ),
+    "port published twice": (
+        "POST",
+        "/v1/vms",
+        {**WEB1, "publish": [{"host": 81, "guest": 1}] * 2},
+        422,
+        "invalid",
+    ),
     "no such image": ("POST", "/v1/vms", {**WEB1, "image": "nothing"}, 404, "not-found"),
     "too much memory": ("POST", "/v1/vms", {**WEB1, "memory": 64 * GIB}, 507, "no-room"),
     "a disk below the image's": ("POST", "/v1/vms", {**WEB1, "disk": 64 * 2**20}, 422, "invalid"),
@@ -131,14 +153,18 @@ async def test_a_refusal_is_a_problem_document(api: Service, case: str) -> None:
     if "web1" in target:
         await create(api)
     before = api.parts.store.revision
-    answer = await api.call(method, target, body, **({"If_Match": "x"} if case == "bad If-Match" else {}))
+    answer = await api.call(
+        method, target, body, **({"If_Match": "x"} if case == "bad If-Match" else {})
+    )
     problem = answer.json
     assert (answer.status, problem["status"], problem["code"]) == (status, status, code)
     assert answer.headers["content-type"] == "application/problem+json"
-    assert problem["type"] == f"urn:virtuary:problem:{code}" and problem["detail"] and problem["title"]
-    assert problem["instance"] == target.partition("?")[0] and problem["request_id"] == answer.headers.get(
-        "x-request-id", problem["request_id"]
+    assert (
+        problem["type"] == f"urn:virtuary:problem:{code}" and problem["detail"] and problem["title"]
     )
+    assert problem["instance"] == target.partition("?")[0] and problem[
+        "request_id"
+    ] == answer.headers.get("x-request-id", problem["request_id"])
     assert api.parts.store.revision == before, "nothing was written"
 
 
@@ -148,9 +174,12 @@ async def test_the_callers_request_id_comes_back(api: Service) -> None:
 
 
 async def test_all_findings_about_a_body_are_told_at_once(api: Service) -> None:
-    problem = (await api.call("POST", "/v1/vms", {"image": "tiny", "cpus": 0, "memory": 1, "x": 1})).json
+    problem = (
+        await api.call("POST", "/v1/vms", {"image": "tiny", "cpus": 0, "memory": 1, "x": 1})
+    ).json
     assert {item["pointer"]: item["detail"] for item in problem["details"]["errors"]} == {
-        "/cpus": "must be at least 1", "/memory": "must be a multiple of 1 MiB", "/x": "is not known here",
+        "/cpus": "must be at least 1", "/memory": "must be a multiple of 1 MiB",
+        "/x": "is not known here",
     }  # fmt: skip
 
 
@@ -161,9 +190,19 @@ async def test_all_blockers_are_told_at_once(api: Service) -> None:
         taken.listen()
         port = {"host": taken.getsockname()[1], "guest": 80}
         problem = (
-            await api.call("POST", "/v1/vms", {**WEB1, "memory": 64 * GIB, "cpus": 200, "disk": 2**20, "publish": [port]})
+            await api.call(
+                "POST",
+                "/v1/vms",
+                {**WEB1, "memory": 64 * GIB, "cpus": 200, "disk": 2**20, "publish": [port]},
+            )
         ).json
-    assert [item["code"] for item in problem["details"]["blockers"]] == ["exists", "no-room", "no-room", "conflict", "invalid"]
+    assert [item["code"] for item in problem["details"]["blockers"]] == [
+        "exists",
+        "no-room",
+        "no-room",
+        "conflict",
+        "invalid",
+    ]
     assert all(item["detail"] in problem["detail"] for item in problem["details"]["blockers"])
 
 
@@ -181,16 +220,27 @@ async def test_a_body_that_is_too_large_or_of_unknown_length_is_refused(api: Ser
     ],
     ids=str,
 )
-async def test_a_superscript_is_no_number(api: Service, target: str, headers: dict[str, str]) -> None:
+async def test_a_superscript_is_no_number(
+    api: Service, target: str, headers: dict[str, str]
+) -> None:
     await create(api)
     method = "GET" if "event" in target else "PATCH" if "web1" in target else "POST"
-    assert (await api.call(method, target, {"cpus": 2} if method != "GET" else None, **headers)).status == 422
+    assert (
+        await api.call(method, target, {"cpus": 2} if method != "GET" else None, **headers)
+    ).status == 422
 
 
 @pytest.mark.parametrize(
-    ("target", "body"), [("stop", b'{"timeout": NaN}'), ("stop", b'{"timeout": Infinity}'), ("restart", b'{"timeout": 1e999}')]
+    ("target", "body"),
+    [
+        ("stop", b'{"timeout": NaN}'),
+        ("stop", b'{"timeout": Infinity}'),
+        ("restart", b'{"timeout": 1e999}'),
+    ],
 )
-async def test_an_endless_or_unspeakable_time_is_refused(api: Service, target: str, body: bytes) -> None:
+async def test_an_endless_or_unspeakable_time_is_refused(
+    api: Service, target: str, body: bytes
+) -> None:
     await create(api)
     await write(api, "web1", **running())
     assert (await api.call("POST", f"/v1/vms/web1/actions/{target}", body)).status == 422
@@ -206,13 +256,36 @@ async def test_an_unspeakable_wait_is_refused(api: Service) -> None:
 
 
 async def test_creating_answers_with_the_server_and_the_operation_to_follow(api: Service) -> None:
-    answer = await api.call("POST", "/v1/vms", {**WEB1, "labels": {"role": "web"}, "user_data": "#!/bin/sh\necho hidden"})
+    answer = await api.call(
+        "POST",
+        "/v1/vms",
+        {**WEB1, "labels": {"role": "web"}, "user_data": "#!/bin/sh\necho hidden"},
+    )
     vm, operation = answer.json["vm"], answer.json["operation"]
-    assert answer.status == 202 and answer.headers["location"] == f"/v1/operations/{operation['meta']['id']}"
-    assert (operation["spec"]["kind"], operation["spec"]["target"]) == ("launch", f"vm/{vm['meta']['id']}")
-    assert (vm["meta"]["name"], vm["status"]["state"], vm["spec"]["power"]) == ("web1", "creating", "running")
-    assert (await api.call("GET", "/v1/vms/web1")).json == (await api.call("GET", f"/v1/vms/{vm['meta']['id']}")).json == vm
-    everything = b"".join([(await api.call("GET", target)).body for target in ("/v1/vms", "/v1/operations", "/v1/vms/web1")])
+    assert (
+        answer.status == 202
+        and answer.headers["location"] == f"/v1/operations/{operation['meta']['id']}"
+    )
+    assert (operation["spec"]["kind"], operation["spec"]["target"]) == (
+        "launch",
+        f"vm/{vm['meta']['id']}",
+    )
+    assert (vm["meta"]["name"], vm["status"]["state"], vm["spec"]["power"]) == (
+        "web1",
+        "creating",
+        "running",
+    )
+    assert (
+        (await api.call("GET", "/v1/vms/web1")).json
+        == (await api.call("GET", f"/v1/vms/{vm['meta']['id']}")).json
+        == vm
+    )
+    everything = b"".join(
+        [
+            (await api.call("GET", target)).body
+            for target in ("/v1/vms", "/v1/operations", "/v1/vms/web1")
+        ]
+    )
     assert b"hidden" not in everything, "user data may hold secrets"
 
 
@@ -231,7 +304,9 @@ async def test_an_image_that_is_missing_but_can_be_built_is_asked_for_as_well(ap
         "absent",
         image["meta"]["id"],
     )
-    kinds = {item["spec"]["kind"] for item in (await api.call("GET", "/v1/operations")).json["items"]}
+    kinds = {
+        item["spec"]["kind"] for item in (await api.call("GET", "/v1/operations")).json["items"]
+    }
     assert kinds == {"launch", "image-build"}
 
 
@@ -249,7 +324,9 @@ async def test_pages_hold_every_server_once(api: Service) -> None:
     while True:
         answer = await api.call("GET", target)
         seen += [item["meta"]["name"] for item in answer.json["items"]]
-        assert len(answer.json["items"]) <= 3 and answer.json["revision"] == api.parts.store.revision
+        assert (
+            len(answer.json["items"]) <= 3 and answer.json["revision"] == api.parts.store.revision
+        )
         if not answer.json["next"]:
             assert "link" not in answer.headers
             break
@@ -263,7 +340,13 @@ async def test_a_listed_document_is_the_document(api: Service, kind: str) -> Non
     await create(api, labels={"generation": "second", "created": "by hand", "name": "x"})
     for item in (await api.call("GET", f"/v1/{kind}")).json["items"]:
         assert (
-            item == (await api.call("GET", f"/v1/{kind}/{item['meta']['name'] if kind == 'images' else item['meta']['id']}")).json
+            item
+            == (
+                await api.call(
+                    "GET",
+                    f"/v1/{kind}/{item['meta']['name'] if kind == 'images' else item['meta']['id']}",
+                )
+            ).json
         )
         assert item["meta"]["revision"] > 0
 
@@ -315,13 +398,19 @@ async def test_what_did_not_change_is_not_sent_again(api: Service) -> None:
 async def test_a_change_that_changes_nothing_writes_nothing(api: Service) -> None:
     await create(api, cpus=2)
     before = api.parts.store.revision
-    assert (await api.call("PATCH", "/v1/vms/web1", {"cpus": 2})).status == 200 and api.parts.store.revision == before
+    assert (
+        await api.call("PATCH", "/v1/vms/web1", {"cpus": 2})
+    ).status == 200 and api.parts.store.revision == before
 
 
 async def test_only_what_needs_a_restart_counts_a_generation(api: Service) -> None:
     await create(api)
-    assert (await api.call("PATCH", "/v1/vms/web1", {"labels": {"a": "b"}, "protect": True})).json["meta"]["generation"] == 1
-    assert (await api.call("PATCH", "/v1/vms/web1", {"memory": 2 * GIB})).json["meta"]["generation"] == 2
+    assert (await api.call("PATCH", "/v1/vms/web1", {"labels": {"a": "b"}, "protect": True})).json[
+        "meta"
+    ]["generation"] == 1
+    assert (await api.call("PATCH", "/v1/vms/web1", {"memory": 2 * GIB})).json["meta"][
+        "generation"
+    ] == 2
 
 
 async def test_disks_only_grow(api: Service) -> None:
@@ -339,7 +428,10 @@ async def test_a_repeated_request_is_recognised_and_done_once(api: Service) -> N
     before = api.parts.store.revision
     again = await api.call("POST", "/v1/vms", {"image": "tiny"}, Idempotency_Key="k1")
     assert again.status == 202 and again.headers["idempotency-replayed"] == "true"
-    assert again.json["operation"]["meta"]["id"] == first.json["operation"]["meta"]["id"] and api.parts.store.revision == before
+    assert (
+        again.json["operation"]["meta"]["id"] == first.json["operation"]["meta"]["id"]
+        and api.parts.store.revision == before
+    )
     assert (await api.call("POST", "/v1/vms", {"image": "tiny"}, Idempotency_Key="k2")).headers.get(
         "idempotency-replayed"
     ) is None
@@ -382,7 +474,10 @@ async def test_every_deed_can_be_repeated(api: Service) -> None:
 
 @pytest.mark.qemu
 async def test_a_dry_run_shows_everything_and_writes_nothing(api: Service) -> None:
-    before = (api.parts.store.revision, sorted(str(path) for path in api.parts.node.site.paths.vms.rglob("*")))
+    before = (
+        api.parts.store.revision,
+        sorted(str(path) for path in api.parts.node.site.paths.vms.rglob("*")),
+    )
     answer = await api.call("POST", "/v1/vms?dry_run=true", WEB1)
     plan = answer.json["plan"]
     assert answer.status == 200 and answer.json["blockers"] == []
@@ -391,14 +486,23 @@ async def test_a_dry_run_shows_everything_and_writes_nothing(api: Service) -> No
         and "KVM is out" in plan["why"]
         and plan["command"][1:4] == ["-nodefaults", "-no-user-config", "-display"]
     )
-    assert before == (api.parts.store.revision, sorted(str(path) for path in api.parts.node.site.paths.vms.rglob("*")))
+    assert before == (
+        api.parts.store.revision,
+        sorted(str(path) for path in api.parts.node.site.paths.vms.rglob("*")),
+    )
 
 
 @pytest.mark.qemu
 async def test_a_dry_run_tells_all_blockers(api: Service) -> None:
-    answer = await api.call("POST", "/v1/vms?dry_run=true", {**WEB1, "memory": 64 * GIB, "cpus": 200, "accel": "kvm"})
+    answer = await api.call(
+        "POST", "/v1/vms?dry_run=true", {**WEB1, "memory": 64 * GIB, "cpus": 200, "accel": "kvm"}
+    )
     assert answer.status == 200
-    assert [item["code"] for item in answer.json["blockers"]] == ["no-room", "no-room", "host-lacks"]
+    assert [item["code"] for item in answer.json["blockers"]] == [
+        "no-room",
+        "no-room",
+        "host-lacks",
+    ]
 
 
 async def test_a_change_can_be_asked_for_first(api: Service) -> None:
@@ -438,14 +542,24 @@ async def test_a_deed_is_taken_or_refused_by_what_is(api: Service, case: str) ->
     assert answer.status == wanted, answer.json
     if wanted == 202:
         assert answer.json["operation"]["spec"]["kind"] == deed
-        power = {"start": "running", "stop": "stopped", "restart": "running", "pause": "paused", "resume": "running"}[deed]
+        power = {
+            "start": "running",
+            "stop": "stopped",
+            "restart": "running",
+            "pause": "paused",
+            "resume": "running",
+        }[deed]
         assert (await api.call("GET", "/v1/vms/web1")).json["spec"]["power"] == power
 
 
 async def test_a_second_deed_waits_and_names_the_first_but_stop_wins(api: Service) -> None:
     launched = (await api.call("POST", "/v1/vms", WEB1)).json["operation"]["meta"]["id"]
     busy = await api.call("POST", "/v1/vms/web1/actions/start")
-    assert (busy.status, busy.json["code"], busy.json["details"]["operation"]) == (409, "busy", launched)
+    assert (busy.status, busy.json["code"], busy.json["details"]["operation"]) == (
+        409,
+        "busy",
+        launched,
+    )
     assert (await api.call("POST", "/v1/vms/web1/actions/stop")).status == 202
     over = (await api.call("GET", f"/v1/operations/{launched}")).json["status"]
     assert (over["phase"], over["stage"]) == ("cancelled", "superseded by stop")
@@ -453,7 +567,9 @@ async def test_a_second_deed_waits_and_names_the_first_but_stop_wins(api: Servic
 
 async def test_an_operation_is_cancelled_by_wish_and_only_once_ended_refuses(api: Service) -> None:
     identity = (await api.call("POST", "/v1/vms", WEB1)).json["operation"]["meta"]["id"]
-    assert (await api.call("POST", f"/v1/operations/{identity[:8]}/actions/cancel")).json["spec"]["cancel"] is True
+    assert (await api.call("POST", f"/v1/operations/{identity[:8]}/actions/cancel")).json["spec"][
+        "cancel"
+    ] is True
     await operations.finish(api.parts.store, f"operation/{identity}", cancelled=True)
     assert (await api.call("POST", f"/v1/operations/{identity}/actions/cancel")).status == 409
 
@@ -469,12 +585,16 @@ async def test_waiting_ends_with_the_operation_and_at_once_when_it_has_ended(api
     async with asyncio.timeout(2):
         assert (await waiting).json["status"]["phase"] == "done"
     async with asyncio.timeout(2):
-        assert (await api.call("GET", f"/v1/operations/{identity}/wait?timeout=20")).json["status"]["phase"] == "done"
+        assert (await api.call("GET", f"/v1/operations/{identity}/wait?timeout=20")).json["status"][
+            "phase"
+        ] == "done"
 
 
 async def test_waiting_ends_with_its_time(api: Service) -> None:
     identity = (await api.call("POST", "/v1/vms", WEB1)).json["operation"]["meta"]["id"]
-    assert (await api.call("GET", f"/v1/operations/{identity}/wait?timeout=0.05")).json["status"]["phase"] == "pending"
+    assert (await api.call("GET", f"/v1/operations/{identity}/wait?timeout=0.05")).json["status"][
+        "phase"
+    ] == "pending"
 
 
 # ---- names, trash
@@ -483,10 +603,14 @@ async def test_waiting_ends_with_its_time(api: Service) -> None:
 async def test_a_name_is_taken_until_it_is_given_back(api: Service) -> None:
     await create(api)
     assert (await api.call("POST", "/v1/vms", WEB1)).json["code"] == "exists"
-    assert (await api.call("POST", "/v1/vms/web1/actions/rename", {"name": "WEB2"})).json["meta"]["name"] == "web2"
+    assert (await api.call("POST", "/v1/vms/web1/actions/rename", {"name": "WEB2"})).json["meta"][
+        "name"
+    ] == "web2"
     assert (await api.call("GET", "/v1/vms/web1")).status == 404
     await create(api)
-    assert (await api.call("POST", "/v1/vms/web1/actions/rename", {"name": "web2"})).json["code"] == "exists"
+    assert (await api.call("POST", "/v1/vms/web1/actions/rename", {"name": "web2"})).json[
+        "code"
+    ] == "exists"
 
 
 async def test_a_near_miss_is_helped(api: Service) -> None:
@@ -511,7 +635,9 @@ async def test_deleted_lies_in_the_trash_and_comes_back(api: Service) -> None:
     )
 
 
-async def test_of_two_in_the_trash_with_one_name_nobody_guesses_which_is_meant(api: Service) -> None:
+async def test_of_two_in_the_trash_with_one_name_nobody_guesses_which_is_meant(
+    api: Service,
+) -> None:
     ids = []
     for _ in range(2):
         ids.append((await create(api))["meta"]["id"])
@@ -520,7 +646,11 @@ async def test_of_two_in_the_trash_with_one_name_nobody_guesses_which_is_meant(a
         await write(api, ids[-1], **STOPPED)
     for deed in ("purge", "undelete"):
         problem = (await api.call("POST", f"/v1/vms/web1/actions/{deed}")).json
-        assert problem["code"] == "conflict" and all(each in problem["detail"] for each in ids) and "id" in problem["hint"]
+        assert (
+            problem["code"] == "conflict"
+            and all(each in problem["detail"] for each in ids)
+            and "id" in problem["hint"]
+        )
     assert (await api.call("POST", f"/v1/vms/{ids[0]}/actions/purge")).status == 202
     assert (await api.call("POST", "/v1/vms/web1/actions/undelete")).json["meta"]["id"] == ids[1]
 
@@ -528,7 +658,9 @@ async def test_of_two_in_the_trash_with_one_name_nobody_guesses_which_is_meant(a
 async def test_nobody_who_is_to_delete_something_is_told_what_else_there_is(api: Service) -> None:
     await create(api)
     assert (await api.call("DELETE", "/v1/vms/wbe1")).json["hint"] == "virtuary list shows them"
-    assert (await api.call("DELETE", "/v1/images/tinny")).json["hint"] == "virtuary image list shows them"
+    assert (await api.call("DELETE", "/v1/images/tinny")).json[
+        "hint"
+    ] == "virtuary image list shows them"
 
 
 async def test_one_in_the_trash_does_not_touch_the_name_of_its_successor(api: Service) -> None:
@@ -538,7 +670,9 @@ async def test_one_in_the_trash_does_not_touch_the_name_of_its_successor(api: Se
     (old,) = (await api.call("GET", "/v1/vms?trash=true")).json["items"]
     await write(api, old["meta"]["id"], **STOPPED)
     new = await create(api)
-    assert (await api.call("POST", f"/v1/vms/{old['meta']['id']}/actions/rename", {"name": "web9"})).status == 409
+    assert (
+        await api.call("POST", f"/v1/vms/{old['meta']['id']}/actions/rename", {"name": "web9"})
+    ).status == 409
     assert (await api.call("DELETE", f"/v1/vms/{old['meta']['id']}?now=true")).status == 202
     assert (await api.call("GET", "/v1/vms/web1")).json["meta"]["id"] == new["meta"]["id"]
 
@@ -561,8 +695,12 @@ async def test_an_image_in_use_is_not_deleted(api: Service) -> None:
 # ---- touches
 
 
-@pytest.mark.parametrize(("method", "target", "body"), [("GET", "ssh", None), ("POST", "exec", {"command": ["true"]})])
-async def test_a_stopped_server_is_not_touched(api: Service, method: str, target: str, body: Any) -> None:
+@pytest.mark.parametrize(
+    ("method", "target", "body"), [("GET", "ssh", None), ("POST", "exec", {"command": ["true"]})]
+)
+async def test_a_stopped_server_is_not_touched(
+    api: Service, method: str, target: str, body: Any
+) -> None:
     await create(api)
     assert (await api.call(method, f"/v1/vms/web1/{target}", body)).status in (404, 409)
 
@@ -571,8 +709,16 @@ async def test_the_way_in_is_told(api: Service) -> None:
     await create(api)
     await write(api, "web1", **running(), stages={"ssh": 1.0})
     way = (await api.call("GET", "/v1/vms/web1/ssh")).json
-    assert (way["host"], way["port"], way["user"], way["ready"]) == ("127.0.0.1", 2222, "root", True)
-    assert way["known"] is False and way["alias"] == "virtuary-" + (await api.call("GET", "/v1/vms/web1")).json["meta"]["id"]
+    assert (way["host"], way["port"], way["user"], way["ready"]) == (
+        "127.0.0.1",
+        2222,
+        "root",
+        True,
+    )
+    assert (
+        way["known"] is False
+        and way["alias"] == "virtuary-" + (await api.call("GET", "/v1/vms/web1")).json["meta"]["id"]
+    )
 
 
 async def test_logs_are_there_for_a_server_that_never_ran(api: Service) -> None:
@@ -583,25 +729,44 @@ async def test_logs_are_there_for_a_server_that_never_ran(api: Service) -> None:
 async def test_input_that_is_no_base64_is_refused(api: Service) -> None:
     await create(api)
     good = base64.b64encode(b"x").decode()
-    assert (await api.call("POST", "/v1/vms/web1/exec", {"command": ["a"], "stdin": "%"})).status == 422
-    assert (await api.call("POST", "/v1/vms/web1/exec", {"command": ["a"], "stdin": good})).status == 404
+    assert (
+        await api.call("POST", "/v1/vms/web1/exec", {"command": ["a"], "stdin": "%"})
+    ).status == 422
+    assert (
+        await api.call("POST", "/v1/vms/web1/exec", {"command": ["a"], "stdin": good})
+    ).status == 404
 
 
 @pytest.mark.qemu
 async def test_the_host_describes_itself(api: Service) -> None:
     host = (await api.call("GET", "/v1/host")).json
-    assert host["cpus"] == os.cpu_count() and host["accel"] == "tcg" and host["qemu"].count(".") == 2
+    assert (
+        host["cpus"] == os.cpu_count() and host["accel"] == "tcg" and host["qemu"].count(".") == 2
+    )
     doctor = (await api.call("GET", "/v1/doctor")).json
-    assert {check["state"] for check in doctor["checks"]} <= {"ok", "note", "missing"} and len(doctor["checks"]) == 12
+    assert {check["state"] for check in doctor["checks"]} <= {"ok", "note", "missing"} and len(
+        doctor["checks"]
+    ) == 12
     assert all(check["remedy"] for check in doctor["checks"] if check["state"] == "missing")
 
 
 async def test_capacity_counts_floors_of_bandwidth(api: Service) -> None:
     await api.call("POST", "/v1/networks", {"name": "lan", "speed": 10**8})
-    found = (await api.call("GET", "/v1/capacity?memory=67108864&disk=1048576&bandwidth=10000000&network=lan&count=20")).json
-    assert found["by"]["bandwidth"] == 9 and found["each"]["bandwidth"] == 10_000_000 and found["fits"] is False
+    found = (
+        await api.call(
+            "GET",
+            "/v1/capacity?memory=67108864&disk=1048576&bandwidth=10000000&network=lan&count=20",
+        )
+    ).json
+    assert (
+        found["by"]["bandwidth"] == 9
+        and found["each"]["bandwidth"] == 10_000_000
+        and found["fits"] is False
+    )
     assert "105 Mbit/s are missing" in found["missing"]
-    assert (await api.call("GET", "/v1/host")).json["bandwidth"]["lan"]["inbound"]["usable"] == 95_000_000
+    assert (await api.call("GET", "/v1/host")).json["bandwidth"]["lan"]["inbound"][
+        "usable"
+    ] == 95_000_000
     assert (await api.call("GET", "/v1/capacity?bandwidth=10000000&network=nowhere")).status == 404
     assert "bandwidth" not in (await api.call("GET", "/v1/capacity")).json["by"]
 
@@ -615,10 +780,18 @@ async def read(chunks: asyncio.Queue[bytes], number: int) -> list[dict[str, Any]
     async with asyncio.timeout(5):
         while len(events) < number:
             for block in (await chunks.get()).split(b"\n\n"):
-                fields = dict(line.split(b": ", 1) for line in block.split(b"\n") if b": " in line and not line.startswith(b":"))
+                fields = dict(
+                    line.split(b": ", 1)
+                    for line in block.split(b"\n")
+                    if b": " in line and not line.startswith(b":")
+                )
                 if fields:
                     events.append(
-                        {"id": int(fields[b"id"]), "event": fields[b"event"].decode(), "data": json.loads(fields[b"data"])}
+                        {
+                            "id": int(fields[b"id"]),
+                            "event": fields[b"event"].decode(),
+                            "data": json.loads(fields[b"data"]),
+                        }
                     )
     return events
 
@@ -642,7 +815,12 @@ async def test_events_go_on_where_they_were_left(api: Service) -> None:
         missed = await read(chunks, 2)
         await create(api, name="web3")
         later = await read(chunks, 2)
-    assert [event["data"]["meta"]["name"] for event in missed + later] == ["web2", "launch", "web3", "launch"]
+    assert [event["data"]["meta"]["name"] for event in missed + later] == [
+        "web2",
+        "launch",
+        "web3",
+        "launch",
+    ]
 
 
 async def test_events_of_one_server_leave_out_the_others(api: Service) -> None:
@@ -690,9 +868,18 @@ async def test_a_body_of_another_type_is_told_so(api: Service) -> None:
     """What curl sends where nothing is said, for one."""
     for kind in ("application/x-www-form-urlencoded", "text/plain", "", "application/yaml"):
         answer = await api.call("POST", "/v1/vms", {"image": "tiny"}, content_type=kind)
-        assert (answer.status, answer.json["code"]) == (415, "not-json") and "application/json" in answer.json["hint"]
-    for kind in ("application/json; charset=utf-8", "application/merge-patch+json", "APPLICATION/JSON"):
-        assert (await api.call("POST", "/v1/vms", {"image": "tiny"}, content_type=kind)).status == 202
+        assert (answer.status, answer.json["code"]) == (
+            415,
+            "not-json",
+        ) and "application/json" in answer.json["hint"]
+    for kind in (
+        "application/json; charset=utf-8",
+        "application/merge-patch+json",
+        "APPLICATION/JSON",
+    ):
+        assert (
+            await api.call("POST", "/v1/vms", {"image": "tiny"}, content_type=kind)
+        ).status == 202
 
 
 @pytest.mark.parametrize("target", ["/v1/vms", "/healthz", "/v1/vms/nobody", "/metrics"])
@@ -700,7 +887,9 @@ async def test_head_is_answered_as_get_is_without_a_body(api: Service, target: s
     whole, head = await api.call("GET", target), await api.call("HEAD", target)
     assert (head.status, head.body) == (whole.status, b"")
     same = ("content-type", "content-length")
-    assert target == "/metrics" or [head.headers[name] for name in same] == [whole.headers[name] for name in same]
+    assert target == "/metrics" or [head.headers[name] for name in same] == [
+        whole.headers[name] for name in same
+    ]
     assert (await api.call("HEAD", "/v1/events")).status == 405
 
 
@@ -718,7 +907,13 @@ async def durable(paths: Paths) -> AsyncIterator[Service]:
 
 @pytest.mark.parametrize(
     "target",
-    [f"/v1/events?since={10**30}", "/v1/vms?cursor=%00", "/v1/vms/%00", "/v1/operations/%F4%8F%BF%BF", f"/v1/vms?limit={10**30}"],
+    [
+        f"/v1/events?since={10**30}",
+        "/v1/vms?cursor=%00",
+        "/v1/vms/%00",
+        "/v1/operations/%F4%8F%BF%BF",
+        f"/v1/vms?limit={10**30}",
+    ],
 )
 async def test_no_number_or_name_is_too_strange_for_sqlite(durable: Service, target: str) -> None:
     if "events?" in target:
@@ -734,15 +929,23 @@ async def test_a_server_is_created_durably(durable: Service, paths: Paths) -> No
     await other.close()
 
 
-def test_the_contract_is_the_one_that_was_reviewed(paths: Paths, golden: Callable[[str, str], None]) -> None:
+def test_the_contract_is_the_one_that_was_reviewed(
+    paths: Paths, golden: Callable[[str, str], None]
+) -> None:
     document = Service(make_parts(paths)).app.app.openapi()
     document["info"]["version"] = "0"
     golden("openapi.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
-async def test_huge_pages_that_were_just_set_aside_count_at_once(api: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_huge_pages_that_were_just_set_aside_count_at_once(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what is set aside is no other server's any more."""
-    monkeypatch.setattr(capacity, "find_huge_pages", lambda: (HugePages(size=2 << 20, total=64, free=64, default=True),))
+    monkeypatch.setattr(
+        capacity,
+        "find_huge_pages",
+        lambda: (HugePages(size=2 << 20, total=64, free=64, default=True),),
+    )
     wish = {"name": "a", "image": "tiny", "memory": 128 << 20, "memory_pages": "huge"}
     assert (await api.call("POST", "/v1/vms", wish)).status == 202
     refused = await api.call("POST", "/v1/vms", {**wish, "name": "b"})
@@ -753,12 +956,22 @@ async def test_huge_pages_that_were_just_set_aside_count_at_once(api: Service, m
 def test_the_output_of_a_command_is_one_answer_whatever_its_length(size: int) -> None:
     found = json.loads(outcome_body(Outcome(3, bytes(size), b"e" * size, True)))
     assert (found["status"], found["truncated"]) == (3, True)
-    assert (base64.b64decode(found["stdout"], validate=True), base64.b64decode(found["stderr"])) == (bytes(size), b"e" * size)
+    assert (
+        base64.b64decode(found["stdout"], validate=True),
+        base64.b64decode(found["stderr"]),
+    ) == (bytes(size), b"e" * size)
 
 
-@pytest.mark.parametrize("text", ["", "a", 'é\x1b\n"' * 40_000, "x" * (PIECE // 12), "x" * (PIECE // 12 - 1) + "é"], ids=len)
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", 'é\x1b\n"' * 40_000, "x" * (PIECE // 12), "x" * (PIECE // 12 - 1) + "é"],
+    ids=len,
+)
 def test_a_log_is_one_answer_whatever_its_length(text: str) -> None:
-    assert json.loads(logs_body(text.encode(), 'its "last" words')) == {"console": text, "qemu": 'its "last" words'}
+    assert json.loads(logs_body(text.encode(), 'its "last" words')) == {
+        "console": text,
+        "qemu": 'its "last" words',
+    }
 
 
 def test_bytes_that_are_no_text_are_marked_in_a_log() -> None:
@@ -768,7 +981,13 @@ def test_bytes_that_are_no_text_are_marked_in_a_log() -> None:
 async def test_networks_are_refused_where_this_host_can_have_none(api: Service) -> None:
     """Before anything is made: a launch on one of them could only fail."""
     api.parts.node.site.nat_fault = "/dev/net/tun can't be opened by this user"
-    for target, body in (("/v1/networks", {"name": "team"}), ("/v1/vms", {"image": "tiny", "nics": [{"network": "default"}]})):
+    for target, body in (
+        ("/v1/networks", {"name": "team"}),
+        ("/v1/vms", {"image": "tiny", "nics": [{"network": "default"}]}),
+    ):
         answer = await api.call("POST", target, body)
-        assert (answer.status, answer.json["code"]) == (501, "host-lacks") and "/dev/net/tun" in answer.json["detail"]
+        assert (answer.status, answer.json["code"]) == (
+            501,
+            "host-lacks",
+        ) and "/dev/net/tun" in answer.json["detail"]
     assert (await api.call("GET", "/v1/networks")).json["items"] == []

@@ -1,4 +1,6 @@
-"""Clients that public generators make from the document can be used: lists, a creation, wrong input, a deletion, each with its types."""
+"""Clients that public generators make from the document can be used: lists, a creation, wrong
+input, a deletion, each with its types.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ from virtuary.base.paths import find_paths
 TOURS = Path(__file__).with_name("tours")
 BIN = Path(sys.executable).parent
 GENERATORS = {
-    "openapi-python-client": ["openapi-python-client", "generate", "--path", "{document}", "--output-path", "{place}/made", "--meta", "none"],
-    "openapi-generator": ["openapi-generator-cli", "generate", "-i", "{document}", "-g", "python", "-o", "{place}", "--package-name", "made"],
+    "openapi-python-client": ["openapi-python-client", "generate", "--path", "{document}",
+    "--output-path", "{place}/made", "--meta", "none"],
+    "openapi-generator": ["openapi-generator-cli", "generate", "-i", "{document}", "-g", "python",
+    "-o", "{place}", "--package-name", "made"],
 }  # fmt: skip
 
 
@@ -69,10 +73,16 @@ def test_a_generated_client_can_be_used(generator: str, address: str, tmp_path: 
         timeout=120,
     )
     assert made.returncode == 0, made.stderr + made.stdout
-    assert "WARNING" not in made.stdout + made.stderr and "Unable" not in made.stdout + made.stderr, made.stdout + made.stderr
+    assert (
+        "WARNING" not in made.stdout + made.stderr and "Unable" not in made.stdout + made.stderr
+    ), made.stdout + made.stderr
     tour = TOURS / f"{generator.replace('-', '_')}.py"
     done = subprocess.run(
         [sys.executable, str(tour), address],
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=60,
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        timeout=60,
     )  # fmt: skip
-    assert (done.returncode, done.stdout.split()) == (0, ["lists", "created", "refused", "missing", "deleted"]), done.stderr
+    assert (done.returncode, done.stdout.split()) == (
+        0,
+        ["lists", "created", "refused", "missing", "deleted"],
+    ), done.stderr

@@ -1,7 +1,8 @@
-"""Every route against its own contract: whatever is sent, the daemon answers, and never with a defect.
+"""Every route against its own contract: whatever is sent, the daemon answers, and never with a
+defect.
 
-Requests are made up from the OpenAPI document (and against it). Left out are the two answers that have no end: the stream of
-events, and a wait.
+Requests are made up from the OpenAPI document (and against it). Left out are the two answers that
+have no end: the stream of events, and a wait.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from virtuary.base.paths import find_paths
 
@@ -57,4 +62,7 @@ def test_no_request_meets_a_defect(case: Any) -> None:
     case.validate_response(response, checks=CHECKS)
     if response.status_code >= 400:
         assert response.json()["code"] != "bug"
-        assert response.headers["content-type"] == ["application/problem+json"] and response.json()["detail"]
+        assert (
+            response.headers["content-type"] == ["application/problem+json"]
+            and response.json()["detail"]
+        )

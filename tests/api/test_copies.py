@@ -1,4 +1,6 @@
-"""Copies as callers ask for them: what the new documents say, what is refused and why. No worker runs, so wishes stay wishes."""
+"""Copies as callers ask for them: what the new documents say, what is refused and why. No worker
+runs, so wishes stay wishes.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,17 @@ STOPPED: dict[str, Any] = {"state": "stopped", "disk_ready": True, "disk_size": 
 
 def running(**changes: Any) -> dict[str, Any]:
     facts = {
-        "generation": 1, "restarts": 0, "boot_id": "b", "pid": 1, "start": 1, "uid": 1, "accel": "tcg", "level": "L1",
+        "generation": 1, "restarts": 0, "boot_id": "b", "pid": 1, "start": 1, "uid": 1,
+        "accel": "tcg", "level": "L1",
         "started": "2026-01-01T00:00:00Z", **changes,
     }  # fmt: skip
-    return {**STOPPED, "state": "running", "identity": "web1", "applied": 1, "runtime": Runtime.model_validate(facts)}
+    return {
+        **STOPPED,
+        "state": "running",
+        "identity": "web1",
+        "applied": 1,
+        "runtime": Runtime.model_validate(facts),
+    }
 
 
 @pytest.fixture
@@ -37,8 +46,10 @@ async def api(paths: Paths) -> Service:
     await settle(parts)
     service = Service(parts)
     wish = {
-        "image": "tiny", "name": "web1", "cpus": 2, "memory": 256 * MIB, "power": "stopped", "protect": True, "autostart": True,
-        "publish": [{"host": 18080, "guest": 80}], "labels": {"role": "web"}, "user_data": "#cloud-config\n{}\n",
+        "image": "tiny", "name": "web1", "cpus": 2, "memory": 256 * MIB, "power": "stopped",
+        "protect": True, "autostart": True,
+        "publish": [{"host": 18080, "guest": 80}], "labels": {"role": "web"},
+        "user_data": "#cloud-config\n{}\n",
     }  # fmt: skip
     answer = await service.call("POST", "/v1/vms", wish)
     assert answer.status == 202, answer.json
@@ -46,14 +57,23 @@ async def api(paths: Paths) -> Service:
     return service
 
 
-async def write(api: Service, power: str = "stopped", meta: dict[str, Any] | None = None, **status: Any) -> None:
+async def write(
+    api: Service, power: str = "stopped", meta: dict[str, Any] | None = None, **status: Any
+) -> None:
     """What a worker would have written about web1; its operations are over."""
     store = api.parts.store
     for record in store.list("vm/").records:
         vm = Vm.load(record.value, record.revision)
         if vm.name == "web1":
-            puts = {item.key: operations.finished(item).dump() for item in operations.open_operations(store, vm.key)}
-            changed = vm.but(spec=vm.spec.but(power=power), status=vm.status.but(**status), meta=vm.meta.but(**(meta or {})))
+            puts = {
+                item.key: operations.finished(item).dump()
+                for item in operations.open_operations(store, vm.key)
+            }
+            changed = vm.but(
+                spec=vm.spec.but(power=power),
+                status=vm.status.but(**status),
+                meta=vm.meta.but(**(meta or {})),
+            )
             await store.txn({}, {vm.key: changed.dump(), **puts})
 
 
@@ -81,7 +101,9 @@ async def test_a_copy_has_what_its_source_has_but_for_what_there_is_once(api: Se
         "restart_policy",
         "ssh_keys",
     )
-    assert {field: vm["spec"][field] for field in alike} == {field: source["spec"][field] for field in alike}
+    assert {field: vm["spec"][field] for field in alike} == {
+        field: source["spec"][field] for field in alike
+    }
     own = {field: vm["spec"][field] for field in ("publish", "protect", "autostart", "power")}
     assert own == {"publish": [], "protect": False, "autostart": False, "power": "stopped"}
     secrets = [api.parts.store.get(f"secret/{item['meta']['id']}") for item in (source, vm)]
@@ -92,14 +114,29 @@ async def test_a_copy_has_what_its_source_has_but_for_what_there_is_once(api: Se
         f"vm/{vm['meta']['id']}",
         vm["meta"]["name"],
     )
-    assert (await api.call("GET", "/v1/vms/web1")).json == source, "the wish changes nothing of the source"
+    assert (await api.call("GET", "/v1/vms/web1")).json == source, (
+        "the wish changes nothing of the source"
+    )
 
 
 async def test_what_is_said_about_a_copy_counts(api: Service) -> None:
-    wish = {"name": "web2", "start": True, "cpus": 3, "memory": 512 * MIB, "disk": 2 * GIB, "labels": {"a": "b"}}
-    answer = await api.call("POST", "/v1/vms/web1/actions/copy", {**wish, "publish": [{"host": 18081, "guest": 80}]})
+    wish = {
+        "name": "web2",
+        "start": True,
+        "cpus": 3,
+        "memory": 512 * MIB,
+        "disk": 2 * GIB,
+        "labels": {"a": "b"},
+    }
+    answer = await api.call(
+        "POST", "/v1/vms/web1/actions/copy", {**wish, "publish": [{"host": 18081, "guest": 80}]}
+    )
     vm = answer.json["vm"]
-    assert (vm["meta"]["name"], vm["meta"]["labels"], vm["spec"]["power"]) == ("web2", {"a": "b"}, "running")
+    assert (vm["meta"]["name"], vm["meta"]["labels"], vm["spec"]["power"]) == (
+        "web2",
+        {"a": "b"},
+        "running",
+    )
     assert (vm["spec"]["cpus"], vm["spec"]["memory"], vm["spec"]["disk"]) == (3, 512 * MIB, 2 * GIB)
     assert vm["spec"]["publish"][0]["host"] == 18081
 
@@ -111,11 +148,19 @@ async def test_a_live_copy_runs_whatever_was_said(api: Service) -> None:
 
 
 async def test_a_repeated_request_makes_one_copy(api: Service) -> None:
-    first = await api.call("POST", "/v1/vms/web1/actions/copy", {"name": "web2"}, Idempotency_Key="k")
-    again = await api.call("POST", "/v1/vms/web1/actions/copy", {"name": "web2"}, Idempotency_Key="k")
-    assert (first.status, again.status) == (202, 202) and again.headers["idempotency-replayed"] == "true"
+    first = await api.call(
+        "POST", "/v1/vms/web1/actions/copy", {"name": "web2"}, Idempotency_Key="k"
+    )
+    again = await api.call(
+        "POST", "/v1/vms/web1/actions/copy", {"name": "web2"}, Idempotency_Key="k"
+    )
+    assert (first.status, again.status) == (202, 202) and again.headers[
+        "idempotency-replayed"
+    ] == "true"
     assert first.json["operation"]["meta"]["id"] == again.json["operation"]["meta"]["id"]
-    other = await api.call("POST", "/v1/vms/web1/actions/copy", {"name": "web3"}, Idempotency_Key="k")
+    other = await api.call(
+        "POST", "/v1/vms/web1/actions/copy", {"name": "web3"}, Idempotency_Key="k"
+    )
     assert other.status == 422
 
 
@@ -123,11 +168,24 @@ async def test_a_dry_run_tells_every_blocker_and_writes_nothing(api: Service) ->
     await write(api, "running", **running())
     before = api.parts.store.revision
     answer = await api.call(
-        "POST", "/v1/vms/web1/actions/copy?dry_run=true", {"name": "web1", "cpus": 200, "publish": [{"host": 18080, "guest": 1}]}
+        "POST",
+        "/v1/vms/web1/actions/copy?dry_run=true",
+        {"name": "web1", "cpus": 200, "publish": [{"host": 18080, "guest": 1}]},
     )
-    assert [item["code"] for item in answer.json["blockers"]] == ["conflict", "no-room", "conflict", "exists"]
-    fine = await api.call("POST", "/v1/vms/web1/actions/copy?dry_run=true", {"name": "web2", "mode": "live"})
-    assert fine.status == 200 and fine.json["blockers"] == [] and fine.json["vm"]["meta"]["name"] == "web2"
+    assert [item["code"] for item in answer.json["blockers"]] == [
+        "conflict",
+        "no-room",
+        "conflict",
+        "exists",
+    ]
+    fine = await api.call(
+        "POST", "/v1/vms/web1/actions/copy?dry_run=true", {"name": "web2", "mode": "live"}
+    )
+    assert (
+        fine.status == 200
+        and fine.json["blockers"] == []
+        and fine.json["vm"]["meta"]["name"] == "web2"
+    )
     assert api.parts.store.revision == before
 
 
@@ -136,24 +194,32 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], int, str, str]] = {
     # what a worker wrote of the source, what is asked for -> status, sentence, hint
     "a running one": ({"power": "running", **running()}, {}, 409, "web1 is running", "--live"),
     "one that is to run": ({"power": "running"}, {}, 409, "web1 is stopped", "--live"),
-    "a paused one": ({"power": "paused", **running(), "state": "paused"}, LIVE, 409, "web1 is paused", "virtuary resume web1"),
+    "a paused one": ({"power": "paused", **running(), "state": "paused"}, LIVE, 409,
+    "web1 is paused", "virtuary resume web1"),
     "a stopped one, live": ({}, LIVE, 409, "web1 is stopped", "leave out --live"),
     "one without a disk": ({"disk_ready": False}, {}, 409, "nothing to copy yet", "repeat"),
-    "one in the trash": ({"meta": {"deleted": "2026-01-01T00:00:00Z"}}, {}, 409, "lies in the trash", "undelete"),
-    "one that was changed and not restarted": ({"power": "running", **running(), "applied": 0}, LIVE, 409, "not restarted", "virtuary restart web1"),
-    "one that was renamed just now": ({"power": "running", **running(), "identity": "old"}, LIVE, 409, "has not taken its name", "repeat"),
+    "one in the trash": ({"meta": {"deleted": "2026-01-01T00:00:00Z"}}, {}, 409,
+    "lies in the trash", "undelete"),
+    "one that was changed and not restarted": ({"power": "running", **running(), "applied": 0},
+    LIVE, 409, "not restarted", "virtuary restart web1"),
+    "one that was renamed just now": ({"power": "running", **running(), "identity": "old"}, LIVE,
+    409, "has not taken its name", "repeat"),
     "one with memory plugged": (
-        {"power": "running", **running(live=True, shape=Shape(memory=128 * MIB, max_cpus=8, max_memory=GIB))},
+        {"power": "running", **running(live=True, shape=Shape(memory=128 * MIB, max_cpus=8,
+        max_memory=GIB))},
         LIVE, 409, "was given memory while it ran", "virtuary restart web1",
     ),
     "one with memory plugged to a template's": (
-        {"power": "running", **running(template="template-id")}, LIVE, 409, "was given memory while it ran", "virtuary restart web1",
+        {"power": "running", **running(template="template-id")}, LIVE, 409,
+        "was given memory while it ran", "virtuary restart web1",
     ),
-    "live and larger": ({"power": "running", **running()}, {**LIVE, "memory": GIB}, 422, "has its source's memory", "--memory"),
+    "live and larger": ({"power": "running", **running()}, {**LIVE, "memory": GIB}, 422,
+    "has its source's memory", "--memory"),
     "a smaller disk": ({}, {"disk": 512 * MIB}, 422, "512 MiB were asked for", "--disk 1 GiB"),
     "a bad name": ({}, {"name": "a b"}, 422, "is not a valid name", ""),
     "a name that is taken": ({}, {"name": "web1"}, 409, "there already", "another name"),
-    "a port that is taken": ({}, {"publish": [{"host": 18080, "guest": 80}]}, 409, "published by web1", "another port"),
+    "a port that is taken": ({}, {"publish": [{"host": 18080, "guest": 80}]}, 409,
+    "published by web1", "another port"),
     "an unknown way": ({}, {"mode": "half"}, 422, "mode", ""),
     "what is not a copy's": ({}, {"image": "tiny"}, 422, "image", ""),
 }  # fmt: skip
@@ -163,13 +229,28 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], int, str, str]] = {
 async def test_a_copy_is_refused_with_a_reason_and_a_way_out(api: Service, case: str) -> None:
     seen, wish, status, sentence, hint = REFUSED[case]
     spec = TemplateSpec(image="tiny", image_id="i", memory=128 * MIB, accel="tcg", firmware="bios")
-    await api.parts.store.txn({}, {"template/template-id": Template(meta=Meta(id="template-id", name="tiny"), spec=spec).dump()})
+    await api.parts.store.txn(
+        {},
+        {
+            "template/template-id": Template(
+                meta=Meta(id="template-id", name="tiny"), spec=spec
+            ).dump()
+        },
+    )
     await write(api, **seen)
     before = api.parts.store.revision
-    name = (await api.call("GET", "/v1/vms?trash=true")).json["items"][0]["meta"]["id"] if "meta" in seen else "web1"
+    name = (
+        (await api.call("GET", "/v1/vms?trash=true")).json["items"][0]["meta"]["id"]
+        if "meta" in seen
+        else "web1"
+    )
     answer = await api.call("POST", f"/v1/vms/{name}/actions/copy", wish)
     problem = answer.json
-    assert (answer.status, sentence in problem["detail"], hint in problem.get("hint", "")) == (status, True, True), problem
+    assert (answer.status, sentence in problem["detail"], hint in problem.get("hint", "")) == (
+        status,
+        True,
+        True,
+    ), problem
     assert api.parts.store.revision == before, "nothing was written"
 
 
@@ -185,11 +266,16 @@ async def test_an_image_without_an_agent_is_not_copied_live(api: Service) -> Non
 async def test_a_busy_server_is_not_copied(api: Service) -> None:
     await api.call("POST", "/v1/vms/web1/actions/start")
     answer = await copy(api)
-    assert (answer.status, answer.json["code"]) == (409, "busy") and "start is under way" in answer.json["detail"]
+    assert (answer.status, answer.json["code"]) == (
+        409,
+        "busy",
+    ) and "start is under way" in answer.json["detail"]
 
 
 @pytest.mark.parametrize(("mode", "status"), [("full", 409), ("overlay", 202)])
-async def test_a_server_is_not_started_while_its_disk_is_read(api: Service, mode: str, status: int) -> None:
+async def test_a_server_is_not_started_while_its_disk_is_read(
+    api: Service, mode: str, status: int
+) -> None:
     assert (await copy(api, mode=mode)).status == 202
     answer = await api.call("POST", "/v1/vms/web1/actions/start")
     assert answer.status == status
@@ -201,7 +287,11 @@ async def test_whoever_copies_is_found_among_many_operations(api: Service) -> No
     source = (await api.call("GET", "/v1/vms/web1")).json["meta"]["id"]
     made = (await copy(api)).json["operation"]["meta"]["id"]
     store = api.parts.store
-    decoy = OperationSpec(kind="stop", target="vm/other", target_name="x", params={"source": source})
-    await store.txn({}, {"operation/decoy": Operation(meta=Meta(id="decoy", name="stop"), spec=decoy).dump()})
+    decoy = OperationSpec(
+        kind="stop", target="vm/other", target_name="x", params={"source": source}
+    )
+    await store.txn(
+        {}, {"operation/decoy": Operation(meta=Meta(id="decoy", name="stop"), spec=decoy).dump()}
+    )
     on, copying = operations.open_about(store, f"vm/{source}")
     assert (on, [item.id for item in copying]) == ([], [made])

@@ -1,4 +1,6 @@
-"""How much of a request is read, and when: each route has its cap, whoever asks for whatever else has the usual one."""
+"""How much of a request is read, and when: each route has its cap, whoever asks for whatever else
+has the usual one.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize(("method", "target"), ELSEWHERE)
-async def test_what_is_not_the_upload_has_the_usual_cap(api: Service, method: str, target: str) -> None:
+async def test_what_is_not_the_upload_has_the_usual_cap(
+    api: Service, method: str, target: str
+) -> None:
     announced = await api.call(method, target, b"{}", content_length=str(20 * MIB))
     assert announced.status == 422 and f"at most {BODY_CAP} bytes" in announced.json["detail"]
 
@@ -60,22 +64,35 @@ async def test_bytes_are_counted_whatever_was_announced(api: Service) -> None:
     answer = await api.call("PATCH", "/v1/vms/content", b" " * (BODY_CAP + 1), content_length="2")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert answer.status == 422 and f"at most {BODY_CAP} bytes" in answer.json["detail"] and peak < 8 * MIB
+    assert (
+        answer.status == 422
+        and f"at most {BODY_CAP} bytes" in answer.json["detail"]
+        and peak < 8 * MIB
+    )
 
 
 async def test_an_upload_is_longer_than_other_bodies_and_kept_as_it_came(api: Service) -> None:
     content = bytes(2 * BODY_CAP)
-    answer = await api.call("PUT", UPLOAD, content, content_type="application/octet-stream", idempotency_key="one")
+    answer = await api.call(
+        "PUT", UPLOAD, content, content_type="application/octet-stream", idempotency_key="one"
+    )
     assert answer.status == 202, answer.body
     upload = api.parts.node.site.paths.downloads / answer.json["image"]["spec"]["source"]["path"]
     assert upload.read_bytes() == content
-    again = await api.call("PUT", UPLOAD, content, content_type="application/octet-stream", idempotency_key="one")
+    again = await api.call(
+        "PUT", UPLOAD, content, content_type="application/octet-stream", idempotency_key="one"
+    )
     assert again.headers["idempotency-replayed"] == "true"
 
 
 @pytest.mark.parametrize(
     "headers",
-    [{"content_length": "0"}, {"content_length": "9" * 5000}, {"content_length": "-1"}, {"transfer_encoding": "chunked"}],
+    [
+        {"content_length": "0"},
+        {"content_length": "9" * 5000},
+        {"content_length": "-1"},
+        {"transfer_encoding": "chunked"},
+    ],
     ids=str,
 )
 async def test_an_upload_says_its_length(api: Service, headers: dict[str, str]) -> None:
@@ -101,7 +118,9 @@ DEEP = {
 
 @pytest.mark.parametrize("target", ["/v1/vms", "/v1/firewalls", "/v1/nowhere"])
 @pytest.mark.parametrize("case", DEEP)
-async def test_a_body_that_would_take_long_to_parse_is_refused_at_once(api: Service, case: str, target: str) -> None:
+async def test_a_body_that_would_take_long_to_parse_is_refused_at_once(
+    api: Service, case: str, target: str
+) -> None:
     began = time.thread_time()
     answer = await api.call("POST", target, DEEP[case])
     assert answer.status == 422 and "the request body holds" in answer.json["detail"]
@@ -109,7 +128,9 @@ async def test_a_body_that_would_take_long_to_parse_is_refused_at_once(api: Serv
 
 
 async def test_of_ten_thousand_mistakes_a_hundred_are_told(api: Service) -> None:
-    answer = await api.call("POST", "/v1/vms", {"image": "tiny", "labels": {str(number): 1 for number in range(5000)}})
+    answer = await api.call(
+        "POST", "/v1/vms", {"image": "tiny", "labels": {str(number): 1 for number in range(5000)}}
+    )
     assert answer.status == 422 and len(answer.json["details"]["errors"]) == 100
 
 
@@ -117,13 +138,24 @@ async def test_of_ten_thousand_mistakes_a_hundred_are_told(api: Service) -> None
     ("words", "status"),
     [
         (
-            b"PATCH /v1/vms/nobody HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-            + b" " * MIB,
+            b"PATCH /v1/vms/nobody HTTP/1.1\r\nHost: x\r\nContent-Type: "
+            b"application/json\r\nContent-Length: 2\r\n\r\n{}" + b" " * MIB,
             b"404",
         ),
-        (b"PATCH /v1/vms/content HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n{}", b"422"),
-        (b"PATCH /v1/vms/content HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"400"),
-        (b"PATCH /v1/vms/content HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n", b"422"),
+        (
+            b"PATCH /v1/vms/content HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n{}",
+            b"422",
+        ),
+        (
+            b"PATCH /v1/vms/content HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: "
+            b"3\r\n\r\n{}",
+            b"400",
+        ),
+        (
+            b"PATCH /v1/vms/content HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
+            b"chunked\r\n\r\nfffff\r\n",
+            b"422",
+        ),
         (b"GET /v1/vms HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 300_000, b"4"),
     ],
     ids=["more than announced", "announced", "announced twice", "chunked", "endless header"],
@@ -132,7 +164,13 @@ async def test_over_the_socket_no_more_is_read_than_was_announced(
     api: Service, tmp_path: Path, words: bytes, status: bytes
 ) -> None:
     place = str(tmp_path / "socket")
-    config = uvicorn.Config(make_app(api.parts), http=PeerProtocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        make_app(api.parts),
+        http=PeerProtocol,
+        lifespan="off",
+        log_config=None,
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening_socket(place, False)]))
     try:

@@ -1,4 +1,6 @@
-"""What is used, by the API: figures before anybody looked and after, history, advice, and the page Prometheus reads."""
+"""What is used, by the API: figures before anybody looked and after, history, advice, and the page
+Prometheus reads.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from tools import find_tool
 from virtuary.api.exposition import page
 from virtuary.base.paths import Paths
 from virtuary.host.history import open_history
-from virtuary.model.usage import VM_SERIES, GuestMemory, HostTotals, HostUsage, NicShare, Overview, Totals, Usage
+from virtuary.model.usage import (
+    VM_SERIES,
+    GuestMemory,
+    HostTotals,
+    HostUsage,
+    NicShare,
+    Overview,
+    Totals,
+    Usage,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; these share a file
 from service import Service, make_parts, settle
@@ -52,7 +63,13 @@ async def remember(api: Service, name: str, minutes: int, **figures: float) -> i
 
 async def test_before_anybody_looked_the_document_is_told(api: Service) -> None:
     usage = (await api.call("GET", "/v1/vms/web1/usage")).json
-    assert (usage["name"], usage["cpus"], usage["age"], usage["cpu"], usage["guest"]) == ("web1", 4, None, None, None)
+    assert (usage["name"], usage["cpus"], usage["age"], usage["cpu"], usage["guest"]) == (
+        "web1",
+        4,
+        None,
+        None,
+        None,
+    )
     assert api.parts.node.metrics.watched
 
 
@@ -63,7 +80,11 @@ async def test_all_are_told_with_their_host_but_not_the_deleted_ones(api: Servic
     assert record
     answer = (await api.call("GET", "/v1/usage")).json
     assert [vm["name"] for vm in answer["vms"] if vm["name"] == "db1"] == ["db1"]
-    assert answer["host"]["memory"] > 0 and answer["host"]["available"] > 0 and answer["host"]["age"] is not None
+    assert (
+        answer["host"]["memory"] > 0
+        and answer["host"]["available"] > 0
+        and answer["host"]["age"] is not None
+    )
     api.parts.node.metrics.close()
 
 
@@ -72,7 +93,9 @@ async def test_history_is_told_by_resolution_and_from_a_time_on(api: Service) ->
     answer = (await api.call("GET", f"/v1/vms/web1/history?since={now - 300}")).json
     assert (answer["resolution"], answer["step"]) == ("minute", 60)
     assert 5 <= len(answer["points"]) <= 7 and answer["points"][0]["at"] > now - 400
-    assert answer["points"][0]["mean"] == {"cpu": 0.5, "resident": 1e9} == answer["points"][0]["peak"]
+    assert (
+        answer["points"][0]["mean"] == {"cpu": 0.5, "resident": 1e9} == answer["points"][0]["peak"]
+    )
     assert (await api.call("GET", "/v1/vms/web1/history?resolution=hour")).json["points"]
     assert (await api.call("GET", "/v1/vms/db1/history")).json["points"] == []
     assert (await api.call("GET", "/v1/host/history?resolution=second")).json["points"] == []
@@ -97,7 +120,11 @@ async def test_nobody_is_told_who_may_not_come_in(paths: Paths, target: str) -> 
 async def test_advice_is_drawn_from_the_past(api: Service) -> None:
     await remember(api, "web1", 90, cpu=0.1, guest_used=4e6, guest_total=1e8)
     advice = (await api.call("GET", "/v1/vms/web1/advice?enough=3600")).json
-    assert advice["change"] == {"cpus": 1} and advice["command"] == "virtuary set web1 --cpus 1" and advice["watched"] > 3600
+    assert (
+        advice["change"] == {"cpus": 1}
+        and advice["command"] == "virtuary set web1 --cpus 1"
+        and advice["watched"] > 3600
+    )
     every = (await api.call("GET", "/v1/advice")).json["items"]
     assert {item["name"]: item["change"] for item in every} == {"web1": {}, "db1": {}}
     assert (await api.call("GET", "/v1/advice?enough=5")).status == 422
@@ -112,7 +139,9 @@ UNITS = ("seconds", "bytes", "bytes_per_second", "info", "cpus", "reads", "write
 
 
 def parse(text: str) -> dict[str, dict[str, float]]:
-    """Every metric's samples by their labels; strict, with the rules `promtool check metrics` has. Raises AssertionError."""
+    """Every metric's samples by their labels; strict, with the rules `promtool check metrics` has.
+    Raises AssertionError.
+    """
     assert text.endswith("\n") and "\r" not in text
     kinds: dict[str, str] = {}
     found: dict[str, dict[str, float]] = {}
@@ -144,22 +173,33 @@ def overview(name: str = "web1", **changes: Any) -> Overview:
     """Every figure there is."""
     counters = dict.fromkeys(Totals.model_fields, 5)
     guest = GuestMemory(total=9, used=4, available=5, age=1.5)
-    nics = (NicShare(number=0, network="lan", limit_received=1.25e6, floor_sent=5e5), NicShare(number=1, network="lan"))
+    nics = (
+        NicShare(number=0, network="lan", limit_received=1.25e6, floor_sent=5e5),
+        NicShare(number=1, network="lan"),
+    )
     vm = Usage(
-        id="i", name=name, state="running", cpus=1, memory=128, age=0.5, resident=7, guest=guest, nics=nics,
+        id="i", name=name, state="running", cpus=1, memory=128, age=0.5, resident=7, guest=guest,
+        nics=nics,
         totals=Totals(**counters),
     )  # fmt: skip
     host = {field: 6 for field in HostTotals.model_fields if field != "pressure_seconds"}
     totals = HostTotals(**host, pressure_seconds={"cpu": 1.25})  # type: ignore[arg-type]
-    return Overview(host=HostUsage(cpus=2, memory=2**40, available=3, swap_used=0, totals=totals), vms=(vm.but(**changes),))
+    return Overview(
+        host=HostUsage(cpus=2, memory=2**40, available=3, swap_used=0, totals=totals),
+        vms=(vm.but(**changes),),
+    )
 
 
 def test_the_page_is_as_prometheus_wants_it() -> None:
     found = parse(page(overview(), "0.1"))
     assert found["virtuary_vm_cpu_seconds_total"] == {'name="web1",id="i"': 5.0}
     assert found["virtuary_vm_info"] == {'name="web1",id="i",state="running"': 1.0}
-    assert found["virtuary_vm_network_receive_limit_bytes_per_second"] == {'name="web1",id="i",nic="0",network="lan"': 1.25e6}
-    assert found["virtuary_vm_network_transmit_floor_bytes_per_second"] == {'name="web1",id="i",nic="0",network="lan"': 5e5}
+    assert found["virtuary_vm_network_receive_limit_bytes_per_second"] == {
+        'name="web1",id="i",nic="0",network="lan"': 1.25e6
+    }
+    assert found["virtuary_vm_network_transmit_floor_bytes_per_second"] == {
+        'name="web1",id="i",nic="0",network="lan"': 5e5
+    }
     assert found["virtuary_host_memory_bytes"] == {"": 2.0**40}
     assert found["virtuary_host_pressure_waiting_seconds_total"] == {'resource="cpu"': 1.25}
 
@@ -173,7 +213,13 @@ def test_every_counter_has_its_metric() -> None:
 
 def test_what_nobody_could_tell_is_left_out() -> None:
     found = parse(
-        page(Overview(host=HostUsage(cpus=2, memory=5), vms=(Usage(id="i", name="a", state="stopped", cpus=1, memory=5),)), "0")
+        page(
+            Overview(
+                host=HostUsage(cpus=2, memory=5),
+                vms=(Usage(id="i", name="a", state="stopped", cpus=1, memory=5),),
+            ),
+            "0",
+        )
     )
     assert "virtuary_vm_cpu_seconds_total" not in found and "virtuary_vm_memory_bytes" in found
     assert parse(page(Overview(host=HostUsage(cpus=2, memory=5)), "0"))
@@ -181,7 +227,11 @@ def test_what_nobody_could_tell_is_left_out() -> None:
 
 @given(st.text(max_size=20))
 def test_no_name_breaks_the_page(name: str) -> None:
-    found = parse(page(overview(name.replace("\r", "").replace("\x0b", "")), "0").replace("\x0c", "").translate(ODD))
+    found = parse(
+        page(overview(name.replace("\r", "").replace("\x0b", "")), "0")
+        .replace("\x0c", "")
+        .translate(ODD)
+    )
     assert len(found["virtuary_vm_cpus"]) == 1
 
 
@@ -193,13 +243,22 @@ async def test_the_page_is_served(api: Service) -> None:
     api.parts.node.metrics.look()
     api.parts.node.metrics.look()
     answer = await api.call("GET", "/metrics")
-    assert answer.status == 200 and answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert (
+        answer.status == 200
+        and answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    )
     found = parse(answer.body.decode())
-    assert len(found["virtuary_vm_info"]) == 2 and found["virtuary_host_sampling_seconds_total"][""] >= 0
+    assert (
+        len(found["virtuary_vm_info"]) == 2
+        and found["virtuary_host_sampling_seconds_total"][""] >= 0
+    )
     api.parts.node.metrics.close()
 
 
-@pytest.mark.skipif(not find_tool("promtool"), reason="promtool can't be had here; the strict parser above stands in")
+@pytest.mark.skipif(
+    not find_tool("promtool"),
+    reason="promtool can't be had here; the strict parser above stands in",
+)
 def test_promtool_has_nothing_to_say() -> None:
     done = subprocess.run(
         [str(find_tool("promtool")), "check", "metrics"],

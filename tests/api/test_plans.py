@@ -1,4 +1,6 @@
-"""Consolidation plans as callers meet them: computed by another process, refused with a sentence, one at a time."""
+"""Consolidation plans as callers meet them: computed by another process, refused with a sentence,
+one at a time.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ from service import Service, make_parts
 
 ROUTE = "/v1/plans/consolidation"
 TWO: dict[str, Any] = {
-    "servers": [{"name": "a", "cpu": 1, "memory": 1000}, {"name": "b", "cpu": [2] * 168, "memory": 1000}],
+    "servers": [
+        {"name": "a", "cpu": 1, "memory": 1000},
+        {"name": "b", "cpu": [2] * 168, "memory": 1000},
+    ],
     "host": {"cpu": 2.5, "memory": 4000},
 }
 
@@ -39,7 +44,11 @@ async def test_a_plan_is_answered(api: Service) -> None:
     answer = await api.call("POST", ROUTE, TWO)
     assert answer.status == 200, answer.json
     plan = ConsolidationPlan.model_validate(answer.json)
-    assert plan.hosts_used == 2 and plan.optimal and [host.servers for host in plan.hosts] == [("b",), ("a",)]
+    assert (
+        plan.hosts_used == 2
+        and plan.optimal
+        and [host.servers for host in plan.hosts] == [("b",), ("a",)]
+    )
 
 
 @pytest.mark.slow
@@ -68,11 +77,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "not UTF-8": (b'{"servers": "\xff"}', "JSON"),
     "unknown field": ({**TWO, "colour": 1}, "colour: is not known here"),
     "NaN": (json.dumps({**TWO, "growth": float("nan")}).encode(), "growth"),
-    "a negative load": ({**TWO, "servers": [{"name": "a", "cpu": -1, "memory": 1}]}, "servers.0.cpu"),
+    "a negative load": ({**TWO, "servers": [{"name": "a", "cpu": -1, "memory": 1}]},
+    "servers.0.cpu"),
     "a bad name": ({**TWO, "servers": [{"name": "a,b", "cpu": 1, "memory": 1}]}, "server's name"),
-    "apart from a stranger": ({**TWO, "apart": [["a", "z"]]}, "'z', which is not among the servers"),
-    "half a character": (json.dumps({**TWO, "servers": [{"name": "\ud800", "cpu": 1, "memory": 1}]}).encode(), "JSON"),
-    "a million wrong values": ({**TWO, "servers": [{"name": f"s{n}", "cpu": [-1] * 168, "memory": 1} for n in range(100)]}, "servers.0.cpu"),
+    "apart from a stranger": ({**TWO, "apart": [["a", "z"]]},
+    "'z', which is not among the servers"),
+    "half a character": (json.dumps({**TWO, "servers": [{"name": "\ud800", "cpu": 1,
+    "memory": 1}]}).encode(), "JSON"),
+    "a million wrong values": ({**TWO, "servers": [{"name": f"s{n}", "cpu": [-1] * 168,
+    "memory": 1} for n in range(100)]}, "servers.0.cpu"),
     "millions of wrong names": ({**TWO, "apart": [["a", *[""] * 4000]] * 900}, "apart.0.1"),
     "more spare hosts than hosts": ({**TWO, "hosts": 1, "spare": 1}, "spare"),
 }  # fmt: skip
@@ -120,11 +133,15 @@ def test_a_planning_process_that_was_ended_is_told(result: Result, words: str) -
         plans._judged(result)
 
 
-async def test_the_planning_process_is_gone_when_the_caller_is(api: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_planning_process_is_gone_when_the_caller_is(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plans, "DEADLINE", 0.2)
     body = wish(fleet(300)).model_dump_json(exclude_none=True).encode()
     answer = await api.call("POST", ROUTE, body)
     assert answer.status == 500 and "not ready within" in answer.json["detail"]
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    assert not any(b"virtuary.planning" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+    assert not any(
+        b"virtuary.planning" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children
+    )
     assert not plans.desk.taken

@@ -1,4 +1,6 @@
-"""Crash points: nothing happens unless asked; asked, it happens at the named point, at the named visit."""
+"""Crash points: nothing happens unless asked; asked, it happens at the named point, at the named
+visit.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ ALL = "a.one a.two a.one a.two a.one a.two"
 
 def play(wanted: str, code: str = CODE, **environment: str) -> tuple[int, str]:
     env = {**os.environ, "VIRTUARY_CRASH": wanted, **environment}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=20)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=20
+    )
     return done.returncode, " ".join(done.stdout.split())
 
 
@@ -53,4 +57,7 @@ def test_visited_points_are_traced(tmp_path: Path) -> None:
 
 
 def test_an_undeclared_point_is_a_defect() -> None:
-    assert play("x", "from virtuary.base.crash import crashpoint; crashpoint('nobody.declared')")[0] == 1
+    assert (
+        play("x", "from virtuary.base.crash import crashpoint; crashpoint('nobody.declared')")[0]
+        == 1
+    )

@@ -1,4 +1,6 @@
-"""One tree of errors: a problem body and the error it stands for are the same thing seen from two sides."""
+"""One tree of errors: a problem body and the error it stands for are the same thing seen from two
+sides.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ def test_every_kind_survives_the_way_over_the_wire(kind: type[VirtuaryError]) ->
     error = kind("web1 is not there", "look for it", missing=3, where={"host": "a"})
     again = from_problem(json.loads(json.dumps(error.problem())))
     assert type(again) is kind
-    assert (again.sentence, again.hint, again.details) == (error.sentence, error.hint, error.details)
+    assert (again.sentence, again.hint, again.details) == (
+        error.sentence,
+        error.hint,
+        error.details,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=str)
@@ -38,7 +44,13 @@ def test_every_kind_in_the_file_can_come_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"code": "from-the-future", "detail": "what"}, {"code": ["x"]}, {"code": "invalid", "details": [1]}]
+    "body",
+    [
+        {},
+        {"code": "from-the-future", "detail": "what"},
+        {"code": ["x"]},
+        {"code": "invalid", "details": [1]},
+    ],
 )
 def test_a_strange_problem_still_becomes_an_error(body: dict[str, object]) -> None:
     error = from_problem(body)
@@ -47,12 +59,23 @@ def test_a_strange_problem_still_becomes_an_error(body: dict[str, object]) -> No
 
 
 def test_details_may_have_any_name() -> None:
-    error = from_problem({"code": "busy", "detail": "it is busy", "details": {"sentence": 1, "hint": 2, "self": 3}})
-    assert (error.sentence, error.hint, error.details) == ("it is busy", None, {"sentence": 1, "hint": 2, "self": 3})
+    error = from_problem(
+        {"code": "busy", "detail": "it is busy", "details": {"sentence": 1, "hint": 2, "self": 3}}
+    )
+    assert (error.sentence, error.hint, error.details) == (
+        "it is busy",
+        None,
+        {"sentence": 1, "hint": 2, "self": 3},
+    )
 
 
 def test_only_kinds_that_heal_by_waiting_are_retried() -> None:
-    assert {code for code, kind in KINDS.items() if kind.retry} == {"guest-silent", "misbehaves", "store-away", "peer-away"}
+    assert {code for code, kind in KINDS.items() if kind.retry} == {
+        "guest-silent",
+        "misbehaves",
+        "store-away",
+        "peer-away",
+    }
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -51,16 +51,23 @@ def read(*contents: str, cpus: dict[str, int] | None = None) -> tuple[list[Load]
 
 
 @pytest.mark.parametrize("told", [{"cpus": {"db1": 8}}, {}])
-def test_sysstat_tells_shares_which_become_cpus_once_their_number_is_known(told: dict[str, dict[str, int]]) -> None:
+def test_sysstat_tells_shares_which_become_cpus_once_their_number_is_known(
+    told: dict[str, dict[str, int]],
+) -> None:
     ((load,), _) = read(CPU + REST if told else RESTART + CPU + REST, **told)
-    assert load.hours["cpu"][9] == pytest.approx(0.157 * 8) and load.hours["cpu"][10] == pytest.approx(0.499 * 8)
+    assert load.hours["cpu"][9] == pytest.approx(0.157 * 8) and load.hours["cpu"][
+        10
+    ] == pytest.approx(0.499 * 8)
     assert load.hours["memory"] == [2.0**30] * HOURS and load.hours["iops"][9] == 30
     assert load.hours["disk"][9] == 4096 * 512 and load.hours["network"][9] == 32 * 1024
 
 
 def test_cpus_and_memory_of_a_server_may_stand_in_files_of_their_own() -> None:
     ((load,), _) = read(CPU, REST, cpus={"db1": 8})
-    assert load.hours["cpu"][10] == pytest.approx(0.499 * 8) and load.hours["memory"] == [2.0**30] * HOURS
+    assert (
+        load.hours["cpu"][10] == pytest.approx(0.499 * 8)
+        and load.hours["memory"] == [2.0**30] * HOURS
+    )
 
 
 def test_sysstat_tells_of_each_cpu_and_disk() -> None:
@@ -74,18 +81,29 @@ def test_what_rvtools_lists_is_what_was_assigned() -> None:
     for text in (VINFO, VINFO.replace('"4,096"', "4096").replace(",", ";"), VINFO.lower()):
         ((load,), notes) = read(text)
         assert load == Load("web1", {"cpu": [2.0] * HOURS, "memory": [4.0 * 2**30] * HOURS}, 0)
-        assert any("assigned" in note for note in notes) and any("2 machines that are off" in note for note in notes)
+        assert any("assigned" in note for note in notes) and any(
+            "2 machines that are off" in note for note in notes
+        )
 
 
 REFUSED = {
     "shares of nobody knows how many": (CPU, "line 2: the share of its CPUs .* not how many"),
-    "a line that was cut": (CPU + "db1;600;2026-11-23 11:00:01 UTC;-1;12\n", "line 4: 5 fields, expected 10"),
+    "a line that was cut": (
+        CPU + "db1;600;2026-11-23 11:00:01 UTC;-1;12\n",
+        "line 4: 5 fields, expected 10",
+    ),
     "no number": (RESTART + CPU.replace("84.20", "most"), "line 3: %idle is 'most'"),
     "no time": (RESTART + CPU.replace("2026-11-23 09:00:01 UTC", "nine"), "timestamp is 'nine'"),
     "the same twice": (RESTART + CPU + CPU, "line 6: db1 was measured at this time before"),
-    "RVTools without what it is read for": ("VM,Powerstate\na,poweredOn\n", "line 1: the column cpus and memory is missing"),
+    "RVTools without what it is read for": (
+        "VM,Powerstate\na,poweredOn\n",
+        "line 1: the column cpus and memory is missing",
+    ),
     "RVTools with odd memory": (VINFO.replace('"4,096"', "4.5 GB"), "line 2: Memory is '4.5 GB'"),
-    "a machine of RVTools twice": (VINFO + "web1,poweredOn,False,2,4096,1,esx1\n", "line 5: the load of web1 was given before"),
+    "a machine of RVTools twice": (
+        VINFO + "web1,poweredOn,False,2,4096,1,esx1\n",
+        "line 5: the load of web1 was given before",
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""Who a process is: told by what was written down before it began, and by its user; never by what it says of itself."""
+"""Who a process is: told by what was written down before it began, and by its user; never by what
+it says of itself.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-async def test_the_same_process_is_adopted_and_its_end_noticed(sleeper: subprocess.Popen[bytes]) -> None:
+async def test_the_same_process_is_adopted_and_its_end_noticed(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
     identity = identify(sleeper.pid)
     assert identity
     handle = adopt(identity, os.getuid())
@@ -41,7 +45,9 @@ async def test_the_same_process_is_adopted_and_its_end_noticed(sleeper: subproce
 
 
 @pytest.mark.parametrize("case", ["reused pid", "another user's", "gone"])
-def test_a5_a_process_that_is_not_ours_is_not_adopted(sleeper: subprocess.Popen[bytes], case: str) -> None:
+def test_a5_a_process_that_is_not_ours_is_not_adopted(
+    sleeper: subprocess.Popen[bytes], case: str
+) -> None:
     identity = identify(sleeper.pid)
     assert identity
     before = len(os.listdir("/proc/self/fd"))
@@ -60,7 +66,8 @@ async def test_a_process_is_found_by_its_record_whatever_it_says_of_itself(tmp_p
     record = tmp_path / RECORD
     hiding = (
         "import ctypes, time; libc = ctypes.CDLL(None); libc.prctl(15, b'kworker', 0, 0, 0);"
-        "begin = int(open('/proc/self/stat').read().rpartition(')')[2].split()[45]); ctypes.memset(begin, 0, 20); time.sleep(60)"
+        "begin = int(open('/proc/self/stat').read().rpartition(')')[2].split()[45]); "
+        "ctypes.memset(begin, 0, 20); time.sleep(60)"
     )
     process = subprocess.Popen(recording(record, "/usr/bin/env", sys.executable, "-c", hiding))
     try:
@@ -76,7 +83,9 @@ async def test_a_process_is_found_by_its_record_whatever_it_says_of_itself(tmp_p
         process.wait()
 
 
-async def test_somebody_with_the_same_words_is_left_alone(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+async def test_somebody_with_the_same_words_is_left_alone(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
     stranger = subprocess.Popen(SLEEP)
     try:
         ending = asyncio.create_task(end_recorded(tmp_path / RECORD))
@@ -112,7 +121,9 @@ def test_a_record_that_is_not_true_names_nobody(tmp_path: Path, case: str) -> No
 def test_all_processes_of_a_user_are_found(tmp_path: Path) -> None:
     process = subprocess.Popen(["/usr/bin/sleep", "60"], user=2_000_059_999)
     try:
-        assert of_user(2_000_059_999) == [identify(process.pid)] and users_of(process.pid) == {2_000_059_999}
+        assert of_user(2_000_059_999) == [identify(process.pid)] and users_of(process.pid) == {
+            2_000_059_999
+        }
     finally:
         process.kill()
         process.wait()

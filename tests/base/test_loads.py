@@ -1,4 +1,6 @@
-"""Measurements become 168 values: by percentile, by the clock of a zone, and what was not measured is taken as the highest."""
+"""Measurements become 168 values: by percentile, by the clock of a zone, and what was not measured
+is taken as the highest.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,16 @@ def test_hours_follow_the_clock_of_the_zone_also_when_it_is_put_back() -> None:
     berlin = ZoneInfo("Europe/Berlin")
     assert hour_of(datetime(2026, 7, 6, 7, tzinfo=UTC).timestamp(), berlin) == 9
     assert hour_of(datetime(2026, 12, 7, 8, tzinfo=UTC).timestamp(), berlin) == 9
-    assert hour_of(datetime(2026, 11, 23, 3, 30, tzinfo=UTC).timestamp(), ZoneInfo("Asia/Kolkata")) == 9
+    assert (
+        hour_of(datetime(2026, 11, 23, 3, 30, tzinfo=UTC).timestamp(), ZoneInfo("Asia/Kolkata"))
+        == 9
+    )
 
 
 @given(st.lists(st.floats(0, 1e9), min_size=1), st.floats(0.001, 100))
-def test_the_percentile_was_measured_and_enough_values_are_no_higher(values: list[float], wanted: float) -> None:
+def test_the_percentile_was_measured_and_enough_values_are_no_higher(
+    values: list[float], wanted: float
+) -> None:
     found = percentile(sorted(values), wanted)
     assert found in values
     assert sum(value <= found for value in values) >= len(values) * wanted / 100 - 1e-6

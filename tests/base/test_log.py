@@ -52,7 +52,11 @@ except ZeroDivisionError:
 @pytest.mark.parametrize(("journal", "starts"), [({}, "20"), ({"JOURNAL_STREAM": "8:1"}, "<")])
 def test_what_reaches_stderr_is_one_line_an_event(journal: dict[str, str], starts: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SPEAK], capture_output=True, text=True, env={**os.environ, **journal}, check=True
+        [sys.executable, "-c", SPEAK],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **journal},
+        check=True,
     )
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and all(line.startswith(starts) and line.isprintable() for line in lines)
@@ -72,7 +76,9 @@ print("the end", flush=True)
 
 
 @pytest.mark.parametrize("streams", ["both", "stderr"])
-def test_a_log_file_of_the_daemons_own_is_begun_anew_whoever_opened_it(tmp_path: Path, streams: str) -> None:
+def test_a_log_file_of_the_daemons_own_is_begun_anew_whoever_opened_it(
+    tmp_path: Path, streams: str
+) -> None:
     place = tmp_path / "daemon.log"
     place.write_text("from before\n" * 1000)
     with place.open("ab") as log, (tmp_path / "out").open("wb") as other:
@@ -80,12 +86,16 @@ def test_a_log_file_of_the_daemons_own_is_begun_anew_whoever_opened_it(tmp_path:
         subprocess.run([sys.executable, "-c", FILL, str(place)], stdout=out, stderr=log, check=True)
     assert place.stat().st_size < 10_200 and place.with_suffix(".old").stat().st_size < 12_200
     assert place.stat().st_mode & 0o777 == 0o600
-    assert "line 999" in place.read_text() and ("the end" in place.read_text()) == (streams == "both")
+    assert "line 999" in place.read_text() and ("the end" in place.read_text()) == (
+        streams == "both"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["daemon.log", "daemon.old", "out"]
 
 
 def test_a_file_that_is_not_the_daemons_own_is_left_alone(tmp_path: Path) -> None:
     place = tmp_path / "mine.log"
     with place.open("ab") as log:
-        subprocess.run([sys.executable, "-c", FILL, str(tmp_path / "daemon.log")], stderr=log, check=True)
+        subprocess.run(
+            [sys.executable, "-c", FILL, str(tmp_path / "daemon.log")], stderr=log, check=True
+        )
     assert place.stat().st_size > 20_000 and not (tmp_path / "daemon.log").exists()

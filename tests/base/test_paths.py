@@ -17,20 +17,25 @@ CASES = {
         "/home/ada/.local/state/virtuary/run", "/home/ada/.config/virtuary",
     ),
     "XDG": (
-        {**HOME, "XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "/c", "XDG_CONFIG_HOME": "/f", "XDG_RUNTIME_DIR": "/tmp"},
+        {**HOME, "XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "/c", "XDG_CONFIG_HOME": "/f",
+        "XDG_RUNTIME_DIR": "/tmp"},
         1000, "/s/virtuary", "/c/virtuary", "/tmp/virtuary", "/f/virtuary",
     ),
     "relative XDG values are ignored": (
-        {**HOME, "XDG_STATE_HOME": "s", "XDG_CACHE_HOME": "c", "XDG_CONFIG_HOME": "f", "XDG_RUNTIME_DIR": "r"},
+        {**HOME, "XDG_STATE_HOME": "s", "XDG_CACHE_HOME": "c", "XDG_CONFIG_HOME": "f",
+        "XDG_RUNTIME_DIR": "r"},
         1000, "/home/ada/.local/state/virtuary", "/home/ada/.cache/virtuary",
         "/home/ada/.local/state/virtuary/run", "/home/ada/.config/virtuary",
     ),
     "a runtime folder that is not there": (
-        {**HOME, "XDG_RUNTIME_DIR": "/nowhere/at/all"}, 1000, "/home/ada/.local/state/virtuary", "/home/ada/.cache/virtuary",
+        {**HOME, "XDG_RUNTIME_DIR": "/nowhere/at/all"}, 1000, "/home/ada/.local/state/virtuary",
+        "/home/ada/.cache/virtuary",
         "/home/ada/.local/state/virtuary/run", "/home/ada/.config/virtuary",
     ),
-    "one root for all": ({**HOME, "VIRTUARY_ROOT": "/r", "XDG_STATE_HOME": "/s"}, 1000, "/r/state", "/r/cache", "/r/run", "/r/config"),
-    "one root for all, as root": ({"VIRTUARY_ROOT": "/r"}, 0, "/r/state", "/r/cache", "/r/run", "/r/config"),
+    "one root for all": ({**HOME, "VIRTUARY_ROOT": "/r", "XDG_STATE_HOME": "/s"}, 1000, "/r/state",
+    "/r/cache", "/r/run", "/r/config"),
+    "one root for all, as root": ({"VIRTUARY_ROOT": "/r"}, 0, "/r/state", "/r/cache", "/r/run",
+    "/r/config"),
 }  # fmt: skip
 
 

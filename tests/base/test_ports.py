@@ -20,10 +20,15 @@ def listener(address: str = "127.0.0.1", kind: int = socket.SOCK_STREAM) -> sock
     return sock
 
 
-@pytest.mark.parametrize(("protocol", "kind"), [("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)])
+@pytest.mark.parametrize(
+    ("protocol", "kind"), [("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)]
+)
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::"])
 def test_what_a_program_has_is_not_to_be_had(protocol: str, kind: int, address: str) -> None:
-    with listener("::1" if ":" in address else "127.0.0.1", kind) as there, pytest.raises(OSError) as raised:
+    with (
+        listener("::1" if ":" in address else "127.0.0.1", kind) as there,
+        pytest.raises(OSError) as raised,
+    ):
         take(protocol, address, there.getsockname()[1])
     assert why_not(raised.value, address, 80)[0] == "is in use on this host by another program"
 
@@ -52,6 +57,9 @@ def test_connections_that_a_program_left_are_in_nobodys_way() -> None:
 def test_a_reason_is_told_with_what_helps() -> None:
     with pytest.raises(OSError) as raised:
         take("tcp", "192.0.2.77", 8080)
-    assert why_not(raised.value, "192.0.2.77", 8080)[0] == "can't be had: 192.0.2.77 is no address of this host"
+    assert (
+        why_not(raised.value, "192.0.2.77", 8080)[0]
+        == "can't be had: 192.0.2.77 is no address of this host"
+    )
     denied = why_not(OSError(errno.EACCES, "Permission denied"), "127.0.0.1", 80)
     assert denied == ("is below 1024, where only root may publish", "publish another one: 8080")

@@ -1,4 +1,6 @@
-"""Programs end when they should, whole, and a process is only ever ours when pid, start time and mark agree (A5)."""
+"""Programs end when they should, whole, and a process is only ever ours when pid, start time and
+mark agree (A5).
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,11 @@ async def test_the_environment_is_fixed_and_small() -> None:
     assert {word.split("=")[0] for word in out} == {"PATH", "LC_ALL", "HOME", "EXTRA"}
 
 
-@pytest.mark.parametrize("script", ["sleep 100 & echo $! > {}; wait", "sleep 100 & echo $! > {}"], ids=["waiting", "leader gone"])
+@pytest.mark.parametrize(
+    "script",
+    ["sleep 100 & echo $! > {}; wait", "sleep 100 & echo $! > {}"],
+    ids=["waiting", "leader gone"],
+)
 async def test_the_deadline_ends_the_whole_group(tmp_path: Path, script: str) -> None:
     place = tmp_path / "pid"
     with pytest.raises(Failed, match="did not end within"):
@@ -106,7 +112,9 @@ async def test_a_long_program_runs_aside_of_the_daemon_and_where_that_can_not_be
 ) -> None:
     for group in (tmp_path, tmp_path / "nothing"):
         monkeypatch.setattr(proc, "aside", group)
-        assert [line async for line in lines_of("/bin/sh", "-c", "echo done", deadline=5)] == ["done"]
+        assert [line async for line in lines_of("/bin/sh", "-c", "echo done", deadline=5)] == [
+            "done"
+        ]
     assert (tmp_path / "cgroup.procs").read_text() == "0", "itself"
 
 
@@ -125,8 +133,14 @@ def test_a_missing_program_is_told_with_its_package() -> None:
 
 def test_the_last_line_is_the_one_that_says_something() -> None:
     assert last_line(b"first\nsecond \x1b[31m\n  \n\n") == "second [31m"
-    assert last_line(b"RTNETLINK answers: Permission denied\nCommand failed -:2\n") == "RTNETLINK answers: Permission denied"
-    assert last_line(b"ls: unrecognized option\nTry 'ls --help' for more information.\n") == "ls: unrecognized option"
+    assert (
+        last_line(b"RTNETLINK answers: Permission denied\nCommand failed -:2\n")
+        == "RTNETLINK answers: Permission denied"
+    )
+    assert (
+        last_line(b"ls: unrecognized option\nTry 'ls --help' for more information.\n")
+        == "ls: unrecognized option"
+    )
     assert last_line(b"Command failed -:2\n") == "Command failed -:2"
     assert last_line(b"") == "" and len(last_line(b"x" * 1000)) == 400
 
@@ -152,7 +166,9 @@ async def test_an_ended_child_is_buried_in_the_background() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_somebody_elses_child_is_not_waited_for_for_ever(sleeper: subprocess.Popen[bytes]) -> None:
+async def test_somebody_elses_child_is_not_waited_for_for_ever(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
     before = len(os.listdir("/proc/self/fd"))
     bury(os.pidfd_open(sleeper.pid))
     sleeper.kill()

@@ -1,4 +1,6 @@
-"""Reading tar: what tar programs write is read as it was meant, and whatever else comes is one kind of error."""
+"""Reading tar: what tar programs write is read as it was meant, and whatever else comes is one kind
+of error.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,24 @@ def test_what_tar_programs_write_is_read(tmp_path: Path, words: list[str]) -> No
     (tmp_path / "d/link").symlink_to("deep/full")
     (tmp_path / "d/same").hardlink_to(tmp_path / "d/deep/full")
     done = subprocess.run([*words, "-C", str(tmp_path), "d"], capture_output=True, check=True)
-    found = {entry.name.rstrip(b"/"): (entry.kind, content, entry.target) for entry, content in read(done.stdout)}
-    one, other = sorted(name for name in found if name in (b"d/same", b"d/deep/full") and found[name][0] == "hard link"), found
+    found = {
+        entry.name.rstrip(b"/"): (entry.kind, content, entry.target)
+        for entry, content in read(done.stdout)
+    }
+    one, other = (
+        sorted(
+            name
+            for name in found
+            if name in (b"d/same", b"d/deep/full") and found[name][0] == "hard link"
+        ),
+        found,
+    )
     assert found[b"d"][0] == found[b"d/deep"][0] == "folder"
-    assert found[b"d/deep/empty"] == ("file", b"", b"") and found[b"d/link"] == ("link", b"", b"deep/full")
+    assert found[b"d/deep/empty"] == ("file", b"", b"") and found[b"d/link"] == (
+        "link",
+        b"",
+        b"deep/full",
+    )
     assert len(one) == 1 and other[other[one[0]][2]][:2] == ("file", b"x" * 1000)
 
 
@@ -73,7 +89,10 @@ BROKEN = {
     "cut in a header": archive(Item(b"a", content=b"x" * 600))[:-1300],
     "cut in its content": archive(Item(b"a", content=b"x" * 2000))[:1024],
     "a size longer than what comes": archive(Item(b"a", content=b"x", size=2**62)),
-    "a size below nothing": (lambda block: block[:124] + b"\xff" * 12 + block[136:])(header(b"a", b"0", 0)) + bytes(1024),
+    "a size below nothing": (lambda block: block[:124] + b"\xff" * 12 + block[136:])(
+        header(b"a", b"0", 0)
+    )
+    + bytes(1024),
     "a wrong sum": archive(Item(b"a")).replace(b"ustar", b"ustaR", 1),
     "digits that are none": header(b"a", b"0", 0, modified=b"99999999999") + bytes(1024),
     "a name of a gigabyte": header(b"L", b"L", 2**30) + bytes(1024),
@@ -97,14 +116,23 @@ def test_a_broken_archive_is_an_error_that_says_so(case: str) -> None:
 
 def test_a_header_full_of_records_is_read_in_a_moment() -> None:
     records = b"6 a=b\n" * 170_000
-    assert read(header(b"x", b"x", len(records)) + padded(records) + archive(Item(b"a")))[0][0].name == b"a"
+    assert (
+        read(header(b"x", b"x", len(records)) + padded(records) + archive(Item(b"a")))[0][0].name
+        == b"a"
+    )
 
 
 @settings(max_examples=300)
-@given(st.binary(max_size=2000), st.integers(0, 3000), st.sampled_from([b"x", b"L", b"K", b"g", b"0", b"5", b"S", b"\xff"]))
+@given(
+    st.binary(max_size=2000),
+    st.integers(0, 3000),
+    st.sampled_from([b"x", b"L", b"K", b"g", b"0", b"5", b"S", b"\xff"]),
+)
 @example(long(b"L", b"a" * 100), 0, b"0")
 def test_whatever_comes_is_read_or_is_that_error(noise: bytes, at: int, kind: bytes) -> None:
-    whole = bytearray(header(b"noise", kind, len(noise)) + padded(noise) + archive(Item(b"a", content=b"x" * 700)))
+    whole = bytearray(
+        header(b"noise", kind, len(noise)) + padded(noise) + archive(Item(b"a", content=b"x" * 700))
+    )
     whole[at : at + 12] = noise[:12]
     for data in (noise, bytes(whole)):
         try:

@@ -25,10 +25,21 @@ from virtuary.base.units import (
 )
 
 SIZES = {
-    "0": 0, "1048576": MIB, "512M": 512 * MIB, "512MiB": 512 * MIB, "512mib": 512 * MIB, " 4 GiB ": 4 * GIB, "4G": 4 * GIB,
-    "4GB": 4 * 10**9, "1.5G": 3 * GIB // 2, "0.5K": 512, "2T": 2 * TIB, "7B": 7, "1KB": 1000, "1k": KIB, "1024TiB": 2**50,
+    "0": 0, "1048576": MIB, "512M": 512 * MIB, "512MiB": 512 * MIB, "512mib": 512 * MIB,
+    " 4 GiB ": 4 * GIB, "4G": 4 * GIB,
+    "4GB": 4 * 10**9, "1.5G": 3 * GIB // 2, "0.5K": 512, "2T": 2 * TIB, "7B": 7, "1KB": 1000,
+    "1k": KIB, "1024TiB": 2**50,
 }  # fmt: skip
-DURATIONS = {"30": 30, "90s": 90, "5m": 300, "5min": 300, "1.5h": 5400, "250ms": 0.25, "2d": 172800, " 1 H ": 3600}
+DURATIONS = {
+    "30": 30,
+    "90s": 90,
+    "5m": 300,
+    "5min": 300,
+    "1.5h": 5400,
+    "250ms": 0.25,
+    "2d": 172800,
+    " 1 H ": 3600,
+}
 
 
 @pytest.mark.parametrize(("text", "size"), SIZES.items())
@@ -42,7 +53,20 @@ def test_a_duration_means_exactly_its_seconds(text: str, seconds: float) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "G", "-1G", "4 parsecs", "1.2.3G", "1e3", "0x10", "4GiBB", "1" * 19, "2048P", "9" * 18 + "T"]
+    "text",
+    [
+        "",
+        "G",
+        "-1G",
+        "4 parsecs",
+        "1.2.3G",
+        "1e3",
+        "0x10",
+        "4GiBB",
+        "1" * 19,
+        "2048P",
+        "9" * 18 + "T",
+    ],
 )
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(Invalid) as caught:
@@ -50,7 +74,9 @@ def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("text", ["", "12 parsecs", "-1s", "5 minutes and more", "inf", "nan", "1e9s"])
+@pytest.mark.parametrize(
+    "text", ["", "12 parsecs", "-1s", "5 minutes and more", "inf", "nan", "1e9s"]
+)
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(Invalid) as caught:
         parse_duration(text)
@@ -74,8 +100,10 @@ def test_any_text_is_a_size_or_refused(text: str) -> None:
 
 
 BANDWIDTHS = {
-    "100Mbit": 10**8, "100 Mbit/s": 10**8, "1.5Gbit": 1_500_000_000, "64kbit": 64_000, "64Kbit": 64_000, "10MB/s": 80_000_000, "10MB": 80_000_000,
-    "1MiB/s": 8 * MIB, "1GiB": 8 * GIB, "2Gbps": 2 * 10**9, "5000000": 5_000_000, "8B/s": 64, "9bit": 9, " 1Tbit ": 10**12,
+    "100Mbit": 10**8, "100 Mbit/s": 10**8, "1.5Gbit": 1_500_000_000, "64kbit": 64_000,
+    "64Kbit": 64_000, "10MB/s": 80_000_000, "10MB": 80_000_000,
+    "1MiB/s": 8 * MIB, "1GiB": 8 * GIB, "2Gbps": 2 * 10**9, "5000000": 5_000_000, "8B/s": 64,
+    "9bit": 9, " 1Tbit ": 10**12,
 }  # fmt: skip
 
 
@@ -84,7 +112,9 @@ def test_a_bandwidth_means_exactly_its_bits_a_second(text: str, bits: int) -> No
     assert parse_bandwidth(text) == bits
 
 
-@pytest.mark.parametrize("text", ["", "Mbit", "10Mb", "10M", "10mbit", "-1Mbit", "1e3", "10Kibit", "11Tbit", "10MiB/h"])
+@pytest.mark.parametrize(
+    "text", ["", "Mbit", "10Mb", "10M", "10mbit", "-1Mbit", "1e3", "10Kibit", "11Tbit", "10MiB/h"]
+)
 def test_what_is_no_bandwidth_or_has_two_meanings_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(Invalid) as caught:
         parse_bandwidth(text)
@@ -108,7 +138,8 @@ def test_bandwidths_are_shown_in_decimal_units() -> None:
 
 
 SHOWN = {
-    0: "0 ms", 0.85: "850 ms", 0.9994: "999 ms", 0.9996: "1.0 s", 4.2: "4.2 s", 59.94: "59.9 s", 59.96: "1 min 0 s",
+    0: "0 ms", 0.85: "850 ms", 0.9994: "999 ms", 0.9996: "1.0 s", 4.2: "4.2 s", 59.94: "59.9 s",
+    59.96: "1 min 0 s",
     200: "3 min 20 s", 3599.6: "1 h 0 min", 7500: "2 h 5 min", 86400 * 3 + 3600 * 4: "3 d 4 h",
 }  # fmt: skip
 
@@ -121,4 +152,6 @@ def test_durations_are_shown_in_the_two_units_that_matter(seconds: float, text: 
 @given(st.floats(0, 1e9))
 def test_no_duration_shows_sixty_of_anything(seconds: float) -> None:
     text = format_duration(seconds)
-    assert "60 " not in text.replace("360 ", "").replace("160 ms", "") or text.endswith(("d", "h", "ms"))
+    assert "60 " not in text.replace("360 ", "").replace("160 ms", "") or text.endswith(
+        ("d", "h", "ms")
+    )

@@ -1,4 +1,6 @@
-"""Files out of a server, whose root user makes the archive: honest ones arrive as they are, and no archive reaches anything but its target."""
+"""Files out of a server, whose root user makes the archive: honest ones arrive as they are, and no
+archive reaches anything but its target.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,24 @@ def tree(folder: Path) -> Tree:
     found: Tree = {}
     for path in sorted(folder.rglob("*")):
         facts = path.lstat()
-        what: object = os.readlink(path) if path.is_symlink() else path.read_bytes() if stat.S_ISREG(facts.st_mode) else None
+        what: object = (
+            os.readlink(path)
+            if path.is_symlink()
+            else path.read_bytes()
+            if stat.S_ISREG(facts.st_mode)
+            else None
+        )
         found[str(path.relative_to(folder))] = (stat.filemode(facts.st_mode), what)
     return found
 
 
 def pack(folder: Path, name: str) -> io.BytesIO:
     """The archive that an honest server makes of a folder."""
-    return io.BytesIO(subprocess.run(["tar", "-C", str(folder / name), "-cf", "-", "."], capture_output=True, check=True).stdout)
+    return io.BytesIO(
+        subprocess.run(
+            ["tar", "-C", str(folder / name), "-cf", "-", "."], capture_output=True, check=True
+        ).stdout
+    )
 
 
 def arrived(place: Path) -> Tree:
@@ -81,20 +93,24 @@ def site(tmp_path: Path) -> Path:
 
 
 PLACES = {
-    "out": "out/site", "out/": "out/site", "out/.": "out/site", "link": "out/site", "link/": "out/site", "out/new": "out/new",
+    "out": "out/site", "out/": "out/site", "out/.": "out/site", "link": "out/site",
+    "link/": "out/site", "out/new": "out/new",
     "out/new/": "out/new",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("target", PLACES)
 def test_a_folder_arrives_as_it_was(tmp_path: Path, site: Path, out: Path, target: str) -> None:
-    (tmp_path / "link").symlink_to("out")  # what the user names may be a link: that is the user's choice
+    # what the user names may be a link: that is the user's choice
+    (tmp_path / "link").symlink_to("out")
     packed, expected = pack(tmp_path, "site"), arrived(site)
     site.rename(tmp_path / "elsewhere")
     unpack(packed, "/var/site", f"{tmp_path}/{target}")
     place = tmp_path / PLACES[target]
     assert tree(place) == expected
-    assert {(place / name).stat().st_mtime for name in ("index", "deep/er", "closed")} == {1_500_000_000}
+    assert {(place / name).stat().st_mtime for name in ("index", "deep/er", "closed")} == {
+        1_500_000_000
+    }
     assert (place / "index").stat().st_ino == (place / "deep/same").stat().st_ino
 
 
@@ -105,7 +121,9 @@ def test_a_second_copy_changes_nothing(tmp_path: Path, site: Path, out: Path) ->
         assert (out / "site/closed").stat().st_mtime == 1_500_000_000
 
 
-def test_a_later_copy_brings_what_changed_and_leaves_what_else_is_there(tmp_path: Path, site: Path, out: Path) -> None:
+def test_a_later_copy_brings_what_changed_and_leaves_what_else_is_there(
+    tmp_path: Path, site: Path, out: Path
+) -> None:
     unpack(pack(tmp_path, "site"), "site", str(out))
     (out / "site/mine").write_text("kept")
     (out / "site").chmod(0o700)
@@ -115,7 +133,8 @@ def test_a_later_copy_brings_what_changed_and_leaves_what_else_is_there(tmp_path
     (site / "away").write_text("no link any more")
     unpack(pack(tmp_path, "site"), "site", str(out))
     assert tree(out / "site") == arrived(site) | {"mine": ("-rw-r--r--", b"kept")}
-    assert stat.S_IMODE((out / "site").stat().st_mode) == 0o700  # a server does not say who may look into a folder that was there
+    # a server does not say who may look into a folder that was there
+    assert stat.S_IMODE((out / "site").stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("source", ["/etc/.", "/", "..", "."])
@@ -148,7 +167,10 @@ def test_a_file_goes_to_a_name_in_the_folder_one_stands_in(out: Path) -> None:
 
 @pytest.mark.parametrize("target", ["-", "/dev/stdout", "/dev/fd/1"])
 def test_a_file_is_written_to_standard_output(target: str, tmp_path: Path) -> None:
-    code = f"import sys; from virtuary.cli.copying import unpack; unpack(sys.stdin.buffer, 'hosts', {target!r})"
+    code = (
+        "import sys; from virtuary.cli.copying import unpack; unpack(sys.stdin.buffer, "
+        f"'hosts', {target!r})"
+    )
     before = os.lstat("/dev/stdout")
     done = subprocess.run([sys.executable, "-c", code], input=FILE, capture_output=True, check=True)
     with (tmp_path / "file").open("wb") as handle:
@@ -179,26 +201,47 @@ def test_a_folder_is_not_written_into_what_is_none(tmp_path: Path, target: str) 
     (tmp_path / "file").write_text("kept")
     before = tree(tmp_path)
     with pytest.raises(Refused, match=r"can't become one|in the way"):
-        unpack(folder(Item(b"./a")), "/d", target if target.startswith(("/", "-")) else str(tmp_path / target))
+        unpack(
+            folder(Item(b"./a")),
+            "/d",
+            target if target.startswith(("/", "-")) else str(tmp_path / target),
+        )
     assert tree(tmp_path) == before
 
 
 # ---- what a hostile one sends
 
 
-def test_special_files_are_left_out_and_said_in_one_line(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_special_files_are_left_out_and_said_in_one_line(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kinds = ("character device", "block device", "pipe", "pipe")
-    unpack(folder(Item(b"./kept"), *(Item(b"./%d\x1b[2J" % at, kind) for at, kind in enumerate(kinds))), "/d", str(out))
+    unpack(
+        folder(
+            Item(b"./kept"), *(Item(b"./%d\x1b[2J" % at, kind) for at, kind in enumerate(kinds))
+        ),
+        "/d",
+        str(out),
+    )
     assert list(tree(out)) == ["d", "d/kept"]
     said = capsys.readouterr().err
-    assert said.startswith("4 special files were left out: ") and said.count("\n") == 1 and "\x1b" not in said
+    assert (
+        said.startswith("4 special files were left out: ")
+        and said.count("\n") == 1
+        and "\x1b" not in said
+    )
 
 
-def test_a_second_copy_does_not_follow_links_that_the_first_brought(tmp_path: Path, out: Path) -> None:
+def test_a_second_copy_does_not_follow_links_that_the_first_brought(
+    tmp_path: Path, out: Path
+) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_text("original")
-    links = [Item(b"./x", "link", target=os.fsencode(victim)), Item(b"./y", "link", target=os.fsencode(victim / "file"))]
+    links = [
+        Item(b"./x", "link", target=os.fsencode(victim)),
+        Item(b"./y", "link", target=os.fsencode(victim / "file")),
+    ]
     unpack(folder(*links), "/root/d", str(out))
     again = [
         Item(b"./x/", "folder"),
@@ -221,11 +264,16 @@ def test_what_is_refused_is_named_once(out: Path, capsys: pytest.CaptureFixture[
     (out / "d/x").symlink_to("/")
     with pytest.raises(Failed, match="30 of the files of /d"):
         unpack(folder(*(Item(b"./x/%d" % at) for at in range(30))), "/d", str(out))
-    assert capsys.readouterr().err == "not copied: 'd/x' is in the way: it is no folder, and no link is followed\n"
+    assert (
+        capsys.readouterr().err
+        == "not copied: 'd/x' is in the way: it is no folder, and no link is followed\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["d", "file"])
-def test_a_link_that_lies_under_the_name_of_the_copy_is_not_followed(tmp_path: Path, out: Path, name: str) -> None:
+def test_a_link_that_lies_under_the_name_of_the_copy_is_not_followed(
+    tmp_path: Path, out: Path, name: str
+) -> None:
     (tmp_path / "victim").mkdir()
     (out / "d").symlink_to(tmp_path / "victim")
     (out / "file").symlink_to(tmp_path / "victim/file")
@@ -248,7 +296,11 @@ HARD = {
     "of what is outside": [Item(b"./b", "hard link", target=b"../secret")],
     "of an absolute name": [Item(b"./b", "hard link", target=b"/etc/hostname")],
     "of what was there before": [Item(b"./b", "hard link", target=b"./mine")],
-    "of a link": [Item(b"./a", "link", target=b"/etc/hostname"), Item(b"./c"), Item(b"./b", "hard link", target=b"./c/x")],
+    "of a link": [
+        Item(b"./a", "link", target=b"/etc/hostname"),
+        Item(b"./c"),
+        Item(b"./b", "hard link", target=b"./c/x"),
+    ],
     "of a folder": [Item(b"./b", "hard link", target=b"./")],
 }
 
@@ -260,7 +312,10 @@ def test_a_hard_link_to_anything_but_a_file_of_this_copy_is_refused(out: Path, c
     (out / "d/mine").write_text("mine")
     with pytest.raises(Failed, match="1 of the files"):
         unpack(folder(*HARD[case]), "/d", str(out))
-    assert not (out / "d/b").exists() and (out / "d/mine").stat().st_nlink == (out / "secret").stat().st_nlink == 1
+    assert (
+        not (out / "d/b").exists()
+        and (out / "d/mine").stat().st_nlink == (out / "secret").stat().st_nlink == 1
+    )
 
 
 def test_of_two_things_of_one_name_the_later_one_counts_and_a_folder_stays(out: Path) -> None:
@@ -278,14 +333,20 @@ def test_of_two_things_of_one_name_the_later_one_counts_and_a_folder_stays(out: 
     )
     with pytest.raises(Failed, match="1 of the files"):
         unpack(
-            folder(Item(b"./e/", "folder", mode=0o755), Item(b"./e", "link", target=b"/"), Item(b"./e/f", content=b"1")),
+            folder(
+                Item(b"./e/", "folder", mode=0o755),
+                Item(b"./e", "link", target=b"/"),
+                Item(b"./e/f", content=b"1"),
+            ),
             "/d",
             str(out),
         )
     assert (out / "d/e/f").read_bytes() == b"1"
 
 
-@pytest.mark.parametrize("more", [Item(b"b"), Item(b"hosts/", "folder"), Item(b"l", "link", target=b"/")])
+@pytest.mark.parametrize(
+    "more", [Item(b"b"), Item(b"hosts/", "folder"), Item(b"l", "link", target=b"/")]
+)
 def test_where_one_file_was_asked_for_one_file_comes(out: Path, more: Item) -> None:
     with pytest.raises(Failed, match="where one file was asked for"):
         unpack(stream(Item(b"../../whatever", content=b"1"), more), "/hosts", str(out))
@@ -300,34 +361,58 @@ def test_what_is_neither_file_nor_folder_is_not_copied(out: Path, kind: str) -> 
 
 
 @pytest.mark.parametrize("begin", [[], [Item(b"./", "folder")]])
-def test_a_cut_archive_is_an_error_and_leaves_no_half_of_a_file(out: Path, begin: list[Item]) -> None:
+def test_a_cut_archive_is_an_error_and_leaves_no_half_of_a_file(
+    out: Path, begin: list[Item]
+) -> None:
     cut = archive(*begin, Item(b"./a", content=b"x" * 3000), end=False)[:-1500]
     with pytest.raises(Failed, match="cut"):
         unpack(io.BytesIO(cut), "/d", str(out))
     assert not [name for name in tree(out) if name != "d"]
 
 
-WAY = {"host": "127.0.0.1", "port": 1, "user": "root", "key": "/k", "known_hosts": "/h", "alias": "a", "known": True}
+WAY = {
+    "host": "127.0.0.1",
+    "port": 1,
+    "user": "root",
+    "key": "/k",
+    "known_hosts": "/h",
+    "alias": "a",
+    "known": True,
+}
 
 
 @contextlib.contextmanager
 def copying(short: Path, out: Path, server: str, sent: bytes) -> Iterator[subprocess.Popen[bytes]]:
-    """The command's own way out of a server, with a shell script that stands for ssh; `$SENT` is a file with this content."""
+    """The command's own way out of a server, with a shell script that stands for ssh; `$SENT` is a
+    file with this content.
+    """
     (short / "ssh").write_text(f"#!/bin/sh\n{server}\n")
     (short / "ssh").chmod(0o755)
     (short / "sent").write_bytes(sent)
     env = os.environ | {"PATH": f"{short}:{os.environ['PATH']}", "SENT": str(short / "sent")}
-    code = f"import sys; from virtuary.cli import copying; copying.heed_ends(); copying.copy_out({WAY}, '/d', sys.argv[1])"
-    with subprocess.Popen([sys.executable, "-c", code, str(out)], env=env, stderr=subprocess.PIPE) as process:
+    code = (
+        "import sys; from virtuary.cli import copying; copying.heed_ends(); "
+        f"copying.copy_out({WAY}, '/d', sys.argv[1])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], env=env, stderr=subprocess.PIPE
+    ) as process:
         yield process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_copy_leaves_no_half_of_a_file(out: Path, short: Path, number: signal.Signals) -> None:
-    sent = archive(Item(b"./", "folder"), end=False) + header(b"./a", b"0", 10**9) + bytes(3 * 2**20)
+def test_an_interrupted_copy_leaves_no_half_of_a_file(
+    out: Path, short: Path, number: signal.Signals
+) -> None:
+    sent = (
+        archive(Item(b"./", "folder"), end=False) + header(b"./a", b"0", 10**9) + bytes(3 * 2**20)
+    )
     with copying(short, out, 'cat "$SENT"; exec sleep 60', sent) as process:
         end = time.monotonic() + 10
-        while not any(path.stat().st_size for path in out.rglob(".virtuary-*")) and time.monotonic() < end:
+        while (
+            not any(path.stat().st_size for path in out.rglob(".virtuary-*"))
+            and time.monotonic() < end
+        ):
             time.sleep(0.02)
         assert list(out.rglob(".virtuary-*"))
         process.send_signal(number)
@@ -338,7 +423,11 @@ def test_an_interrupted_copy_leaves_no_half_of_a_file(out: Path, short: Path, nu
 def test_what_a_server_complains_of_steers_no_terminal(out: Path, short: Path) -> None:
     with copying(short, out, "printf 'no \\033[2Jsuch\\007 file\\n' >&2; exit 2", b"") as process:
         said = process.communicate()[1]
-    assert said.startswith(b"no [2Jsuch file\n") and b"/d could not be copied" in said and process.returncode
+    assert (
+        said.startswith(b"no [2Jsuch file\n")
+        and b"/d could not be copied" in said
+        and process.returncode
+    )
 
 
 def test_a_server_that_fails_after_all_was_sent_is_not_believed(out: Path, short: Path) -> None:
@@ -348,7 +437,8 @@ def test_a_server_that_fails_after_all_was_sent_is_not_believed(out: Path, short
 
 NAMES = [b"a", b"b", b"a/b", b"a/b/c", b"b/a", b"l", b"l/a", b"l/l/x"]
 BAD = [
-    b"..", b"../canary", b"a/../../canary", b"/CANARY/file", b"", b"/", b".", b"a\0b", b"\0", b"x" * 300, b"a/" * 2040 + b"x", b"a/" * 3000, b"l/../../x",
+    b"..", b"../canary", b"a/../../canary", b"/CANARY/file", b"", b"/", b".", b"a\0b", b"\0",
+    b"x" * 300, b"a/" * 2040 + b"x", b"a/" * 3000, b"l/../../x",
     b"\xff\xfe", b"\n", b"-rf", b"d", b"d/..", b"l/canary", b"l/sub/file",
 ]  # fmt: skip
 TARGETS = [
@@ -369,9 +459,22 @@ TARGETS = [
 ]
 ITEMS = st.builds(
     Item,
-    st.sampled_from(NAMES + BAD).flatmap(lambda name: st.sampled_from([name, b"./" + name, name + b"/"])),
+    st.sampled_from(NAMES + BAD).flatmap(
+        lambda name: st.sampled_from([name, b"./" + name, name + b"/"])
+    ),
     st.sampled_from(
-        ["file", "file", "link", "link", "folder", "folder", "hard link", "character device", "block device", "pipe"]
+        [
+            "file",
+            "file",
+            "link",
+            "link",
+            "folder",
+            "folder",
+            "hard link",
+            "character device",
+            "block device",
+            "pipe",
+        ]
     ),
     st.sampled_from([b"", b"evil", b"x" * 600]),
     st.sampled_from(TARGETS + NAMES),
@@ -382,7 +485,9 @@ ITEMS = st.builds(
 
 @settings(max_examples=400)
 @given(st.lists(st.lists(ITEMS, max_size=8), min_size=1, max_size=3), st.booleans())
-def test_no_archive_reads_or_writes_anything_outside_its_target(copies: list[list[Item]], rooted: bool) -> None:
+def test_no_archive_reads_or_writes_anything_outside_its_target(
+    copies: list[list[Item]], rooted: bool
+) -> None:
     base = Path(tempfile.mkdtemp(prefix="vi-cp-"))
     try:
         canary = base / "canary"
@@ -413,21 +518,42 @@ def test_no_archive_reads_or_writes_anything_outside_its_target(copies: list[lis
 
 
 def watched(base: Path) -> list[object]:
-    """What lies around the target, with all that would show a touch; reading shows in nothing, and so the content is looked for inside."""
-    places = [base, base / "CANARY", base / "canary", *sorted((base / "canary").rglob("*")), base / "out/other"]
+    """What lies around the target, with all that would show a touch; reading shows in nothing, and
+    so the content is looked for inside.
+    """
+    places = [
+        base,
+        base / "CANARY",
+        base / "canary",
+        *sorted((base / "canary").rglob("*")),
+        base / "out/other",
+    ]
     return [
-        (str(path), facts.st_mode, facts.st_ino, facts.st_nlink, facts.st_mtime_ns, facts.st_ctime_ns)
+        (
+            str(path),
+            facts.st_mode,
+            facts.st_ino,
+            facts.st_nlink,
+            facts.st_mtime_ns,
+            facts.st_ctime_ns,
+        )
         for path in places
         if (facts := path.lstat()) and path != base / "out"
     ]
 
 
 def check_inside(out: Path) -> None:
-    """Nothing but files, folders and links, without bits that give rights away, with nothing of what lies outside, and nothing half done."""
+    """Nothing but files, folders and links, without bits that give rights away, with nothing of
+    what lies outside, and nothing half done.
+    """
     for folder, folders, files in os.walk(out):
         for name in (*folders, *files):
             facts = os.lstat(os.path.join(folder, name))
-            assert stat.S_IFMT(facts.st_mode) in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK) and not name.startswith(".virtuary-")
+            assert stat.S_IFMT(facts.st_mode) in (
+                stat.S_IFREG,
+                stat.S_IFDIR,
+                stat.S_IFLNK,
+            ) and not name.startswith(".virtuary-")
             assert stat.S_ISLNK(facts.st_mode) or not facts.st_mode & 0o7022
             if stat.S_ISREG(facts.st_mode) and facts.st_mode & stat.S_IRUSR:
                 assert b"secret" not in Path(folder, name).read_bytes()

@@ -1,4 +1,6 @@
-"""Firewall rules as people write them, and the commands as a user meets them: a process of their own, against the API on its socket."""
+"""Firewall rules as people write them, and the commands as a user meets them: a process of their
+own, against the API on its socket.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,28 @@ from virtuary.cli.options import parse_nic
 from virtuary.client import AsyncClient, Client
 from virtuary.model.firewall import Rule
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "api"))  # test folders are no packages; the service lives with the API's
+# test folders are no packages; the service lives with the API's
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from service import Service, make_parts, settle
 
 PROGRAM = str(Path(sys.executable).with_name("virtuary"))
 WRITTEN: dict[str, dict[str, Any]] = {
-    "in allow tcp 80,443": {"direction": "in", "action": "allow", "protocol": "tcp", "ports": ["80", "443"]},
+    "in allow tcp 80,443": {"direction": "in", "action": "allow", "protocol": "tcp", "ports": ["80",
+    "443"]},
     "in allow tcp 22 from 10.0.0.0/8": {
-        "direction": "in", "action": "allow", "protocol": "tcp", "ports": ["22"], "peers": ["10.0.0.0/8"],
+        "direction": "in", "action": "allow", "protocol": "tcp", "ports": ["22"],
+        "peers": ["10.0.0.0/8"],
     },
-    "out deny any to 192.168.0.0/16": {"direction": "out", "action": "deny", "protocol": "any", "peers": ["192.168.0.0/16"]},
+    "out deny any to 192.168.0.0/16": {"direction": "out", "action": "deny", "protocol": "any",
+    "peers": ["192.168.0.0/16"]},
     "in deny": {"direction": "in", "action": "deny", "protocol": "any"},
     "IN Reject udp 5000-6000 from group:web, server:db1": {
-        "direction": "in", "action": "reject", "protocol": "udp", "ports": ["5000-6000"], "peers": ["group:web", "server:db1"],
+        "direction": "in", "action": "reject", "protocol": "udp", "ports": ["5000-6000"],
+        "peers": ["group:web", "server:db1"],
     },
     "in allow icmp": {"direction": "in", "action": "allow", "protocol": "icmp"},
-    "out allow to fd00::/8": {"direction": "out", "action": "allow", "protocol": "any", "peers": ["fd00::/8"]},
+    "out allow to fd00::/8": {"direction": "out", "action": "allow", "protocol": "any",
+    "peers": ["fd00::/8"]},
 }  # fmt: skip
 
 
@@ -109,7 +117,9 @@ async def daemon(paths: Paths) -> AsyncIterator[Paths]:
     parts = make_parts(paths)
     await settle(parts)
     service = Service(parts)
-    assert (await service.call("POST", "/v1/networks", {"name": "lan", "ipv4": "10.9.1.0/24"})).status == 201
+    assert (
+        await service.call("POST", "/v1/networks", {"name": "lan", "ipv4": "10.9.1.0/24"})
+    ).status == 201
     for name in ("web1", "db1"):
         wish = {"image": "tiny", "name": name, "memory": 64 * 2**20, "nics": [{"network": "lan"}]}
         assert (await service.call("POST", "/v1/vms", wish)).status == 202
@@ -123,7 +133,9 @@ async def daemon(paths: Paths) -> AsyncIterator[Paths]:
         timeout_graceful_shutdown=1,
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listening_socket(str(paths.socket), system=False)]))
+    task = asyncio.create_task(
+        server.serve(sockets=[listening_socket(str(paths.socket), system=False)])
+    )
     while not server.started:
         await asyncio.sleep(0.005)
     yield paths
@@ -134,7 +146,9 @@ async def daemon(paths: Paths) -> AsyncIterator[Paths]:
 async def virtuary(daemon: Paths, *words: str) -> tuple[int, str, str]:
     environment = {**os.environ, "VIRTUARY_HOST": f"unix://{daemon.socket}", "NO_COLOR": "1"}
     environment.pop("VIRTUARY_OUTPUT", None)
-    done = await asyncio.to_thread(subprocess.run, [PROGRAM, *words], capture_output=True, env=environment, timeout=60)
+    done = await asyncio.to_thread(
+        subprocess.run, [PROGRAM, *words], capture_output=True, env=environment, timeout=60
+    )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
@@ -153,19 +167,36 @@ async def test_groups_are_made_shown_changed_tested_and_removed(daemon: Paths) -
         "data",
     )
     assert (status, err) == (0, "") and "firewall=db" in out
-    assert (await virtuary(daemon, "set", "db1", "--network", "lan,firewall=db"))[0] != 3, "it is busy: no worker ends its launch"
+    assert (await virtuary(daemon, "set", "db1", "--network", "lan,firewall=db"))[0] != 3, (
+        "it is busy: no worker ends its launch"
+    )
     status, out, _ = await virtuary(daemon, "firewall", "show", "db")
-    assert status == 0 and "1  in allow tcp 5432 from server:web1" in out and "2  in deny any" in out
+    assert (
+        status == 0 and "1  in allow tcp 5432 from server:web1" in out and "2  in deny any" in out
+    )
     status, out, _ = await virtuary(daemon, "firewall", "list")
     assert status == 0 and out.splitlines()[1].split()[:2] == ["db", "2"]
-    assert json.loads((await virtuary(daemon, "firewall", "list", "-o", "json"))[1])[0]["meta"]["name"] == "db"
+    assert (
+        json.loads((await virtuary(daemon, "firewall", "list", "-o", "json"))[1])[0]["meta"]["name"]
+        == "db"
+    )
     status, out, _ = await virtuary(daemon, "firewall", "set", "db", "--no-rules", "-o", "json")
     assert status == 0 and json.loads(out)["spec"] == {"rules": [], "description": "data"}
     status, out, _ = await virtuary(daemon, "firewall", "test", "web1", "db1", "tcp/5432")
-    assert (status, out) == (0, "allowed by the inbound default of network lan, on the inbound side of db1\n")
-    assert json.loads((await virtuary(daemon, "firewall", "test", "web1", "db1", "icmp", "-o", "json"))[1])["allowed"] is True
+    assert (status, out) == (
+        0,
+        "allowed by the inbound default of network lan, on the inbound side of db1\n",
+    )
+    assert (
+        json.loads(
+            (await virtuary(daemon, "firewall", "test", "web1", "db1", "icmp", "-o", "json"))[1]
+        )["allowed"]
+        is True
+    )
     await virtuary(daemon, "set", "db1", "--network", "lan")
-    assert json.loads((await virtuary(daemon, "firewall", "delete", "db", "-o", "json"))[1]) == [{"name": "db"}]
+    assert json.loads((await virtuary(daemon, "firewall", "delete", "db", "-o", "json"))[1]) == [
+        {"name": "db"}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +211,9 @@ async def test_groups_are_made_shown_changed_tested_and_removed(daemon: Paths) -
         (("test", "web1", "db1", "5432"), 2, "nothing to test"),
     ],
 )  # fmt: skip
-async def test_what_is_wrong_is_said_with_a_way_out(daemon: Paths, words: tuple[str, ...], status: int, why: str) -> None:
+async def test_what_is_wrong_is_said_with_a_way_out(
+    daemon: Paths, words: tuple[str, ...], status: int, why: str
+) -> None:
     code, out, err = await virtuary(daemon, "firewall", *words)
     assert (code, out) == (status, "") and why in err
     assert json.loads((await virtuary(daemon, "firewall", "list", "-o", "json"))[1]) == []
@@ -214,5 +247,7 @@ async def test_the_client_library_makes_networks_and_groups(daemon: Paths) -> No
 
 async def test_the_speed_of_a_link_is_stated_and_taken_back(daemon: Paths) -> None:
     for text, speed in (("1Gbit", 10**9), ("none", None)):
-        status, out, _ = await virtuary(daemon, "network", "set", "lan", "--speed", text, "-o", "json")
+        status, out, _ = await virtuary(
+            daemon, "network", "set", "lan", "--speed", text, "-o", "json"
+        )
         assert status == 0 and json.loads(out)["spec"]["speed"] == speed

@@ -28,14 +28,21 @@ def server(*networks: str, external: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def test_an_address_is_led_to_the_first_nic_of_kind_nat() -> None:
     assert _leading(server("i", "b", "n", "n"), "203.0.113.7", None, False, KINDS)["number"] == 2
-    assert _leading(server("i", "n"), "203.0.113.7", "net-i", False, KINDS)["number"] == 0, "as it was said"
+    assert _leading(server("i", "n"), "203.0.113.7", "net-i", False, KINDS)["number"] == 0, (
+        "as it was said"
+    )
     for vm, network in ((server("i", "b"), None), (server("n"), "net-i")):
         with pytest.raises(Invalid, match="web1 has no NIC on"):
             _leading(vm, "203.0.113.7", network, False, KINDS)
 
 
 def test_an_address_is_taken_from_whichever_nic_has_it() -> None:
-    assert _leading(server("i", "n", external=("203.0.113.7",)), "203.0.113.7", None, True, KINDS)["number"] == 0
+    assert (
+        _leading(server("i", "n", external=("203.0.113.7",)), "203.0.113.7", None, True, KINDS)[
+            "number"
+        ]
+        == 0
+    )
 
 
 def test_a_speed_can_be_taken_back() -> None:

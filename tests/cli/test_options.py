@@ -14,7 +14,8 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHc0 ada@home"
 
 def test_a_file_of_public_keys_is_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(
-        f'# mine\n{KEY}\n\nfrom="10.0.0.1" ecdsa-sha2-nistp256 AAAAE2 x\nsk-ssh-ed25519@openssh.com AAAAGn y\n'
+        f'# mine\n{KEY}\n\nfrom="10.0.0.1" ecdsa-sha2-nistp256 AAAAE2 '
+        "x\nsk-ssh-ed25519@openssh.com AAAAGn y\n"
     )
     assert len(read_keys(str(tmp_path / "keys"))) == 3
 

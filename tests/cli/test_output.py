@@ -39,10 +39,16 @@ def test_every_form_of_an_answer_is_harmless(form: str, capsys: pytest.CaptureFi
     value = {"meta": {"name": HOSTILE}, "list": [HOSTILE], HOSTILE: 1}
     output.emit(value, form, lambda: output.print_table(["HEAD"], [[HOSTILE]], "none"))
     printed = capsys.readouterr().out
-    assert all(char.isprintable() or char == "\n" for char in printed) and "one" in printed and "two" in printed
+    assert (
+        all(char.isprintable() or char == "\n" for char in printed)
+        and "one" in printed
+        and "two" in printed
+    )
 
 
-def test_json_and_yaml_are_read_back_without_what_is_harmful(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_and_yaml_are_read_back_without_what_is_harmful(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     value = {"console": f"a\tb\n{HOSTILE}", "number": 5}
     for form, load in (("json", json.loads), ("yaml", yaml.safe_load)):
         output.emit(value, form)
@@ -59,11 +65,17 @@ def test_words_beside_the_answer_are_harmless(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("words", [["virtuary", "list"], ["virtuary", "list", "-o", "json"]])
-def test_an_error_is_harmless(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_harmless(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", words)
     show_error(Failed(HOSTILE, HOSTILE, why=HOSTILE))
     printed = capsys.readouterr().err
-    assert all(char.isprintable() or char == "\n" for char in printed) and "u202e" not in printed and "u001b" not in printed
+    assert (
+        all(char.isprintable() or char == "\n" for char in printed)
+        and "u202e" not in printed
+        and "u001b" not in printed
+    )
 
 
 def test_what_an_operation_says_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +84,9 @@ def test_what_an_operation_says_is_harmless(capsys: pytest.CaptureFixture[str]) 
     assert all(char.isprintable() or char == "\n" for char in capsys.readouterr().err)
 
 
-def test_bold_type_is_for_heads_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bold_type_is_for_heads_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("CLICOLOR_FORCE", "1")
     output.print_table(["HEAD"], [["\x1b[1mcell"]], "none")
     output.print_title("title")
@@ -83,10 +97,14 @@ def test_bold_type_is_for_heads_alone(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_nobody_goes_round_the_door(path: Path) -> None:
     tree = ast.parse(path.read_text())
     printing = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "click.echo")
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "click.echo")
     ]
     streams: list[Any] = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr")
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr")
     ]
     ours = [node for node in streams if ast.unparse(node.value) == "sys"]
     assert not printing or path.name == "output.py"
@@ -95,7 +113,8 @@ def test_nobody_goes_round_the_door(path: Path) -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
 @example(["\x7f"])

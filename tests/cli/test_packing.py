@@ -1,4 +1,6 @@
-"""Files into a server: what the archive holds, tried with tar, and the paths and scripts that are said to a shell there."""
+"""Files into a server: what the archive holds, tried with tar, and the paths and scripts that are
+said to a shell there.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def put(
 ) -> subprocess.CompletedProcess[bytes]:
     """What a server does with an archive."""
     script = PUT.format(target=remote(target), many=int(many), folder=int(folder), base=name)
-    return subprocess.run(["sh", "-c", script], input=told, capture_output=True, env={**os.environ, "HOME": home})
+    return subprocess.run(
+        ["sh", "-c", script], input=told, capture_output=True, env={**os.environ, "HOME": home}
+    )
 
 
 @pytest.fixture
@@ -52,7 +56,9 @@ def site(tmp_path: Path) -> Path:
     return place
 
 
-def test_a_folder_goes_with_links_as_links_and_without_what_is_no_file(tmp_path: Path, site: Path) -> None:
+def test_a_folder_goes_with_links_as_links_and_without_what_is_no_file(
+    tmp_path: Path, site: Path
+) -> None:
     told, packing = packed(site)
     (tmp_path / "there").mkdir()
     for _ in range(2):
@@ -61,7 +67,9 @@ def test_a_folder_goes_with_links_as_links_and_without_what_is_no_file(tmp_path:
     assert sorted(str(path.relative_to(there)) for path in there.rglob("*")) == [
         "deep", "deep/away", "deep/run", "deep/same", "in", "index",
     ]  # fmt: skip
-    assert os.readlink(there / "in") == "deep/run" and os.readlink(there / "deep/away") == "../../else"
+    assert (
+        os.readlink(there / "in") == "deep/run" and os.readlink(there / "deep/away") == "../../else"
+    )
     assert stat.S_IMODE((there / "deep/run").stat().st_mode) == 0o755, "nothing is run as its owner"
     assert (there / "index").stat().st_ino == (there / "deep/same").stat().st_ino
     assert packing.special == [f"{site}/deep/socket (socket)", f"{site}/pipe (pipe)"]
@@ -73,7 +81,10 @@ def test_what_goes_belongs_to_whoever_unpacks_it(tmp_path: Path, site: Path) -> 
     os.chown(site / "index", 1234, 1234)
     told, _ = packed(site)
     put(told, str(tmp_path / "new"), "site")
-    assert ((tmp_path / "new/index").stat().st_uid, (tmp_path / "new/index").stat().st_gid) == (0, 0)
+    assert ((tmp_path / "new/index").stat().st_uid, (tmp_path / "new/index").stat().st_gid) == (
+        0,
+        0,
+    )
 
 
 def test_a_link_that_is_named_itself_is_followed(tmp_path: Path, site: Path) -> None:
@@ -82,7 +93,9 @@ def test_a_link_that_is_named_itself_is_followed(tmp_path: Path, site: Path) -> 
     told, _ = packed(tmp_path / "to-file", tmp_path / "to-folder")
     (tmp_path / "there").mkdir()
     assert put(told, str(tmp_path / "there"), "x", many=True).returncode == 0
-    assert (tmp_path / "there/to-file").read_text() == "hello" and not (tmp_path / "there/to-file").is_symlink()
+    assert (tmp_path / "there/to-file").read_text() == "hello" and not (
+        tmp_path / "there/to-file"
+    ).is_symlink()
     assert (tmp_path / "there/to-folder/index").read_text() == "hello"
 
 
@@ -101,7 +114,9 @@ def test_files_whose_size_is_not_what_is_shown_go_as_they_are_read() -> None:
     for name in ("/proc/self/mounts", "/sys/kernel/mm/transparent_hugepage/enabled"):
         if os.path.exists(name):
             told, _ = packed(name)
-            with subprocess.Popen(["tar", "-xOf", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tar:
+            with subprocess.Popen(
+                ["tar", "-xOf", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as tar:
                 assert tar.communicate(told)[0] == Path(name).read_bytes() != b""
 
 
@@ -131,14 +146,25 @@ def test_a_copy_gets_the_name_of_its_target_or_lies_in_it(
     home = tmp_path / "home"
     (home / "there").mkdir(parents=True)
     told, _ = packed(site)
-    done = put(told, target if target == "~" else f"~/{target}", "site", folder=folder, home=str(home))
+    done = put(
+        told, target if target == "~" else f"~/{target}", "site", folder=folder, home=str(home)
+    )
     assert (done.returncode, done.stderr) == (0, b"") and (home / place).read_text() == "hello"
 
 
-@pytest.mark.parametrize(("target", "many", "folder"), [("typo/x", False, True), ("typo/", False, False), ("typo", True, False)])
-def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, site: Path, target: str, many: bool, folder: bool) -> None:
+@pytest.mark.parametrize(
+    ("target", "many", "folder"),
+    [("typo/x", False, True), ("typo/", False, False), ("typo", True, False)],
+)
+def test_a_folder_that_is_not_there_is_not_made(
+    tmp_path: Path, site: Path, target: str, many: bool, folder: bool
+) -> None:
     done = put(packed(site / "index")[0], f"{tmp_path}/{target}", "index", many, folder)
-    assert done.returncode == 1 and b"there is no folder" in done.stderr and not (tmp_path / "typo").exists()
+    assert (
+        done.returncode == 1
+        and b"there is no folder" in done.stderr
+        and not (tmp_path / "typo").exists()
+    )
     with pytest.raises(NotFound, match="there is no folder"):
         if many:
             copy_all_out({"host": "none"}, ["a", "b"], f"{tmp_path}/{target}", Progress(quiet=True))
@@ -149,9 +175,17 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, site: Path, targ
 def test_standard_input_becomes_a_file_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("old")
     for name in ("old", "new"):
-        subprocess.run(["sh", "-c", PUT_STREAM.format(target=remote(f"{tmp_path}/{name}"))], input=b"told", check=True)
+        subprocess.run(
+            ["sh", "-c", PUT_STREAM.format(target=remote(f"{tmp_path}/{name}"))],
+            input=b"told",
+            check=True,
+        )
         assert (tmp_path / name).read_text() == "told"
-    done = subprocess.run(["sh", "-c", PUT_STREAM.format(target=remote(str(tmp_path)))], input=b"x", capture_output=True)
+    done = subprocess.run(
+        ["sh", "-c", PUT_STREAM.format(target=remote(str(tmp_path)))],
+        input=b"x",
+        capture_output=True,
+    )
     assert done.returncode == 1 and b"is a folder" in done.stderr
 
 
@@ -161,11 +195,17 @@ def test_a_pattern_stands_for_what_is_there_and_a_name_for_itself(tmp_path: Path
 
     def listed(pattern: str) -> set[str]:
         told = subprocess.run(
-            ["sh", "-c", LIST.format(source=remote(f"{tmp_path}/{pattern}"))], capture_output=True, check=True
+            ["sh", "-c", LIST.format(source=remote(f"{tmp_path}/{pattern}"))],
+            capture_output=True,
+            check=True,
         ).stdout
         return {os.path.basename(path.decode()) for path in told.split(b"\0") if path}
 
-    assert listed("*.log") == {"a b.log", "c.log"} and listed("?.txt") == {"d.txt"} and listed("[cd].*") == {"c.log", "d.txt"}
+    assert (
+        listed("*.log") == {"a b.log", "c.log"}
+        and listed("?.txt") == {"d.txt"}
+        and listed("[cd].*") == {"c.log", "d.txt"}
+    )
     assert listed("*.odd") == {"*.odd"} and listed("z*") == set()
 
 
@@ -179,7 +219,9 @@ def test_every_shell_of_a_server_can_read_what_it_is_told(shell: list[str]) -> N
         LIST.format(source="x"),
         PUT_STREAM.format(target="x"),
     ):
-        assert subprocess.run([*shell, "-n"], input=script.encode(), capture_output=True).stderr == b""
+        assert (
+            subprocess.run([*shell, "-n"], input=script.encode(), capture_output=True).stderr == b""
+        )
 
 
 @pytest.mark.parametrize(

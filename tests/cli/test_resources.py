@@ -18,7 +18,9 @@ def test_processor_time_is_percent_of_one_cpu_or_cpus(text: str, wish: Any) -> N
     assert PERCENT.convert(text, None, None) == wish
 
 
-@pytest.mark.parametrize("text", ["1.5", "cpus", "-1cpus", "0.001cpus", "nancpus", "infcpus", "%", "0%", "half"])
+@pytest.mark.parametrize(
+    "text", ["1.5", "cpus", "-1cpus", "0.001cpus", "nancpus", "infcpus", "%", "0%", "half"]
+)
 def test_what_is_no_processor_time_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"50%|at least"):
         PERCENT.convert(text, None, None)

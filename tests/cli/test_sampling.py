@@ -1,4 +1,6 @@
-"""What /proc and sysstat say, recorded on a real machine, becomes measurements; what nobody would say is refused."""
+"""What /proc and sysstat say, recorded on a real machine, becomes measurements; what nobody would
+say is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtuary.cli.sampling import MAX_SAMPLE, Row, disks, history_rows, memory, network, processors, rows, script
+from virtuary.cli.sampling import (
+    MAX_SAMPLE,
+    Row,
+    disks,
+    history_rows,
+    memory,
+    network,
+    processors,
+    rows,
+    script,
+)
 
 STAT = """cpu  2110179 26714 566436 2605719 65790 0 9508 26965 2 0
 cpu0 1013006 12188 264479 1379168 20371 0 1109 13435 2 0
@@ -44,13 +56,19 @@ RECORD = """{"timestamp": {"date": "2026-11-23", "time": "22:42:25", "utc": 1, "
  {"iface": "lo", "rxpck": 0.00, "txpck": 0.00, "rxkB": 7.00, "txkB": 7.00, "ifutil-percent": 0.00},
  {"iface": "eth0", "rxpck": 0.00, "txpck": 0.00, "rxkB": 2.50, "txkB": 0.50, "ifutil-percent": 0.00}]}}"""
 SADF = (
-    '{"sysstat": {"hosts": [{"nodename": "vm", "sysname": "Linux", "machine": "x86_64", "number-of-cpus": 2, "file-date": "2026-11-23",'
+    '{"sysstat": {"hosts": [{"nodename": "vm", "sysname": "Linux", "machine": "x86_64", '
+    '"number-of-cpus": 2, "file-date": "2026-11-23",'
     f' "timezone": "UTC", "statistics": [{RECORD}], "restarts": []}}]}}}}'
 )
 
 
-def sample(moment: int, uptime: float, stat: str = STAT, disk: str = DISKS, net: str = NETWORK) -> list[str]:
-    text = f"@sample {moment}\n{uptime} 26057.19\n@stat\n{stat}\n@memory\n{MEMORY}\n@disks\n{disk}\n@network\n{net}\n@end"
+def sample(
+    moment: int, uptime: float, stat: str = STAT, disk: str = DISKS, net: str = NETWORK
+) -> list[str]:
+    text = (
+        f"@sample {moment}\n{uptime} "
+        f"26057.19\n@stat\n{stat}\n@memory\n{MEMORY}\n@disks\n{disk}\n@network\n{net}\n@end"
+    )
     return text.split("\n")
 
 
@@ -65,7 +83,10 @@ def test_memory_that_is_not_available_counts() -> None:
 
 
 def test_whole_disks_count_and_nothing_inside_them() -> None:
-    assert disks(DISKS.split("\n")) == ((170176530 + 456013504 + 3000) * 512, 3337832 + 3009085 + 150)
+    assert disks(DISKS.split("\n")) == (
+        (170176530 + 456013504 + 3000) * 512,
+        3337832 + 3009085 + 150,
+    )
 
 
 def test_interfaces_that_lead_outside_count() -> None:
@@ -77,8 +98,18 @@ def test_two_samples_make_a_row() -> None:
     moved = DISKS.replace("nvme0n1 100 0 2000 4 50 0 1000", "nvme0n1 110 0 4000 4 50 0 1000")
     sent = NETWORK.replace("enp3s0:1000", "enp3s0:6000")
     (row,) = rows([*sample(1000, 50.0), *sample(1010, 60.0, later, moved, sent)])
-    assert row == Row(1010, 2 * 100 / 400, (24684084 - 22821672) * 1024, 2000 * 512 / 10, 1.0, 500.0)
-    assert row.cells("web1") == ["web1", "1970-01-01T00:16:50Z", "0.500", "1907109888", "102400", "1.0", "500"]
+    assert row == Row(
+        1010, 2 * 100 / 400, (24684084 - 22821672) * 1024, 2000 * 512 / 10, 1.0, 500.0
+    )
+    assert row.cells("web1") == [
+        "web1",
+        "1970-01-01T00:16:50Z",
+        "0.500",
+        "1907109888",
+        "102400",
+        "1.0",
+        "500",
+    ]
 
 
 def test_a_restart_between_two_samples_makes_no_negative_rate() -> None:
@@ -109,12 +140,27 @@ HOSTILE: dict[str, list[str]] = {
     "no processors": sample(1, 1.0, stat=""),
     "a sample without an end": ["@sample 5", *["x" * 1000] * (MAX_SAMPLE // 1000 + 1)],
     "half a history": ["@history", "@sadf", '{"sysstat": {', "@end"],
-    "another history": ["@history", "@sadf", '{"sysstat": {"hosts": [{"statistics": [{}]}]}}', "@end"],
+    "another history": [
+        "@history",
+        "@sadf",
+        '{"sysstat": {"hosts": [{"statistics": [{}]}]}}',
+        "@end",
+    ],
     "a list for a history": ["@history", "@sadf", "[]", "@end"],
     "local times": ["@history", "@sadf", *SADF.replace('"utc": 1', '"utc": 0').split("\n"), "@end"],
     "a deep history": ["@history", "@sadf", "[" * 100_000, "@end"],
-    "not a number": ["@history", "@sadf", *SADF.replace('"rxkB": 2.50', '"rxkB": NaN').split("\n"), "@end"],
-    "less than nothing": ["@history", "@sadf", *SADF.replace('"bread": 392.00', '"bread": -392e9').split("\n"), "@end"],
+    "not a number": [
+        "@history",
+        "@sadf",
+        *SADF.replace('"rxkB": 2.50', '"rxkB": NaN').split("\n"),
+        "@end",
+    ],
+    "less than nothing": [
+        "@history",
+        "@sadf",
+        *SADF.replace('"bread": 392.00', '"bread": -392e9').split("\n"),
+        "@end",
+    ],
     "no time": ["@history", "@sadf", *SADF.replace("22:42:25", "late").split("\n"), "@end"],
 }
 
@@ -127,7 +173,11 @@ def test_what_no_machine_would_say_is_refused(case: str) -> None:
 
 @given(
     st.lists(
-        st.one_of(st.sampled_from([*sample(7, 3.0), "@sadf", "@history", "@end", RECORD]), st.text(max_size=20)), max_size=30
+        st.one_of(
+            st.sampled_from([*sample(7, 3.0), "@sadf", "@history", "@end", RECORD]),
+            st.text(max_size=20),
+        ),
+        max_size=30,
     )
 )
 def test_no_answer_meets_a_defect(lines: list[str]) -> None:
@@ -140,7 +190,8 @@ def test_no_answer_meets_a_defect(lines: list[str]) -> None:
 
 @given(
     st.recursive(
-        st.none() | st.floats() | st.text(max_size=4), lambda inner: st.dictionaries(st.sampled_from(["cpu", "idle"]), inner)
+        st.none() | st.floats() | st.text(max_size=4),
+        lambda inner: st.dictionaries(st.sampled_from(["cpu", "idle"]), inner),
     )
 )
 @pytest.mark.slow
@@ -149,10 +200,22 @@ def test_no_history_meets_a_defect(value: Any) -> None:
         record = json.loads(RECORD)
         record[key] = value
         with contextlib.suppress(ValueError):
-            list(history_rows(json.dumps({"sysstat": {"hosts": [{"number-of-cpus": 2, "statistics": [record]}]}}), 1))
+            list(
+                history_rows(
+                    json.dumps(
+                        {"sysstat": {"hosts": [{"number-of-cpus": 2, "statistics": [record]}]}}
+                    ),
+                    1,
+                )
+            )
 
 
 def test_the_script_holds_numbers_only() -> None:
     text = script(True, 3600, 10)
-    assert "-le 360 ]" in text and "sleep 10" in text and "[ 1 = 1 ]" in text and "{" not in text.replace("'{", "")
+    assert (
+        "-le 360 ]" in text
+        and "sleep 10" in text
+        and "[ 1 = 1 ]" in text
+        and "{" not in text.replace("'{", "")
+    )
     assert "[ 0 = 1 ]" in script(False, 1, 1)

@@ -24,20 +24,39 @@ import pytest
 from virtuary.cli import advise, figures
 from virtuary.cli.figures import facts, host_line, ordered, row
 from virtuary.cli.top import frame
-from virtuary.model.usage import DiskUsage, GuestMemory, HostUsage, NetworkUsage, NicShare, Overview, Usage
+from virtuary.model.usage import (
+    DiskUsage,
+    GuestMemory,
+    HostUsage,
+    NetworkUsage,
+    NicShare,
+    Overview,
+    Usage,
+)
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 def vm(name: str, **changes: Any) -> dict[str, Any]:
-    return Usage(id=name, name=name, state="running", cpus=1, memory=2**30, **changes).model_dump(mode="json")
+    return Usage(id=name, name=name, state="running", cpus=1, memory=2**30, **changes).model_dump(
+        mode="json"
+    )
 
 
 BUSY: dict[str, Any] = {
-    "age": 0.4, "cpu": 1.5, "steal": 0.25, "resident": 300 * 2**20, "guest": GuestMemory(total=2**30, used=2**29, available=2**29, age=9),
-    "disk": DiskUsage(read=2048.0, written=0.0), "network": NetworkUsage(received=10.0, sent=20.0, age=3),
+    "age": 0.4, "cpu": 1.5, "steal": 0.25, "resident": 300 * 2**20,
+    "guest": GuestMemory(total=2**30, used=2**29, available=2**29, age=9),
+    "disk": DiskUsage(read=2048.0, written=0.0), "network": NetworkUsage(received=10.0, sent=20.0,
+    age=3),
 }  # fmt: skip
-HOST = HostUsage(cpus=2, memory=8 * 2**30, cpu=1.2, steal=0.1, available=4 * 2**30, pressure={"cpu": 0.4, "io": 0.0})
+HOST = HostUsage(
+    cpus=2,
+    memory=8 * 2**30,
+    cpu=1.2,
+    steal=0.1,
+    available=4 * 2**30,
+    pressure={"cpu": 0.4, "io": 0.0},
+)
 
 
 def overview(*vms: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +65,8 @@ def overview(*vms: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_line_tells_everything_and_says_where_nothing_is_known() -> None:
     assert row(vm("a", **BUSY)) == [
-        "a", "running", "150 %", "25 %", "300 MiB", "512 MiB of 1 GiB", "2 KiB/s", "0 B/s", "10 B/s", "20 B/s",
+        "a", "running", "150 %", "25 %", "300 MiB", "512 MiB of 1 GiB", "2 KiB/s", "0 B/s",
+        "10 B/s", "20 B/s",
     ]  # fmt: skip
     assert row(vm("b"))[2:] == ["-"] * 8 and len(row(vm("b"))) == len(figures.HEAD)
 
@@ -59,9 +79,18 @@ def test_traffic_is_held_against_a_limit_where_all_nics_have_one() -> None:
 
 
 def test_show_tells_how_old_the_guest_s_figures_are() -> None:
-    told = dict(facts(vm("a", **{**BUSY, "guest": GuestMemory(total=2**30, used=2**29, available=2**29, age=90)})))
+    told = dict(
+        facts(
+            vm(
+                "a",
+                **{**BUSY, "guest": GuestMemory(total=2**30, used=2**29, available=2**29, age=90)},
+            )
+        )
+    )
     assert told["in the guest"] == "512 MiB of 1 GiB memory used, 1 min 30 s ago"
-    assert told["traffic"] == "10 B/s received, 20 B/s sent" and told["cpu"].startswith("150 % of a processor, 25 % waited")
+    assert told["traffic"] == "10 B/s received, 20 B/s sent" and told["cpu"].startswith(
+        "150 % of a processor, 25 % waited"
+    )
     assert facts(vm("b")) == []
 
 
@@ -75,9 +104,16 @@ def test_the_host_has_a_line() -> None:
 
 @pytest.mark.parametrize(
     ("by", "order"),
-    [("cpu", ["c", "b", "a"]), ("memory", ["a", "b", "c"]), ("name", ["a", "b", "c"]), ("network", ["b", "a", "c"])],
+    [
+        ("cpu", ["c", "b", "a"]),
+        ("memory", ["a", "b", "c"]),
+        ("name", ["a", "b", "c"]),
+        ("network", ["b", "a", "c"]),
+    ],
 )
-def test_servers_are_sorted_the_highest_first_and_by_name_where_equal(by: str, order: list[str]) -> None:
+def test_servers_are_sorted_the_highest_first_and_by_name_where_equal(
+    by: str, order: list[str]
+) -> None:
     every = [
         vm("b", cpu=0.2, resident=20, network=NetworkUsage(received=5.0, sent=None, age=0)),
         vm("c", cpu=0.9), vm("a", resident=30),
@@ -111,33 +147,59 @@ def daemon(short: Path) -> Iterator[dict[str, str]]:
                     return
                 with caller, contextlib.suppress(OSError):  # a caller that is ended hangs up
                     caller.recv(65536)
-                    caller.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    caller.sendall(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                    )
 
         threading.Thread(target=serve, daemon=True).start()
-        yield os.environ | {"VIRTUARY_HOST": f"unix://{place}", "PYTHONPATH": str(SOURCE), "NO_COLOR": "1", "TERM": "xterm"}
+        yield os.environ | {
+            "VIRTUARY_HOST": f"unix://{place}",
+            "PYTHONPATH": str(SOURCE),
+            "NO_COLOR": "1",
+            "TERM": "xterm",
+        }
         sock.shutdown(socket.SHUT_RDWR)
 
 
 def run(environment: dict[str, str], *words: str) -> str:
     command = [sys.executable, "-m", "virtuary", "top", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=True).stdout
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=30, check=True
+    ).stdout
 
 
 def test_without_a_terminal_one_table_is_printed(daemon: dict[str, str]) -> None:
     lines = run(daemon).splitlines()
-    assert lines[0].startswith("host: ") and lines[1].split()[:3] == ["NAME", "STATE", "CPU"] and lines[2].startswith("web1")
+    assert (
+        lines[0].startswith("host: ")
+        and lines[1].split()[:3] == ["NAME", "STATE", "CPU"]
+        and lines[2].startswith("web1")
+    )
     assert json.loads(run(daemon, "-o", "json", "--sort", "name"))["vms"][0]["name"] == "db1"
     assert run(daemon, "-o", "name").split() == ["web1", "db1"]
 
 
 @pytest.mark.parametrize(("ending", "status"), [("q", 0), ("Ctrl-C", 130)])
 @pytest.mark.slow
-def test_on_a_terminal_it_lives_until_it_is_ended_and_leaves_no_trace(daemon: dict[str, str], ending: str, status: int) -> None:
+def test_on_a_terminal_it_lives_until_it_is_ended_and_leaves_no_trace(
+    daemon: dict[str, str], ending: str, status: int
+) -> None:
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
     # whoever runs the tests in the background has them ignore Ctrl-C
-    command = ["env", "--default-signal=INT", sys.executable, "-m", "virtuary", "top", "--every", "200ms"]
-    with subprocess.Popen(command, env=daemon, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    command = [
+        "env",
+        "--default-signal=INT",
+        sys.executable,
+        "-m",
+        "virtuary",
+        "top",
+        "--every",
+        "200ms",
+    ]
+    with subprocess.Popen(
+        command, env=daemon, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
         limit = threading.Timer(60, process.kill)
         limit.start()
         seen = _until(ours, b"", lambda text: text.count(b"\x1b[H") >= 3)
@@ -196,7 +258,9 @@ def test_advice_is_a_table_and_the_commands(capsys: pytest.CaptureFixture[str]) 
         "now": 1,
         "wanted": None,
     }
-    advise._show([advice(), advice(name="new", findings=[unknown], change={}, command=None, saves={})], False)
+    advise._show(
+        [advice(), advice(name="new", findings=[unknown], change={}, command=None, saves={})], False
+    )
     said = capsys.readouterr()
     assert re.split("  +", said.out.splitlines()[1]) == [
         "db1",
@@ -207,7 +271,10 @@ def test_advice_is_a_table_and_the_commands(capsys: pytest.CaptureFixture[str]) 
         "high",
         "its guest used 1 GiB",
     ]
-    assert "virtuary set db1 --memory 2048MiB   (gives back 2 GiB memory)" in said.out and "new" not in said.out
+    assert (
+        "virtuary set db1 --memory 2048MiB   (gives back 2 GiB memory)" in said.out
+        and "new" not in said.out
+    )
     assert "of 1 server not enough is known" in said.err
 
 

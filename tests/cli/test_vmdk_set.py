@@ -1,4 +1,6 @@
-"""A VMDK of several files read as the disk that it is, and nothing opened but what lies beside its descriptor."""
+"""A VMDK of several files read as the disk that it is, and nothing opened but what lies beside its
+descriptor.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,28 @@ def test_each_kind_that_is_made_of_files_is_read(tmp_path: Path, kind: str) -> N
     (tmp_path / "raw").write_bytes(content)
     place = str(tmp_path / "disk.vmdk")
     subprocess.run(
-        ["qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={kind}", str(tmp_path / "raw"), place], check=True
+        [
+            "qemu-img",
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "vmdk",
+            "-o",
+            f"subformat={kind}",
+            str(tmp_path / "raw"),
+            place,
+        ],
+        check=True,
     )
     assert disk(place) == content
 
 
 def test_what_esx_exports_and_extents_with_an_offset_are_read(tmp_path: Path) -> None:
     (tmp_path / "a-flat.vmdk").write_bytes(b"x" * 512 + b"a" * 1024)
-    (tmp_path / "a.vmdk").write_text(HEAD + 'RW 2 VMFS "a-flat.vmdk" 1\nRW 3 ZERO\nRDONLY 1 FLAT "a-flat.vmdk" 0\n')
+    (tmp_path / "a.vmdk").write_text(
+        HEAD + 'RW 2 VMFS "a-flat.vmdk" 1\nRW 3 ZERO\nRDONLY 1 FLAT "a-flat.vmdk" 0\n'
+    )
     assert disk(str(tmp_path / "a.vmdk")) == b"a" * 1024 + bytes(1536) + b"x" * 512
 
 
@@ -62,7 +78,9 @@ def test_what_is_no_disk_of_one_s_own_is_refused(case: str) -> None:
         parse(text)
 
 
-def test_files_that_are_missing_or_short_or_no_files_are_named_before_anything_is_sent(tmp_path: Path) -> None:
+def test_files_that_are_missing_or_short_or_no_files_are_named_before_anything_is_sent(
+    tmp_path: Path,
+) -> None:
     place = tmp_path / "a.vmdk"
     (tmp_path / "short").write_bytes(b"x")
     (tmp_path / "folder").mkdir()

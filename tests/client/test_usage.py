@@ -49,7 +49,11 @@ def place(short: Path, asked: list[str]) -> Iterator[str]:
                     target = caller.recv(65536).split(b" ")[1].decode()
                     asked.append(target)
                     body = json.dumps(ANSWERS[target.partition("?")[0]]).encode()
-                    caller.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    caller.sendall(
+                        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+                        % len(body)
+                        + body
+                    )
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -59,7 +63,8 @@ def place(short: Path, asked: list[str]) -> Iterator[str]:
 
 
 WANTED = [
-    "/v1/vms/web1/usage", "/v1/usage", "/v1/vms/web1/history?resolution=hour&since=5", "/v1/host/history?resolution=minute&since=0",
+    "/v1/vms/web1/usage", "/v1/usage", "/v1/vms/web1/history?resolution=hour&since=5",
+    "/v1/host/history?resolution=minute&since=0",
     "/v1/vms/web1/advice?enough=60",
 ]  # fmt: skip
 
@@ -75,6 +80,8 @@ def test_the_synchronous_client(place: str, asked: list[str]) -> None:
 async def test_the_asynchronous_client(place: str, asked: list[str]) -> None:
     async with AsyncClient(place) as client:
         assert await client.usage("web1") == USAGE and (await client.overview()).vms == (USAGE,)
-        assert await client.history("web1", "hour", 5) == [POINT] and await client.history(None) == []
+        assert (
+            await client.history("web1", "hour", 5) == [POINT] and await client.history(None) == []
+        )
         assert await client.advice("web1", enough=60) == ADVICE
     assert asked == WANTED

@@ -30,7 +30,8 @@ from virtuary.base.errors import Exists, Invalid, NotFound, PeerAway, VirtuaryEr
 from virtuary.base.paths import Paths
 from virtuary.client.wire import Wire, environment_socket, path_part
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "api"))  # test folders are no packages; the service lives with the API's
+# test folders are no packages; the service lives with the API's
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from service import make_parts, settle
 
 Script = Callable[[socket.socket], None]
@@ -80,7 +81,8 @@ def says(*pieces: bytes | float) -> Script:
 OK = b"HTTP/1.1 200 OK\r\n"
 ANSWERS: dict[str, tuple[Script, Any]] = {
     "by length": (says(OK + b"Content-Length: 7\r\n\r\n" + b'{"a":1}'), {"a": 1}),
-    "by length, in pieces": (says(OK[:5], OK[5:] + b"content-length: 7\r", b"\n\r\n{", b'"a":', b"1}"), {"a": 1}),
+    "by length, in pieces": (says(OK[:5], OK[5:] + b"content-length: 7\r", b"\n\r\n{", b'"a":',
+    b"1}"), {"a": 1}),
     "in chunks": (says(OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\n{\"a\r\n4;x=y\r\n\":1}\r\n0\r\n\r\n"), {"a": 1}),
     "in chunks, byte by byte": (
         says(*(bytes([byte]) for byte in OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\n{\"a\r\n4\r\n\":1}\r\n0\r\n\r\n")), {"a": 1},
@@ -97,7 +99,9 @@ def test_an_answer_is_read_whole(short: Path, case: str) -> None:
         assert wire.call("GET", "/v1/x") == wanted
 
 
-PROBLEM = json.dumps(Exists("web1 is there already", "choose another name", asked=1).problem()).encode()
+PROBLEM = json.dumps(
+    Exists("web1 is there already", "choose another name", asked=1).problem()
+).encode()
 AWAY: dict[str, Script] = {
     "hangs up at once": says(),
     "hangs up in the head": says(OK),
@@ -131,7 +135,10 @@ def test_a_daemon_that_is_not_there_is_told_with_what_to_do(short: Path) -> None
 
 def test_a_problem_becomes_the_error_it_stands_for(short: Path) -> None:
     with (
-        daemon(short, says(b"HTTP/1.1 409 Conflict\r\nContent-Length: %d\r\n\r\n" % len(PROBLEM) + PROBLEM)) as wire,
+        daemon(
+            short,
+            says(b"HTTP/1.1 409 Conflict\r\nContent-Length: %d\r\n\r\n" % len(PROBLEM) + PROBLEM),
+        ) as wire,
         pytest.raises(Exists) as caught,
     ):
         wire.call("POST", "/v1/vms", {})
@@ -145,7 +152,11 @@ def test_a_problem_becomes_the_error_it_stands_for(short: Path) -> None:
 def test_an_upload_that_is_refused_is_told_with_the_reason(short: Path) -> None:
     body = json.dumps(Invalid("too large").problem()).encode()
     answer = b"HTTP/1.1 422 X\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    with daemon(short, says(answer)) as wire, pytest.raises(VirtuaryError), (short / "file").open("wb+") as file:
+    with (
+        daemon(short, says(answer)) as wire,
+        pytest.raises(VirtuaryError),
+        (short / "file").open("wb+") as file,
+    ):
         file.write(bytes(1000))
         file.seek(0)
         wire.upload("/v1/images/x/content", {}, file, 1000)
@@ -163,16 +174,24 @@ def event(number: int, **data: Any) -> bytes:
 
 
 STREAM = OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-WANTED = [{"id": 1, "event": "vm.changed", "data": {"a": 1}}, {"id": 2, "event": "vm.changed", "data": {"b": 2}}]
+WANTED = [
+    {"id": 1, "event": "vm.changed", "data": {"a": 1}},
+    {"id": 2, "event": "vm.changed", "data": {"b": 2}},
+]
 END = b"0\r\n\r\n"
 STREAMS: dict[str, Script] = {
-    "one a chunk": says(STREAM + chunk(b": connected\n\n") + chunk(event(1, a=1)) + chunk(event(2, b=2)) + END),
+    "one a chunk": says(STREAM + chunk(b": connected\n\n") + chunk(event(1, a=1)) + chunk(event(2,
+    b=2)) + END),
     "two in a chunk": says(STREAM + chunk(event(1, a=1) + event(2, b=2)) + END),
-    "one over two chunks": says(STREAM + chunk(event(1, a=1)[:10]), chunk(event(1, a=1)[10:]) + chunk(event(2, b=2)) + END),
+    "one over two chunks": says(STREAM + chunk(event(1, a=1)[:10]), chunk(event(1,
+    a=1)[10:]) + chunk(event(2, b=2)) + END),
     "ticks between events": says(STREAM + chunk(event(1, a=1)), 0.15, chunk(event(2, b=2)) + END),
-    "a tick within the size": says(STREAM + b"1", 0.15, chunk(b"x" * 16)[1:] + chunk(b"\n\n" + event(1, a=1)) + chunk(event(2, b=2)) + END),
-    "a tick within a chunk": says(STREAM + chunk(event(1, a=1))[:12], 0.15, chunk(event(1, a=1))[12:], 0.15, chunk(event(2, b=2)) + END),
-    "comments and heartbeats": says(STREAM + chunk(b": still here\n\n") + chunk(event(1, a=1)) + chunk(b": still here\n\n" + event(2, b=2)) + END),
+    "a tick within the size": says(STREAM + b"1", 0.15,
+    chunk(b"x" * 16)[1:] + chunk(b"\n\n" + event(1, a=1)) + chunk(event(2, b=2)) + END),
+    "a tick within a chunk": says(STREAM + chunk(event(1, a=1))[:12], 0.15, chunk(event(1,
+    a=1))[12:], 0.15, chunk(event(2, b=2)) + END),
+    "comments and heartbeats": says(STREAM + chunk(b": still here\n\n") + chunk(event(1,
+    a=1)) + chunk(b": still here\n\n" + event(2, b=2)) + END),
 }  # fmt: skip
 
 
@@ -192,7 +211,12 @@ def test_a_stream_that_breaks_off_is_told_after_what_was_whole(short: Path) -> N
             next(stream)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, derandomize=True)
+@settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
+    derandomize=True,
+)
 @given(cuts=st.lists(st.integers(1, 400), max_size=8, unique=True))
 def test_events_do_not_depend_on_how_the_bytes_arrive(short: Path, cuts: list[int]) -> None:
     whole = STREAM + chunk(b": connected\n\n") + chunk(event(1, a=1)) + chunk(event(2, b=2)) + END
@@ -226,7 +250,9 @@ async def served(paths: Paths) -> AsyncIterator[Wire]:
         timeout_graceful_shutdown=1,
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listening_socket(str(paths.socket), system=False)]))
+    task = asyncio.create_task(
+        server.serve(sockets=[listening_socket(str(paths.socket), system=False)])
+    )
     while not server.started:
         await asyncio.sleep(0.005)
     yield Wire(str(paths.socket), timeout=5)
@@ -241,21 +267,34 @@ async def test_the_daemon_is_understood(paths: Paths) -> None:
         root = await asyncio.to_thread(wire.call, "GET", "/")
         assert root["name"] == "virtuary" and root["versions"] == ["v1"]
         made = await asyncio.to_thread(
-            wire.call, "POST", "/v1/vms", {"image": "tiny", "name": "web1"}, None, {"Idempotency-Key": "k"}
+            wire.call,
+            "POST",
+            "/v1/vms",
+            {"image": "tiny", "name": "web1"},
+            None,
+            {"Idempotency-Key": "k"},
         )
         assert made["operation"]["spec"]["actor"] == pwd.getpwuid(os.getuid()).pw_name
-        page = await asyncio.to_thread(wire.call, "GET", "/v1/vms", None, {"limit": 1, "cursor": "", "label": None})
+        page = await asyncio.to_thread(
+            wire.call, "GET", "/v1/vms", None, {"limit": 1, "cursor": "", "label": None}
+        )
         assert [item["meta"]["name"] for item in page["items"]] == ["web1"]
         with pytest.raises(NotFound, match="nobody"):
             await asyncio.to_thread(wire.call, "GET", f"/v1/vms/{path_part('nobody')}")
 
 
-@pytest.mark.parametrize("name", ["a b", "ü", "a?b=c", "a#b", "%41", "../vms", "\n", "a\0b", "x" * 5000, "❤️&=+"])
+@pytest.mark.parametrize(
+    "name", ["a b", "ü", "a?b=c", "a#b", "%41", "../vms", "\n", "a\0b", "x" * 5000, "❤️&=+"]
+)
 async def test_any_name_is_one_segment_and_answered(paths: Paths, name: str) -> None:
     async with served(paths) as wire:
         with pytest.raises(NotFound) as caught:
             await asyncio.to_thread(wire.call, "GET", f"/v1/vms/{path_part(name)}")
-        assert name[:80] in caught.value.sentence or repr(name[:80]) in caught.value.sentence or "/" in name
+        assert (
+            name[:80] in caught.value.sentence
+            or repr(name[:80]) in caught.value.sentence
+            or "/" in name
+        )
 
 
 async def test_events_of_the_daemon_are_understood(paths: Paths) -> None:
@@ -271,7 +310,11 @@ async def test_events_of_the_daemon_are_understood(paths: Paths) -> None:
 
         await asyncio.to_thread(wire.call, "POST", "/v1/vms", {"image": "tiny", "name": "web1"})
         found = await asyncio.to_thread(follow)
-    assert [item["event"] for item in found[:-1]] == ["image.changed", "vm.changed", "operation.changed"]
+    assert [item["event"] for item in found[:-1]] == [
+        "image.changed",
+        "vm.changed",
+        "operation.changed",
+    ]
 
 
 async def test_a_request_that_is_too_large_is_refused_in_words(paths: Paths) -> None:
@@ -281,7 +324,9 @@ async def test_a_request_that_is_too_large_is_refused_in_words(paths: Paths) -> 
 
 
 @pytest.mark.parametrize(("value", "wanted"), [("", None), ("unix:///run/x", "/run/x")])
-def test_the_socket_may_be_named_by_the_environment(value: str, wanted: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_socket_may_be_named_by_the_environment(
+    value: str, wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VIRTUARY_HOST", value)
     assert environment_socket() == wanted
 

@@ -1,6 +1,8 @@
-"""Daemons without the second that Python takes to import one: forked from a process that has imported it.
+"""Daemons without the second that Python takes to import one: forked from a process that has
+imported it.
 
-The harness starts two daemons for every fault; reading the same modules anew each time was most of what it cost.
+The harness starts two daemons for every fault; reading the same modules anew each time was most of
+what it cost.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ from typing import Any
 
 
 class Nursery:
-    """The process that daemons are forked from; it does one thing at a time, for one who asks at a time."""
+    """The process that daemons are forked from; it does one thing at a time, for one who asks at a
+    time.
+    """
 
     def __init__(self) -> None:
         words = [sys.executable, "-c", "import forked; forked.serve()"]
         source = Path(__file__).resolve().parents[2] / "src"
         env = os.environ | {"PYTHONPATH": f"{source}:{Path(__file__).parent}"}
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
+        )
         self._lock = threading.Lock()
 
     def ask(self, *request: Any) -> Any:
@@ -93,7 +99,10 @@ def _start(env: dict[str, str], log: str) -> int:
         os.chdir("/")
         os.environ.clear()
         os.environ.update(env)
-        for path, flags, numbers in ((os.devnull, os.O_RDONLY, (0,)), (log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, (1, 2))):
+        for path, flags, numbers in (
+            (os.devnull, os.O_RDONLY, (0,)),
+            (log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, (1, 2)),
+        ):
             handle = os.open(path, flags, 0o600)
             for number in numbers:
                 os.dup2(handle, number)

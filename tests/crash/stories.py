@@ -1,7 +1,9 @@
-"""Stories that together pass every crash point, and what must be true after the daemon died in the middle of one.
+"""Stories that together pass every crash point, and what must be true after the daemon died in the
+middle of one.
 
-A story is told through the API, one deed after the other; each waits for its operation. What was acknowledged is noted here,
-apart from the daemon. A deed that was never answered may or may not have happened; everything else has to be true.
+A story is told through the API, one deed after the other; each waits for its operation. What was
+acknowledged is noted here, apart from the daemon. A deed that was never answered may or may not
+have happened; everything else has to be true.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ class Teller:
         except (OSError, IndexError, ValueError) as error:  # cut off in the middle of an answer
             raise DaemonDied from error
         self.doubtful.discard(key)
-        if isinstance(answer, dict) and (operation := answer.get("operation") or ("target" in answer.get("spec", {}) and answer)):
+        if isinstance(answer, dict) and (
+            operation := answer.get("operation") or ("target" in answer.get("spec", {}) and answer)
+        ):
             self.told.add(operation["meta"]["id"])
         return answer
 
@@ -95,18 +99,26 @@ class Teller:
                 raise DaemonDied from error
             return found if found["status"]["phase"] in ENDED else None
 
-        return until(look, 120, f"operation {identity} ends", 0.05)  # making a template boots a guest, beside another test
+        # making a template boots a guest, beside another test
+        return until(look, 120, f"operation {identity} ends", 0.05)
 
     # ---- deeds
 
     def create(self, name: str, **wish: Any) -> Json:
-        answer = self.ask(f"vm {name}", "POST", "/v1/vms", {"name": name, "memory": 96 << 20, "power": "stopped", **wish})
+        answer = self.ask(
+            f"vm {name}",
+            "POST",
+            "/v1/vms",
+            {"name": name, "memory": 96 << 20, "power": "stopped", **wish},
+        )
         self.there[f"vm {name}"] = wish.get("power", "stopped")
         self.end(answer)
         return answer["vm"]
 
     def copy(self, source: str, name: str, **wish: Any) -> None:
-        answer = self.ask(f"vm {name}", "POST", f"/v1/vms/{source}/actions/copy", {"name": name, **wish})
+        answer = self.ask(
+            f"vm {name}", "POST", f"/v1/vms/{source}/actions/copy", {"name": name, **wish}
+        )
         self.there[f"vm {name}"] = "running" if wish.get("start") else "stopped"
         self.end(answer)
 
@@ -133,7 +145,9 @@ class Teller:
 def make_disk(folder: Path) -> Path:
     """A disk that can be imported; nothing boots from it."""
     path = folder / "disk.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "64M"], check=True, timeout=20)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", str(path), "64M"], check=True, timeout=20
+    )
     return path
 
 
@@ -150,13 +164,17 @@ def life(teller: Teller) -> None:
 
 
 def boot(teller: Teller) -> None:
-    """Launch until a shell is possible, then delete: the only story in which the guest is given its identity."""
+    """Launch until a shell is possible, then delete: the only story in which the guest is given its
+    identity.
+    """
     teller.create("boot", image="tiny", power="running")
     teller.delete("boot")
 
 
 def sized(teller: Teller) -> None:
-    """Give a server that runs limits, CPUs, memory and a larger disk; then take back the CPUs and the memory."""
+    """Give a server that runs limits, CPUs, memory and a larger disk; then take back the CPUs and
+    the memory.
+    """
     teller.create("sized", image="tiny", power="running", memory=128 << 20)
     for wish in (
         {"cpu": {"limit": 80, "weight": 200}},
@@ -167,7 +185,12 @@ def sized(teller: Teller) -> None:
         answer = teller.ask("vm sized", "PATCH", "/v1/vms/sized", wish)
         if "operation" in answer:
             teller.end(answer)
-    until(lambda: teller.ask("vm sized", "GET", "/v1/vms/sized")["status"]["cpus"] == 1, 20, "it has what was wished", 0.05)
+    until(
+        lambda: teller.ask("vm sized", "GET", "/v1/vms/sized")["status"]["cpus"] == 1,
+        20,
+        "it has what was wished",
+        0.05,
+    )
     teller.delete("sized")
 
 
@@ -175,7 +198,12 @@ def shared(teller: Teller) -> None:
     """Copy a server on whose disk something was written, then remove it, and the copy after it."""
     vm = teller.create("first", image="tiny")
     disk = teller.instance.paths.vm(vm["meta"]["id"]).disk
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", str(disk)], check=True, timeout=20, capture_output=True)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", str(disk)],
+        check=True,
+        timeout=20,
+        capture_output=True,
+    )
     teller.copy("first", "second")
     teller.copy("first", "third")
     teller.delete("first")
@@ -206,7 +234,10 @@ def whole(teller: Teller) -> None:
 def picture(teller: Teller) -> None:
     """Import an image and give a server of it a seed; remove both."""
     disk = make_disk(teller.instance.root)
-    teller.image("picture", teller.upload("image picture", "/v1/images/picture/content", disk, cloud_init="true"))
+    teller.image(
+        "picture",
+        teller.upload("image picture", "/v1/images/picture/content", disk, cloud_init="true"),
+    )
     teller.create("seeded", image="picture", user_data="#cloud-config\n{}\n")
     teller.power("seeded", "start", wait="running")
     teller.delete("seeded")
@@ -230,13 +261,17 @@ def fetched(teller: Teller) -> None:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Give)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    teller.instance.servers.append(server)  # it stays until the end: what was begun may be repeated after a crash
+    # it stays until the end: what was begun may be repeated after a crash
+    teller.instance.servers.append(server)
     source = {
         "kind": "url",
         "url": f"http://127.0.0.1:{server.server_port}/disk.qcow2",
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    teller.image("fetched", teller.ask("image fetched", "POST", "/v1/images", {"name": "fetched", "source": source}))
+    teller.image(
+        "fetched",
+        teller.ask("image fetched", "POST", "/v1/images", {"name": "fetched", "source": source}),
+    )
     teller.delete_image("fetched")
 
 
@@ -257,7 +292,12 @@ def warmed(teller: Teller) -> None:
 def cool(teller: Teller) -> None:
     """Have the templates of the image go, and wait until they have: not before their last copy."""
     teller.ask("image tiny", "POST", "/v1/images/tiny/actions/cool", {})
-    until(lambda: not teller.ask("image tiny", "GET", "/v1/templates")["items"], 20, "the template goes", 0.05)
+    until(
+        lambda: not teller.ask("image tiny", "GET", "/v1/templates")["items"],
+        20,
+        "the template goes",
+        0.05,
+    )
 
 
 OUTSIDE = "192.0.2.50"
@@ -265,31 +305,75 @@ OUTSIDE = "192.0.2.50"
 
 
 def joined(teller: Teller) -> None:
-    """Join a network that is made for it, get a second NIC and lose it; server and networks are removed."""
+    """Join a network that is made for it, get a second NIC and lose it; server and networks are
+    removed.
+    """
     teller.ask("network lan", "POST", "/v1/networks", {"name": "lan", "ipv4": "10.98.0.0/24"})
-    teller.ask("network back", "POST", "/v1/networks", {"name": "back", "kind": "isolated", "ipv4": "10.98.1.0/24"})
-    teller.create("joined", image="tiny", power="running", memory=128 << 20, nics=[{"network": "lan", "external": [OUTSIDE]}])
+    teller.ask(
+        "network back",
+        "POST",
+        "/v1/networks",
+        {"name": "back", "kind": "isolated", "ipv4": "10.98.1.0/24"},
+    )
+    teller.create(
+        "joined",
+        image="tiny",
+        power="running",
+        memory=128 << 20,
+        nics=[{"network": "lan", "external": [OUTSIDE]}],
+    )
     for networks in (("lan", "back"), ("lan",)):
         teller.ask(
             "vm joined",
             "PATCH",
             "/v1/vms/joined",
-            {"nics": [{"network": name, "external": [OUTSIDE] if name == "lan" else []} for name in networks]},
+            {
+                "nics": [
+                    {"network": name, "external": [OUTSIDE] if name == "lan" else []}
+                    for name in networks
+                ]
+            },
         )
         until(lambda: has_nics(teller, len(networks)), 30, f"it has {len(networks)} NICs", 0.05)  # noqa: B023
     teller.delete("joined")
     teller.ask("network back", "DELETE", "/v1/networks/back")
-    until(lambda: len(teller.ask("network lan", "GET", "/v1/networks")["items"]) == 1, 20, "the network is gone", 0.05)
+    until(
+        lambda: len(teller.ask("network lan", "GET", "/v1/networks")["items"]) == 1,
+        20,
+        "the network is gone",
+        0.05,
+    )
     teller.ask("network lan", "DELETE", "/v1/networks/lan")
-    until(lambda: not teller.ask("network lan", "GET", "/v1/networks")["items"], 20, "the other one is gone too", 0.05)
+    until(
+        lambda: not teller.ask("network lan", "GET", "/v1/networks")["items"],
+        20,
+        "the other one is gone too",
+        0.05,
+    )
 
 
 def has_nics(teller: Teller, count: int) -> bool:
-    return len(teller.ask("vm joined", "GET", "/v1/vms/joined")["status"]["runtime"]["nics"]) == count
+    return (
+        len(teller.ask("vm joined", "GET", "/v1/vms/joined")["status"]["runtime"]["nics"]) == count
+    )
 
 
 STORIES: dict[str, Callable[[Teller], None]] = {
-    story.__name__: story for story in (life, boot, sized, shared, renewed, living, whole, picture, fetched, made, warmed, joined)
+    story.__name__: story
+    for story in (
+        life,
+        boot,
+        sized,
+        shared,
+        renewed,
+        living,
+        whole,
+        picture,
+        fetched,
+        made,
+        warmed,
+        joined,
+    )
 }
 WARM = ("living", "warmed", "sized", "joined")
 """Stories that begin where the image is warm already: what they tell does not need a boot."""
@@ -297,37 +381,49 @@ NETWORKED = ("joined",)
 """Stories told in a network namespace of their own."""
 TOLD_BY = {
     "life": (
-        "disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename", "disk.after_grow",
-        "start.before_spawn", "start.after_spawn", "start.after_record", "start.before_release", "start.after_release",
-        "network.after_start", "stop.after_mark", "stop.after_kill", "collect.before_clean", "collect.after_clean",
+        "disk.before_overlay", "disk.after_overlay", "disk.before_rename", "disk.after_rename",
+        "disk.after_grow",
+        "start.before_spawn", "start.after_spawn", "start.after_record", "start.before_release",
+        "start.after_release",
+        "network.after_start", "stop.after_mark", "stop.after_kill", "collect.before_clean",
+        "collect.after_clean",
         "forget.before_files", "forget.after_files", "store.before_commit", "store.after_commit",
     ),
     "boot": ("identity.before", "identity.after"),
-    "sized": ("tune.after", "resize.before", "resize.after_offer", "resize.after", "grow.after_resize", "grow.after_record"),
+    "sized": ("tune.after", "resize.before", "resize.after_offer", "resize.after",
+    "grow.after_resize", "grow.after_record"),
     "shared": (
-        "copy.before_link", "copy.after_link", "copy.after_overlay", "copy.before_record", "copy.after_record", "copy.after_unlink",
+        "copy.before_link", "copy.after_link", "copy.after_overlay", "copy.before_record",
+        "copy.after_record", "copy.after_unlink",
         "copy.after_stand",
     ),
     "renewed": ("copy.before_renew", "copy.after_renew"),
     "living": (
-        "live.before_save", "live.standing", "live.before_going_on", "live.after_save", "live.before_record", "live.after_record",
+        "live.before_save", "live.standing", "live.before_going_on", "live.after_save",
+        "live.before_record", "live.after_record",
         "live.after_load", "live.before_renew", "live.after_renew", "live.after_identity",
     ),
     "whole": ("full.after_convert", "copy.after_convert", "copy.after_give"),
     "picture": (
-        "image.before_make", "image-converted", "image.after_make", "image.before_rename", "image.after_rename",
+        "image.before_make", "image-converted", "image.after_make", "image.before_rename",
+        "image.after_rename",
         "image.after_record", "image.after_remove", "seed.after_write",
     ),
     "fetched": ("image-fetched",),
     "made": (
-        "template.before_make", "template.after_boot", "template.before_save", "template.after_save", "template.before_rename",
+        "template.before_make", "template.after_boot", "template.before_save",
+        "template.after_save", "template.before_rename",
         "template.after_rename", "template.after_record", "template.after_remove",
     ),
     "warmed": ("warm.after_load", "renew.before", "renew.after"),
     "joined": (
-        "network.after_bridge", "network.after_dhcp", "network.after_record", "tap.after_open", "nic.after_plug", "nic.after_record",
-        "nic.after_unplug", "network.after_remove", "network.after_external", "rules.after_apply", "rules.after_pass",
+        "network.after_bridge", "network.after_dhcp", "network.after_record", "tap.after_open",
+        "nic.after_plug", "nic.after_record",
+        "nic.after_unplug", "network.after_remove", "network.after_external", "rules.after_apply",
+        "rules.after_pass",
         "rules.after_remove", "rules.after_restore",
     ),
 }  # fmt: skip
-"""Which story passes which point. A new point is added here, or to a new story; a test holds both to the code."""
+"""Which story passes which point. A new point is added here, or to a new story; a test holds both
+to the code.
+"""

@@ -1,4 +1,6 @@
-"""The guest agent: every answer is hostile until parsed, every wait has an end, and one bad answer does not spoil the next."""
+"""The guest agent: every answer is hostile until parsed, every wait has an end, and one bad answer
+does not spoil the next.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Guest:
         self.answer(request["arguments"]["id"])
 
     async def serve(self, answers: dict[str, Any]) -> None:
-        """Answer everything by a table: name of the command -> value, or a list of values given in turn."""
+        """Answer everything by a table: name of the command -> value, or a list of values given in
+        turn.
+        """
         while True:
             request = await self.request()
             name = request["execute"]
@@ -55,7 +59,9 @@ class Guest:
                 self.answer(request["arguments"]["id"])
                 continue
             value = answers[name]
-            self.answer(value.pop(0) if isinstance(value, list) and name == "guest-exec-status" else value)
+            self.answer(
+                value.pop(0) if isinstance(value, list) and name == "guest-exec-status" else value
+            )
 
 
 @asynccontextmanager
@@ -73,7 +79,11 @@ async def talking(folder: Path, talk: Talk, limit: int | None = None) -> AsyncIt
             writer.close()
 
     server = await asyncio.start_unix_server(on_call, str(place))
-    agent = await open_agent(place) if limit is None else Agent(*await asyncio.open_unix_connection(str(place), limit=limit))
+    agent = (
+        await open_agent(place)
+        if limit is None
+        else Agent(*await asyncio.open_unix_connection(str(place), limit=limit))
+    )
     try:
         yield agent
     finally:
@@ -98,7 +108,12 @@ async def test_a_refusal_is_told_in_the_agents_words_without_its_tricks(short: P
     async def talk(guest: Guest) -> None:
         await guest.sync()
         await guest.request()
-        guest.raw(json.dumps({"error": {"class": "X", "desc": "No such \x1b[2Jfile" + "x" * 1000}}).encode() + b"\n")
+        guest.raw(
+            json.dumps(
+                {"error": {"class": "X", "desc": "No such \x1b[2Jfile" + "x" * 1000}}
+            ).encode()
+            + b"\n"
+        )
 
     async with talking(short, talk) as agent:
         with pytest.raises(Failed) as caught:
@@ -106,7 +121,9 @@ async def test_a_refusal_is_told_in_the_agents_words_without_its_tricks(short: P
     assert "No such [2Jfile" in caught.value.sentence and len(caught.value.sentence) < 400
 
 
-async def test_a_missed_deadline_is_silence_and_the_late_answer_belongs_to_nobody(short: Path) -> None:
+async def test_a_missed_deadline_is_silence_and_the_late_answer_belongs_to_nobody(
+    short: Path,
+) -> None:
     async def talk(guest: Guest) -> None:
         await guest.sync()
         await guest.request()
@@ -180,7 +197,9 @@ async def expect_lie(agent: Agent) -> None:
 
 
 async def slowest_turn(work: Awaitable[object]) -> float:
-    """The longest time of this processor for which nobody else had a turn while this was done; others use the host too."""
+    """The longest time of this processor for which nobody else had a turn while this was done;
+    others use the host too.
+    """
     task = asyncio.ensure_future(work)
     slowest = 0.0
     while not task.done():
@@ -238,10 +257,21 @@ async def test_requests_take_turns(short: Path) -> None:
 # ---- commands in the guest
 
 
-async def test_all_the_output_that_the_agent_keeps_is_taken_and_holds_nobody_up(short: Path) -> None:
+async def test_all_the_output_that_the_agent_keeps_is_taken_and_holds_nobody_up(
+    short: Path,
+) -> None:
     out = bytes(range(256)) * 65_536
     line = (
-        json.dumps({"return": {"out-data": encoded(out), "exited": True, "err-data": encoded(b"err"), "exitcode": 0}}).encode()
+        json.dumps(
+            {
+                "return": {
+                    "out-data": encoded(out),
+                    "exited": True,
+                    "err-data": encoded(b"err"),
+                    "exitcode": 0,
+                }
+            }
+        ).encode()
         + b"\n"
     )
 
@@ -269,7 +299,10 @@ async def test_all_the_output_that_the_agent_keeps_is_taken_and_holds_nobody_up(
 
 @pytest.mark.parametrize("spaces", ["", " ", "   "])
 async def test_output_is_taken_wherever_it_stands(short: Path, spaces: str) -> None:
-    first = f'{{"return":{spaces}{{"err-data"{spaces}:{spaces}"{encoded(b"e" * 50_000)}", "exited": true, "exitcode": 1, "out-data": ""}}}}\n'
+    first = (
+        f'{{"return":{spaces}{{"err-data"{spaces}:{spaces}"{encoded(b"e" * 50_000)}", '
+        '"exited": true, "exitcode": 1, "out-data": ""}}\n'
+    )
 
     async def talk(guest: Guest) -> None:
         await guest.sync()
@@ -285,7 +318,9 @@ async def test_output_is_taken_wherever_it_stands(short: Path, spaces: str) -> N
 
 async def test_more_output_than_was_asked_for_is_refused(short: Path) -> None:
     ended = {"exited": True, "exitcode": 0, "out-data": encoded(b"x" * 300_000)}
-    async with talking(short, lambda guest: guest.serve({"guest-exec": {"pid": 7}, "guest-exec-status": [ended]})) as agent:
+    async with talking(
+        short, lambda guest: guest.serve({"guest-exec": {"pid": 7}, "guest-exec-status": [ended]})
+    ) as agent:
         with pytest.raises(Misbehaves, match="more than"):
             await agent.execute(["/bin/cat"], most=200_000)
 
@@ -295,7 +330,9 @@ ENDLESS = b'{"return": {"exited": true, "x": "' + b"x" * 20_000 + b'"}}\n'
 
 
 @pytest.mark.parametrize(
-    "line", [TWICE, ENDLESS, b'"' * 20_000 + b"\n", b"\n", b"\xff\n"], ids=["twice", "long", "marks", "empty", "mark"]
+    "line",
+    [TWICE, ENDLESS, b'"' * 20_000 + b"\n", b"\n", b"\xff\n"],
+    ids=["twice", "long", "marks", "empty", "mark"],
 )
 async def test_an_end_that_is_told_in_an_odd_way_is_refused(short: Path, line: bytes) -> None:
     async def talk(guest: Guest) -> None:
@@ -316,8 +353,17 @@ def encoded(text: bytes) -> str:
 
 
 async def test_a_command_ends_with_its_status_and_output(short: Path) -> None:
-    ended = {"exited": True, "exitcode": 3, "out-data": encoded(b"out"), "err-data": encoded(b"err"), "out-truncated": True}
-    answers = {"guest-exec": {"pid": 7}, "guest-exec-status": [{"exited": False}, {"exited": False}, ended]}
+    ended = {
+        "exited": True,
+        "exitcode": 3,
+        "out-data": encoded(b"out"),
+        "err-data": encoded(b"err"),
+        "out-truncated": True,
+    }
+    answers = {
+        "guest-exec": {"pid": 7},
+        "guest-exec-status": [{"exited": False}, {"exited": False}, ended],
+    }
     async with talking(short, lambda guest: guest.serve(answers)) as agent:
         assert await agent.execute(["/bin/sh"], b"input") == Outcome(3, b"out", b"err", True)
 
@@ -329,7 +375,10 @@ async def test_a_command_ended_by_a_signal_ends_as_in_a_shell(short: Path) -> No
 
 
 async def test_a_command_that_does_not_end_is_left_alone_at_the_deadline(short: Path) -> None:
-    answers = {"guest-exec": {"pid": 7}, "guest-exec-status": [{"exited": False} for _ in range(100)]}
+    answers = {
+        "guest-exec": {"pid": 7},
+        "guest-exec-status": [{"exited": False} for _ in range(100)],
+    }
     async with talking(short, lambda guest: guest.serve(answers)) as agent:
         with pytest.raises(GuestSilent, match="did not end"):
             await agent.execute(["/bin/sleep"], deadline=0.1)
@@ -340,19 +389,30 @@ STRANGE: dict[str, Any] = {
     "a pid that is a tale": {"guest-exec": {"pid": {"a": []}}},
     "a list": {"guest-exec": [1]},
     "no end": {"guest-exec": {"pid": 1}, "guest-exec-status": [{}]},
-    "an endless status": {"guest-exec": {"pid": 1}, "guest-exec-status": [{"exited": True, "exitcode": float("inf")}]},
-    "a status that is a list": {"guest-exec": {"pid": 1}, "guest-exec-status": [{"exited": True, "exitcode": []}]},
+    "an endless status": {
+        "guest-exec": {"pid": 1},
+        "guest-exec-status": [{"exited": True, "exitcode": float("inf")}],
+    },
+    "a status that is a list": {
+        "guest-exec": {"pid": 1},
+        "guest-exec-status": [{"exited": True, "exitcode": []}],
+    },
     "output that is no base64": {
         "guest-exec": {"pid": 1},
         "guest-exec-status": [{"exited": True, "exitcode": 0, "out-data": "%%"}],
     },
-    "output that is a number": {"guest-exec": {"pid": 1}, "guest-exec-status": [{"exited": True, "exitcode": 0, "err-data": 5}]},
+    "output that is a number": {
+        "guest-exec": {"pid": 1},
+        "guest-exec-status": [{"exited": True, "exitcode": 0, "err-data": 5}],
+    },
 }
 
 
 @pytest.mark.parametrize("case", STRANGE)
 async def test_a_strange_answer_about_a_command_is_refused(short: Path, case: str) -> None:
-    async with talking(short, lambda guest: guest.serve(json.loads(json.dumps(STRANGE[case])))) as agent:
+    async with talking(
+        short, lambda guest: guest.serve(json.loads(json.dumps(STRANGE[case])))
+    ) as agent:
         with pytest.raises(Misbehaves):
             await agent.execute(["/bin/true"])
 
@@ -360,10 +420,13 @@ async def test_a_strange_answer_about_a_command_is_refused(short: Path, case: st
 async def test_addresses_leave_out_what_is_not_reachable(short: Path) -> None:
     links = [
         {"name": "lo", "ip-addresses": [{"ip-address": "127.0.0.1"}]},
-        {"name": "eth0", "ip-addresses": [{"ip-address": "fe80::1"}, {"ip-address": "2001:db8::1"}, {"ip-address": "10.0.2.15"}, {"ip-address": "169.254.0.1"}]},
+        {"name": "eth0", "ip-addresses": [{"ip-address": "fe80::1"}, {"ip-address": "2001:db8::1"},
+        {"ip-address": "10.0.2.15"}, {"ip-address": "169.254.0.1"}]},
         {"name": "eth1"},
     ]  # fmt: skip
-    async with talking(short, lambda guest: guest.serve({"guest-network-get-interfaces": links})) as agent:
+    async with talking(
+        short, lambda guest: guest.serve({"guest-network-get-interfaces": links})
+    ) as agent:
         assert await agent.addresses() == ("10.0.2.15", "2001:db8::1")
 
 
@@ -381,7 +444,9 @@ async def test_an_address_is_told_in_its_canonical_form_or_not_at_all(short: Pat
         "",
     ]
     links = [{"name": "eth0", "ip-addresses": [{"ip-address": text} for text in told]}]
-    async with talking(short, lambda guest: guest.serve({"guest-network-get-interfaces": links})) as agent:
+    async with talking(
+        short, lambda guest: guest.serve({"guest-network-get-interfaces": links})
+    ) as agent:
         assert await agent.addresses() == ("10.1.2.3", "2001:db8::5")
 
 
@@ -389,7 +454,10 @@ async def test_an_address_is_told_in_its_canonical_form_or_not_at_all(short: Pat
     ("answer", "bytes_told"),
     [
         ({"paths": []}, None),
-        ({"paths": [{"trimmed": 5, "path": "/"}, {"path": "/x", "error": "no"}, {"trimmed": 6}]}, 11),
+        (
+            {"paths": [{"trimmed": 5, "path": "/"}, {"path": "/x", "error": "no"}, {"trimmed": 6}]},
+            11,
+        ),
         ({}, None),
     ],
 )
@@ -416,7 +484,17 @@ values = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["pid", "exited", "exitcode", "signal", "out-data", "err-data", "name", "ip-addresses", "ip-address"]
+                [
+                    "pid",
+                    "exited",
+                    "exitcode",
+                    "signal",
+                    "out-data",
+                    "err-data",
+                    "name",
+                    "ip-addresses",
+                    "ip-address",
+                ]
             ),
             inner,
             max_size=4,
@@ -454,7 +532,10 @@ def test_whatever_a_guest_answers_only_our_kinds_of_errors_come_out(
 
     async def play() -> None:
         async with talking(short, talk) as agent:
-            for work in (lambda: agent.addresses(), lambda: agent.execute(["/bin/true"], deadline=0.05)):
+            for work in (
+                lambda: agent.addresses(),
+                lambda: agent.execute(["/bin/true"], deadline=0.05),
+            ):
                 try:
                     found = await asyncio.wait_for(work(), 5)
                     assert isinstance(found, tuple)

@@ -1,4 +1,6 @@
-"""The program that wakes a copy: built from its source, and tried in namespaces where it can change nothing of this host's."""
+"""The program that wakes a copy: built from its source, and tried in namespaces where it can change
+nothing of this host's.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def program(tmp_path: Path) -> Path:
 
 
 def apart(program: Path, lines: str, after: str = "true") -> subprocess.CompletedProcess[str]:
-    """Run it in namespaces of its own with these lines; then a shell command in the same ones. The last line is its exit status.
+    """Run it in namespaces of its own with these lines; then a shell command in the same ones. The
+    last line is its exit status.
 
     Files are not apart: what it writes, it writes.
     """
@@ -32,12 +35,19 @@ def apart(program: Path, lines: str, after: str = "true") -> subprocess.Complete
 
 
 def test_the_program_is_what_its_source_says(tmp_path: Path) -> None:
-    """Compilers differ, so the text of the program is compared: what it can open and the calls it makes."""
+    """Compilers differ, so the text of the program is compared: what it can open and the calls it
+    makes.
+    """
     if not shutil.which("gcc"):
         pytest.skip("gcc is not installed")
     source = Path(str(resources.files("virtuary.guest") / "awaken.c"))
-    subprocess.run([*BUILD, "-o", tmp_path / "awaken", source], check=True, timeout=60, capture_output=True)
-    built, kept = (tmp_path / "awaken").read_bytes(), (resources.files("virtuary.guest") / "awaken.bin").read_bytes()
+    subprocess.run(
+        [*BUILD, "-o", tmp_path / "awaken", source], check=True, timeout=60, capture_output=True
+    )
+    built, kept = (
+        (tmp_path / "awaken").read_bytes(),
+        (resources.files("virtuary.guest") / "awaken.bin").read_bytes(),
+    )
     paths = [word for word in built.split(b"\0") if word.startswith((b"/proc", b"/sys", b"/dev"))]
     assert len(paths) >= 4 and all(path in kept for path in paths)
     assert abs(len(built) - len(kept)) < 512, "build it again and keep the result as awaken.bin"
@@ -48,12 +58,16 @@ def test_it_gives_a_hostname_and_another_hardware_address(program: Path) -> None
     words = with_card(program, "h copy-1\nm 525400abcdef\n", "hostname").stdout.split()
     assert words[:4] == ["awake", "0", "0", "copy-1"] and "52:54:00:ab:cd:ef" in words
     assert "10.9.9.9/24" not in words, "the old address does not stay"
-    assert any(word.startswith("fe80::5054:ff:feab:cdef") for word in words), "nor does the old link-local one"
+    assert any(word.startswith("fe80::5054:ff:feab:cdef") for word in words), (
+        "nor does the old link-local one"
+    )
     assert "fd00::1/64" not in words, "nor what another network gave"
 
 
 def with_card(program: Path, lines: str, after: str) -> subprocess.CompletedProcess[str]:
-    """The same beside a network card 52:54:00:00:00:01 with addresses, which is shown at the end."""
+    """The same beside a network card 52:54:00:00:00:01 with addresses, which is shown at the
+    end.
+    """
     card = """set -e; mount -t proc none /proc
         ip link add dummy0 type veth peer name other; ip link set dummy0 address 52:54:00:00:00:01
         echo 0 > /proc/sys/net/ipv6/conf/dummy0/accept_dad; ip link set other up; ip link set dummy0 up
@@ -69,18 +83,24 @@ def with_card(program: Path, lines: str, after: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.host
-def test_on_the_same_network_only_what_comes_from_the_hardware_address_changes(program: Path) -> None:
+def test_on_the_same_network_only_what_comes_from_the_hardware_address_changes(
+    program: Path,
+) -> None:
     words = with_card(program, "M 525400abcdef\n", "ip -6 route").stdout.split()
     assert words[:3] == ["awake", "0", "0"] and "52:54:00:ab:cd:ef" in words
     assert "10.9.9.9/24" in words and "fd00::1/64" in words, "what somebody gave it stays"
     assert "fe80::5054:ff:feab:cdef/64" in words
-    assert not [word for word in words if word.startswith(("fe80::5054:ff:fe00:1", "fd00::5054:ff:fe00:1"))]
+    assert not [
+        word for word in words if word.startswith(("fe80::5054:ff:fe00:1", "fd00::5054:ff:fe00:1"))
+    ]
     assert "fe80::/64" in words, "the others of its network are reached"
 
 
 @pytest.mark.host
 def test_an_address_and_a_way_out_are_given_and_waited_for(program: Path) -> None:
-    words = with_card(program, "m 525400abcdef\na 0a000005 ffffff00 0a000001\nw 1000\n", "ip route").stdout.split()
+    words = with_card(
+        program, "m 525400abcdef\na 0a000005 ffffff00 0a000001\nw 1000\n", "ip route"
+    ).stdout.split()
     assert words[:6] == ["awake", "0", "0", "default", "via", "10.0.0.1"] and "10.0.0.5/24" in words
 
 
@@ -96,11 +116,15 @@ def test_a_machine_without_that_network_card_is_left_alone(program: Path, tmp_pa
 def test_files_are_written_where_they_are_wanted(program: Path, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("longer than before")
     lines = [
-        f"d 700 {tmp_path}/folder", f"d 700 {tmp_path}/folder", f"f 600 4 {tmp_path}/folder/file", "a\nb\n",
-        f"o 644 1 {tmp_path}/nothere/file", "x", f"e 644 1 {tmp_path}/notthere", "x", f"e 644 3 {tmp_path}/there", "new",
+        f"d 700 {tmp_path}/folder", f"d 700 {tmp_path}/folder", f"f 600 4 {tmp_path}/folder/file",
+        "a\nb\n",
+        f"o 644 1 {tmp_path}/nothere/file", "x", f"e 644 1 {tmp_path}/notthere", "x",
+        f"e 644 3 {tmp_path}/there", "new",
     ]  # fmt: skip
     assert apart(program, "\n".join(lines) + "\n").stdout.split() == ["awake", "0", "0", "0"]
-    assert (tmp_path / "folder/file").read_text() == "a\nb\n" and (tmp_path / "folder/file").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "folder/file").read_text() == "a\nb\n" and (
+        tmp_path / "folder/file"
+    ).stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "there").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["awaken", "folder", "there"]
@@ -118,7 +142,9 @@ def test_files_are_written_where_they_are_wanted(program: Path, tmp_path: Path) 
         (None, "127.0.1.1 web2\n"),
     ],
 )  # fmt: skip
-def test_its_name_stands_in_the_hosts_file_once(program: Path, tmp_path: Path, before: str | None, after: str) -> None:
+def test_its_name_stands_in_the_hosts_file_once(
+    program: Path, tmp_path: Path, before: str | None, after: str
+) -> None:
     hosts = tmp_path / "hosts"
     if before is not None:
         hosts.write_text(before)
@@ -128,7 +154,9 @@ def test_its_name_stands_in_the_hosts_file_once(program: Path, tmp_path: Path, b
 
 
 @pytest.mark.host
-def test_scripts_run_where_they_are_wanted_and_what_they_say_is_told(program: Path, tmp_path: Path) -> None:
+def test_scripts_run_where_they_are_wanted_and_what_they_say_is_told(
+    program: Path, tmp_path: Path
+) -> None:
     def line(kind: str, path: str, script: str) -> str:
         return f"{kind} {len(script)} {'0 ' if kind == 'z' else ''}{path}\n{script}\n"
 
@@ -153,7 +181,10 @@ def test_a_journal_moves_to_its_new_name_and_processes_end(program: Path, tmp_pa
     (tmp_path / "id").write_text("old\n")
     sleeper = subprocess.Popen(["sleep", "60"])
     (tmp_path / "pids").write_text(f"{sleeper.pid}\n\n0\n1\n4194304\n")
-    lines = f"j {tmp_path}/id new {tmp_path}/journal\nj {tmp_path}/id new {tmp_path}/nothere\nk {tmp_path}/pids\n"
+    lines = (
+        f"j {tmp_path}/id new {tmp_path}/journal\nj {tmp_path}/id new {tmp_path}/nothere\nk "
+        f"{tmp_path}/pids\n"
+    )
     assert apart(program, lines).stdout.split() == ["awake", "0", "0", "0"]
     assert [path.name for path in (tmp_path / "journal").iterdir()] == ["new"]
     assert sleeper.wait(10) == -9
@@ -161,9 +192,15 @@ def test_a_journal_moves_to_its_new_name_and_processes_end(program: Path, tmp_pa
 
 @pytest.mark.host
 def test_it_tells_whether_ssh_listens(program: Path) -> None:
-    server = "python3 -c 'import socket, time; s = socket.create_server((\"127.0.0.1\", 22)); time.sleep(20)'"
+    server = (
+        'python3 -c \'import socket, time; s = socket.create_server(("127.0.0.1", 22)); '
+        "time.sleep(20)'"
+    )
     serve, late = f"{server} & server=$!", f"(sleep 0.3; exec {server}) & server=$!"
-    wait = "i=0; until grep -q ':0016 00000000:0000 0A' /proc/net/tcp; do i=$((i + 1)); [ $i -lt 200 ]; sleep 0.05; done"
+    wait = (
+        "i=0; until grep -q ':0016 00000000:0000 0A' /proc/net/tcp; do i=$((i + 1)); [ $i -lt "
+        "200 ]; sleep 0.05; done"
+    )
     script = f"""set -e; mount -t proc none /proc; ip link set lo up
         {serve}
         {wait}
@@ -171,14 +208,23 @@ def test_it_tells_whether_ssh_listens(program: Path) -> None:
         {late}
         echo l 15000 / | {program}; kill $server"""
     done = subprocess.run(
-        ["unshare", "--net", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=30, check=False
+        ["unshare", "--net", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert done.stdout.splitlines() == ["awake 0 1", "awake 0 0", "awake 0 1"], done.stderr
 
 
 @pytest.mark.host
-def test_a_length_beyond_the_end_is_a_failure_and_writes_nothing(program: Path, tmp_path: Path) -> None:
-    assert apart(program, f"f 644 99 {tmp_path}/file\nabc\n").stdout.splitlines()[-2:] == ["awake 1 0", "1"]
+def test_a_length_beyond_the_end_is_a_failure_and_writes_nothing(
+    program: Path, tmp_path: Path
+) -> None:
+    assert apart(program, f"f 644 99 {tmp_path}/file\nabc\n").stdout.splitlines()[-2:] == [
+        "awake 1 0",
+        "1",
+    ]
     assert not (tmp_path / "file").exists()
 
 
@@ -187,7 +233,10 @@ def test_it_binds_one_file_over_another(program: Path, tmp_path: Path) -> None:
     (tmp_path / "new").write_text("new")
     (tmp_path / "old").write_text("old")
     done = apart(program, f"b {tmp_path}/new {tmp_path}/old\n", f"cat {tmp_path}/old; echo")
-    assert done.stdout.split() == ["awake", "0", "0", "new", "0"] and (tmp_path / "old").read_text() == "old"
+    assert (
+        done.stdout.split() == ["awake", "0", "0", "new", "0"]
+        and (tmp_path / "old").read_text() == "old"
+    )
 
 
 @pytest.mark.host
@@ -206,4 +255,9 @@ def test_it_tells_how_many_lines_failed(program: Path, lines: str, failed: int) 
 
 @pytest.mark.host
 def test_entropy_is_taken(program: Path) -> None:
-    assert apart(program, "s " + "0123456789abcdef" * 16 + "\n").stdout.split() == ["awake", "0", "0", "0"]
+    assert apart(program, "s " + "0123456789abcdef" * 16 + "\n").stdout.split() == [
+        "awake",
+        "0",
+        "0",
+        "0",
+    ]

@@ -1,4 +1,6 @@
-"""A guest's clock after it stood still: set as exactly as the agent is quick, left alone where it is right, and said where it can't be set."""
+"""A guest's clock after it stood still: set as exactly as the agent is quick, left alone where it
+is right, and said where it can't be set.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from virtuary.guest.clock import find_offset, set_clock
 class Guest:
     """An agent and its clock; time goes on by what each answer takes."""
 
-    def __init__(self, behind: float, takes: float = 0.01, sets: bool = True, says: bool = True) -> None:
+    def __init__(
+        self, behind: float, takes: float = 0.01, sets: bool = True, says: bool = True
+    ) -> None:
         self.host, self.behind, self.takes, self.sets, self.says = 1e9, behind, takes, sets, says
         self.asked: list[str] = []
 

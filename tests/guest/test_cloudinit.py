@@ -1,4 +1,6 @@
-"""What became of user data, from the two files that cloud-init writes; a guest may write anything into them."""
+"""What became of user data, from the two files that cloud-init writes; a guest may write anything
+into them.
+"""
 
 from __future__ import annotations
 
@@ -43,16 +45,25 @@ FAILED = {**FINE, "errors": ["('scripts_user', RuntimeError('1 failed'))"]}
         (files({"init": {**FINE, "errors": ["\x1b[2Jred" * 500]}}, None), None),
     ],
 )  # fmt: skip
-def test_the_outcome_is_told_with_its_errors_and_the_unit(told: tuple[bytes, bytes], found: CloudInit | None) -> None:
+def test_the_outcome_is_told_with_its_errors_and_the_unit(
+    told: tuple[bytes, bytes], found: CloudInit | None
+) -> None:
     seen = outcome(*told)
-    assert seen == found if found else all(len(text) <= 300 and text.isprintable() for text in seen.errors) and seen.errors
+    assert (
+        seen == found
+        if found
+        else all(len(text) <= 300 and text.isprintable() for text in seen.errors) and seen.errors
+    )
 
 
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=5),
         lambda inner: (
-            st.lists(inner) | st.dictionaries(st.sampled_from(["v1", "init", "errors", "recoverable_errors", "WARNING"]), inner)
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["v1", "init", "errors", "recoverable_errors", "WARNING"]), inner
+            )
         ),
     )
 )

@@ -1,4 +1,6 @@
-"""Host keys as a guest tells them: whole keys of known kinds are taken, and nothing else of what it says."""
+"""Host keys as a guest tells them: whole keys of known kinds are taken, and nothing else of what it
+says.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,20 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     made = {}
     folder = tmp_path_factory.mktemp("keys")
     for kind, bits in (("ed25519", "256"), ("ecdsa", "521"), ("rsa", "2048")):
-        words = ["ssh-keygen", "-q", "-t", kind, "-b", bits, "-N", "", "-C", "root@guest of mine", "-f", str(folder / kind)]
+        words = [
+            "ssh-keygen",
+            "-q",
+            "-t",
+            kind,
+            "-b",
+            bits,
+            "-N",
+            "",
+            "-C",
+            "root@guest of mine",
+            "-f",
+            str(folder / kind),
+        ]
         subprocess.run(words, check=True)
         made[kind] = (folder / f"{kind}.pub").read_text()
     return made
@@ -36,17 +51,27 @@ def plain(line: str) -> str:
 
 
 def test_keys_are_taken_as_openssh_and_dropbear_print_them(keys: dict[str, str]) -> None:
-    said = f"Public key portion is:\n{keys['ed25519']}Fingerprint: SHA256:abc\n{keys['ecdsa']}{keys['rsa']}"
-    assert hostkeys.parse(said.encode()) == tuple(plain(keys[kind]) for kind in ("ed25519", "ecdsa", "rsa"))
+    said = (
+        f"Public key portion is:\n{keys['ed25519']}Fingerprint: "
+        f"SHA256:abc\n{keys['ecdsa']}{keys['rsa']}"
+    )
+    assert hostkeys.parse(said.encode()) == tuple(
+        plain(keys[kind]) for kind in ("ed25519", "ecdsa", "rsa")
+    )
 
 
 def test_the_lines_are_those_ssh_finds_a_server_by(tmp_path: Path, keys: dict[str, str]) -> None:
     place = tmp_path / "known"
     place.write_bytes(hostkeys.known_hosts(hostkeys.alias("1"), keys.values()))
     found = subprocess.run(
-        ["ssh-keygen", "-F", "virtuary-1", "-f", str(place)], capture_output=True, text=True, check=True
+        ["ssh-keygen", "-F", "virtuary-1", "-f", str(place)],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
-    assert [line for line in found.splitlines() if line[0] != "#"] == [f"virtuary-1 {plain(key)}" for key in keys.values()]
+    assert [line for line in found.splitlines() if line[0] != "#"] == [
+        f"virtuary-1 {plain(key)}" for key in keys.values()
+    ]
 
 
 BAD = {
@@ -72,21 +97,31 @@ def test_one_key_of_a_kind_is_taken_from_however_many(keys: dict[str, str]) -> N
 
 
 @given(st.binary(max_size=300))
-def test_whatever_a_guest_says_makes_lines_of_this_server_alone(keys: dict[str, str], noise: bytes) -> None:
-    for said in (noise, noise + b"\n" + keys["ed25519"].encode(), keys["ed25519"].strip().encode() + noise):
+def test_whatever_a_guest_says_makes_lines_of_this_server_alone(
+    keys: dict[str, str], noise: bytes
+) -> None:
+    for said in (
+        noise,
+        noise + b"\n" + keys["ed25519"].encode(),
+        keys["ed25519"].strip().encode() + noise,
+    ):
         for line in hostkeys.known_hosts("virtuary-1", hostkeys.parse(said)).decode().splitlines():
             name, kind, _ = line.split(" ")
             assert name == "virtuary-1" and kind in hostkeys.KINDS
 
 
-async def told(short: Path, answer: Callable[[dict[str, Any]], object], limit: float = 5) -> tuple[str, ...]:
+async def told(
+    short: Path, answer: Callable[[dict[str, Any]], object], limit: float = 5
+) -> tuple[str, ...]:
     """What is learned of a guest whose agent answers so; None: with a refusal, ...: not at all."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
             request = json.loads(line.lstrip(b"\xff"))
             arguments = request["arguments"]
-            value = arguments["id"] if request["execute"] == "guest-sync-delimited" else answer(request)
+            value = (
+                arguments["id"] if request["execute"] == "guest-sync-delimited" else answer(request)
+            )
             if value is not ...:
                 reply = {"return": value} if value is not None else {"error": {"desc": "no"}}
                 writer.write(b"\xff" * ("id" in arguments) + json.dumps(reply).encode() + b"\n")
@@ -100,32 +135,55 @@ async def told(short: Path, answer: Callable[[dict[str, Any]], object], limit: f
             await agent.close()
 
 
-async def test_the_keys_of_openssh_are_read_and_nothing_is_started_for_it(short: Path, keys: dict[str, str]) -> None:
+async def test_the_keys_of_openssh_are_read_and_nothing_is_started_for_it(
+    short: Path, keys: dict[str, str]
+) -> None:
     def answer(request: dict[str, Any]) -> object:
         assert request["execute"].startswith("guest-file-")
         arguments = request["arguments"]
         if request["execute"] == "guest-file-open":
             return {hostkeys.PUBLIC[0]: 1000, hostkeys.PUBLIC[2]: 1001}.get(arguments["path"])
         line = keys["ed25519" if arguments["handle"] == 1000 else "rsa"]
-        return {"count": len(line), "buf-b64": base64.b64encode(line.encode()).decode(), "eof": True}
+        return {
+            "count": len(line),
+            "buf-b64": base64.b64encode(line.encode()).decode(),
+            "eof": True,
+        }
 
     assert await told(short, answer) == (plain(keys["ed25519"]), plain(keys["rsa"]))
 
 
-async def test_the_keys_of_dropbear_are_asked_of_its_own_program(short: Path, keys: dict[str, str]) -> None:
+async def test_the_keys_of_dropbear_are_asked_of_its_own_program(
+    short: Path, keys: dict[str, str]
+) -> None:
     out = base64.b64encode(f"Public key portion is:\n{keys['ed25519']}".encode()).decode()
-    answers = {"guest-exec": {"pid": 7}, "guest-exec-status": {"exited": True, "exitcode": 1, "out-data": out}}
-    assert await told(short, lambda request: answers.get(request["execute"])) == (plain(keys["ed25519"]),)
+    answers = {
+        "guest-exec": {"pid": 7},
+        "guest-exec-status": {"exited": True, "exitcode": 1, "out-data": out},
+    }
+    assert await told(short, lambda request: answers.get(request["execute"])) == (
+        plain(keys["ed25519"]),
+    )
 
 
-@pytest.mark.parametrize("value", ["x", [], {}, {"buf-b64": 7}, {"buf-b64": "!"}, {"buf-b64": ["A"]}])
+@pytest.mark.parametrize(
+    "value", ["x", [], {}, {"buf-b64": 7}, {"buf-b64": "!"}, {"buf-b64": ["A"]}]
+)
 @pytest.mark.parametrize("opened", [False, True])
-async def test_a_guest_that_answers_nonsense_has_no_keys(short: Path, value: object, opened: bool) -> None:
+async def test_a_guest_that_answers_nonsense_has_no_keys(
+    short: Path, value: object, opened: bool
+) -> None:
     with pytest.raises(Misbehaves):
-        await told(short, lambda request: 1000 if opened and request["execute"] == "guest-file-open" else value)
+        await told(
+            short,
+            lambda request: 1000 if opened and request["execute"] == "guest-file-open" else value,
+        )
 
 
-@pytest.mark.parametrize("silent", ["guest-file-open", "guest-file-read", "guest-file-close", "guest-exec", "guest-exec-status"])
+@pytest.mark.parametrize(
+    "silent",
+    ["guest-file-open", "guest-file-read", "guest-file-close", "guest-exec", "guest-exec-status"],
+)
 async def test_a_guest_that_says_nothing_is_not_waited_for(short: Path, silent: str) -> None:
     answers: dict[str, object] = {
         "guest-file-open": 1,

@@ -1,4 +1,6 @@
-"""Commands with streams: the program that runs them, tried here beside an agent that really opens files and starts programs."""
+"""Commands with streams: the program that runs them, tried here beside an agent that really opens
+files and starts programs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from virtuary.guest.relay import Command, End, NotStarted, Piece, Relay
 
 
 class Here:
-    """What a guest's agent does, done on this machine: files and programs of `relay.FOLDER` lie in a folder of the test."""
+    """What a guest's agent does, done on this machine: files and programs of `relay.FOLDER` lie in
+    a folder of the test.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,7 +90,9 @@ async def begin(here: Here, *words: str, **fields: Any) -> Relay:
 
 
 async def to_its_end(running: Relay, data: bytes | None = b"") -> tuple[int, bytes, bytes, int]:
-    """Hand in `data` as it is taken, and the end of it; None: nothing, and no end. Its status, output, errors and what it did not read."""
+    """Hand in `data` as it is taken, and the end of it; None: nothing, and no end. Its status,
+    output, errors and what it did not read.
+    """
     said = {1: b"", 2: b""}
     if data == b"":
         await running.close_input()
@@ -110,7 +116,9 @@ def test_the_program_is_what_its_source_says(tmp_path: Path) -> None:
     if not shutil.which("gcc"):
         pytest.skip("gcc is not installed")
     source = Path(str(resources.files("virtuary.guest") / "relay.c"))
-    subprocess.run([*BUILD, "-o", tmp_path / "relay", source], check=True, timeout=60, capture_output=True)
+    subprocess.run(
+        [*BUILD, "-o", tmp_path / "relay", source], check=True, timeout=60, capture_output=True
+    )
     built = (tmp_path / "relay").read_bytes()
     assert b"/dev/ptmx" in relay.program() and abs(len(built) - len(relay.program())) < 512, (
         "build it again and keep it as relay.bin"
@@ -128,7 +136,9 @@ def test_every_shell_of_a_guest_can_read_how_it_is_put_there(shell: list[str]) -
 async def test_output_and_errors_and_the_status_come_back(here: Here) -> None:
     running = await begin(here, "sh", "-c", "echo out; echo wrong >&2; exit 3")
     assert await to_its_end(running) == (3, b"out\n", b"wrong\n", 0)
-    assert not here.files and not list(here.folder.glob("*.*")), "nothing is left open, and no file is left"
+    assert not here.files and not list(here.folder.glob("*.*")), (
+        "nothing is left open, and no file is left"
+    )
 
 
 async def test_much_input_comes_back_as_it_was(here: Here) -> None:
@@ -160,7 +170,9 @@ async def test_nothing_is_lost_where_answers_are(here: Here) -> None:
     async with asyncio.timeout(10):
         while not said.endswith(b"\n100000\n"):
             try:
-                said += b"".join(item.data for item in await running.look() if isinstance(item, Piece))
+                said += b"".join(
+                    item.data for item in await running.look() if isinstance(item, Piece)
+                )
             except GuestSilent:
                 await asyncio.sleep(0.02)
     assert said == b"".join(b"%d\n" % number for number in range(1, 100001))
@@ -168,7 +180,9 @@ async def test_nothing_is_lost_where_answers_are(here: Here) -> None:
 
 
 async def test_input_comes_while_the_command_runs_and_what_it_left_is_counted(here: Here) -> None:
-    running = await begin(here, "sh", "-c", "read one; echo got $one; read two; echo and $two; sleep 0.2")
+    running = await begin(
+        here, "sh", "-c", "read one; echo got $one; read two; echo and $two; sleep 0.2"
+    )
     await running.give(b"1\n")
     async with asyncio.timeout(5):
         while not (found := await running.look()):
@@ -185,7 +199,9 @@ async def test_input_that_came_after_the_end_was_read_by_nobody(here: Here) -> N
     assert await to_its_end(running, None) == (0, b"", b"", len("too late"))
 
 
-@pytest.mark.parametrize(("word", "number"), [("no-such-command", 2), ("/etc/passwd", 13), ("/etc", 13), ("", 2)])
+@pytest.mark.parametrize(
+    ("word", "number"), [("no-such-command", 2), ("/etc/passwd", 13), ("/etc", 13), ("", 2)]
+)
 async def test_what_can_t_be_started_is_said(here: Here, word: str, number: int) -> None:
     with pytest.raises(NotStarted) as caught:
         await to_its_end(await begin(here, word))
@@ -196,11 +212,15 @@ async def test_a_script_without_a_first_line_is_a_shell_s(here: Here) -> None:
     script = here.folder / "script"
     script.write_text('echo "$0 $1"\n')
     script.chmod(0o700)
-    assert (await to_its_end(await begin(here, str(script), "a b")))[1] == f"{script} a b\n".encode()
+    assert (await to_its_end(await begin(here, str(script), "a b")))[
+        1
+    ] == f"{script} a b\n".encode()
 
 
 async def test_a_signal_is_the_command_s(here: Here) -> None:
-    running = await begin(here, "sh", "-c", "trap 'echo heard; exit 9' INT; echo ready; while :; do sleep 0.05; done")
+    running = await begin(
+        here, "sh", "-c", "trap 'echo heard; exit 9' INT; echo ready; while :; do sleep 0.05; done"
+    )
     while not await running.look():
         await asyncio.sleep(0.01)
     await running.signal(signal.SIGINT)
@@ -219,7 +239,9 @@ async def test_who_leaves_ends_the_command(here: Here) -> None:
     assert time.monotonic() - began < 6
 
 
-async def test_a_program_that_was_ended_inside_is_no_success(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_program_that_was_ended_inside_is_no_success(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(relay, "WATCHED", 0.1)
     running = await begin(here, "sleep", "1")
     here.started[-1].kill()
@@ -228,7 +250,9 @@ async def test_a_program_that_was_ended_inside_is_no_success(here: Here, monkeyp
 
 
 async def test_a_terminal_has_a_kind_and_a_size_that_changes(here: Here) -> None:
-    script = "stty size; echo $TERM; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo yes; read x; stty size"
+    script = (
+        "stty size; echo $TERM; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo yes; read x; stty size"
+    )
     running = await begin(here, "sh", "-c", script, terminal="vt100", size=(33, 111))
     said = b""
     async with asyncio.timeout(5):
@@ -238,17 +262,25 @@ async def test_a_terminal_has_a_kind_and_a_size_that_changes(here: Here) -> None
         await running.resize(44, 122)
         await running.give(b"\n")
         status, rest, errors, _ = await to_its_end(running, None)
-    assert said == b"33 111\r\nvt100\r\nyes\r\n" and rest.endswith(b"44 122\r\n") and (status, errors) == (0, b"")
+    assert (
+        said == b"33 111\r\nvt100\r\nyes\r\n"
+        and rest.endswith(b"44 122\r\n")
+        and (status, errors) == (0, b"")
+    )
 
 
 async def test_what_holds_the_output_open_is_waited_for_but_not_a_terminal(here: Here) -> None:
-    assert (await to_its_end(await begin(here, "sh", "-c", "(sleep 0.5; echo late) & echo now")))[1] == b"now\nlate\n"
+    assert (await to_its_end(await begin(here, "sh", "-c", "(sleep 0.5; echo late) & echo now")))[
+        1
+    ] == b"now\nlate\n"
     running = await begin(here, "sh", "-c", "setsid sleep 5 & echo now", terminal="dumb")
     began = time.monotonic()
     assert (await to_its_end(running, None))[1] == b"now\r\n" and time.monotonic() - began < 3
 
 
-@pytest.mark.parametrize("said", [b"o\xff\xff\xff\xff", b"q\0\0\0\0", b"x\1\0\0\0\0", b"t\0\0\0\0", b"f\2\0\0\0\0\0"])
+@pytest.mark.parametrize(
+    "said", [b"o\xff\xff\xff\xff", b"q\0\0\0\0", b"x\1\0\0\0\0", b"t\0\0\0\0", b"f\2\0\0\0\0\0"]
+)
 async def test_what_is_no_frame_is_refused(here: Here, said: bytes) -> None:
     running = Relay(here, {}, "x")  # type: ignore[arg-type]
     with pytest.raises(Misbehaves):
@@ -263,5 +295,7 @@ async def test_frames_are_put_together_from_pieces_in_little_time(here: Here) ->
         running._parse(told[at : at + 100_000])
     assert time.thread_time() - began < 0.5
     pieces = [item for item in running._found if isinstance(item, Piece)]
-    assert b"".join(item.data for item in pieces if item.stream == 1) == b"a" * 80_000 and pieces[-1] == Piece(2, b"bc")
+    assert b"".join(item.data for item in pieces if item.stream == 1) == b"a" * 80_000 and pieces[
+        -1
+    ] == Piece(2, b"bc")
     assert running._found[-1] == End(0, 0)

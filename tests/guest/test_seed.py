@@ -1,4 +1,6 @@
-"""The cloud-init seed: found by its label, read back under both naming schemes; user data is checked at the door."""
+"""The cloud-init seed: found by its label, read back under both naming schemes; user data is
+checked at the door.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def test_a_seed_is_read_back_as_it_was_written(tmp_path: Path, scheme: str) -> N
     import pycdlib
 
     place = tmp_path / "seed.iso"
-    files = seed_files("ID", "web1", ("ssh-ed25519 AAAA",), "#!/bin/sh\necho ü\n" + "x" * 10_000, HostKey("a", "b"))
+    files = seed_files(
+        "ID", "web1", ("ssh-ed25519 AAAA",), "#!/bin/sh\necho ü\n" + "x" * 10_000, HostKey("a", "b")
+    )
     write_seed(place, files)
     iso = pycdlib.PyCdlib()
     iso.open(str(place))
@@ -38,12 +42,20 @@ def test_a_seed_is_read_back_as_it_was_written(tmp_path: Path, scheme: str) -> N
 def test_a_seed_is_the_daemons_alone_and_of_whole_blocks(tmp_path: Path) -> None:
     write_seed(tmp_path / "seed.iso", seed_files("ID", "web1", (), ""))
     facts = (tmp_path / "seed.iso").stat()
-    assert facts.st_mode & 0o777 == 0o600 and facts.st_size % 65536 == 0 and os.listdir(tmp_path) == ["seed.iso"]
+    assert (
+        facts.st_mode & 0o777 == 0o600
+        and facts.st_size % 65536 == 0
+        and os.listdir(tmp_path) == ["seed.iso"]
+    )
 
 
 def test_a_seed_names_the_instance_the_host_and_the_keys() -> None:
     files = seed_files("ID", "web1", ("a", "b"), "")
-    assert json.loads(files["meta-data"]) == {"instance-id": "ID", "local-hostname": "web1", "public-keys": ["a", "b"]}
+    assert json.loads(files["meta-data"]) == {
+        "instance-id": "ID",
+        "local-hostname": "web1",
+        "public-keys": ["a", "b"],
+    }
     assert check_user_data(files["user-data"].decode())
 
 
@@ -51,10 +63,21 @@ def test_a_seed_brings_a_host_key_behind_what_the_user_data_says() -> None:
     key = HostKey("-----BEGIN\nEND-----", "ssh-ed25519 AAAA")
     files = seed_files("ID", "web1", (), "#!/bin/sh\n", key)
     told = yaml.safe_load(files["vendor-data"])
-    assert files["vendor-data"].startswith(b"#cloud-config\n") and files["user-data"] == b"#!/bin/sh\n"
-    assert told.pop("ssh_deletekeys") is False, "between its removal and its return nobody could log in"
-    assert told == {"ssh_keys": {"ed25519_private": "-----BEGIN\nEND-----\n", "ed25519_public": "ssh-ed25519 AAAA\n"}}
-    assert "vendor-data" not in seed_files("ID", "web1", (), "#cloud-config\nssh_keys: {rsa_private: x}\n", key)
+    assert (
+        files["vendor-data"].startswith(b"#cloud-config\n") and files["user-data"] == b"#!/bin/sh\n"
+    )
+    assert told.pop("ssh_deletekeys") is False, (
+        "between its removal and its return nobody could log in"
+    )
+    assert told == {
+        "ssh_keys": {
+            "ed25519_private": "-----BEGIN\nEND-----\n",
+            "ed25519_public": "ssh-ed25519 AAAA\n",
+        }
+    }
+    assert "vendor-data" not in seed_files(
+        "ID", "web1", (), "#cloud-config\nssh_keys: {rsa_private: x}\n", key
+    )
 
 
 GOOD = [
@@ -62,12 +85,14 @@ GOOD = [
     "#cloud-config\npackages: [vim]\n",
     "#!/bin/sh\nreboot\n",
     "#include\nhttp://x\n",
-    "Content-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: text/x-shellscript\n\n#!/bin/sh\n--x--\n",
+    "Content-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: "
+    "text/x-shellscript\n\n#!/bin/sh\n--x--\n",
     "## template: jinja\n#cloud-config\n",
     "#cloud-config\r\npackages: [vim]\r\n",
     "#cloud-config\nhostname: zoë\nruncmd:\n- echo é > /root/utf8\n",
     "#cloud-config\nruncmd: not-a-list\nfoo: bar\nusers: 12\n",
-    "#cloud-config\nruncmd:\n- rm /tmp/*.log && echo *\n- '*'\n- [sh, -c, 'a && b &']\n- |\n  ls *\n  *x &y\n  [[[[\n- >\n  {{{{ *a\n",
+    "#cloud-config\nruncmd:\n- rm /tmp/*.log && echo *\n- '*'\n- [sh, -c, 'a && b &']\n- |\n  ls "
+    "*\n  *x &y\n  [[[[\n- >\n  {{{{ *a\n",
     "#cloud-config\na: &name x\nb: A&B\nc: 2*3\n",
     "#cloud-config\nk: " + "[" * 60 + "]" * 60,
     "#cloud-config\npackages:\n" + "- vim\n" * 8000,
@@ -79,7 +104,10 @@ BAD = {
     "a list": ("#cloud-config\n- a\n", "must be a mapping"),
     "a word": ("#cloud-config\nhello\n", "must be a mapping"),
     "broken": ("#cloud-config\na: [\n", "not valid YAML"),
-    "an unknown tag": ("#cloud-config\na: !!python/object/apply:os.system [id]\n", "not valid YAML"),
+    "an unknown tag": (
+        "#cloud-config\na: !!python/object/apply:os.system [id]\n",
+        "not valid YAML",
+    ),
     "a date that is none": ("#cloud-config\na: 2001-99-99\n", "not valid YAML"),
     "a truth that is none": ("#cloud-config\na: !!bool maybe\n", "not valid YAML"),
     "a number that is none": ("#cloud-config\na: !!int ''\n", "not valid YAML"),
@@ -113,7 +141,8 @@ LONG = {
     "dashes": "- " * (MOST // 2),
     "question marks": "? " * (MOST // 2),
     "indentation": "".join(" " * depth + "a:\n" for depth in range(700)),
-    "aliases of aliases": "a: &a [x, x]\n" + "".join(f"b{number}: &b{number} [*a, *a]\n" for number in range(1000)),
+    "aliases of aliases": "a: &a [x, x]\n"
+    + "".join(f"b{number}: &b{number} [*a, *a]\n" for number in range(1000)),
     "merged aliases": "a: &a {x: y}\n" + "b: {<<: [" + "*a, " * 1000 + "]}\n",
     "directives": "%TAG !a! x\n" * (MOST // 11) + "---\na: b\n",
     "a number of base 60": "a: 1" + ":1" * (MOST // 2),

@@ -33,7 +33,9 @@ class Channel:
         request = json.loads(data)
         if request["execute"] == "guest-sync-delimited":
             self.reader.feed_data(b"\xff")
-            self.reader.feed_data(json.dumps({"return": request["arguments"]["id"]}).encode() + b"\n")
+            self.reader.feed_data(
+                json.dumps({"return": request["arguments"]["id"]}).encode() + b"\n"
+            )
         else:
             self.reader.feed_data(json.dumps({"return": self.answer}).encode() + b"\n")
 
@@ -61,18 +63,30 @@ async def test_only_the_card_we_gave_is_counted() -> None:
 
 
 async def test_where_no_card_has_our_address_all_but_the_loopback_are_counted() -> None:
-    assert await traffic([link("lo", "", rx_bytes=9), link("a", "x", rx_bytes=1, tx_bytes=2), link("b", "y", rx_bytes=3)]) == (
+    assert await traffic(
+        [
+            link("lo", "", rx_bytes=9),
+            link("a", "x", rx_bytes=1, tx_bytes=2),
+            link("b", "y", rx_bytes=3),
+        ]
+    ) == (
         4,
         2,
     )
 
 
-@pytest.mark.parametrize("answer", [[], [{"name": "eth0"}], [{"name": "eth0", "hardware-address": MAC}]], ids=str)
+@pytest.mark.parametrize(
+    "answer", [[], [{"name": "eth0"}], [{"name": "eth0", "hardware-address": MAC}]], ids=str
+)
 async def test_a_guest_that_counts_nothing_is_understood(answer: Any) -> None:
     assert await traffic(answer) is None
 
 
-@pytest.mark.parametrize("answer", [None, 5, "x", [1], [{"name": "eth0", "statistics": 5}], [{"name": []}], {"a": 1}], ids=str)
+@pytest.mark.parametrize(
+    "answer",
+    [None, 5, "x", [1], [{"name": "eth0", "statistics": 5}], [{"name": []}], {"a": 1}],
+    ids=str,
+)
 async def test_what_is_no_list_of_cards_is_refused(answer: Any) -> None:
     with pytest.raises(Misbehaves):
         await traffic(answer)

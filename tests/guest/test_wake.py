@@ -1,4 +1,6 @@
-"""The port at which a copy waits: what a guest answers is hostile until read, every wait has an end; and the program itself behind a socket."""
+"""The port at which a copy waits: what a guest answers is hostile until read, every wait has an
+end; and the program itself behind a socket.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +57,16 @@ def says(*answers: bytes) -> Guest:
         ([b"it failed: b /x, 2\n", b"awake 2 0\n"], 2, False), ([b"awake 0 1\nnot the last\nawake 1 1\n"], 1, True),
     ],
 )  # fmt: skip
-async def test_what_a_guest_answers_is_understood(tmp_path: Path, answers: list[bytes], status: int, listens: bool) -> None:
+async def test_what_a_guest_answers_is_understood(
+    tmp_path: Path, answers: list[bytes], status: int, listens: bool
+) -> None:
     async with behind(tmp_path, says(*answers)) as port:
         outcome = await port.wake(b"y\n", 5)
-    assert outcome.status == status and outcome.stdout == b"".join(answers) and outcome.stdout.endswith(b"1\n") is listens
+    assert (
+        outcome.status == status
+        and outcome.stdout == b"".join(answers)
+        and outcome.stdout.endswith(b"1\n") is listens
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +76,9 @@ async def test_what_a_guest_answers_is_understood(tmp_path: Path, answers: list[
         (b"a" * (REPLY_CAP + 1), Misbehaves), (b"\n" * (REPLY_CAP + 1), Misbehaves),
     ],
 )  # fmt: skip
-async def test_what_is_no_answer_is_an_error(tmp_path: Path, answer: bytes, error: type[VirtuaryError]) -> None:
+async def test_what_is_no_answer_is_an_error(
+    tmp_path: Path, answer: bytes, error: type[VirtuaryError]
+) -> None:
     async with behind(tmp_path, says(answer)) as port:
         with pytest.raises(error):
             await port.wake(b"y\n", 5)
@@ -90,7 +100,9 @@ async def test_a_port_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.host
 @pytest.mark.parametrize("chunk", [1, 7, 100000])
-async def test_the_program_behind_it_takes_lines_in_pieces_and_tells_how_it_went(tmp_path: Path, chunk: int) -> None:
+async def test_the_program_behind_it_takes_lines_in_pieces_and_tells_how_it_went(
+    tmp_path: Path, chunk: int
+) -> None:
     """Its port is a terminal here: both are opened by a path, and give what is there."""
     program = tmp_path / "awaken"
     program.write_bytes((resources.files("virtuary.guest") / "awaken.bin").read_bytes())
@@ -109,7 +121,8 @@ async def test_the_program_behind_it_takes_lines_in_pieces_and_tells_how_it_went
             await asyncio.sleep(0)
         await process.wait()
         said = b""
-        while b"awake " not in said or not said.endswith(b"\n"):  # a terminal hands on what was written to it bit by bit
+        # a terminal hands on what was written to it bit by bit
+        while b"awake " not in said or not said.endswith(b"\n"):
             said += os.read(left, 4096)
         writer.write(said)
         await writer.drain()
@@ -124,11 +137,18 @@ async def test_the_program_behind_it_takes_lines_in_pieces_and_tells_how_it_went
 
 @given(
     pieces=st.lists(
-        st.binary(max_size=40) | st.sampled_from([b"awake 0 1\n", b"\n", b"awake", b"awake 10 1\n", b"\xff" * 70_000]), max_size=4
+        st.binary(max_size=40)
+        | st.sampled_from([b"awake 0 1\n", b"\n", b"awake", b"awake 10 1\n", b"\xff" * 70_000]),
+        max_size=4,
     )
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_whatever_a_guest_says_it_woke_up_or_that_is_no_answer(tmp_path: Path, pieces: list[bytes]) -> None:
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_whatever_a_guest_says_it_woke_up_or_that_is_no_answer(
+    tmp_path: Path, pieces: list[bytes]
+) -> None:
     async def play() -> None:
         async with behind(tmp_path, says(*pieces)) as port:
             try:

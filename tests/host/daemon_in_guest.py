@@ -1,4 +1,6 @@
-"""Run inside a guest by systemd: what a daemon does with control groups, once with a machine that outlives it."""
+"""Run inside a guest by systemd: what a daemon does with control groups, once with a machine that
+outlives it.
+"""
 
 from __future__ import annotations
 

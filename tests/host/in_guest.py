@@ -1,4 +1,5 @@
-"""Run inside a guest with control groups of version 2, as a delegated service: the real kernel is asked to limit and to weigh.
+"""Run inside a guest with control groups of version 2, as a delegated service: the real kernel is
+asked to limit and to weigh.
 
 Prints, as JSON, what could not be done and the percent of one CPU that spinning processes got.
 """
@@ -35,7 +36,11 @@ def used(*groups: str, seconds: float = 6) -> list[float]:
     return [100 * (clock(group) - was) / took for group, was in zip(groups, before, strict=True)]
 
 
-found: dict[str, object] = {"version": cgroups.version(), "prepare": cgroups.prepare(), "repeated": cgroups.prepare()}
+found: dict[str, object] = {
+    "version": cgroups.version(),
+    "prepare": cgroups.prepare(),
+    "repeated": cgroups.prepare(),
+}
 for name in ("one", "two"):
     found[f"group {name}"] = cgroups.ensure_group(name)[1]
 first, second = spinner("one"), spinner("two")
@@ -52,7 +57,10 @@ try:
     found["limit gaps"] = shares.apply_cpu("one", [first.pid], limited, 100)
     found["limited"] = used("one")[0]
     second.send_signal(signal.SIGCONT)
-    found["weight gaps"] = [*shares.apply_cpu("one", [first.pid], free, 300), *shares.apply_cpu("two", [second.pid], free, 100)]
+    found["weight gaps"] = [
+        *shares.apply_cpu("one", [first.pid], free, 300),
+        *shares.apply_cpu("two", [second.pid], free, 100),
+    ]
     found["weighed"] = used("one", "two", seconds=8)
 finally:
     for process in (first, second):

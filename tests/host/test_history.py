@@ -1,4 +1,6 @@
-"""The rings of a history: whatever is written, torn, or done to the clock, what is read is what was seen, and no more than fits."""
+"""The rings of a history: whatever is written, torn, or done to the clock, what is read is what was
+seen, and no more than fits.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,14 @@ SMALL = (Ring("second", 1, 12, False), Ring("minute", 4, 9, True), Ring("hour", 
 """The same rings, small enough to go round many times."""
 BEGIN = 1000 * 12
 
-steps = st.lists(st.tuples(st.integers(1, 30), st.floats(-1e6, 1e6, width=32)), min_size=1, max_size=80)
+steps = st.lists(
+    st.tuples(st.integers(1, 30), st.floats(-1e6, 1e6, width=32)), min_size=1, max_size=80
+)
 
 
-def written(path: Path, moments: list[tuple[int, float]], reopen: Callable[[int], bool] = lambda _: False) -> dict[int, float]:
+def written(
+    path: Path, moments: list[tuple[int, float]], reopen: Callable[[int], bool] = lambda _: False
+) -> dict[int, float]:
     """Write these, by one writer or by one after another; what is to be found, by time."""
     history = open_history(path, SERIES, SMALL)
     for number, (at, value) in enumerate(moments):
@@ -55,7 +61,9 @@ def test_the_last_seconds_are_what_was_written(changes: list[tuple[int, float]])
         moments = forward(changes)
         wanted, now = written(Path(folder, "h"), moments), moments[-1][0]
         found = read(Path(folder, "h"), "second", now)
-        assert {point.at: point.mean for point in found} == {at: {"a": v} for at, v in wanted.items() if at > now - 12}
+        assert {point.at: point.mean for point in found} == {
+            at: {"a": v} for at, v in wanted.items() if at > now - 12
+        }
         assert [point.at for point in found] == sorted(point.at for point in found)
         assert all(point.peak == {} and point.covered == 1 for point in found)
 
@@ -67,32 +75,47 @@ def test_minutes_and_hours_are_made_of_their_parts_however_often_the_writer_is_k
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         moments = forward([(min(step, 3), value) for step, value in changes])
-        wanted = written(Path(folder, "h"), moments, lambda number: bool(kills) and number % kills == 0)
+        wanted = written(
+            Path(folder, "h"), moments, lambda number: bool(kills) and number % kills == 0
+        )
         now = moments[-1][0]
         for resolution, step, slots in (("minute", 4, 9), ("hour", 12, 6)):
             found = read(Path(folder, "h"), resolution, now)
             assert len({point.at for point in found}) == len(found) <= slots + 1
             for point in found:
                 inside = [v for at, v in wanted.items() if point.at <= at < point.at + step]
-                if resolution == "hour" and point.at + step > now:  # the running hour knows its minutes that are over
+                # the running hour knows its minutes that are over
+                if resolution == "hour" and point.at + step > now:
                     inside = [v for at, v in wanted.items() if point.at <= at < now // 4 * 4]
                 assert point.covered == len(inside)
                 assert point.peak["a"] == max(inside)
-                assert point.mean["a"] == pytest.approx(sum(inside) / len(inside), rel=1e-5, abs=0.2)
+                assert point.mean["a"] == pytest.approx(
+                    sum(inside) / len(inside), rel=1e-5, abs=0.2
+                )
             first = max(moments[0][0] // step, now // step - slots) * step
             due = {at // step * step for at in wanted if first <= at < now // step * step}
             assert due <= {point.at for point in found}
 
 
-@given(steps, st.lists(st.tuples(st.integers(0, 2**20), st.binary(min_size=1, max_size=40)), min_size=1, max_size=5))
+@given(
+    steps,
+    st.lists(
+        st.tuples(st.integers(0, 2**20), st.binary(min_size=1, max_size=40)), min_size=1, max_size=5
+    ),
+)
 @pytest.mark.slow
-def test_what_was_torn_is_not_read(changes: list[tuple[int, float]], tears: list[tuple[int, bytes]]) -> None:
+def test_what_was_torn_is_not_read(
+    changes: list[tuple[int, float]], tears: list[tuple[int, bytes]]
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "h")
         moments = forward(changes)
         written(path, moments)
         now = moments[-1][0]
-        before = {resolution: {point.at: point for point in read(path, resolution, now)} for resolution in ("second", "minute")}
+        before = {
+            resolution: {point.at: point for point in read(path, resolution, now)}
+            for resolution in ("second", "minute")
+        }
         size = path.stat().st_size
         with open(path, "r+b") as file:
             for place, noise in tears:
@@ -109,7 +132,10 @@ def test_what_was_torn_is_not_read(changes: list[tuple[int, float]], tears: list
         assert read(path, "second", now + 1)[-1].mean == {"a": 7.0, "b": 8.0}
 
 
-@given(st.lists(st.tuples(st.integers(1, 4000), st.floats(0, 1e6, width=32)), min_size=1, max_size=60), st.integers(0, 5000))
+@given(
+    st.lists(st.tuples(st.integers(1, 4000), st.floats(0, 1e6, width=32)), min_size=1, max_size=60),
+    st.integers(0, 5000),
+)
 def test_a_clock_that_jumps_corrupts_nothing(moments: list[tuple[int, float]], now: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "h")
@@ -126,7 +152,11 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     path = tmp_path / "h"
     written(path, [(BEGIN + second, float(second)) for second in range(40)])
     now = BEGIN + 39
-    assert [point.at - BEGIN for point in read(path, "second", now, since=BEGIN + 37)] == [37, 38, 39]
+    assert [point.at - BEGIN for point in read(path, "second", now, since=BEGIN + 37)] == [
+        37,
+        38,
+        39,
+    ]
     assert [point.at - BEGIN for point in read(path, "minute", now, since=BEGIN + 33)] == [32, 36]
     assert read(path, "hour", now, since=now + 100) == []
 
@@ -143,7 +173,9 @@ def test_a_year_of_nothing_else_takes_no_more_room(tmp_path: Path, series: tuple
     assert path.stat().st_size == size == Layout(series, RINGS).size < 700_000
 
 
-def test_a_file_of_another_layout_is_put_aside_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_of_another_layout_is_put_aside_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "h"
     written(path, [(BEGIN, 1.0)])
     before = path.read_bytes()

@@ -1,4 +1,6 @@
-"""Figures from /proc: every file as kernels write it, a real process of the test's own, and processes that are gone."""
+"""Figures from /proc: every file as kernels write it, a real process of the test's own, and
+processes that are gone.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,14 @@ from virtuary.host.metrics import (
     throttled,
 )
 
-STAT = "{pid} ({name}) S 1 {pid} {pid} 0 -1 4194624 1 2 3 4 {user} {system} 0 0 20 0 4 0 {start} 900000 {pages} 18446744073709551615 1 1 0 0 0\n"
-IO = "rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: {read}\nwrite_bytes: {written}\ncancelled_write_bytes: 0\n"
+STAT = (
+    "{pid} ({name}) S 1 {pid} {pid} 0 -1 4194624 1 2 3 4 {user} {system} 0 0 20 0 4 0 {start} "
+    "900000 {pages} 18446744073709551615 1 1 0 0 0\n"
+)
+IO = (
+    "rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: {read}\nwrite_bytes: "
+    "{written}\ncancelled_write_bytes: 0\n"
+)
 HOST = {
     "stat": "cpu  1000 200 300 9000 50 6 7 80 500 0\ncpu0 1 2 3 4 5 6 7 8 9 0\nintr 1 2 3\n",
     "meminfo": "MemTotal:        8000 kB\nMemFree:          100 kB\nMemAvailable:    6000 kB\nSwapTotal:       1000 kB\nSwapFree:         900 kB\n",
@@ -63,7 +71,14 @@ def host(folder: Path, **changes: str | None) -> Path:
 
 
 def system(folder: Path, *real: str) -> Path:
-    for name in ("block/vda", "block/loop0", "class/net/lo", "class/net/eth0", "class/net/tap0", *real):
+    for name in (
+        "block/vda",
+        "block/loop0",
+        "class/net/lo",
+        "class/net/eth0",
+        "class/net/tap0",
+        *real,
+    ):
         (folder / name).mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -78,9 +93,13 @@ def test_a_rate_is_the_difference_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    ("again", "at", "within"), [(5, 101.0, 99), (None, 101.0, 99), (20, 201.0, 99)], ids=["went back", "unknown", "too long ago"]
+    ("again", "at", "within"),
+    [(5, 101.0, 99), (None, 101.0, 99), (20, 201.0, 99)],
+    ids=["went back", "unknown", "too long ago"],
 )
-def test_a_counter_that_began_anew_has_no_rate(again: float | None, at: float, within: float) -> None:
+def test_a_counter_that_began_anew_has_no_rate(
+    again: float | None, at: float, within: float
+) -> None:
     meter = Meter()
     meter.read(10, 100.0)
     assert meter.read(again, at, within) is None
@@ -159,8 +178,13 @@ def test_waiting_is_counted_over_threads_that_come_and_go(tmp_path: Path) -> Non
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
     """A process that computes, waits for a line, and then idles."""
-    code = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\nsys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+    code = (
+        "import sys, time\nwhile time.process_time() < 0.3: "
+        "pass\nprint(flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as started:
         assert started.stdout
         started.stdout.readline()
         yield started
@@ -203,7 +227,9 @@ def test_looking_leaves_no_descriptor(child: subprocess.Popen[bytes]) -> None:
         ("throttled_usec x\n", None),
     ],
 )
-def test_time_a_limit_took_is_read_in_both_versions(tmp_path: Path, text: str, seconds: float | None) -> None:
+def test_time_a_limit_took_is_read_in_both_versions(
+    tmp_path: Path, text: str, seconds: float | None
+) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b/cpu.stat").write_text(text)
     assert throttled([tmp_path / "a", tmp_path / "b"]) == seconds
@@ -214,11 +240,18 @@ def test_time_a_limit_took_is_read_in_both_versions(tmp_path: Path, text: str, s
 
 
 def test_the_host_is_read(tmp_path: Path) -> None:
-    files = HostFiles(host(tmp_path / "proc"), system(tmp_path / "sys", "block/vda/device", "class/net/eth0/device"))
+    files = HostFiles(
+        host(tmp_path / "proc"),
+        system(tmp_path / "sys", "block/vda/device", "class/net/eth0/device"),
+    )
     found = files.sample()
     assert found
     assert (found.cpu, found.steal, found.iowait) == (1513 / TICK, 80 / TICK, 50 / TICK)
-    assert (found.memory, found.available, found.swap_used) == (8000 * 1024, 6000 * 1024, 100 * 1024)
+    assert (found.memory, found.available, found.swap_used) == (
+        8000 * 1024,
+        6000 * 1024,
+        100 * 1024,
+    )
     assert found.disk == Traffic(2000 * 512, 4000 * 512, 10, 20)
     assert found.network == Traffic(111, 333, 2, 4)
     assert found.pressure == {"cpu": 2.5}
@@ -235,7 +268,11 @@ def test_without_devices_what_leads_out_is_counted(tmp_path: Path) -> None:
 def test_what_a_kernel_does_not_tell_is_left_out(tmp_path: Path, missing: str) -> None:
     files = HostFiles(host(tmp_path, **{missing: None}), system(tmp_path / "sys"))
     found = files.sample()
-    assert found and {"diskstats": found.disk, "net/dev": found.network, "pressure/cpu": found.pressure}[missing] in (None, {})
+    assert found and {
+        "diskstats": found.disk,
+        "net/dev": found.network,
+        "pressure/cpu": found.pressure,
+    }[missing] in (None, {})
     files.close()
 
 

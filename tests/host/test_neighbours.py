@@ -1,4 +1,6 @@
-"""What only one instance on a host can have: the users of its machines, and the networks of a network namespace."""
+"""What only one instance on a host can have: the users of its machines, and the networks of a
+network namespace.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,11 @@ def two(tmp_path: Path) -> Iterator[Other]:
 
 
 def test_the_first_has_it_and_the_second_is_told_who(one: Other, two: Other) -> None:
-    assert two.claim().find_other() is None and one.claim().take() is None and one.claim().take() is None
+    assert (
+        two.claim().find_other() is None
+        and one.claim().take() is None
+        and one.claim().take() is None
+    )
     assert one.claim().is_mine() and not two.claim().is_mine()
     assert two.claim().take() == two.claim().find_other() == one.claim().owner
     assert str(two.claim().take()) == f"another Virtuary ({one.state}, pid {one.process.pid})"
@@ -73,7 +79,11 @@ def test_who_stopped_keeps_what_is_in_use_and_gets_it_again(one: Other, two: Oth
     (one.used / "network").mkdir()
     one.end()
     assert str(two.claim().take()) == f"another Virtuary ({one.state}, whose daemon does not run)"
-    again = Claim(one.notes, "networks", Owner(str(one.state), *(identify(two.process.pid) or (0, 0)), str(one.used)))
+    again = Claim(
+        one.notes,
+        "networks",
+        Owner(str(one.state), *(identify(two.process.pid) or (0, 0)), str(one.used)),
+    )
     assert again.take() is None and "pid" in str(two.claim().take())
 
 
@@ -88,15 +98,23 @@ def test_who_stopped_and_uses_nothing_has_nothing(one: Other, two: Other, left: 
 
 def test_notes_are_roots_alone(one: Other) -> None:
     one.claim().take()
-    assert one.notes.stat().st_mode & 0o777 == 0o700 and (one.notes / "networks").stat().st_mode & 0o777 == 0o600
+    assert (
+        one.notes.stat().st_mode & 0o777 == 0o700
+        and (one.notes / "networks").stat().st_mode & 0o777 == 0o600
+    )
 
 
 def test_networks_are_claimed_by_network_namespace(tmp_path: Path) -> None:
-    assert claim_networks(tmp_path, tmp_path, tmp_path).name == f"networks-{os.stat('/proc/self/ns/net').st_ino}"
+    assert (
+        claim_networks(tmp_path, tmp_path, tmp_path).name
+        == f"networks-{os.stat('/proc/self/ns/net').st_ino}"
+    )
 
 
 def test_no_two_instances_have_users_in_common(tmp_path: Path) -> None:
-    ranges = [take_users(tmp_path / "notes", tmp_path / name, tmp_path / name, WHOLE) for name in "abcd"]
+    ranges = [
+        take_users(tmp_path / "notes", tmp_path / name, tmp_path / name, WHOLE) for name in "abcd"
+    ]
     ranges.append(take_users(tmp_path / "notes", SYSTEM, SYSTEM / "vms", WHOLE))
     assert sum(map(len, ranges)) == len(set().union(*ranges)) == len(WHOLE)
     assert take_users(tmp_path / "notes", tmp_path / "b", tmp_path / "b", WHOLE) == ranges[1], (

@@ -11,7 +11,10 @@ from virtuary.host.oom import EXPENDABLE, ORDINARY, PROTECTED, protect_self, sco
 from virtuary.host.pressure import HostMemory, parse_waits, read_memory
 
 MEMINFO = "MemTotal: 8388608 kB\nMemFree: 1 kB\nMemAvailable: 4194304 kB\n"
-WAITS = "some avg10=12.50 avg60=3.00 avg300=1.00 total=12345\nfull avg10=4.25 avg60=0.00 avg300=0.00 total=99\n"
+WAITS = (
+    "some avg10=12.50 avg60=3.00 avg300=1.00 total=12345\nfull avg10=4.25 avg60=0.00 "
+    "avg300=0.00 total=99\n"
+)
 
 
 def place(folder: Path, meminfo: str | None, waits: str | None) -> Path:
@@ -30,7 +33,9 @@ def test_a_kernel_without_an_account_of_waiting_tells_memory_alone(tmp_path: Pat
     assert read_memory(place(tmp_path, MEMINFO, None)) == HostMemory(8 << 30, 4 << 30)
 
 
-@pytest.mark.parametrize("meminfo", [None, "", "MemTotal: 5 kB\n", "MemTotal: many kB\nMemAvailable: 1 kB\n"])
+@pytest.mark.parametrize(
+    "meminfo", [None, "", "MemTotal: 5 kB\n", "MemTotal: many kB\nMemAvailable: 1 kB\n"]
+)
 def test_a_host_that_does_not_tell_is_none(tmp_path: Path, meminfo: str | None) -> None:
     assert read_memory(place(tmp_path, meminfo, WAITS)) is None
 

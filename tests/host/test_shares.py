@@ -1,4 +1,6 @@
-"""A machine's share of the processors, in folders that look like control groups of either version."""
+"""A machine's share of the processors, in folders that look like control groups of either
+version.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from virtuary.host.cgroups import ensure_group, group_paths, remove_group
-from virtuary.host.shares import HIGHEST, Claim, apply_cpu, fair_weights, set_io_weight, set_weight, total_commands, weigh_all
+from virtuary.host.shares import (
+    HIGHEST,
+    Claim,
+    apply_cpu,
+    fair_weights,
+    set_io_weight,
+    set_weight,
+    total_commands,
+    weigh_all,
+)
 from virtuary.model.resources import Cpu
 
 
@@ -52,7 +63,9 @@ def test_an_ordinary_machine_has_no_group_below_its_own(place: tuple[Path, Path,
     root, group, kind = place
     assert apply_cpu("ID", [os.getpid()], Cpu(), 100, root) == []
     assert not (group / "vcpus").exists()
-    assert (group / ("cpu.weight" if kind == 2 else "cpu.shares")).read_text() == ("100" if kind == 2 else "1024")
+    assert (group / ("cpu.weight" if kind == 2 else "cpu.shares")).read_text() == (
+        "100" if kind == 2 else "1024"
+    )
 
 
 def test_a_limit_holds_for_the_virtual_cpus_only(place: tuple[Path, Path, int]) -> None:
@@ -62,17 +75,25 @@ def test_a_limit_holds_for_the_virtual_cpus_only(place: tuple[Path, Path, int]) 
     assert apply_cpu("ID", [os.getpid()], Cpu(limit=150), 300, root) == []
     child = group / "vcpus"
     if kind == 2:
-        assert (child / "cpu.max").read_text() == "150000 100000" and (group / "cpu.weight").read_text() == "300"
+        assert (child / "cpu.max").read_text() == "150000 100000" and (
+            group / "cpu.weight"
+        ).read_text() == "300"
         assert (child / "cgroup.threads").read_text() == str(os.getpid())
     else:
-        assert (child / "cpu.cfs_quota_us").read_text() == "150000" and (group / "cpu.shares").read_text() == "3072"
+        assert (child / "cpu.cfs_quota_us").read_text() == "150000" and (
+            group / "cpu.shares"
+        ).read_text() == "3072"
         assert (child / "tasks").read_text() == str(os.getpid())
     fill(child, kind)
     apply_cpu("ID", [os.getpid()], Cpu(), 100, root)
-    assert (child / ("cpu.max" if kind == 2 else "cpu.cfs_quota_us")).read_text() == ("max 100000" if kind == 2 else "-1")
+    assert (child / ("cpu.max" if kind == 2 else "cpu.cfs_quota_us")).read_text() == (
+        "max 100000" if kind == 2 else "-1"
+    )
 
 
-async def test_without_systemd_all_machines_together_weigh_as_one_does(place: tuple[Path, Path, int]) -> None:
+async def test_without_systemd_all_machines_together_weigh_as_one_does(
+    place: tuple[Path, Path, int],
+) -> None:
     root, group, kind = place
     name = "cpu.weight" if kind == 2 else "cpu.shares"
     (group.parent / name).write_text("")
@@ -83,9 +104,18 @@ async def test_without_systemd_all_machines_together_weigh_as_one_does(place: tu
 
 def test_systemd_is_told_what_they_weigh_and_the_daemon_weighs_as_much() -> None:
     first, second = total_commands(50_000, system=True)
-    assert first == ["systemctl", "set-property", "--runtime", "virtuary-servers.scope", "CPUWeight=10000"]
+    assert first == [
+        "systemctl",
+        "set-property",
+        "--runtime",
+        "virtuary-servers.scope",
+        "CPUWeight=10000",
+    ]
     assert second[-2:] == ["virtuary.service", "CPUWeight=10000"]
-    assert total_commands(10, system=False)[0][1] == "--user" and total_commands(10, system=False)[0][-1] == "CPUWeight=100"
+    assert (
+        total_commands(10, system=False)[0][1] == "--user"
+        and total_commands(10, system=False)[0][-1] == "CPUWeight=100"
+    )
 
 
 def test_a_group_of_threads_that_was_left_half_made_is_finished(tmp_path: Path) -> None:
@@ -119,7 +149,9 @@ def test_pinning_keeps_a_thread_where_it_may_run() -> None:
         assert os.sched_getaffinity(0) >= before
     finally:
         os.sched_setaffinity(0, before)
-    assert apply_cpu("ID", [os.getpid()], Cpu(pin=(9999,)), 100, Path("/nowhere"))[0].startswith("not pinned")
+    assert apply_cpu("ID", [os.getpid()], Cpu(pin=(9999,)), 100, Path("/nowhere"))[0].startswith(
+        "not pinned"
+    )
 
 
 def test_a_thread_that_is_gone_is_no_gap() -> None:
@@ -144,7 +176,8 @@ def test_the_kernel_takes_it(tmp_path: Path) -> None:
 # ---- floors of processor time
 
 CLAIMS = st.dictionaries(
-    st.integers(0, 50).map(str), st.builds(Claim, st.integers(1, 10_000), st.one_of(st.just(0), st.integers(1, 400))), min_size=1, max_size=12
+    st.integers(0, 50).map(str), st.builds(Claim, st.integers(1, 10_000), st.one_of(st.just(0),
+    st.integers(1, 400))), min_size=1, max_size=12
 )  # fmt: skip
 
 
@@ -165,14 +198,18 @@ def test_a_floor_is_had_by_a_higher_weight_and_the_others_keep_theirs() -> None:
 
 
 @given(CLAIMS, st.integers(1, 256))
-def test_everybody_has_its_floor_and_its_weights_part_of_the_rest(claims: dict[str, Claim], cpus: int) -> None:
+def test_everybody_has_its_floor_and_its_weights_part_of_the_rest(
+    claims: dict[str, Claim], cpus: int
+) -> None:
     capacity, reserved = 100.0 * cpus, sum(claim.reserve for claim in claims.values())
     assume(0 < reserved <= capacity)
     weights = fair_weights(claims, capacity)
     got, total = parts(weights, capacity), sum(claim.weight for claim in claims.values())
     assert max(weights.values()) <= HIGHEST * 1.0001
     for name, claim in claims.items():
-        assert got[name] == pytest.approx(claim.reserve + (capacity - reserved) * claim.weight / total)
+        assert got[name] == pytest.approx(
+            claim.reserve + (capacity - reserved) * claim.weight / total
+        )
         assert got[name] >= claim.reserve - 1e-6
 
 
@@ -184,15 +221,21 @@ def test_ratios_are_kept_among_those_without_a_floor(claims: dict[str, Claim], c
     plain = [name for name, claim in claims.items() if not claim.reserve]
     for one in plain:
         for other in plain:
-            assert weights[one] * claims[other].weight == pytest.approx(weights[other] * claims[one].weight)
+            assert weights[one] * claims[other].weight == pytest.approx(
+                weights[other] * claims[one].weight
+            )
 
 
 @given(CLAIMS, st.integers(1, 4))
 @pytest.mark.slow
-def test_floors_that_are_more_than_there_is_are_cut_alike(claims: dict[str, Claim], cpus: int) -> None:
+def test_floors_that_are_more_than_there_is_are_cut_alike(
+    claims: dict[str, Claim], cpus: int
+) -> None:
     assume(sum(claim.reserve for claim in claims.values()) > 100 * cpus)
     weights = fair_weights(claims, 100.0 * cpus)
     assert all(0 <= weight <= HIGHEST * 1.0001 for weight in weights.values())
     for one in claims:
         for other in claims:
-            assert weights[one] * claims[other].reserve == pytest.approx(weights[other] * claims[one].reserve)
+            assert weights[one] * claims[other].reserve == pytest.approx(
+                weights[other] * claims[one].reserve
+            )

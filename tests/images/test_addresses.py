@@ -1,4 +1,6 @@
-"""Where a URL of a user may lead: what is never fetched from, what only where that is allowed, and how URLs are read."""
+"""Where a URL of a user may lead: what is never fetched from, what only where that is allowed, and
+how URLs are read.
+"""
 
 from __future__ import annotations
 
@@ -107,13 +109,17 @@ PUBLIC = [
 
 
 @pytest.mark.parametrize("text", NEVER)
-def test_what_is_never_a_server_of_images_is_not_fetched_from_however_it_is_written(text: str) -> None:
+def test_what_is_never_a_server_of_images_is_not_fetched_from_however_it_is_written(
+    text: str,
+) -> None:
     address = ipaddress.ip_address(text)
     assert why_not(address, False) and why_not(address, True)
 
 
 @pytest.mark.parametrize("text", PRIVATE)
-def test_private_addresses_and_all_that_stands_for_them_are_fetched_from_only_where_that_is_allowed(text: str) -> None:
+def test_private_addresses_and_all_that_stands_for_them_are_fetched_from_only_where_that_is_allowed(
+    text: str,
+) -> None:
     address = ipaddress.ip_address(text)
     assert why_not(address, False) == "is a private address" and why_not(address, True) is None
 
@@ -137,8 +143,17 @@ def test_addresses_are_judged_by_what_they_stand_for() -> None:
     for text in ("93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822"):
         assert why_not(ipaddress.ip_address(text), False) is None
     for text in ("127.0.0.1", "10.0.0.1", "::1", "fd00::1"):
-        assert why_not(ipaddress.ip_address(text), False) and not why_not(ipaddress.ip_address(text), True)
-    for text in ("169.254.169.254", "fe80::1", "224.0.0.1", "0.0.0.0", "::", "::ffff:169.254.169.254"):
+        assert why_not(ipaddress.ip_address(text), False) and not why_not(
+            ipaddress.ip_address(text), True
+        )
+    for text in (
+        "169.254.169.254",
+        "fe80::1",
+        "224.0.0.1",
+        "0.0.0.0",
+        "::",
+        "::ffff:169.254.169.254",
+    ):
         assert why_not(ipaddress.ip_address(text), True)
 
 
@@ -155,14 +170,20 @@ def test_urls_that_could_be_read_two_ways_are_refused(text: str) -> None:
 
 def test_urls_are_taken_apart_once() -> None:
     url = parse_url("https://Host.Example.:8443/a/b?c=d#e")
-    assert url == Url("https", "host.example", 8443, "/a/b?c=d") and url.authority == "host.example:8443"
+    assert (
+        url == Url("https", "host.example", 8443, "/a/b?c=d")
+        and url.authority == "host.example:8443"
+    )
     assert parse_url("http://h").target == "/" and parse_url("https://h:443/").authority == "h"
     assert str(parse_url("http://[2001:db8::1]:80/x")) == "http://[2001:db8::1]/x"
     assert url.at("::1") == "https://[::1]:8443/a/b?c=d"
     assert str(follow(url, "../x")) == "https://host.example:8443/x"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "2130706433", "0x7f.1", "169.254.169.254", "[fec0::1]", "10.0.0.1"])
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "[::1]", "2130706433", "0x7f.1", "169.254.169.254", "[fec0::1]", "10.0.0.1"],
+)
 def test_an_address_that_can_not_be_meant_is_refused_before_anything_is_begun(host: str) -> None:
     source = ImageSource(kind="url", url=f"https://{host}/x", sha256="0" * 64)
     with pytest.raises((Refused, Invalid)):

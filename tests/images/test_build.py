@@ -1,4 +1,6 @@
-"""Building images: what is decided without building, and (live) that the tiny image boots and obeys its agent."""
+"""Building images: what is decided without building, and (live) that the tiny image boots and obeys
+its agent.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ import pytest
 
 from virtuary.base.errors import Failed, HostLacks, Invalid, NoRoom
 from virtuary.base.units import GIB, MIB
-from virtuary.images import bootdisk, build, build_debian, build_elf, build_sources, build_tiny, build_tree
+from virtuary.images import (
+    bootdisk,
+    build,
+    build_debian,
+    build_elf,
+    build_sources,
+    build_tiny,
+    build_tree,
+)
 
 DEB822 = """\
 Types: deb
@@ -76,7 +86,9 @@ def test_hostile_package_names_are_refused(name: str) -> None:
         build.Recipe("debian", packages=(name,))
 
 
-@pytest.mark.parametrize("name", ["postgresql", "g++", "libstdc++6", "python3.11", "0ad", "linux-image-6.1.0-9-amd64"])
+@pytest.mark.parametrize(
+    "name", ["postgresql", "g++", "libstdc++6", "python3.11", "0ad", "linux-image-6.1.0-9-amd64"]
+)
 def test_ordinary_package_names_are_taken(name: str) -> None:
     assert build.Recipe("debian", packages=(name,)).packages == (name,)
 
@@ -96,7 +108,11 @@ def test_recipes_that_cannot_be_meant_are_refused(words: dict[str, object]) -> N
 
 
 def test_package_names_reach_mmdebstrap_as_one_word() -> None:
-    include = [word for word in build_debian.mmdebstrap_words(("postgresql", "g++")) if word.startswith("--include=")]
+    include = [
+        word
+        for word in build_debian.mmdebstrap_words(("postgresql", "g++"))
+        if word.startswith("--include=")
+    ]
     assert len(include) == 1 and include[0].endswith(",postgresql,g++")
 
 
@@ -169,7 +185,9 @@ def test_partitions_do_not_overlap_and_the_root_is_last() -> None:
     assert layout.root.start + layout.root.size <= layout.size - 33 * 512
 
 
-@pytest.mark.skipif(not shutil.which("sfdisk", path="/usr/sbin:/sbin:/usr/bin"), reason="sfdisk is missing")
+@pytest.mark.skipif(
+    not shutil.which("sfdisk", path="/usr/sbin:/sbin:/usr/bin"), reason="sfdisk is missing"
+)
 @pytest.mark.slow
 async def test_grub_is_placed_around_the_partition_table(tmp_path: Path) -> None:
     disk, layout = tmp_path / "disk", bootdisk.plan_layout(256 * MIB)
@@ -215,9 +233,19 @@ def test_libraries_of_a_real_program_are_found() -> None:
 
 
 def test_modules_are_loaded_after_what_they_need(tmp_path: Path) -> None:
-    for name, needs in {"virtio-pci": "virtio,virtio_ring", "virtio_ring": "virtio", "virtio": ""}.items():
-        (tmp_path / f"{name}.ko").write_bytes(b"\x7fELF\0license=GPL\0depends=" + needs.encode() + b"\0")
-    assert build_elf.Modules(tmp_path).ordered(["virtio_pci", "built_in"]) == ["virtio", "virtio_ring", "virtio_pci"]
+    for name, needs in {
+        "virtio-pci": "virtio,virtio_ring",
+        "virtio_ring": "virtio",
+        "virtio": "",
+    }.items():
+        (tmp_path / f"{name}.ko").write_bytes(
+            b"\x7fELF\0license=GPL\0depends=" + needs.encode() + b"\0"
+        )
+    assert build_elf.Modules(tmp_path).ordered(["virtio_pci", "built_in"]) == [
+        "virtio",
+        "virtio_ring",
+        "virtio_pci",
+    ]
 
 
 def test_progress_grows_and_speaks() -> None:
@@ -238,7 +266,9 @@ def test_progress_grows_and_speaks() -> None:
 
 
 def test_apts_complaint_becomes_the_sentence() -> None:
-    failure = build_tree.explain(["Unable to locate package nosuch", "apt-get failed"], Failed("mmdebstrap failed"))
+    failure = build_tree.explain(
+        ["Unable to locate package nosuch", "apt-get failed"], Failed("mmdebstrap failed")
+    )
     assert failure.sentence == "the archive has no package nosuch"
 
 
@@ -249,7 +279,9 @@ def test_what_is_missing_comes_with_the_command_that_mends_it() -> None:
     build_tree.require([])
 
 
-async def test_a_folder_that_is_not_empty_or_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_folder_that_is_not_empty_or_too_small_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = build.Recipe("tiny")
     monkeypatch.setattr(build, "estimate_space", lambda _: 2**60)
     with pytest.raises(NoRoom):
@@ -259,9 +291,15 @@ async def test_a_folder_that_is_not_empty_or_too_small_is_refused(tmp_path: Path
         build.check_folder(recipe, tmp_path)
 
 
-@pytest.mark.parametrize("error", [Failed("no"), OSError(28, "No space left on device"), asyncio.CancelledError()])
-async def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    async def break_off(release: str, arch: str, scratch: Path, into: Path, report: build_tree.Report) -> None:
+@pytest.mark.parametrize(
+    "error", [Failed("no"), OSError(28, "No space left on device"), asyncio.CancelledError()]
+)
+async def test_failure_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    async def break_off(
+        release: str, arch: str, scratch: Path, into: Path, report: build_tree.Report
+    ) -> None:
         (scratch / "tree").mkdir()
         (into / "kernel").touch()
         raise error
@@ -278,7 +316,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> build.Built:
     recipe = build.Recipe("tiny")
     if missing := build.missing_programs(recipe):
         pytest.skip(f"this host lacks {', '.join(missing)}")
-    return asyncio.run(build.build(recipe, tmp_path_factory.mktemp("tiny"), lambda text, done: None))
+    return asyncio.run(
+        build.build(recipe, tmp_path_factory.mktemp("tiny"), lambda text, done: None)
+    )
 
 
 class Agent:
@@ -296,7 +336,9 @@ class Agent:
 
     def ask(self, command: str, **arguments: object) -> Any:
         self.socket.settimeout(40)
-        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        self.socket.sendall(
+            json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
+        )
         return json.loads(self.file.readline())
 
 
@@ -304,15 +346,33 @@ class Agent:
 def guest(tiny: build.Built, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     overlay, size = tmp_path / "overlay.qcow2", "512M"
     subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(tiny.disk), "-F", "qcow2", str(overlay), size], check=True
+        [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            str(tiny.disk),
+            "-F",
+            "qcow2",
+            str(overlay),
+            size,
+        ],
+        check=True,
     )
     process = subprocess.Popen(
         [
-            "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "256", "-nodefaults",
-            "-display", "none", "-kernel", str(tiny.kernel), "-initrd", str(tiny.initrd), "-append", tiny.kernel_args,
-            "-drive", f"if=none,id=root,file={overlay},format=qcow2", "-device", "virtio-blk-pci,drive=root",
-            "-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={tmp_path}/agent,server=on,wait=off",
-            "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0", "-serial", "null",
+            "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
+            "-m", "256", "-nodefaults",
+            "-display", "none", "-kernel", str(tiny.kernel), "-initrd", str(tiny.initrd), "-append",
+            tiny.kernel_args,
+            "-drive", f"if=none,id=root,file={overlay},format=qcow2", "-device",
+            "virtio-blk-pci,drive=root",
+            "-device", "virtio-serial-pci", "-chardev",
+            f"socket,id=agent,path={tmp_path}/agent,server=on,wait=off",
+            "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0", "-serial",
+            "null",
         ]
     )  # fmt: skip
     yield process, tmp_path / "agent"
@@ -324,15 +384,23 @@ def guest(tiny: build.Built, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[
 @pytest.mark.live
 def test_tiny_image_has_what_it_promises(tiny: build.Built) -> None:
     assert tiny.agent and not tiny.cloud_init and tiny.firmware == () and tiny.user == "root"
-    assert tiny.kernel and tiny.initrd and sorted(os.listdir(tiny.disk.parent)) == ["disk.qcow2", "initrd", "kernel"]
+    assert (
+        tiny.kernel
+        and tiny.initrd
+        and sorted(os.listdir(tiny.disk.parent)) == ["disk.qcow2", "initrd", "kernel"]
+    )
     assert subprocess.run(["qemu-img", "check", "-q", str(tiny.disk)]).returncode == 0
 
 
 @pytest.mark.live
-def test_tiny_guest_answers_grows_and_powers_off(guest: tuple[subprocess.Popen[bytes], Path]) -> None:
+def test_tiny_guest_answers_grows_and_powers_off(
+    guest: tuple[subprocess.Popen[bytes], Path],
+) -> None:
     process, path = guest
     agent = Agent(path, deadline=40)
-    assert agent.ask("guest-ssh-add-authorized-keys", username="root", keys=["ssh-ed25519 AAAA x"]) == {"return": {}}
+    assert agent.ask(
+        "guest-ssh-add-authorized-keys", username="root", keys=["ssh-ed25519 AAAA x"]
+    ) == {"return": {}}
     until = time.monotonic() + 15
     while time.monotonic() < until:
         root = agent.ask("guest-get-fsinfo")["return"]

@@ -54,7 +54,9 @@ def test_names_are_unique_and_never_hide_an_alias() -> None:
     assert len(set(aliases)) == len(aliases) and not set(aliases) & set(catalogue.names())
 
 
-@pytest.mark.parametrize("entry", catalogue.entries(), ids=lambda entry: f"{entry.name}-{entry.arch}")
+@pytest.mark.parametrize(
+    "entry", catalogue.entries(), ids=lambda entry: f"{entry.name}-{entry.arch}"
+)
 def test_every_entry_is_complete(entry: catalogue.Entry) -> None:
     for folder in entry.folders:
         assert urlsplit(folder).scheme == "https" and folder.endswith("/")
@@ -66,7 +68,9 @@ def test_every_entry_is_complete(entry: catalogue.Entry) -> None:
     assert entry.firmware and ("bios" not in entry.firmware or entry.arch == "amd64")
     assert entry.checksum_kind in ("sums", "bsd", "single") and entry.checksums
     if entry.signature:
-        assert re.fullmatch(r"[0-9A-F]{40}", entry.signature.fingerprint) and entry.signature.keyrings
+        assert (
+            re.fullmatch(r"[0-9A-F]{40}", entry.signature.fingerprint) and entry.signature.keyrings
+        )
         assert (entry.signature.kind == "clearsigned") == (entry.signature.file == entry.checksums)
 
 
@@ -82,7 +86,10 @@ def test_a_keyring_is_found_in_the_folders_given(tmp_path: Path) -> None:
     signature = catalogue.find("ubuntu").signature
     assert signature and catalogue.find_keyring(signature, [tmp_path]) is None
     (tmp_path / "ubuntu-cloudimage-keyring.gpg").write_bytes(b"key")
-    assert catalogue.find_keyring(signature, [tmp_path / "absent", tmp_path]) == tmp_path / "ubuntu-cloudimage-keyring.gpg"
+    assert (
+        catalogue.find_keyring(signature, [tmp_path / "absent", tmp_path])
+        == tmp_path / "ubuntu-cloudimage-keyring.gpg"
+    )
 
 
 SUMS = f"{A} *disk-amd64.img\n{B}  disk-arm64.img\n".encode()
@@ -91,9 +98,13 @@ BSD = f"# disk.qcow2: 645988352 bytes\nSHA256 (disk.qcow2) = {A}\nSHA256 (other.
 
 def test_checksum_files_of_each_kind_are_read() -> None:
     assert parse_checksums("sums", SUMS, "disk-amd64.img") == Digest("sha256", A)
-    assert parse_checksums("sums", f"{LONG}  ./x.qcow2\n".encode(), "x.qcow2") == Digest("sha512", LONG)
+    assert parse_checksums("sums", f"{LONG}  ./x.qcow2\n".encode(), "x.qcow2") == Digest(
+        "sha512", LONG
+    )
     assert parse_checksums("bsd", BSD, "disk.qcow2") == Digest("sha256", A)
-    assert parse_checksums("bsd", BSD + f"SHA512 (disk.qcow2) = {LONG}\n".encode(), "disk.qcow2") == Digest("sha512", LONG)
+    assert parse_checksums(
+        "bsd", BSD + f"SHA512 (disk.qcow2) = {LONG}\n".encode(), "disk.qcow2"
+    ) == Digest("sha512", LONG)
     assert parse_checksums("single", LONG.upper().encode(), "x") == Digest("sha512", LONG)
     assert parse_checksums("single", f"{LONG}  x\n".encode(), "x") == Digest("sha512", LONG)
 
@@ -119,7 +130,9 @@ def test_checksum_files_of_each_kind_are_read() -> None:
         ("single", b"", "x", "not one line"),
     ],
 )
-def test_anything_else_in_a_checksum_file_is_refused(kind: Kind, content: bytes, name: str, sentence: str) -> None:
+def test_anything_else_in_a_checksum_file_is_refused(
+    kind: Kind, content: bytes, name: str, sentence: str
+) -> None:
     with pytest.raises(Invalid, match=sentence):
         parse_checksums(kind, content, name)
 
@@ -141,19 +154,31 @@ def test_clearsigned_text_is_unwrapped_strictly() -> None:
 def test_digests_are_parsed_by_prefix_or_length(tmp_path: Path) -> None:
     assert Digest.parse(f"sha256:{A}") == Digest.parse(A.upper()) == Digest("sha256", A)
     assert Digest.parse(LONG).algorithm == "sha512"
-    for bad in ("", "md5:" + "a" * 32, "sha256:" + LONG, "a" * 63, "sha256:" + "g" * 64, "sha256:" + A + "\n1"):
+    for bad in (
+        "",
+        "md5:" + "a" * 32,
+        "sha256:" + LONG,
+        "a" * 63,
+        "sha256:" + "g" * 64,
+        "sha256:" + A + "\n1",
+    ):
         with pytest.raises(Invalid):
             Digest.parse(bad)
     file = tmp_path / "f"
     file.write_bytes(b"abc" * 1_000_000)
     with file.open("rb") as handle:
         hashes = hash_file(handle.fileno(), ["sha512"])
-    assert Digest("sha256", hashes["sha256"]).matches(hashes) and not Digest("sha256", A).matches(hashes)
+    assert Digest("sha256", hashes["sha256"]).matches(hashes) and not Digest("sha256", A).matches(
+        hashes
+    )
     assert not Digest("sha512", LONG).matches({"sha256": A})
 
 
 @settings(max_examples=200, deadline=500)
-@given(st.sampled_from(["sums", "bsd", "single"]), st.one_of(st.binary(max_size=400), st.text(max_size=400).map(str.encode)))
+@given(
+    st.sampled_from(["sums", "bsd", "single"]),
+    st.one_of(st.binary(max_size=400), st.text(max_size=400).map(str.encode)),
+)
 def test_fuzz_checksum_files(kind: Kind, content: bytes) -> None:
     for text in (content, SUMS + content, BSD + content):
         try:

@@ -1,4 +1,6 @@
-"""Conversion to our own qcow2: same content, read-only result, and the file that was checked is the file that is read (IM9)."""
+"""Conversion to our own qcow2: same content, read-only result, and the file that was checked is the
+file that is read (IM9).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def make_image(path: Path, format: str = "qcow2", options: str = "", fill: int =
     raw = path.with_suffix(".source")
     raw.write_bytes(bytes(2 * MIB) + bytes([fill]) * MIB + bytes(5 * MIB))
     more = ["-o", options] if options else []
-    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, *more, str(raw), str(path)], check=True)
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "raw", "-O", format, *more, str(raw), str(path)], check=True
+    )
     return header_of(path, "vhd" if format == "vpc" else format)
 
 
@@ -39,7 +43,9 @@ def header_of(path: Path, format: str) -> Header:
 
 def content_of(path: Path) -> bytes:
     raw = path.with_suffix(".raw")
-    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(raw)], check=True)
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(raw)], check=True
+    )
     return raw.read_bytes()
 
 
@@ -59,12 +65,16 @@ def silent(text: str, fraction: float | None) -> None: ...
         ("vpc", "subformat=dynamic,force_size=on"),
     ],
 )
-async def test_each_format_becomes_a_qcow2_of_the_same_content(tmp_path: Path, format: str, options: str) -> None:
+async def test_each_format_becomes_a_qcow2_of_the_same_content(
+    tmp_path: Path, format: str, options: str
+) -> None:
     source, target = tmp_path / "in", tmp_path / "out.qcow2"
     header = make_image(source, format, options)
     assert header.virtual_size == source.with_suffix(".source").stat().st_size
     said: list[tuple[str, float | None]] = []
-    digest = await convert.to_qcow2(source, header, target, lambda text, fraction: said.append((text, fraction)))
+    digest = await convert.to_qcow2(
+        source, header, target, lambda text, fraction: said.append((text, fraction))
+    )
     assert digest == hashlib.sha256(target.read_bytes()).hexdigest()
     assert content_of(target) == source.with_suffix(".source").read_bytes()
     assert stat.S_IMODE(target.stat().st_mode) == 0o400
@@ -112,10 +122,14 @@ async def test_im9_a_file_written_to_during_the_conversion_is_refused(tmp_path: 
 
     with pytest.raises(Conflict, match="written to"):
         await convert.to_qcow2(source, header, target, spoil)
-    assert not any(b"canary-of" in path.read_bytes() for path in tmp_path.iterdir() if path != canary)
+    assert not any(
+        b"canary-of" in path.read_bytes() for path in tmp_path.iterdir() if path != canary
+    )
 
 
-async def test_im7_an_image_whose_every_cluster_is_the_same_one_ends_at_what_is_reserved(tmp_path: Path) -> None:
+async def test_im7_an_image_whose_every_cluster_is_the_same_one_ends_at_what_is_reserved(
+    tmp_path: Path,
+) -> None:
     """12 MB that stand for 96 GiB of data: each entry of each table names one cluster."""
     source, target, size = tmp_path / "bomb", tmp_path / "out.qcow2", 96 * GIB
     bomb(source, size)
@@ -132,14 +146,20 @@ def bomb(path: Path, size: int) -> None:
     tables = clusters // 8192
     data, l2 = 65536 * 4, 65536 * 5
     head = struct.pack(
-        ">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, 16, size, 0, tables, 65536 * 3, 65536, 1, 0, 0, 0, 0, 0, 4, 104,
+        ">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, 16, size, 0, tables, 65536 * 3, 65536, 1, 0, 0,
+        0, 0, 0, 4, 104,
     )  # fmt: skip
     with path.open("wb") as file:
         file.write(head)
         for place, content in (
             (65536, struct.pack(">Q", 65536 * 2)),
             (65536 * 2, struct.pack(">H", 1) * 32768),
-            (65536 * 3, b"".join(struct.pack(">Q", l2 + 65536 * number | 1 << 63) for number in range(tables))),
+            (
+                65536 * 3,
+                b"".join(
+                    struct.pack(">Q", l2 + 65536 * number | 1 << 63) for number in range(tables)
+                ),
+            ),
             (data, b"x" * 65536),
             (l2, struct.pack(">Q", data | 1 << 63) * 8192 * tables),
         ):

@@ -1,4 +1,6 @@
-"""Fetching against a real server on this machine: resume, cuts, lies, redirects, addresses (SF1), signatures."""
+"""Fetching against a real server on this machine: resume, cuts, lies, redirects, addresses (SF1),
+signatures.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,29 @@ from typing import Any
 
 import pytest
 
-from virtuary.base.errors import Busy, Failed, Invalid, NoRoom, NotFound, PeerAway, Refused, VirtuaryError
+from virtuary.base.errors import (
+    Busy,
+    Failed,
+    Invalid,
+    NoRoom,
+    NotFound,
+    PeerAway,
+    Refused,
+    VirtuaryError,
+)
 from virtuary.images import catalogue
 from virtuary.images import fetch as module
 from virtuary.images.addresses import Url, parse_url
 from virtuary.images.checksums import Digest
-from virtuary.images.fetch import Fetched, Patience, fetch, fetch_small, pull, resolve, verify_signature
+from virtuary.images.fetch import (
+    Fetched,
+    Patience,
+    fetch,
+    fetch_small,
+    pull,
+    resolve,
+    verify_signature,
+)
 from virtuary.images.partial import drop_abandoned, open_partial
 from virtuary.images.remote import BOUNDS, LONGEST, NAMING, TRUSTING, Remote
 from virtuary.images.signatures import dearmored
@@ -44,7 +63,9 @@ QUICK = Patience(connect=2, silence=1, slowest=100_000, window=0.5)
 
 
 class Server:
-    """A threaded HTTP server. `files` are served with Range support; `acts` replace the answer to one path."""
+    """A threaded HTTP server. `files` are served with Range support; `acts` replace the answer to
+    one path.
+    """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.files: dict[str, bytes] = {"/disk": CONTENT}
@@ -57,7 +78,9 @@ class Server:
         if tls:
             self.http.socket = tls.wrap_socket(self.http.socket, server_side=True)
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
     def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
         server = self
@@ -68,7 +91,9 @@ class Server:
             def log_message(self, *_: object) -> None: ...
 
             def do_GET(self) -> None:
-                server.seen.append((self.path, {key.lower(): value for key, value in self.headers.items()}))
+                server.seen.append(
+                    (self.path, {key.lower(): value for key, value in self.headers.items()})
+                )
                 with contextlib.suppress(OSError):
                     server.acts.get(self.path, server._serve)(self)
 
@@ -89,7 +114,13 @@ class Server:
         return answer(handler, 206 if begin else 200, content[begin:], more, cut)
 
 
-def answer(handler: Any, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
+def answer(
+    handler: Any,
+    status: int,
+    body: bytes,
+    headers: dict[str, str] | None = None,
+    cut: int | None = None,
+) -> None:
     handler.send_response(status)
     for key, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
         handler.send_header(key, value)
@@ -116,7 +147,12 @@ def silent(text: str, fraction: float | None) -> None: ...
 
 
 async def get(url: str, target: Path, **more: Any) -> Fetched:
-    wanted: dict[str, Any] = {"digest": DIGEST, "max_size": 10**8, "report": silent, "allow_private": True}
+    wanted: dict[str, Any] = {
+        "digest": DIGEST,
+        "max_size": 10**8,
+        "report": silent,
+        "allow_private": True,
+    }
     return await fetch(url, target, **(wanted | more))
 
 
@@ -130,7 +166,11 @@ async def test_a_file_arrives_whole_read_only_and_alone(server: Server, tmp_path
     fractions = [fraction for text, fraction in said if text.startswith("fetching")]
     assert fractions[-1] == 1.0 and fractions == sorted(fractions)
     _, headers = server.seen[0]
-    assert headers["host"] == server.url.removeprefix("http://") and "cookie" not in headers and "authorization" not in headers
+    assert (
+        headers["host"] == server.url.removeprefix("http://")
+        and "cookie" not in headers
+        and "authorization" not in headers
+    )
 
 
 async def test_an_interrupted_fetch_is_continued(server: Server, tmp_path: Path) -> None:
@@ -141,7 +181,9 @@ async def test_an_interrupted_fetch_is_continued(server: Server, tmp_path: Path)
     kept = (tmp_path / "image.partial").stat().st_size
     assert 0 < kept <= 1_000_000 and not target.exists()
     await get(server.url + "/disk", target)
-    assert server.seen[1][1]["range"] == f"bytes={kept}-" and server.seen[1][1]["if-range"] == '"v1"'
+    assert (
+        server.seen[1][1]["range"] == f"bytes={kept}-" and server.seen[1][1]["if-range"] == '"v1"'
+    )
     assert target.read_bytes() == CONTENT and os.listdir(tmp_path) == ["image"]
 
 
@@ -162,26 +204,40 @@ async def test_a_part_of_another_url_is_not_continued(server: Server, tmp_path: 
     assert "range" not in server.seen[1][1]
 
 
-async def test_a_part_that_was_whole_already_is_only_checked(server: Server, tmp_path: Path) -> None:
+async def test_a_part_that_was_whole_already_is_only_checked(
+    server: Server, tmp_path: Path
+) -> None:
     (tmp_path / "image.partial").write_bytes(CONTENT)
     (tmp_path / "image.partial").chmod(0o400)  # the end came between chmod and rename
-    (tmp_path / "image.partial.json").write_text(json.dumps({"url": server.url + "/disk", "validator": '"v1"'}))
+    (tmp_path / "image.partial.json").write_text(
+        json.dumps({"url": server.url + "/disk", "validator": '"v1"'})
+    )
     await get(server.url + "/disk", tmp_path / "image")
     assert (tmp_path / "image").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("note", ["", "[]", "{", '{"url": 1}', '{"url": "URL", "validator": 7}', '{"url": "URL"}'])
-async def test_a_note_that_is_not_understood_means_a_fresh_start(server: Server, tmp_path: Path, note: str) -> None:
+@pytest.mark.parametrize(
+    "note", ["", "[]", "{", '{"url": 1}', '{"url": "URL", "validator": 7}', '{"url": "URL"}']
+)
+async def test_a_note_that_is_not_understood_means_a_fresh_start(
+    server: Server, tmp_path: Path, note: str
+) -> None:
     (tmp_path / "image.partial").write_bytes(b"rubbish")
     (tmp_path / "image.partial.json").write_text(note.replace("URL", server.url + "/disk"))
     await get(server.url + "/disk", tmp_path / "image")
     assert "range" not in server.seen[0][1]
 
 
-async def test_a_server_that_answers_with_another_part_is_not_believed(server: Server, tmp_path: Path) -> None:
+async def test_a_server_that_answers_with_another_part_is_not_believed(
+    server: Server, tmp_path: Path
+) -> None:
     (tmp_path / "image.partial").write_bytes(CONTENT[:1000])
-    (tmp_path / "image.partial.json").write_text(json.dumps({"url": server.url + "/disk", "validator": '"v1"'}))
-    server.acts["/disk"] = lambda handler: answer(handler, 206, b"xx", {"Content-Range": "bytes 5-6/7"})
+    (tmp_path / "image.partial.json").write_text(
+        json.dumps({"url": server.url + "/disk", "validator": '"v1"'})
+    )
+    server.acts["/disk"] = lambda handler: answer(
+        handler, 206, b"xx", {"Content-Range": "bytes 5-6/7"}
+    )
     with pytest.raises(PeerAway, match="can't continue"):
         await get(server.url + "/disk", tmp_path / "image")
     assert os.listdir(tmp_path) == []
@@ -195,7 +251,9 @@ async def test_a_wrong_digest_leaves_nothing(server: Server, tmp_path: Path) -> 
         assert os.listdir(tmp_path) == []
 
 
-async def test_a_target_that_is_there_is_replaced_only_by_the_right_file(server: Server, tmp_path: Path) -> None:
+async def test_a_target_that_is_there_is_replaced_only_by_the_right_file(
+    server: Server, tmp_path: Path
+) -> None:
     (tmp_path / "image").write_bytes(b"old")
     server.files["/wrong"] = b"wrong"
     with pytest.raises(Invalid):
@@ -205,7 +263,9 @@ async def test_a_target_that_is_there_is_replaced_only_by_the_right_file(server:
     assert (tmp_path / "image").read_bytes() == CONTENT
 
 
-async def test_im7_too_large_is_refused_by_announcement_and_by_count(server: Server, tmp_path: Path) -> None:
+async def test_im7_too_large_is_refused_by_announcement_and_by_count(
+    server: Server, tmp_path: Path
+) -> None:
     with pytest.raises(Invalid, match="larger than the 1000 B"):
         await get(server.url + "/disk", tmp_path / "image", max_size=1000)
 
@@ -224,22 +284,34 @@ async def test_im7_too_large_is_refused_by_announcement_and_by_count(server: Ser
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_server_that_announces_more_than_it_sends_is_network_loss(server: Server, tmp_path: Path) -> None:
-    server.acts["/lie"] = lambda handler: answer(handler, 200, CONTENT, {"Content-Length": "9000000"}, cut=len(CONTENT))
+async def test_a_server_that_announces_more_than_it_sends_is_network_loss(
+    server: Server, tmp_path: Path
+) -> None:
+    server.acts["/lie"] = lambda handler: answer(
+        handler, 200, CONTENT, {"Content-Length": "9000000"}, cut=len(CONTENT)
+    )
     with pytest.raises(PeerAway):
         await get(server.url + "/lie", tmp_path / "image")
     assert not (tmp_path / "image").exists()
 
 
-async def test_a_server_that_announces_less_than_the_file_fails_the_digest(server: Server, tmp_path: Path) -> None:
-    server.acts["/lie"] = lambda handler: answer(handler, 200, CONTENT, {"Content-Length": "1000", "Connection": "close"})
+async def test_a_server_that_announces_less_than_the_file_fails_the_digest(
+    server: Server, tmp_path: Path
+) -> None:
+    server.acts["/lie"] = lambda handler: answer(
+        handler, 200, CONTENT, {"Content-Length": "1000", "Connection": "close"}
+    )
     with pytest.raises((Invalid, PeerAway)):
         await get(server.url + "/lie", tmp_path / "image")
     assert not (tmp_path / "image").exists()
 
 
-async def test_a_compressed_answer_nobody_asked_for_is_refused(server: Server, tmp_path: Path) -> None:
-    server.acts["/gz"] = lambda handler: answer(handler, 200, b"\x1f\x8b", {"Content-Encoding": "gzip"})
+async def test_a_compressed_answer_nobody_asked_for_is_refused(
+    server: Server, tmp_path: Path
+) -> None:
+    server.acts["/gz"] = lambda handler: answer(
+        handler, 200, b"\x1f\x8b", {"Content-Encoding": "gzip"}
+    )
     with pytest.raises(Failed, match="encoding"):
         await get(server.url + "/gz", tmp_path / "image")
 
@@ -274,7 +346,15 @@ async def test_nobody_listening_is_peer_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(404, NotFound), (403, Refused), (500, PeerAway), (503, PeerAway), (418, Failed), (204, Failed), (304, Failed)],
+    [
+        (404, NotFound),
+        (403, Refused),
+        (500, PeerAway),
+        (503, PeerAway),
+        (418, Failed),
+        (204, Failed),
+        (304, Failed),
+    ],
 )
 async def test_each_status_is_an_error_that_does_not_echo_the_server(
     server: Server, tmp_path: Path, status: int, kind: type[VirtuaryError]
@@ -287,7 +367,9 @@ async def test_each_status_is_an_error_that_does_not_echo_the_server(
 
 
 @pytest.mark.slow
-async def test_redirects_are_followed_five_times_and_carry_nothing_along(server: Server, tmp_path: Path) -> None:
+async def test_redirects_are_followed_five_times_and_carry_nothing_along(
+    server: Server, tmp_path: Path
+) -> None:
     for number in range(6):
         server.acts[f"/{number}"] = redirect(f"/{number - 1}" if number else "/disk")
     result = await get(server.url + "/4", tmp_path / "image")
@@ -296,14 +378,16 @@ async def test_redirects_are_followed_five_times_and_carry_nothing_along(server:
 
 
 @pytest.mark.parametrize(
-    "onward", ["http://10.0.0.1/x", "http://169.254.169.254/latest/", "http://[::1]:1/x", "http://0.0.0.0/x"]
+    "onward",
+    ["http://10.0.0.1/x", "http://169.254.169.254/latest/", "http://[::1]:1/x", "http://0.0.0.0/x"],
 )
 async def test_sf1_a_redirect_to_a_private_address_is_refused_before_a_byte_is_sent(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onward: str
 ) -> None:
     server.acts["/x"] = redirect(onward)
 
-    async def first_public(url: Url, *more: Any) -> list[str]:  # this server stands for a public one
+    # this server stands for a public one
+    async def first_public(url: Url, *more: Any) -> list[str]:
         return ["127.0.0.1"] if str(url).startswith(server.url) else await resolve(url, *more)
 
     monkeypatch.setattr(module, "resolve", first_public)
@@ -311,29 +395,42 @@ async def test_sf1_a_redirect_to_a_private_address_is_refused_before_a_byte_is_s
         await get(server.url + "/x", tmp_path / "image", allow_private=False)
 
 
-@pytest.mark.parametrize("onward", ["file:///etc/passwd", "ftp://x/", "//", "http://u:p@127.0.0.1/", "gopher://x"])
-async def test_sf1_redirects_to_other_schemes_are_refused(server: Server, tmp_path: Path, onward: str) -> None:
+@pytest.mark.parametrize(
+    "onward", ["file:///etc/passwd", "ftp://x/", "//", "http://u:p@127.0.0.1/", "gopher://x"]
+)
+async def test_sf1_redirects_to_other_schemes_are_refused(
+    server: Server, tmp_path: Path, onward: str
+) -> None:
     server.acts["/x"] = redirect(onward)
     with pytest.raises(Invalid):
         await get(server.url + "/x", tmp_path / "image")
 
 
 SF1_PRIVATE = [
-    "http://127.0.0.1/", "http://localhost/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/", "http://127.1/",
-    "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://[::ffff:7f00:1]/", "http://10.1.2.3/", "http://172.16.0.1/",
-    "http://192.168.1.1/", "http://169.254.169.254/", "http://100.64.0.1/", "http://[fe80::1]/", "http://[fd00::1]/",
-    "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/", "http://[::127.0.0.1]/", "http://0.0.0.0/", "http://[::]/",
-    "http://224.0.0.1/", "http://[ff02::1]/", "http://255.255.255.255/", "http://0/", "http://192.0.2.1/",
+    "http://127.0.0.1/", "http://localhost/", "http://2130706433/", "http://0x7f000001/",
+    "http://0177.0.0.1/", "http://127.1/",
+    "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://[::ffff:7f00:1]/", "http://10.1.2.3/",
+    "http://172.16.0.1/",
+    "http://192.168.1.1/", "http://169.254.169.254/", "http://100.64.0.1/", "http://[fe80::1]/",
+    "http://[fd00::1]/",
+    "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/", "http://[::127.0.0.1]/",
+    "http://0.0.0.0/", "http://[::]/",
+    "http://224.0.0.1/", "http://[ff02::1]/", "http://255.255.255.255/", "http://0/",
+    "http://192.0.2.1/",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("url", SF1_PRIVATE)
-async def test_sf1_private_addresses_in_every_notation_are_refused(url: str, tmp_path: Path) -> None:
+async def test_sf1_private_addresses_in_every_notation_are_refused(
+    url: str, tmp_path: Path
+) -> None:
     with pytest.raises((Refused, Invalid)):
         await get(url, tmp_path / "image", allow_private=False)
 
 
-async def test_sf1_the_name_is_resolved_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sf1_the_name_is_resolved_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     async def rebinding(url: Url, *_: Any) -> list[str]:
@@ -350,7 +447,9 @@ async def test_sf1_the_clusters_own_networks_are_refused_even_where_private_ones
     server: Server, tmp_path: Path
 ) -> None:
     with pytest.raises(Refused, match="belongs to this cluster"):
-        await get(server.url + "/disk", tmp_path / "image", deny=[ipaddress.ip_network("127.0.0.0/8")])
+        await get(
+            server.url + "/disk", tmp_path / "image", deny=[ipaddress.ip_network("127.0.0.0/8")]
+        )
     assert server.seen == []
 
 
@@ -362,7 +461,9 @@ async def test_two_fetches_of_one_target_do_not_meet(server: Server, tmp_path: P
     os.close(descriptor)
 
 
-async def test_a_link_in_place_of_the_partial_file_is_not_followed(server: Server, tmp_path: Path) -> None:
+async def test_a_link_in_place_of_the_partial_file_is_not_followed(
+    server: Server, tmp_path: Path
+) -> None:
     canary = tmp_path / "canary"
     canary.write_bytes(b"canary")
     (tmp_path / "image.partial").symlink_to(canary)
@@ -373,14 +474,36 @@ async def test_a_link_in_place_of_the_partial_file_is_not_followed(server: Serve
 
 def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
     certificate, key = folder / "cert.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-keyout", str(key), "-out", str(certificate)]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += [
+        "-subj",
+        f"/CN={name}",
+        "-addext",
+        f"subjectAltName=DNS:{name}",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return certificate, key
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
-async def test_https_goes_to_the_checked_address_with_the_name_in_sni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_https_goes_to_the_checked_address_with_the_name_in_sni(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     certificate, key = make_certificate(tmp_path, "images.test")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -401,7 +524,8 @@ async def test_https_goes_to_the_checked_address_with_the_name_in_sni(tmp_path: 
     with pytest.raises(Refused, match="could not prove"):
         await get(f"https://images.test:{port}/disk", tmp_path / "image")
     server.acts["/down"] = redirect(plain.url + "/disk")
-    await get(f"https://images.test:{port}/down", tmp_path / "image", trust=trust)  # the digest makes up for it
+    # the digest makes up for it
+    await get(f"https://images.test:{port}/down", tmp_path / "image", trust=trust)
     with pytest.raises(Refused, match="from https to http"):
         await get(f"https://images.test:{port}/down", tmp_path / "image", trust=trust, digest=None)
     with pytest.raises(Refused, match="from https to http"):
@@ -417,12 +541,32 @@ class Signer:
     def __init__(self, home: Path) -> None:
         self.home = home
         home.mkdir(mode=0o700)
-        self.gpg("--passphrase", "", "--quick-gen-key", "Test <test@example.invalid>", "ed25519", "sign", "never")
+        self.gpg(
+            "--passphrase",
+            "",
+            "--quick-gen-key",
+            "Test <test@example.invalid>",
+            "ed25519",
+            "sign",
+            "never",
+        )
         listing = self.gpg("--with-colons", "--list-keys").decode()
-        self.fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
+        self.fingerprint = next(
+            line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:")
+        )
 
     def gpg(self, *arguments: str, stdin: bytes = b"") -> bytes:
-        command = ["gpg", "--homedir", str(self.home), "--batch", "--yes", "--quiet", "--pinentry-mode", "loopback", *arguments]
+        command = [
+            "gpg",
+            "--homedir",
+            str(self.home),
+            "--batch",
+            "--yes",
+            "--quiet",
+            "--pinentry-mode",
+            "loopback",
+            *arguments,
+        ]
         return subprocess.run(command, input=stdin, check=True, capture_output=True).stdout
 
     def keyring(self, path: Path, armored: bool = False) -> Path:
@@ -430,7 +574,11 @@ class Signer:
         return path
 
     def close(self) -> None:
-        subprocess.run(["gpgconf", "--homedir", str(self.home), "--kill", "all"], check=False, capture_output=True)
+        subprocess.run(
+            ["gpgconf", "--homedir", str(self.home), "--kill", "all"],
+            check=False,
+            capture_output=True,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -445,14 +593,19 @@ def signers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Signer, 
 
 
 @pytest.mark.slow
-async def test_detached_signatures_are_checked(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
+async def test_detached_signatures_are_checked(
+    signers: tuple[Signer, Signer], tmp_path: Path
+) -> None:
     ours, other = signers
     data = b"some sums\n"
     good, foreign = (signer.gpg("--detach-sign", stdin=data) for signer in signers)
     for armored in (False, True):
         keyring = ours.keyring(tmp_path / "keys", armored)
         assert await verify_signature(data, good, keyring, ours.fingerprint) == data
-    assert await verify_signature(data, ours.gpg("--armor", "--detach-sign", stdin=data), keyring) == data
+    assert (
+        await verify_signature(data, ours.gpg("--armor", "--detach-sign", stdin=data), keyring)
+        == data
+    )
     with pytest.raises(Invalid, match="is bad"):
         await verify_signature(data + b"!", good, keyring)
     with pytest.raises(Invalid, match="not signed by a key"):
@@ -464,20 +617,32 @@ async def test_detached_signatures_are_checked(signers: tuple[Signer, Signer], t
             await verify_signature(data, rubbish, keyring)
 
 
-async def test_a_signed_message_is_no_signature_of_other_data(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
-    """A document with its own text inside must not pass for a detached signature over data chosen by somebody else."""
+async def test_a_signed_message_is_no_signature_of_other_data(
+    signers: tuple[Signer, Signer], tmp_path: Path
+) -> None:
+    """A document with its own text inside must not pass for a detached signature over data chosen
+    by somebody else.
+    """
     ours, _ = signers
     keyring = ours.keyring(tmp_path / "keys")
-    for message in (ours.gpg("--sign", stdin=b"true sums\n"), ours.gpg("--clearsign", stdin=b"true sums\n")):
+    for message in (
+        ours.gpg("--sign", stdin=b"true sums\n"),
+        ours.gpg("--clearsign", stdin=b"true sums\n"),
+    ):
         with pytest.raises(Invalid):
             await verify_signature(b"evil sums\n", message, keyring, ours.fingerprint)
 
 
-async def test_clearsigned_text_comes_back_as_it_was_signed(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
+async def test_clearsigned_text_comes_back_as_it_was_signed(
+    signers: tuple[Signer, Signer], tmp_path: Path
+) -> None:
     ours, other = signers
     keyring = ours.keyring(tmp_path / "keys")
     document = ours.gpg("--clearsign", stdin=b"# a comment\n-dash\nSHA256 (x) = y\n")
-    assert await verify_signature(document, None, keyring, ours.fingerprint) == b"# a comment\n-dash\nSHA256 (x) = y\n"
+    assert (
+        await verify_signature(document, None, keyring, ours.fingerprint)
+        == b"# a comment\n-dash\nSHA256 (x) = y\n"
+    )
     with pytest.raises(Invalid):
         await verify_signature(document.replace(b"= y", b"= z"), None, keyring)
     with pytest.raises(Invalid):
@@ -487,7 +652,9 @@ async def test_clearsigned_text_comes_back_as_it_was_signed(signers: tuple[Signe
         assert b"evil" not in await verify_signature(with_more, None, keyring)
 
 
-def test_an_armored_keyring_is_read_with_all_its_blocks(signers: tuple[Signer, Signer], tmp_path: Path) -> None:
+def test_an_armored_keyring_is_read_with_all_its_blocks(
+    signers: tuple[Signer, Signer], tmp_path: Path
+) -> None:
     binary = [signer.gpg("--export") for signer in signers]
     armored = b"comment\n".join(signer.gpg("--armor", "--export") for signer in signers)
     assert dearmored(armored) == b"".join(binary) and dearmored(binary[0]) == binary[0]
@@ -496,18 +663,30 @@ def test_an_armored_keyring_is_read_with_all_its_blocks(signers: tuple[Signer, S
 
 
 def publish(server: Server, entry: catalogue.Entry, sums: bytes, folder: int = 0) -> dict[str, str]:
-    """Serve the entry's image and checksum file where its publisher has them; returns the mirror table."""
+    """Serve the entry's image and checksum file where its publisher has them; returns the mirror
+    table.
+    """
     host = entry.folders[folder].split("/")[2]
     path = entry.folders[folder].removeprefix(f"https://{host}")
     server.files |= {path + entry.image: CONTENT, path + entry.checksums: sums}
     return {host: server.url}
 
 
-async def test_an_image_of_the_catalogue_is_pulled_by_its_checksum(server: Server, tmp_path: Path) -> None:
+async def test_an_image_of_the_catalogue_is_pulled_by_its_checksum(
+    server: Server, tmp_path: Path
+) -> None:
     entry = catalogue.find("debian")
-    mirrors = publish(server, entry, f"{hashlib.sha512(CONTENT).hexdigest()}  {entry.image}\n".encode())
-    pulled = await pull(entry, tmp_path / "image", report=silent, mirrors=mirrors, allow_private=True)
-    assert pulled.vouched == "https" and pulled.fetched.sha256 == SHA256 and pulled.digest.algorithm == "sha512"
+    mirrors = publish(
+        server, entry, f"{hashlib.sha512(CONTENT).hexdigest()}  {entry.image}\n".encode()
+    )
+    pulled = await pull(
+        entry, tmp_path / "image", report=silent, mirrors=mirrors, allow_private=True
+    )
+    assert (
+        pulled.vouched == "https"
+        and pulled.fetched.sha256 == SHA256
+        and pulled.digest.algorithm == "sha512"
+    )
     server.files[next(path for path in server.files if path.endswith(entry.image))] = b"other"
     with pytest.raises(Invalid, match="not the one wanted"):
         await pull(entry, tmp_path / "second", report=silent, mirrors=mirrors, allow_private=True)
@@ -515,7 +694,9 @@ async def test_an_image_of_the_catalogue_is_pulled_by_its_checksum(server: Serve
 
 
 @pytest.mark.parametrize("name", ["alpine", "rocky:9", "almalinux", "ubuntu:22.04", "fedora:42"])
-async def test_every_kind_of_checksum_file_serves_a_pull(server: Server, tmp_path: Path, name: str) -> None:
+async def test_every_kind_of_checksum_file_serves_a_pull(
+    server: Server, tmp_path: Path, name: str
+) -> None:
     entry = catalogue.find(name, "arm64")
     sums = {
         "single": hashlib.sha512(CONTENT).hexdigest(),
@@ -523,18 +704,31 @@ async def test_every_kind_of_checksum_file_serves_a_pull(server: Server, tmp_pat
         "sums": f"{SHA256} *{entry.image}\n",
     }[entry.checksum_kind]
     mirrors = publish(server, entry, sums.encode())
-    pulled = await pull(entry, tmp_path / "image", report=silent, mirrors=mirrors, keyrings=[], allow_private=True)
+    pulled = await pull(
+        entry, tmp_path / "image", report=silent, mirrors=mirrors, keyrings=[], allow_private=True
+    )
     assert pulled.fetched.sha256 == SHA256 and pulled.vouched == "https"
 
 
-async def test_a_release_that_moved_to_the_archive_is_found_there(server: Server, tmp_path: Path) -> None:
+async def test_a_release_that_moved_to_the_archive_is_found_there(
+    server: Server, tmp_path: Path
+) -> None:
     entry = catalogue.find("fedora:41")
     mirrors = publish(server, entry, f"SHA256 ({entry.image}) = {SHA256}\n".encode(), folder=1)
-    pulled = await pull(entry, tmp_path / "image", report=silent, mirrors=mirrors, keyrings=[], allow_private=True)
+    pulled = await pull(
+        entry, tmp_path / "image", report=silent, mirrors=mirrors, keyrings=[], allow_private=True
+    )
     assert "/archive/" in pulled.fetched.source
     server.files.clear()
     with pytest.raises(NotFound, match="no longer has it"):
-        await pull(entry, tmp_path / "image", report=silent, mirrors=mirrors, keyrings=[], allow_private=True)
+        await pull(
+            entry,
+            tmp_path / "image",
+            report=silent,
+            mirrors=mirrors,
+            keyrings=[],
+            allow_private=True,
+        )
 
 
 @pytest.mark.slow
@@ -547,15 +741,23 @@ async def test_where_a_keyring_is_found_the_signature_must_be_there_and_right(
     target = tmp_path / "image"
     wanted: dict[str, Any] = {"report": silent, "keyrings": [keyrings], "allow_private": True}
 
-    async def pull_signed(name: str, sums: Callable[[catalogue.Entry], bytes], signature: Callable[[bytes], bytes] | None) -> str:
+    async def pull_signed(
+        name: str,
+        sums: Callable[[catalogue.Entry], bytes],
+        signature: Callable[[bytes], bytes] | None,
+    ) -> str:
         found = catalogue.find(name)
         assert found.signature
-        mine = found.signature.__class__(found.signature.kind, found.signature.file, ours.fingerprint, ("test.gpg",))
+        mine = found.signature.__class__(
+            found.signature.kind, found.signature.file, ours.fingerprint, ("test.gpg",)
+        )
         entry = found.__class__(**{**found.__dict__, "signature": mine})
         content = sums(entry)
         mirrors = publish(server, entry, content)
         if signature:
-            path = next(path for path in server.files if path.endswith(entry.checksums)).removesuffix(entry.checksums)
+            path = next(
+                path for path in server.files if path.endswith(entry.checksums)
+            ).removesuffix(entry.checksums)
             server.files[path + mine.file] = signature(content)
         return (await pull(entry, target, mirrors=mirrors, **wanted)).vouched
 
@@ -577,11 +779,18 @@ async def test_where_a_keyring_is_found_the_signature_must_be_there_and_right(
     with pytest.raises(Invalid):
         await pull_signed("ubuntu", sums, detach(other))
     with pytest.raises(Invalid):
-        await pull_signed("fedora", lambda entry: clear(entry).replace(SHA256.encode(), b"0" * 64), None)
+        await pull_signed(
+            "fedora", lambda entry: clear(entry).replace(SHA256.encode(), b"0" * 64), None
+        )
 
 
-async def test_what_a_server_announces_is_reserved_before_its_first_byte(server: Server, tmp_path: Path) -> None:
-    with reserving(tmp_path, free_space(tmp_path) - 1_000_000, "others"), pytest.raises(NoRoom, match="are missing"):
+async def test_what_a_server_announces_is_reserved_before_its_first_byte(
+    server: Server, tmp_path: Path
+) -> None:
+    with (
+        reserving(tmp_path, free_space(tmp_path) - 1_000_000, "others"),
+        pytest.raises(NoRoom, match="are missing"),
+    ):
         await get(server.url + "/disk", tmp_path / "image")
     assert os.listdir(tmp_path) == []
     await get(server.url + "/disk", tmp_path / "image")
@@ -599,7 +808,8 @@ def test_what_nobody_goes_on_with_is_removed_after_a_while(tmp_path: Path) -> No
     with open_partial(tmp_path / "held"):
         drop_abandoned(tmp_path, time.time() - 86400)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "new.partial", "new.partial.json", "held.partial", "held.partial.json", "link.partial", "whole",
+        "new.partial", "new.partial.json", "held.partial", "held.partial.json", "link.partial",
+        "whole",
     }  # fmt: skip
 
 
@@ -624,7 +834,10 @@ async def test_a_fetcher_that_was_taken_over_is_not_believed(case: str) -> None:
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours, limit=LONGEST)
     theirs.setblocking(True)
-    threading.Thread(target=lambda: (theirs.recv(4096), theirs.sendall(HOSTILE[case]), theirs.close()), daemon=True).start()
+    threading.Thread(
+        target=lambda: (theirs.recv(4096), theirs.sendall(HOSTILE[case]), theirs.close()),
+        daemon=True,
+    ).start()
     remote = Remote(reader, writer, Over())  # type: ignore[arg-type]
     with pytest.raises((Failed, PeerAway)):
         await remote.get(parse_url("http://h/"), {}, silence=1, trust="")
@@ -633,7 +846,9 @@ async def test_a_fetcher_that_was_taken_over_is_not_believed(case: str) -> None:
 
 @pytest.mark.parametrize("around", [TRUSTING, NAMING], ids=["reads", "looks names up"])
 async def test_what_speaks_to_others_reaches_nothing_of_the_host(around: Surroundings) -> None:
-    """Programs in the jail: no files of the host, no sockets of its services, a user of their own, no connections."""
+    """Programs in the jail: no files of the host, no sockets of its services, a user of their own,
+    no connections.
+    """
     code = (
         "import os, socket, sys\n"
         "for path in ('/etc/passwd', '/etc/shadow', '/run', '/proc/self/status', '/root'):\n"
@@ -648,5 +863,8 @@ async def test_what_speaks_to_others_reaches_nothing_of_the_host(around: Surroun
         "print(os.getuid())"
     )
     done = await run([os.path.realpath(sys.executable), "-I", "-S", "-c", code], BOUNDS, 20, around)
-    assert done.stderr == (b"datagrams\n" if around is NAMING else b"") and done.stdout.decode().split()[:-1] == []
+    assert (
+        done.stderr == (b"datagrams\n" if around is NAMING else b"")
+        and done.stdout.decode().split()[:-1] == []
+    )
     assert int(done.stdout) >= 2_000_061_000 or os.getuid() != 0

@@ -1,6 +1,8 @@
-"""Header readers: sound images are taken with the right size, everything else is refused with the sentence that says why.
+"""Header readers: sound images are taken with the right size, everything else is refused with the
+sentence that says why.
 
-Ids IM1, IM2 ... are rows of the attack list: backing files, data files, foreign extents, polyglots, absurd sizes.
+Ids IM1, IM2 ... are rows of the attack list: backing files, data files, foreign extents, polyglots,
+absurd sizes.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from virtuary.base.errors import Invalid
 from virtuary.images.formats import Header, Memory, inspect, open_reader
 from virtuary.images.vhdx import PARENT_LOCATOR, crc32c
 
-sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; this one shares a file
+# test folders are no packages; this one shares a file
+sys.path.insert(0, str(Path(__file__).parent))
 import crafted
 from crafted import DESCRIPTOR, MIB, extension, put
 
@@ -36,7 +39,14 @@ SOUND = {
     "vhd": crafted.vhd(),
     "raw": crafted.raw(),
 }
-SIZES = {"qcow2": 64 * MIB, "vmdk": 10 * MIB, "vdi": 10 * MIB, "vhdx": 64 * MIB, "vhd": 5 * MIB, "raw": 2 * MIB}
+SIZES = {
+    "qcow2": 64 * MIB,
+    "vmdk": 10 * MIB,
+    "vdi": 10 * MIB,
+    "vhdx": 64 * MIB,
+    "vhd": 5 * MIB,
+    "raw": 2 * MIB,
+}
 STREAM = DESCRIPTOR.replace("monolithicSparse", "streamOptimized")
 AT_END = 0xFFFFFFFFFFFFFFFF
 
@@ -68,25 +78,36 @@ def test_variants_of_sound_images_are_taken() -> None:
     assert look(crafted.qcow2(version=2)).version == "2"
     assert look(crafted.qcow2(incompatible=8, compression=1)).details["compression"] == "zstd"
     assert look(crafted.qcow2(incompatible=16)).details["extended_l2"] == 1
-    assert look(crafted.qcow2(extension=extension(0x6803F857, b"f" * 48) + extension(0, b""))).format == "qcow2"
+    assert (
+        look(crafted.qcow2(extension=extension(0x6803F857, b"f" * 48) + extension(0, b""))).format
+        == "qcow2"
+    )
     assert look(streamed()).details["kind"] == "streamOptimized"
-    assert look(crafted.vdi(kind=2, size=MIB, allocated=1, length=MIB + 1024)).details["kind"] == "static"
+    assert (
+        look(crafted.vdi(kind=2, size=MIB, allocated=1, length=MIB + 1024)).details["kind"]
+        == "static"
+    )
     assert look(crafted.vhdx(headers=(crafted.vhdx_header(3), bytes(4096)))).format == "vhdx"
 
 
 QCOW2_REFUSED = {
-    "IM1 backing file": (crafted.qcow2(backing_offset=400, backing_length=11), "names a backing file"),
+    "IM1 backing file": (crafted.qcow2(backing_offset=400, backing_length=11),
+    "names a backing file"),
     "IM1 backing offset alone": (crafted.qcow2(backing_offset=400), "names a backing file"),
     "IM1 backing length alone": (crafted.qcow2(backing_length=9), "names a backing file"),
-    "IM1 backing file, version 2": (crafted.qcow2(version=2, backing_offset=400, backing_length=11), "names a backing file"),
-    "IM1 backing format": (crafted.qcow2(extension=extension(0xE2792ACA, b"raw")), "format of a backing file"),
+    "IM1 backing file, version 2": (crafted.qcow2(version=2, backing_offset=400, backing_length=11),
+    "names a backing file"),
+    "IM1 backing format": (crafted.qcow2(extension=extension(0xE2792ACA, b"raw")),
+    "format of a backing file"),
     "IM1 encrypted": (crafted.qcow2(encryption=1), "is encrypted"),
     "IM1 encrypted with LUKS": (crafted.qcow2(encryption=2), "is encrypted"),
-    "IM1 LUKS extension": (crafted.qcow2(extension=extension(0x0537BE77, bytes(16))), "header of an encryption"),
+    "IM1 LUKS extension": (crafted.qcow2(extension=extension(0x0537BE77, bytes(16))),
+    "header of an encryption"),
     "IM1 unknown bit": (crafted.qcow2(incompatible=1 << 5), "features unknown here"),
     "IM1 unknown high bit": (crafted.qcow2(incompatible=1 << 63), "features unknown here"),
     "IM2 data file bit": (crafted.qcow2(incompatible=4), "keeps its data in another file"),
-    "IM2 data file name": (crafted.qcow2(extension=extension(0x44415441, b"/etc/passwd")), "names an external data file"),
+    "IM2 data file name": (crafted.qcow2(extension=extension(0x44415441, b"/etc/passwd")),
+    "names an external data file"),
     "IM2 data file behind others": (
         crafted.qcow2(extension=extension(0x6803F857, bytes(48)) + extension(0x44415441, b"x")),
         "names an external data file",
@@ -104,18 +125,23 @@ QCOW2_REFUSED = {
     "L1 outside": (crafted.qcow2(l1_offset=65536 * 9), "L1 table of the qcow2 image lies outside"),
     "L1 unaligned": (crafted.qcow2(l1_offset=65536 + 512), "does not begin at a cluster"),
     "L1 in the header": (crafted.qcow2(l1_offset=0), "does not begin at a cluster"),
-    "refcounts outside": (crafted.qcow2(refcount_offset=65536 * 9), "refcount table of the qcow2 image lies outside"),
+    "refcounts outside": (crafted.qcow2(refcount_offset=65536 * 9),
+    "refcount table of the qcow2 image lies outside"),
     "no refcounts": (crafted.qcow2(refcount_clusters=0), "refcount table has 0"),
-    "IM6 refcounts too large": (crafted.qcow2(refcount_clusters=0xFFFF), "refcount table has 65535"),
+    "IM6 refcounts too large": (crafted.qcow2(refcount_clusters=0xFFFF),
+    "refcount table has 65535"),
     "IM6 snapshots": (crafted.qcow2(snapshots=70000), "70000 snapshots"),
-    "snapshots outside": (crafted.qcow2(snapshots=2, snapshots_offset=65536 * 9), "snapshot table of the qcow2 image lies"),
+    "snapshots outside": (crafted.qcow2(snapshots=2, snapshots_offset=65536 * 9),
+    "snapshot table of the qcow2 image lies"),
     "header length": (crafted.qcow2(header_length=96), "header has 96 bytes"),
     "header length odd": (crafted.qcow2(header_length=105), "header has 105 bytes"),
     "header length huge": (crafted.qcow2(header_length=0xFFFFFFF8), "which is not possible"),
     "compression unknown": (crafted.qcow2(incompatible=8, compression=2), "compression type 2"),
     "compression without its bit": (crafted.qcow2(compression=1), "compression type 1"),
-    "extension too long": (crafted.qcow2(extension=struct.pack(">II", 1, 0xFFFFFFF0)), "longer than its header"),
-    "IM6 endless extensions": (crafted.qcow2(extension=extension(1, b"") * 100), "more than 32 header extensions"),
+    "extension too long": (crafted.qcow2(extension=struct.pack(">II", 1, 0xFFFFFFF0)),
+    "longer than its header"),
+    "IM6 endless extensions": (crafted.qcow2(extension=extension(1, b"") * 100),
+    "more than 32 header extensions"),
     "extended L2, small clusters": (crafted.qcow2(incompatible=16, cluster_bits=12), "extended L2"),
     "IM7 17 TiB": (crafted.qcow2(size=17 * 2**40, length=4 * MIB), "17 TiB, more than the 16 TiB"),
     "IM7 8 EiB": (crafted.qcow2(size=2**63, l1_entries=1), "more than the 16 TiB"),
@@ -135,37 +161,64 @@ VMDK_REFUSED = {
     "IM3 json name": (changed('"disk.vmdk"', '"json:{}"'), "named by a path"),
     "IM3 empty name": (changed('"disk.vmdk"', '""'), "named by a path"),
     "IM3 offset": (changed('"disk.vmdk"', '"disk.vmdk" 0'), "may lie in another file"),
-    "IM3 second extent": (changed("# The Disk", 'RW 1 SPARSE "b.vmdk"\n# The Disk'), "consists of 2 extents"),
+    "IM3 second extent": (
+        changed("# The Disk", 'RW 1 SPARSE "b.vmdk"\n# The Disk'),
+        "consists of 2 extents",
+    ),
     "IM3 no extent": (changed('RW {sectors} SPARSE "disk.vmdk"', ""), "consists of 0 extents"),
-    "IM3 monolithicFlat": (changed("monolithicSparse", "monolithicFlat"), "'monolithicFlat' are not accepted"),
-    "IM3 twoGbMaxExtentSparse": (changed("monolithicSparse", "twoGbMaxExtentSparse"), "'twoGbMaxExtentSparse' are not"),
-    "IM3 twoGbMaxExtentFlat": (changed("monolithicSparse", "twoGbMaxExtentFlat"), "are not accepted"),
+    "IM3 monolithicFlat": (
+        changed("monolithicSparse", "monolithicFlat"),
+        "'monolithicFlat' are not accepted",
+    ),
+    "IM3 twoGbMaxExtentSparse": (
+        changed("monolithicSparse", "twoGbMaxExtentSparse"),
+        "'twoGbMaxExtentSparse' are not",
+    ),
+    "IM3 twoGbMaxExtentFlat": (
+        changed("monolithicSparse", "twoGbMaxExtentFlat"),
+        "are not accepted",
+    ),
     "IM3 vmfs": (changed("monolithicSparse", "vmfs"), "'vmfs' are not accepted"),
     "IM3 fullDevice": (changed("monolithicSparse", "fullDevice"), "are not accepted"),
     "IM3 no kind": (changed('createType="monolithicSparse"', ""), "are not accepted"),
     "IM3 parent": (changed("parentCID=ffffffff", "parentCID=12345678"), "difference to a parent"),
     "IM3 no parent field": (changed("parentCID=ffffffff", ""), "difference to a parent"),
-    "IM3 parent name": (changed("# The Disk", 'parentFileNameHint="/etc/passwd"\n#'), "names a parent disk"),
+    "IM3 parent name": (
+        changed("# The Disk", 'parentFileNameHint="/etc/passwd"\n#'),
+        "names a parent disk",
+    ),
     "IM3 parent name behind the end": (
         put(crafted.vmdk(descriptor_size=1), 512 + 4000, b'parentFileNameHint="/etc/passwd"'),
         "names a parent disk",
     ),
     "IM3 tracking file": (changed("# The Disk", 'changeTrackPath="x"\n#'), "'changetrackpath'"),
-    "IM3 native snapshot": (changed("# The Disk", 'isNativeSnapshot="yes"\n#'), "lives in its storage system"),
+    "IM3 native snapshot": (
+        changed("# The Disk", 'isNativeSnapshot="yes"\n#'),
+        "lives in its storage system",
+    ),
     "IM3 kind twice": (changed("# The Disk", 'createType="monolithicSparse"\n#'), "twice"),
     "IM3 unknown line": (changed("# The Disk", "load /etc/passwd now\n#"), "not understood"),
     "IM3 capacity 0 means a descriptor": (crafted.vmdk(capacity=0), "has 0 sectors"),
     "IM3 descriptor elsewhere": (crafted.vmdk(descriptor_offset=2), "no descriptor of its own"),
     "IM3 no descriptor": (crafted.vmdk(""), "has no descriptor"),
-    "descriptor longer than said": (crafted.vmdk(DESCRIPTOR + "#" * 600, descriptor_size=1), "does not end where"),
-    "descriptor not text": (crafted.vmdk()[:600] + b"\xff\xfe" + crafted.vmdk()[602:], "is not text"),
+    "descriptor longer than said": (
+        crafted.vmdk(DESCRIPTOR + "#" * 600, descriptor_size=1),
+        "does not end where",
+    ),
+    "descriptor not text": (
+        crafted.vmdk()[:600] + b"\xff\xfe" + crafted.vmdk()[602:],
+        "is not text",
+    ),
     "sectors differ": (changed("{sectors}", "999"), "says 999 sectors"),
     "version": (crafted.vmdk(version=4), "version 4"),
     "unclean": (crafted.vmdk(unclean=1), "not closed cleanly"),
     "text transfer": (crafted.vmdk(newlines=b"\n \n\n"), "transferred as text"),
     "grain": (crafted.vmdk(grain=100), "grains have 100"),
     "IM6 tables": (crafted.vmdk(per_table=1024), "grain tables have 1024"),
-    "IM6 directory": (crafted.vmdk(sectors=1 << 40, grain=8, per_table=1), "more than any sound image"),
+    "IM6 directory": (
+        crafted.vmdk(sectors=1 << 40, grain=8, per_table=1),
+        "more than any sound image",
+    ),
     "directory outside": (crafted.vmdk(directory_offset=1 << 40), "lies outside"),
     "second directory outside": (crafted.vmdk(redundant_offset=1 << 40), "lies outside"),
     "directory in the header": (crafted.vmdk(directory_offset=0), "lies in its header"),
@@ -198,9 +251,16 @@ VDI_REFUSED = {
 _UNKNOWN = uuid.UUID(int=7).bytes_le
 _ENTRY = struct.pack("<16sQII", _UNKNOWN, 3 * MIB, MIB, 1)
 VHDX_REFUSED = {
-    "differencing": (crafted.vhdx(metadata=crafted.vhdx_metadata(flags=2)), "difference to a parent"),
+    "differencing": (
+        crafted.vhdx(metadata=crafted.vhdx_metadata(flags=2)),
+        "difference to a parent",
+    ),
     "parent locator": (
-        crafted.vhdx(metadata=crafted.vhdx_metadata(extra=(struct.pack("<16sIIII", PARENT_LOCATOR.bytes_le, 65536, 8, 4, 0),))),
+        crafted.vhdx(
+            metadata=crafted.vhdx_metadata(
+                extra=(struct.pack("<16sIIII", PARENT_LOCATOR.bytes_le, 65536, 8, 4, 0),)
+            )
+        ),
         "names a parent disk",
     ),
     "log to replay": (
@@ -212,19 +272,44 @@ VHDX_REFUSED = {
         crafted.vhdx(headers=(crafted.vhdx_header(5), crafted.vhdx_header(5, version=2))),
         "contradict",
     ),
-    "version": (crafted.vhdx(headers=(crafted.vhdx_header(1), crafted.vhdx_header(2, version=2))), "version 2"),
-    "region checksum": (put(crafted.vhdx(), 196608 + 4, b"XXXX"), "region table of the VHDX is damaged"),
-    "regions differ": (crafted.vhdx(regions=(crafted.vhdx_regions(), crafted.vhdx_regions(bat=(1 * MIB, MIB)))), "contradict"),
-    "unknown region": (crafted.vhdx(regions=(crafted.vhdx_regions(_ENTRY),) * 2), "region unknown here"),
+    "version": (
+        crafted.vhdx(headers=(crafted.vhdx_header(1), crafted.vhdx_header(2, version=2))),
+        "version 2",
+    ),
+    "region checksum": (
+        put(crafted.vhdx(), 196608 + 4, b"XXXX"),
+        "region table of the VHDX is damaged",
+    ),
+    "regions differ": (
+        crafted.vhdx(regions=(crafted.vhdx_regions(), crafted.vhdx_regions(bat=(1 * MIB, MIB)))),
+        "contradict",
+    ),
+    "unknown region": (
+        crafted.vhdx(regions=(crafted.vhdx_regions(_ENTRY),) * 2),
+        "region unknown here",
+    ),
     "same region twice": (
         crafted.vhdx(regions=(crafted.vhdx_regions(crafted.vhdx_regions()[16:48]),) * 2),
         "same region twice",
     ),
-    "region outside": (crafted.vhdx(regions=(crafted.vhdx_regions(bat=(40 * MIB, MIB)),) * 2), "lies outside"),
-    "region in the headers": (crafted.vhdx(regions=(crafted.vhdx_regions(bat=(0, MIB)),) * 2), "whole MiB"),
-    "regions overlap": (crafted.vhdx(regions=(crafted.vhdx_regions(bat=(2 * MIB, MIB)),) * 2), "overlap"),
+    "region outside": (
+        crafted.vhdx(regions=(crafted.vhdx_regions(bat=(40 * MIB, MIB)),) * 2),
+        "lies outside",
+    ),
+    "region in the headers": (
+        crafted.vhdx(regions=(crafted.vhdx_regions(bat=(0, MIB)),) * 2),
+        "whole MiB",
+    ),
+    "regions overlap": (
+        crafted.vhdx(regions=(crafted.vhdx_regions(bat=(2 * MIB, MIB)),) * 2),
+        "overlap",
+    ),
     "unknown item": (
-        crafted.vhdx(metadata=crafted.vhdx_metadata(extra=(struct.pack("<16sIIII", _UNKNOWN, 65536, 8, 4, 0),))),
+        crafted.vhdx(
+            metadata=crafted.vhdx_metadata(
+                extra=(struct.pack("<16sIIII", _UNKNOWN, 65536, 8, 4, 0),)
+            )
+        ),
         "metadata item unknown here",
     ),
     "metadata gone": (crafted.vhdx(metadata=b"x" * 65536), "metadata of the VHDX is damaged"),
@@ -246,7 +331,8 @@ def _vhd(kind: str = "dynamic", **fields: Any) -> bytes:
 VHD_REFUSED = {
     "no footer": (crafted.vhd()[:-512], "does not end with its footer"),
     "another footer at its beginning": (put(crafted.vhd(), 30, b"x"), "contradict"),
-    "a wrong checksum": (put(put(crafted.vhd(), 30, b"x"), len(crafted.vhd()) - 512 + 30, b"x"), "checksum"),
+    "a wrong checksum": (put(put(crafted.vhd(), 30, b"x"), len(crafted.vhd()) - 512 + 30, b"x"),
+    "checksum"),
     "a parent": (_vhd(kind_number=4), "difference to a parent"),
     "another kind": (_vhd(kind_number=7), "kind 7 is unknown"),
     "another version": (_vhd(version=0x20000), "version 2"),
@@ -274,8 +360,14 @@ OTHERS_REFUSED = {
     "bochs": (put(bytes(1024), 0, b"Bochs Virtual HD Image"), "format bochs"),
     "ESX sparse": (put(bytes(1024), 0, b"COWD"), "ESX sparse"),
     "IM3 bare descriptor": (DESCRIPTOR.encode().ljust(1024, b"\n"), "descriptor only"),
-    "IM3 bare descriptor without title": (b'#\n\nversion=1\nRW 1 FLAT "/etc/passwd" 0\n'.ljust(1024), "descriptor only"),
-    "IM3 bare descriptor on a disk": (put(b"version=1\n" + bytes(4096), 510, b"\x55\xaa"), "descriptor only"),
+    "IM3 bare descriptor without title": (
+        b'#\n\nversion=1\nRW 1 FLAT "/etc/passwd" 0\n'.ljust(1024),
+        "descriptor only",
+    ),
+    "IM3 bare descriptor on a disk": (
+        put(b"version=1\n" + bytes(4096), 510, b"\x55\xaa"),
+        "descriptor only",
+    ),
     "gzip": (put(bytes(1024), 0, b"\x1f\x8b\x08"), "packed \\(gzip\\)"),
     "xz": (put(bytes(1024), 0, b"\xfd7zXZ\0"), "packed \\(xz\\)"),
     "zstd": (put(bytes(1024), 0, b"\x28\xb5\x2f\xfd"), "packed \\(zstd\\)"),
@@ -293,7 +385,8 @@ OTHERS_REFUSED = {
 REFUSED = {
     f"{group}: {name}": case
     for group, cases in (
-        ("qcow2", QCOW2_REFUSED), ("vmdk", VMDK_REFUSED), ("vdi", VDI_REFUSED), ("vhdx", VHDX_REFUSED), ("vhd", VHD_REFUSED), ("other", OTHERS_REFUSED),
+        ("qcow2", QCOW2_REFUSED), ("vmdk", VMDK_REFUSED), ("vdi", VDI_REFUSED), ("vhdx",
+        VHDX_REFUSED), ("vhd", VHD_REFUSED), ("other", OTHERS_REFUSED),
     )
     for name, case in cases.items()
 }  # fmt: skip
@@ -316,7 +409,12 @@ SIGNS = {
     "vhd": (-512, b"conectix"),
     "dmg": (-512, b"koly\0\0\0\x04\0\0\x02\0"),
 }
-BASES = {"qcow2": crafted.qcow2(), "vmdk": crafted.vmdk(), "vhdx": crafted.vhdx(), "vdi": crafted.vdi()}
+BASES = {
+    "qcow2": crafted.qcow2(),
+    "vmdk": crafted.vmdk(),
+    "vhdx": crafted.vhdx(),
+    "vdi": crafted.vdi(),
+}
 
 
 @pytest.mark.parametrize("sign", SIGNS)
@@ -359,7 +457,13 @@ def test_im7_the_size_limit_is_the_callers() -> None:
 
 
 def test_refusals_carry_a_hint_where_there_is_a_way_out() -> None:
-    for name in ("qcow2: IM1 backing file", "vmdk: IM3 flat extent", "other: gzip", "other: iso", "vdi: differencing"):
+    for name in (
+        "qcow2: IM1 backing file",
+        "vmdk: IM3 flat extent",
+        "other: gzip",
+        "other: iso",
+        "vdi: differencing",
+    ):
         with pytest.raises(Invalid) as caught:
             look(REFUSED[name][0])
         assert caught.value.hint
@@ -407,33 +511,62 @@ def test_open_reader_takes_regular_files_only(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [3 * MIB, 1536 * MIB])
-def test_images_made_by_qemu_img_are_taken(tmp_path: Path, format: str, options: str, size: int) -> None:
+def test_images_made_by_qemu_img_are_taken(
+    tmp_path: Path, format: str, options: str, size: int
+) -> None:
     image = tmp_path / "disk"
     more = ["-o", options] if options else []
-    subprocess.run(["qemu-img", "create", "-q", "-f", format, *more, str(image), str(size)], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", format, *more, str(image), str(size)], check=True
+    )
     with open_reader(image) as reader:
         header = inspect(reader, format)
     assert (header.format, header.virtual_size) == (format, size)
 
 
 @pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
-@pytest.mark.parametrize("subformat", ["monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"])
-def test_im3_vmdk_kinds_of_several_files_made_by_qemu_img_are_refused(tmp_path: Path, subformat: str) -> None:
+@pytest.mark.parametrize(
+    "subformat", ["monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"]
+)
+def test_im3_vmdk_kinds_of_several_files_made_by_qemu_img_are_refused(
+    tmp_path: Path, subformat: str
+) -> None:
     image = tmp_path / "disk.vmdk"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", "-o", f"subformat={subformat}", str(image), "4M"], check=True)
+    subprocess.run(
+        [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "vmdk",
+            "-o",
+            f"subformat={subformat}",
+            str(image),
+            "4M",
+        ],
+        check=True,
+    )
     with open_reader(image) as reader, pytest.raises(Invalid):
         inspect(reader)
 
 
 @pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
 @pytest.mark.parametrize("format", ["qcow2", "vmdk", "qed", "parallels", "luks"])
-def test_im1_overlays_and_foreign_formats_made_by_qemu_img_are_refused(tmp_path: Path, format: str) -> None:
+def test_im1_overlays_and_foreign_formats_made_by_qemu_img_are_refused(
+    tmp_path: Path, format: str
+) -> None:
     base, image = tmp_path / "base", tmp_path / "disk"
-    secret = ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"] if format == "luks" else []
+    secret = (
+        ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"]
+        if format == "luks"
+        else []
+    )
     backing = ["-b", str(base), "-F", format] if format in ("qcow2", "vmdk") else []
     if backing:
         subprocess.run(["qemu-img", "create", "-q", "-f", format, str(base), "4M"], check=True)
-    subprocess.run(["qemu-img", "create", "-q", "-f", format, *secret, *backing, str(image), "4M"], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", format, *secret, *backing, str(image), "4M"], check=True
+    )
     with open_reader(image) as reader, pytest.raises(Invalid):
         inspect(reader)
 
@@ -444,10 +577,19 @@ def _mutated(image: bytes, changes: list[tuple[int, bytes]], cut: int | None) ->
     return image if cut is None else image[:cut]
 
 
-SMALL = {"qcow2": crafted.qcow2(), "vmdk": crafted.vmdk(), "streamed": streamed(), "vdi": crafted.vdi(), "raw": crafted.raw(8192)}
+SMALL = {
+    "qcow2": crafted.qcow2(),
+    "vmdk": crafted.vmdk(),
+    "streamed": streamed(),
+    "vdi": crafted.vdi(),
+    "raw": crafted.raw(8192),
+}
 _change = st.tuples(
     st.one_of(st.integers(0, 128), st.integers(0, 1400)),
-    st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\x80" + bytes(7)])),
+    st.one_of(
+        st.binary(min_size=1, max_size=8),
+        st.sampled_from([b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\x80" + bytes(7)]),
+    ),
 )
 _quick = settings(max_examples=300, deadline=500, suppress_health_check=[HealthCheck.too_slow])
 
@@ -462,15 +604,24 @@ def _only_invalid(image: bytes, stated: str | None = None) -> None:
 
 
 @_quick
-@given(st.sampled_from(sorted(SMALL)), st.lists(_change, max_size=6), st.one_of(st.none(), st.integers(0, 140_000)))
+@given(
+    st.sampled_from(sorted(SMALL)),
+    st.lists(_change, max_size=6),
+    st.one_of(st.none(), st.integers(0, 140_000)),
+)
 @pytest.mark.slow
-def test_fuzz_changed_headers_are_taken_or_refused(base: str, changes: list[tuple[int, bytes]], cut: int | None) -> None:
+def test_fuzz_changed_headers_are_taken_or_refused(
+    base: str, changes: list[tuple[int, bytes]], cut: int | None
+) -> None:
     _only_invalid(_mutated(SMALL[base], changes, cut))
 
 
 @_quick
 @given(
-    st.binary(max_size=2048), st.sampled_from([b"", b"QFI\xfb", b"KDMV", b"vhdxfile", b"conectix", b"# Disk DescriptorFile\n"])
+    st.binary(max_size=2048),
+    st.sampled_from(
+        [b"", b"QFI\xfb", b"KDMV", b"vhdxfile", b"conectix", b"# Disk DescriptorFile\n"]
+    ),
 )
 def test_fuzz_random_bytes_are_taken_or_refused(content: bytes, start: bytes) -> None:
     _only_invalid(start + content)
@@ -478,9 +629,15 @@ def test_fuzz_random_bytes_are_taken_or_refused(content: bytes, start: bytes) ->
 
 
 @settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from([65536, 131072, 196608, 2 * MIB]), st.integers(0, 300), st.binary(min_size=1, max_size=8))
+@given(
+    st.sampled_from([65536, 131072, 196608, 2 * MIB]),
+    st.integers(0, 300),
+    st.binary(min_size=1, max_size=8),
+)
 @pytest.mark.slow
-def test_fuzz_changed_vhdx_tables_are_taken_or_refused(table: int, offset: int, piece: bytes) -> None:
+def test_fuzz_changed_vhdx_tables_are_taken_or_refused(
+    table: int, offset: int, piece: bytes
+) -> None:
     image = put(crafted.vhdx(), table + offset, piece)
     length = {65536: 4096, 131072: 4096, 196608: 65536}.get(table)
     if length:  # with the checksum made to fit again, so that the fields behind it are reached

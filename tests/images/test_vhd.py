@@ -1,4 +1,6 @@
-"""A dynamic VHD unpacked by our own reader: block by block, sector by sector, never more than the file holds."""
+"""A dynamic VHD unpacked by our own reader: block by block, sector by sector, never more than the
+file holds.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,24 @@ def test_blocks_come_to_their_places_and_the_last_one_is_cut(tmp_path: Path) -> 
 
 def test_sectors_that_the_bitmap_does_not_name_are_zeros(tmp_path: Path) -> None:
     found = unpacked(tmp_path, crafted.vhd(bitmaps=b"\x40".ljust(512, b"\0")))
-    assert found == (bytes(512) + b"\1" * 512).ljust(4 * MIB, b"\0") + (bytes(512) + b"\3" * 512).ljust(MIB, b"\0")
+    assert found == (bytes(512) + b"\1" * 512).ljust(4 * MIB, b"\0") + (
+        bytes(512) + b"\3" * 512
+    ).ljust(MIB, b"\0")
 
 
 @pytest.mark.parametrize(
-    "places", [(4, 4, 4101), (4, 5, 4101), (0, 0xFFFFFFFF, 4101), (4, 0xFFFFFFFF, 2**31), (4, 0xFFFFFFFF, 4200)]
+    "places",
+    [
+        (4, 4, 4101),
+        (4, 5, 4101),
+        (0, 0xFFFFFFFF, 4101),
+        (4, 0xFFFFFFFF, 2**31),
+        (4, 0xFFFFFFFF, 4200),
+    ],
 )
-def test_blocks_in_each_other_or_outside_are_refused(tmp_path: Path, places: tuple[int, ...]) -> None:
+def test_blocks_in_each_other_or_outside_are_refused(
+    tmp_path: Path, places: tuple[int, ...]
+) -> None:
     with pytest.raises(Invalid, match="lie in each other or outside"):
         unpacked(tmp_path, crafted.vhd(places=places))
 

@@ -1,4 +1,6 @@
-"""A VHDX that was not closed cleanly: its log is replayed over the file, as QEMU replays it, or refused with what is wrong with it."""
+"""A VHDX that was not closed cleanly: its log is replayed over the file, as QEMU replays it, or
+refused with what is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,19 @@ def test_what_the_log_waits_to_write_is_taken_for_written(tmp_path: Path) -> Non
     assert (tmp_path / "in.vhdx").read_bytes() == image, "the file stays as it is"
 
 
-def test_entries_count_in_their_order_from_the_tail_on_and_stale_ones_do_not(tmp_path: Path) -> None:
+def test_entries_count_in_their_order_from_the_tail_on_and_stale_ones_do_not(
+    tmp_path: Path,
+) -> None:
     stale = vhdx_entry(7, {3 * MIB: struct.pack("<Q", 4 * MIB | 6)})
-    log = stale + vhdx_entry(9, {3 * MIB: b"\0" * 8}, tail=8192) + vhdx_entry(10, {3 * MIB: TABLE}, tail=8192)
+    log = (
+        stale
+        + vhdx_entry(9, {3 * MIB: b"\0" * 8}, tail=8192)
+        + vhdx_entry(10, {3 * MIB: TABLE}, tail=8192)
+    )
     assert unpacked(tmp_path, dirty_vhdx(log)) == FILLED
-    zeroed = vhdx_entry(9, {3 * MIB: TABLE}, tail=0) + vhdx_entry(10, {}, tail=0, zeros=((3 * MIB, 4096),))
+    zeroed = vhdx_entry(9, {3 * MIB: TABLE}, tail=0) + vhdx_entry(
+        10, {}, tail=0, zeros=((3 * MIB, 4096),)
+    )
     assert unpacked(tmp_path, dirty_vhdx(zeroed)) == bytes(64 * MIB)
 
 
@@ -60,12 +70,27 @@ async def test_qemu_replays_it_to_the_same_disk_and_an_import_takes_it(tmp_path:
     place = tmp_path / "in.vhdx"
     place.write_bytes(dirty_vhdx(vhdx_entry(1, {3 * MIB: TABLE}, flushed=6 * MIB, last=6 * MIB)))
     shutil.copy(place, tmp_path / "theirs.vhdx")
-    subprocess.run(["qemu-img", "check", "-q", "-r", "all", str(tmp_path / "theirs.vhdx")], check=True)
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tmp_path / "theirs.vhdx"), str(tmp_path / "theirs")], check=True)
+    subprocess.run(
+        ["qemu-img", "check", "-q", "-r", "all", str(tmp_path / "theirs.vhdx")], check=True
+    )
+    subprocess.run(
+        [
+            "qemu-img",
+            "convert",
+            "-O",
+            "raw",
+            str(tmp_path / "theirs.vhdx"),
+            str(tmp_path / "theirs"),
+        ],
+        check=True,
+    )
     with open_reader(place) as reader:
         header = inspect(reader)
     await convert.to_qcow2(place, header, tmp_path / "out.qcow2", lambda text, fraction: None)
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tmp_path / "out.qcow2"), str(tmp_path / "ours")], check=True)
+    subprocess.run(
+        ["qemu-img", "convert", "-O", "raw", str(tmp_path / "out.qcow2"), str(tmp_path / "ours")],
+        check=True,
+    )
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes() == FILLED
 
 
@@ -73,25 +98,35 @@ GOOD = vhdx_entry(1, {3 * MIB: TABLE})
 REFUSED = {
     "nothing in it": (dirty_vhdx(b""), "replayed, and is damaged"),
     "a wrong checksum": (dirty_vhdx(put(GOOD, 4200, b"x")), "replayed, and is damaged"),
-    "a gap": (dirty_vhdx(vhdx_entry(1, {3 * MIB: TABLE}) + vhdx_entry(3, {3 * MIB: TABLE}, tail=0)), ""),
-    "of another log": (dirty_vhdx(vhdx_entry(1, {3 * MIB: TABLE}, identity=b"x" * 16)), "replayed, and is damaged"),
-    "a file that was cut": (dirty_vhdx(vhdx_entry(1, {3 * MIB: TABLE}, flushed=2**40)), "shorter than its log"),
+    "a gap": (dirty_vhdx(vhdx_entry(1, {3 * MIB: TABLE}) + vhdx_entry(3, {3 * MIB: TABLE}, tail=0)),
+    ""),
+    "of another log": (dirty_vhdx(vhdx_entry(1, {3 * MIB: TABLE}, identity=b"x" * 16)),
+    "replayed, and is damaged"),
+    "a file that was cut": (dirty_vhdx(vhdx_entry(1, {3 * MIB: TABLE}, flushed=2**40)),
+    "shorter than its log"),
     "over the headers": (dirty_vhdx(vhdx_entry(1, {65536: TABLE})), "write where it may not"),
     "over the log": (dirty_vhdx(vhdx_entry(1, {MIB: TABLE})), "write where it may not"),
-    "no whole sector": (dirty_vhdx(vhdx_entry(1, {3 * MIB + 512: TABLE})), "write where it may not"),
+    "no whole sector": (dirty_vhdx(vhdx_entry(1, {3 * MIB + 512: TABLE})),
+    "write where it may not"),
     "zeros without end": (dirty_vhdx(vhdx_entry(1, {}, zeros=((3 * MIB, 2**40),))), "more zeros"),
     "another size": (dirty_vhdx(vhdx_entry(1, {2 * MIB: b"x"})), "metadata of the VHDX is damaged"),
-    "a block outside": (dirty_vhdx(vhdx_entry(1, {3 * MIB: struct.pack("<Q", 900 * MIB | 6)})), "outside of the file"),
+    "a block outside": (dirty_vhdx(vhdx_entry(1, {3 * MIB: struct.pack("<Q", 900 * MIB | 6)})),
+    "outside of the file"),
     "one block twice": (dirty_vhdx(vhdx_entry(1, {3 * MIB: TABLE * 2})), "lie in each other"),
-    "a block of a parent": (dirty_vhdx(vhdx_entry(1, {3 * MIB: struct.pack("<Q", 5 * MIB | 7)})), "of a parent disk"),
+    "a block of a parent": (dirty_vhdx(vhdx_entry(1, {3 * MIB: struct.pack("<Q", 5 * MIB | 7)})),
+    "of a parent disk"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_log_that_can_t_be_replayed_is_refused_with_what_is_wrong(tmp_path: Path, case: str) -> None:
+def test_a_log_that_can_t_be_replayed_is_refused_with_what_is_wrong(
+    tmp_path: Path, case: str
+) -> None:
     image, words = REFUSED[case]
     if not words:
-        assert unpacked(tmp_path, image) == FILLED, "the older entry stands alone: what follows it was never finished"
+        assert unpacked(tmp_path, image) == FILLED, (
+            "the older entry stands alone: what follows it was never finished"
+        )
         return
     with pytest.raises(Invalid, match=words):
         unpacked(tmp_path, image)

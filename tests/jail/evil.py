@@ -1,7 +1,9 @@
-"""Somebody who took over a program in its jail: tries every act, and prints as JSON how each ended: "done", or the error's name.
+"""Somebody who took over a program in its jail: tries every act, and prints as JSON how each ended:
+"done", or the error's name.
 
-Started by the launcher exactly as QEMU is, but for a filter of QEMU's own: what this program can't do no QEMU can. Acts that may
-succeed stand in test_evil.py, with the reason. `python3 evil.py FACTS`, facts being JSON: what the host has that it must not reach.
+Started by the launcher exactly as QEMU is, but for a filter of QEMU's own: what this program can't
+do no QEMU can. Acts that may succeed stand in test_evil.py, with the reason. `python3 evil.py
+FACTS`, facts being JSON: what the host has that it must not reach.
 """
 
 import contextlib
@@ -22,10 +24,14 @@ import time
 libc = ctypes.CDLL(None, use_errno=True)
 FACTS = json.loads(sys.argv[1])
 CALLS = {
-    "io_uring_setup": 425, "userfaultfd": 323, "keyctl": 250, "add_key": 248, "request_key": 249, "modify_ldt": 154, "personality": 135,
-    "memfd_secret": 447, "unshare": 272, "setns": 308, "mount": 165, "ptrace": 101, "fork": 57, "vfork": 58, "clone": 56, "clone3": 435,
-    "bpf": 321, "perf_event_open": 298, "process_vm_readv": 310, "open_by_handle_at": 304, "chroot": 161, "pidfd_getfd": 438, "newest": 460,
-    "pivot_root": 155, "init_module": 175, "kexec_load": 246, "syslog": 103, "sethostname": 170, "settimeofday": 164, "iopl": 172, "reboot": 169,
+    "io_uring_setup": 425, "userfaultfd": 323, "keyctl": 250, "add_key": 248, "request_key": 249,
+    "modify_ldt": 154, "personality": 135,
+    "memfd_secret": 447, "unshare": 272, "setns": 308, "mount": 165, "ptrace": 101, "fork": 57,
+    "vfork": 58, "clone": 56, "clone3": 435,
+    "bpf": 321, "perf_event_open": 298, "process_vm_readv": 310, "open_by_handle_at": 304,
+    "chroot": 161, "pidfd_getfd": 438, "newest": 460,
+    "pivot_root": 155, "init_module": 175, "kexec_load": 246, "syslog": 103, "sethostname": 170,
+    "settimeofday": 164, "iopl": 172, "reboot": 169,
 }  # fmt: skip
 ACTS = {}
 
@@ -202,16 +208,26 @@ opening("page faults of the kernel", "/dev/userfaultfd", os.O_RDWR)
 
 
 def on_held(name, function):
-    """What the owner of a file may do with it by any descriptor: as an ordinary user that is who started us."""
+    """What the owner of a file may do with it by any descriptor: as an ordinary user that is who
+    started us.
+    """
     ACTS[name] = lambda: function(FACTS["held"])
 
 
 on_held("change the mode of a file that it may only read", lambda held: os.fchmod(held, 0o777))
-on_held("give away a file that it may only read", lambda held: os.fchown(held, os.getuid(), os.getgid()))
+on_held(
+    "give away a file that it may only read", lambda held: os.fchown(held, os.getuid(), os.getgid())
+)
 on_held("change the times of a file that it may only read", lambda held: os.utime(held, (1, 1)))
-on_held("set an attribute of a file that it may only read", lambda held: os.setxattr(held, "user.evil", b"x"))
+on_held(
+    "set an attribute of a file that it may only read",
+    lambda held: os.setxattr(held, "user.evil", b"x"),
+)
 on_held("lock a file that it may only read", lambda held: fcntl.flock(held, fcntl.LOCK_EX))
-on_held("lease a file that it may only read", lambda held: fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_RDLCK))
+on_held(
+    "lease a file that it may only read",
+    lambda held: fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_RDLCK),
+)
 on_held("write a file that it may only read", lambda held: os.pwrite(held, b"x", 0))
 ACTS["lease its own file"] = lambda: fcntl.fcntl(FACTS["file"], fcntl.F_SETLEASE, fcntl.F_WRLCK)
 ACTS["take more of the processors"] = lambda: os.sched_setaffinity(0, range(os.cpu_count()))
@@ -281,7 +297,9 @@ def a_thread():
 
 
 def by_the_old_door():
-    """A system call in the numbering of 32-bit programs, which no filter of 64-bit numbers sees: getpid."""
+    """A system call in the numbering of 32-bit programs, which no filter of 64-bit numbers sees:
+    getpid.
+    """
     code = bytes.fromhex("b814000000cd80c3")
     page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(code)
@@ -301,7 +319,8 @@ def main():
         except BaseException as error:
             told[name] = repr(error)
     print(json.dumps(told), file=sys.stderr, flush=True)
-    while not os.pread(FACTS["held"], 16, 0).endswith(b"seen"):  # who ends before it was seen was no machine
+    # who ends before it was seen was no machine
+    while not os.pread(FACTS["held"], 16, 0).endswith(b"seen"):
         time.sleep(0.01)
     by_the_old_door()
     print("the old door is open", file=sys.stderr, flush=True)

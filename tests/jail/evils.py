@@ -1,6 +1,8 @@
-"""Starts evil.py in a jail, as whoever runs this, and prints what it told: `python evils.py KIND FOLDER`, KIND being machine, network, tool or lookup.
+"""Starts evil.py in a jail, as whoever runs this, and prints what it told: `python evils.py KIND
+FOLDER`, KIND being machine, network, tool or lookup.
 
-A program of its own, so that the same is tried as root and as an ordinary user. As root it runs in a network namespace of its own.
+A program of its own, so that the same is tried as root and as an ordinary user. As root it runs in
+a network namespace of its own.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ async def as_machine(launch: Launch, shared: Path) -> tuple[int, str]:
         await asyncio.sleep(0.01)
 
 
-async def as_tool(argv: list[str], descriptors: dict[int, int], bounds: Bounds, around: Surroundings) -> tuple[int, str]:
+async def as_tool(
+    argv: list[str], descriptors: dict[int, int], bounds: Bounds, around: Surroundings
+) -> tuple[int, str]:
     reader, writer = os.pipe()
     async with confined(argv, {**descriptors, 2: writer}, bounds, around) as tied:
         os.close(writer)
@@ -87,8 +91,10 @@ async def main(kind: str, folder: Path) -> dict[str, Any]:
     held = os.open(folder / "shared", os.O_RDONLY)
     tap = a_tap()
     facts = {
-        "key": a_key(), "port": listener.getsockname()[1], "abstract": f"virtuary-test-{os.getpid()}", "socket": str(folder / "socket"),
-        "canary": str(folder / "canary"), "daemon": os.getpid(), "file": FILE, "held": HELD, "largest": LARGEST, "tap": TAP if tap else None, "name": "vtevil",
+        "key": a_key(), "port": listener.getsockname()[1],
+        "abstract": f"virtuary-test-{os.getpid()}", "socket": str(folder / "socket"),
+        "canary": str(folder / "canary"), "daemon": os.getpid(), "file": FILE, "held": HELD,
+        "largest": LARGEST, "tap": TAP if tap else None, "name": "vtevil",
     }  # fmt: skip
     links = ((own, FILE), (held, HELD), *(((tap, TAP),) if tap else ()))
     runtime = folder / "run"
@@ -101,11 +107,22 @@ async def main(kind: str, folder: Path) -> dict[str, Any]:
         status, words = await as_tool(argv, {there: here for here, there in links}, bounds, around)
     else:
         status, words = await as_machine(
-            Launch(argv, [], [folder / "evil.py"], jail, runtime, links=links, bounds=bounds), folder / "shared"
+            Launch(argv, [], [folder / "evil.py"], jail, runtime, links=links, bounds=bounds),
+            folder / "shared",
         )
     address = Path("/sys/class/net/vtevil/address")
-    told = {"level": jail.level, "gaps": jail.gaps, "status": status, "words": words, "canary": (folder / "canary").read_text()}
-    return {**told, "alive": True, "address": address.read_text().strip() if tap and address.exists() else None}
+    told = {
+        "level": jail.level,
+        "gaps": jail.gaps,
+        "status": status,
+        "words": words,
+        "canary": (folder / "canary").read_text(),
+    }
+    return {
+        **told,
+        "alive": True,
+        "address": address.read_text().strip() if tap and address.exists() else None,
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""What a daemon's launcher does when daemons and machines end: `python launches.py SCENARIO FOLDER` prints what came of it as JSON.
+"""What a daemon's launcher does when daemons and machines end: `python launches.py SCENARIO FOLDER`
+prints what came of it as JSON.
 
-A program of its own, because it becomes a subreaper, as the daemon does, and because some scenarios end it.
+A program of its own, because it becomes a subreaper, as the daemon does, and because some scenarios
+end it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,18 @@ async def order(folder: Path, number: int, *words: str, program: str = "") -> La
     host = await find_capabilities()
     jail = choose_jail(host, 2_000_000_000 + number if host.root else os.getuid())
     program = program or find_program("qemu-system-x86_64")
-    line = [program, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-uuid", f"{ID}{number}", *words]
+    line = [
+        program,
+        "-machine",
+        "none",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-uuid",
+        f"{ID}{number}",
+        *words,
+    ]
     return Launch(line, [], [], jail, runtime)
 
 
@@ -43,7 +56,9 @@ def children() -> dict[int, str]:
 
 
 async def alone(limit: float = 3) -> bool:
-    """Whether nothing but the launcher is left of our children; those that end are buried in a moment."""
+    """Whether nothing but the launcher is left of our children; those that end are buried in a
+    moment.
+    """
     for _ in range(int(limit / 0.02)):
         if set(children()) <= {LAUNCHER.pid}:
             return True
@@ -55,7 +70,11 @@ async def lives(folder: Path) -> dict[str, Any]:
     """A machine is started; then the daemon dies as if by SIGKILL."""
     started = await start(await order(folder, 1))
     state = children()
-    told = {"launcher": LAUNCHER.pid, "machine": started.identity.pid, "is our child": started.identity.pid in state}
+    told = {
+        "launcher": LAUNCHER.pid,
+        "machine": started.identity.pid,
+        "is our child": started.identity.pid in state,
+    }
     print(json.dumps(told), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
@@ -89,7 +108,11 @@ async def fails(folder: Path) -> dict[str, Any]:
             words.append(error.sentence)
     launcher = LAUNCHER.pid
     started = await start(await order(folder, 3))
-    told = {"words": words, "same launcher": launcher == LAUNCHER.pid, "machine": started.identity.pid}
+    told = {
+        "words": words,
+        "same launcher": launcher == LAUNCHER.pid,
+        "machine": started.identity.pid,
+    }
     end_of(started)
     await buried(started.identity.pid)
     return {**told, "alone": await alone()}
@@ -98,7 +121,9 @@ async def fails(folder: Path) -> dict[str, Any]:
 async def is_cancelled(folder: Path) -> dict[str, Any]:
     """Somebody stops waiting for a launch, at each moment of it."""
     first = await order(folder, 1)
-    for _ in range(2):  # the launcher is started by the first; how long one takes on this machine now is told by the second
+    # the launcher is started by the first; how long one takes on this machine now is told by the
+    # second
+    for _ in range(2):
         began = time.monotonic()
         end_of(started := await start(first))
         took = time.monotonic() - began
@@ -129,7 +154,9 @@ async def buried(pid: int) -> None:
         await asyncio.sleep(0.005)
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (lives, dies_in_the_middle, fails, is_cancelled)}
+SCENARIOS = {
+    scenario.__name__: scenario for scenario in (lives, dies_in_the_middle, fails, is_cancelled)
+}
 
 if __name__ == "__main__":
     become_subreaper()

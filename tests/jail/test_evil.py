@@ -1,4 +1,6 @@
-"""What somebody who took over a program in its jail can do. The list of what may succeed is short, and stands here."""
+"""What somebody who took over a program in its jail can do. The list of what may succeed is short,
+and stands here.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,14 @@ import pytest
 
 pytestmark = [
     pytest.mark.host,
-    pytest.mark.skipif(platform.machine() != "x86_64", reason="evil.py makes system calls by their numbers on x86-64"),
-    pytest.mark.skipif(not os.path.exists("/usr/bin/python3"), reason="needs a Python that lies among the system's libraries"),
+    pytest.mark.skipif(
+        platform.machine() != "x86_64",
+        reason="evil.py makes system calls by their numbers on x86-64",
+    ),
+    pytest.mark.skipif(
+        not os.path.exists("/usr/bin/python3"),
+        reason="needs a Python that lies among the system's libraries",
+    ),
 ]
 
 MAY = {
@@ -31,11 +39,18 @@ ON_THE_NETWORK = {
     "connect to a service of the host": "the host's own addresses are on the host's network; `show` says so",
 }
 NAMES = {"a datagram socket": "by which names are looked up"}
-KINDS = {"machine": MAY, "network": MAY | ON_THE_NETWORK | NAMES, "tool": MAY, "lookup": MAY | NAMES}
+KINDS = {
+    "machine": MAY,
+    "network": MAY | ON_THE_NETWORK | NAMES,
+    "tool": MAY,
+    "lookup": MAY | NAMES,
+}
 PEOPLE = ["root", "user"]
 
 
-@pytest.fixture(scope="module", params=[(kind, person) for kind in KINDS for person in PEOPLE], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[(kind, person) for kind in KINDS for person in PEOPLE], ids="-".join
+)
 def told(request: pytest.FixtureRequest) -> dict[str, Any]:
     kind, person = request.param
     folder = Path("/tmp") / f"vt-evil-{kind}-{person}-{os.getpid()}"
@@ -69,11 +84,17 @@ def test_what_may_be_done_can_be_done(told: dict[str, Any]) -> None:
     """The negative control: the acts are real."""
     done = {name for name, outcome in told["acts"].items() if outcome == "done"}
     missing = set(told["may"]) - done
-    assert missing <= {"see what its tap is"} and (not missing or told["address"] is None), told["acts"]
+    assert missing <= {"see what its tap is"} and (not missing or told["address"] is None), told[
+        "acts"
+    ]
 
 
 def test_each_act_fails_as_a_system_call_does(told: dict[str, Any]) -> None:
-    assert [name for name, outcome in told["acts"].items() if not outcome.isupper() and outcome != "done"] == []
+    assert [
+        name
+        for name, outcome in told["acts"].items()
+        if not outcome.isupper() and outcome != "done"
+    ] == []
 
 
 def test_a_call_by_another_numbering_is_the_end(told: dict[str, Any]) -> None:

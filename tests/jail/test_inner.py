@@ -1,4 +1,6 @@
-"""A tool that reads files of many owners: it can read those that it is given, and do nothing else."""
+"""A tool that reads files of many owners: it can read those that it is given, and do nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,13 @@ def test_it_reads_what_is_anybodys_writes_its_image_and_does_nothing_else(tmp_pa
         path.chmod(0o600)
     for path in (tree, tree / "private"):
         os.chown(path, 1234, 1234)
-    script = ACTS.replace("TREE", str(tree)).replace("IMAGE", str(image)).replace("CANARY", str(canary))
+    script = (
+        ACTS.replace("TREE", str(tree)).replace("IMAGE", str(image)).replace("CANARY", str(canary))
+    )
     program = os.path.realpath(sys.executable)
     words = inner((program, "-I", "-S", "-c", script), BOUNDS, readable=[tree], writable=[image])
-    done = subprocess.run([*namespace("--net", "--ipc", "--uts"), *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [*namespace("--net", "--ipc", "--uts"), *words], capture_output=True, text=True
+    )
     assert done.stdout.split() == ["read", "write"], done
     assert image.read_text() == "madeet" and (tree / "private").read_text() == "secret"

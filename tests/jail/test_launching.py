@@ -1,4 +1,6 @@
-"""The launcher lives as long as its daemon, dies without harm, and mixes up nothing between the machines it starts."""
+"""The launcher lives as long as its daemon, dies without harm, and mixes up nothing between the
+machines it starts.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,14 @@ from virtuary.qemu.process import Launch, Started, start
 pytestmark = pytest.mark.qemu
 UUID = "77d0a5c0-95a0-4c9b-b4ae-00000000000"
 NO_JAIL = Jail(os.getuid(), os.getgid(), False, (), False, False)
-V2 = next((root for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")) if (root / "cgroup.procs").exists()), None)
+V2 = next(
+    (
+        root
+        for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+        if (root / "cgroup.procs").exists()
+    ),
+    None,
+)
 
 
 class Machines:
@@ -97,9 +106,13 @@ async def gone(pid: int, limit: float = 5) -> bool:
     return start_time(pid) is None
 
 
-async def test_one_launcher_serves_all_and_holds_nothing_of_them(machines: Machines, short: Path) -> None:
+async def test_one_launcher_serves_all_and_holds_nothing_of_them(
+    machines: Machines, short: Path
+) -> None:
     (short / "disk").touch()
-    await machines.start(1, Grant("disk0", 20, short / "disk", "rw"), Grant("qmp", 21, short / "qmp", "socket"))
+    await machines.start(
+        1, Grant("disk0", 20, short / "disk", "rw"), Grant("qmp", 21, short / "qmp", "socket")
+    )
     launcher = LAUNCHER.pid
     await machines.start(2)
     assert launcher and launcher == LAUNCHER.pid
@@ -108,10 +121,14 @@ async def test_one_launcher_serves_all_and_holds_nothing_of_them(machines: Machi
     assert len(own) == 4 and own[max(own)].startswith("socket:"), "its standard ones and the daemon"
     assert Path(f"/proc/{launcher}/environ").read_bytes() == b"" and os.getsid(launcher) == launcher
     assert os.readlink(f"/proc/{launcher}/cwd") == "/"
-    assert Path(f"/proc/{launcher}/task/{launcher}/children").read_text() == "", "no process in between stays, dead or alive"
+    assert Path(f"/proc/{launcher}/task/{launcher}/children").read_text() == "", (
+        "no process in between stays, dead or alive"
+    )
 
 
-async def test_machines_that_are_started_together_hold_their_own_descriptors_alone(machines: Machines, short: Path) -> None:
+async def test_machines_that_are_started_together_hold_their_own_descriptors_alone(
+    machines: Machines, short: Path
+) -> None:
     async def begin(number: int) -> dict[int, str]:
         disk = short / f"disk{number}"
         disk.touch()
@@ -122,29 +139,40 @@ async def test_machines_that_are_started_together_hold_their_own_descriptors_alo
         )
         return held((await machines.start(number, *grants)).identity.pid)
 
-    for number, descriptors in enumerate(await asyncio.gather(*(begin(number) for number in range(6)))):
+    for number, descriptors in enumerate(
+        await asyncio.gather(*(begin(number) for number in range(6)))
+    ):
         files = {path for path in descriptors.values() if path.startswith(str(short))}
-        assert files == {str(short / f"disk{number}"), str(short / f"run{number}" / "stderr")}  # QEMU moves what it was given
+        # QEMU moves what it was given
+        assert files == {str(short / f"disk{number}"), str(short / f"run{number}" / "stderr")}
         assert max(descriptors) < 100, "nothing of the launcher's is left"
 
 
-async def test_a_machine_inherits_no_ignored_or_blocked_signal_that_matters(machines: Machines) -> None:
+async def test_a_machine_inherits_no_ignored_or_blocked_signal_that_matters(
+    machines: Machines,
+) -> None:
     pid = (await machines.start(1)).identity.pid
     ignored = int(told_of(pid, "SigIgn"), 16)
     assert not ignored >> (signal.SIGCHLD - 1) & 1 and not ignored >> (signal.SIGTERM - 1) & 1
 
 
-async def test_a_launcher_that_was_killed_is_replaced_by_the_next_launch(machines: Machines) -> None:
+async def test_a_launcher_that_was_killed_is_replaced_by_the_next_launch(
+    machines: Machines,
+) -> None:
     first = await machines.start(1)
     before = LAUNCHER.pid
     assert before
     os.kill(before, signal.SIGKILL)
     second = await machines.start(2)
     assert LAUNCHER.pid != before and start_time(before) is None, "and it is buried"
-    assert start_time(first.identity.pid) and start_time(second.identity.pid), "the machines do not mind"
+    assert start_time(first.identity.pid) and start_time(second.identity.pid), (
+        "the machines do not mind"
+    )
 
 
-async def test_orders_that_wait_in_a_launcher_that_dies_are_given_again_and_done_once(machines: Machines) -> None:
+async def test_orders_that_wait_in_a_launcher_that_dies_are_given_again_and_done_once(
+    machines: Machines,
+) -> None:
     await machines.start(0)
     before = LAUNCHER.pid
     assert before
@@ -160,12 +188,16 @@ async def test_a_launch_that_fails_harms_nobody(machines: Machines, short: Path)
     await machines.start(0)
     before = LAUNCHER.pid
     wrong = Launch(["/no/such/program"], [], [], NO_JAIL, short)
-    results = await asyncio.gather(start(wrong), machines.start(1), start(wrong), machines.start(2), return_exceptions=True)
+    results = await asyncio.gather(
+        start(wrong), machines.start(1), start(wrong), machines.start(2), return_exceptions=True
+    )
     assert [type(result) for result in results] == [HostLacks, Started, HostLacks, Started]
     assert LAUNCHER.pid == before
 
 
-@pytest.mark.parametrize("moment", ["before the launcher takes the order", "as soon as it is ordered"])
+@pytest.mark.parametrize(
+    "moment", ["before the launcher takes the order", "as soon as it is ordered"]
+)
 async def test_a_launch_nobody_waits_for_is_not_executed(machines: Machines, moment: str) -> None:
     await machines.start(0)
     launcher = LAUNCHER.pid
@@ -179,7 +211,8 @@ async def test_a_launch_nobody_waits_for_is_not_executed(machines: Machines, mom
         await asyncio.sleep(0.02 if stopped else 0)
         if task.cancel():
             break
-        machines.started.append(task.result())  # the launcher was quicker than this loop: it was waited for to the end
+        # the launcher was quicker than this loop: it was waited for to the end
+        machines.started.append(task.result())
     with pytest.raises(asyncio.CancelledError):
         await task
     os.kill(launcher, signal.SIGCONT)
@@ -190,7 +223,9 @@ async def test_a_launch_nobody_waits_for_is_not_executed(machines: Machines, mom
 
 
 @pytest.mark.parametrize("kind", [1, 2])
-async def test_a_machine_is_in_its_control_group_from_the_first_moment(machines: Machines, kind: int) -> None:
+async def test_a_machine_is_in_its_control_group_from_the_first_moment(
+    machines: Machines, kind: int
+) -> None:
     if kind == 2:
         if V2 is None or not os.access(V2, os.W_OK):
             pytest.skip("no control groups of version 2 that may be written here")
@@ -204,7 +239,9 @@ async def test_a_machine_is_in_its_control_group_from_the_first_moment(machines:
         started = await machines.start(1, cgroups=groups)
         assert started.gaps == ()
         for group in groups:
-            assert (group / "cgroup.procs").read_text().split() == [str(started.identity.pid)], "it, and nobody else"
+            assert (group / "cgroup.procs").read_text().split() == [str(started.identity.pid)], (
+                "it, and nobody else"
+            )
         os.kill(started.identity.pid, signal.SIGKILL)
         assert await gone(started.identity.pid)
     finally:
@@ -218,7 +255,9 @@ async def test_a_machine_is_in_its_control_group_from_the_first_moment(machines:
     assert not any(group.exists() for group in groups)
 
 
-async def test_a_control_group_that_can_not_be_joined_is_said_and_the_machine_starts(machines: Machines, short: Path) -> None:
+async def test_a_control_group_that_can_not_be_joined_is_said_and_the_machine_starts(
+    machines: Machines, short: Path
+) -> None:
     started = await machines.start(1, cgroups=[short / "no-such-group"])
     assert started.gaps == ("no control group of its own (No such file or directory)",)
     assert start_time(started.identity.pid)
@@ -230,7 +269,8 @@ async def test_a_control_group_that_can_not_be_joined_is_said_and_the_machine_st
 class Scenario:
     def __init__(self, folder: Path, name: str) -> None:
         words = [sys.executable, str(Path(__file__).with_name("launches.py")), name, str(folder)]
-        with (folder / "out").open("w") as out:  # no pipe: a launcher that outlives its daemon would hold it open
+        # no pipe: a launcher that outlives its daemon would hold it open
+        with (folder / "out").open("w") as out:
             self.status = subprocess.run(words, stdout=out, stderr=out, timeout=60).returncode
         said = (folder / "out").read_text()
         assert said.startswith("{"), said

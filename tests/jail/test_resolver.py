@@ -1,4 +1,6 @@
-"""The host's resolvers as programs in a jail see them: whatever becomes of the host's file, the copy follows."""
+"""The host's resolvers as programs in a jail see them: whatever becomes of the host's file, the
+copy follows.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from virtuary.jail.resolver import RESOLVER, Resolver
 from virtuary.jail.walls import Bounds
 
 ONE, TWO = "nameserver 192.0.2.53\n", "nameserver 2001:db8::53\n"
-ODD = "# by hand\nnameserver 198.51.100.1,\nnameserver\nnameserver 198.51.100.2 # the other\noptions ndots:1\nnameserver fe80::1%eth0\n\x00\xff\nnonsense 1\n"
+ODD = (
+    "# by hand\nnameserver 198.51.100.1,\nnameserver\nnameserver 198.51.100.2 # the "
+    "other\noptions ndots:1\nnameserver fe80::1%eth0\n\x00\xff\nnonsense 1\n"
+)
 
 
 def test_lines_that_mean_nothing_are_passed_over() -> None:
@@ -52,7 +57,9 @@ def test_a_file_that_is_renewed_is_followed(tmp_path: Path, change: str) -> None
     CHANGES[change](host)
     assert resolver.follow() and resolver.file.read_text() == TWO
     host.unlink()
-    assert resolver.follow() and resolver.file.read_text() == "", "who is asked no more is forgotten"
+    assert resolver.follow() and resolver.file.read_text() == "", (
+        "who is asked no more is forgotten"
+    )
 
 
 @pytest.mark.parametrize("dangling", [False, True])
@@ -82,8 +89,13 @@ async def test_a_program_in_a_jail_sees_the_newest(copied: Path) -> None:
     """It was started while the one before was there."""
     renamed(copied)
     show = 'while read -r line; do echo "$line"; done </etc/resolv.conf'
-    script = f'{show}; while read -r line </etc/resolv.conf && [ "${{line%::53}}" != "$line" ]; do :; done; {show}'
-    running = asyncio.create_task(tool.run(["sh", "-c", script], Bounds(cpu=20), 20, tool.Surroundings(reach="internet")))
+    script = (
+        f'{show}; while read -r line </etc/resolv.conf && [ "${{line%::53}}" != "$line" ]; '
+        f"do :; done; {show}"
+    )
+    running = asyncio.create_task(
+        tool.run(["sh", "-c", script], Bounds(cpu=20), 20, tool.Surroundings(reach="internet"))
+    )
     await asyncio.sleep(0.5)
     copied.with_name("new").write_text(ONE)
     copied.with_name("new").replace(copied)

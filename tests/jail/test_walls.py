@@ -42,7 +42,8 @@ def test_a_filter_refuses_what_its_table_names_on_each_architecture(machine: str
     for name, numbers in REFUSED.items():
         if (number := numbers[column]) is not None:
             assert verdict(machine, number) >> 16 == 5, f"{name} passes"
-    for number in (0, 1, 2, 3, 7, 202) if machine == "x86_64" else (57, 63, 64, 98, 222):  # read, write, poll, futex and the like
+    # read, write, poll, futex and the like
+    for number in (0, 1, 2, 3, 7, 202) if machine == "x86_64" else (57, 63, 64, 98, 222):
         assert verdict(machine, number) == 0x7FFF0000
     assert verdict(machine, 451) >> 16 == 5 and verdict(machine, 0x40000001) >> 16 == 5
     assert verdict(machine, 0, architecture=0x40000003) == 0x80000000
@@ -59,7 +60,9 @@ def test_what_is_granted_beyond_the_ordinary_is_told() -> None:
     host = Capabilities(True, True, 6)
     assert choose_jail(host, 4711).gaps == () and choose_jail(host, 4711).grants == NO_GRANTS
     granted = choose_jail(host, 4711, userfaults=True)
-    assert granted.grants.userfaults and granted.gaps == ("it handles page faults of its own memory (/dev/userfaultfd)",)
+    assert granted.grants.userfaults and granted.gaps == (
+        "it handles page faults of its own memory (/dev/userfaultfd)",
+    )
 
 
 def test_an_unknown_architecture_has_no_filter() -> None:
@@ -67,10 +70,13 @@ def test_an_unknown_architecture_has_no_filter() -> None:
 
 
 def verdict(
-    machine: str, number: int, arguments: tuple[int, ...] = (), *, architecture: int | None = None, grants: Grants = NO_GRANTS
+    machine: str, number: int, arguments: tuple[int, ...] = (), *, architecture: int | None = None,
+    grants: Grants = NO_GRANTS
 ) -> int:  # fmt: skip
     words = (*arguments, *(0,) * (6 - len(arguments)))
-    data = struct.pack("<IIQ6Q", number, AUDIT[machine] if architecture is None else architecture, 0, *words)
+    data = struct.pack(
+        "<IIQ6Q", number, AUDIT[machine] if architecture is None else architecture, 0, *words
+    )
     steps = list(struct.iter_unpack("=HBBI", program(grants, machine)))
     place = held = 0
     while True:
@@ -83,5 +89,10 @@ def verdict(
         elif code == 0x06:
             return value
         else:
-            true = {0x15: held == value, 0x25: held > value, 0x35: held >= value, 0x45: bool(held & value)}[code]
+            true = {
+                0x15: held == value,
+                0x25: held > value,
+                0x35: held >= value,
+                0x45: bool(held & value),
+            }[code]
             place += hit if true else miss

@@ -33,7 +33,9 @@ def debian(warm_debian: Path) -> Iterator[Instance]:
 
 @pytest.fixture(scope="module")
 def instance(template: Path) -> Iterator[Instance]:
-    """The daemon most tests of a module share; each cleans up after itself or leaves it to the end."""
+    """The daemon most tests of a module share; each cleans up after itself or leaves it to the
+    end.
+    """
     yield from serve(template)
 
 
@@ -62,7 +64,17 @@ def lan(warm_tiny: Path, place: Place) -> Iterator[Instance]:
 @pytest.fixture(scope="module")
 def one(lan: Instance) -> Iterator[str]:
     """A server on the default network that says its name on port 7, and publishes that."""
-    lan.ok("launch", "tiny", "one", "-p", "0.0.0.0:8007:7", "-p", "127.0.0.1:8008:7", "-p", "[::]:8007:7")
+    lan.ok(
+        "launch",
+        "tiny",
+        "one",
+        "-p",
+        "0.0.0.0:8007:7",
+        "-p",
+        "127.0.0.1:8008:7",
+        "-p",
+        "[::]:8007:7",
+    )
     lan.in_guest("one", SPEAK.format(name="one"))
     yield "one"
     lan.ok("delete", "one", "--now", "--force", "--yes")

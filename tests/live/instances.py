@@ -1,8 +1,9 @@
-"""A Virtuary of its own for tests: a daemon with a private folder, its command line, its end, and the leak audit.
+"""A Virtuary of its own for tests: a daemon with a private folder, its command line, its end, and
+the leak audit.
 
-Used by the live tests and by the crash harness. Processes are known by pid and start time, or by an id of ours on their
-command line, and only ever ended so; nothing is found or ended by its name. What an instance leaves behind is a failure of
-the test, not litter: `leaks` names it.
+Used by the live tests and by the crash harness. Processes are known by pid and start time, or by an
+id of ours on their command line, and only ever ended so; nothing is found or ended by its name.
+What an instance leaves behind is a failure of the test, not litter: `leaks` names it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Said:
 
 
 def until(what: Callable[[], Any], limit: float, wanted: str, pause: float = 0.1) -> Any:
-    """Ask again and again until the answer is true; the answer. Fails after `limit` seconds with the last answer."""
+    """Ask again and again until the answer is true; the answer. Fails after `limit` seconds with
+    the last answer.
+    """
     end = time.monotonic() + limit
     while True:
         answer = what()
@@ -61,18 +64,23 @@ def until(what: Callable[[], Any], limit: float, wanted: str, pause: float = 0.1
 
 class Instance:
     def __init__(
-        self, root: Path | None = None, template: Path | None = None, env: dict[str, str] | None = None, resources: str = "",
+        self, root: Path | None = None, template: Path | None = None,
+        env: dict[str, str] | None = None, resources: str = "",
         namespace: str = "",
     ) -> None:  # fmt: skip
-        """A folder of its own, perhaps with a copy of a prepared state in it; the daemon is not started yet. `resources`: lines of its settings.
+        """A folder of its own, perhaps with a copy of a prepared state in it; the daemon is not
+        started yet. `resources`: lines of its settings.
 
-        `namespace`: network namespace in which the daemon and its commands run; only there has it networks of its own.
+        `namespace`: network namespace in which the daemon and its commands run; only there has it
+        networks of its own.
         """
         self.root = root or Path(tempfile.mkdtemp(prefix="vi-", dir="/tmp"))
         self.root.mkdir(exist_ok=True)
         self.root.chmod(0o711)
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith("VIRTUARY_")} | {
-            "VIRTUARY_ROOT": str(self.root), "PYTHONPATH": str(SOURCE), "NO_COLOR": "1", **(env or {}),
+        self.env = {key: value for key,
+        value in os.environ.items() if not key.startswith("VIRTUARY_")} | {
+            "VIRTUARY_ROOT": str(self.root), "PYTHONPATH": str(SOURCE), "NO_COLOR": "1",
+            **(env or {}),
         }  # fmt: skip
         self.paths = find_paths({"VIRTUARY_ROOT": str(self.root)})
         self.log = self.root / "daemon.out"
@@ -84,7 +92,9 @@ class Instance:
             copy_template(template, self.root)
 
     def configure(self, **templates: bool | int | str) -> None:
-        """Write the settings of warm templates; by default none is made unasked, for it would cost the tests a processor."""
+        """Write the settings of warm templates; by default none is made unasked, for it would cost
+        the tests a processor.
+        """
         self.paths.config.mkdir(exist_ok=True)
         lines = [f"{name} = {json.dumps(value)}" for name, value in templates.items()]
         network = ["[network]", f'default = "{"auto" if self.inside else "user"}"']
@@ -94,10 +104,13 @@ class Instance:
     # ---- the daemon
 
     def start(self, wait: bool = True, prefix: Sequence[str] = (), **extra: str) -> Instance:
-        """Start the daemon, by a command that becomes it if `prefix` is given; with `wait` until it listens. `extra` is added to its environment."""
+        """Start the daemon, by a command that becomes it if `prefix` is given; with `wait` until it
+        listens. `extra` is added to its environment.
+        """
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*self.inside, *prefix, sys.executable, "-m", "virtuary", "daemon"], env=self.env | extra, stdin=subprocess.DEVNULL, stdout=log,
+                [*self.inside, *prefix, sys.executable, "-m", "virtuary", "daemon"],
+                env=self.env | extra, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, cwd="/", start_new_session=True,
             )  # fmt: skip
         if wait:
@@ -137,19 +150,29 @@ class Instance:
     def start_cli(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command without waiting for it."""
         options = {
-            "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": heed_interrupts,
+            "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+            "preexec_fn": heed_interrupts,
         } | options  # fmt: skip
         return subprocess.Popen(
-            [*self.inside, sys.executable, "-m", "virtuary", *words], env=self.env, text=True, cwd="/", **options
+            [*self.inside, sys.executable, "-m", "virtuary", *words],
+            env=self.env,
+            text=True,
+            cwd="/",
+            **options,
         )
 
     def run(self, *words: str, stdin: bytes = b"", limit: float = 90) -> Said:
         """Run a command to its end, whatever that is."""
         done = subprocess.run(
-            [*self.inside, sys.executable, "-m", "virtuary", *words], env=self.env, input=stdin, capture_output=True, timeout=limit,
+            [*self.inside, sys.executable, "-m", "virtuary", *words], env=self.env, input=stdin,
+            capture_output=True, timeout=limit,
             check=False, cwd="/",
         )  # fmt: skip
-        return Said(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        return Said(
+            done.returncode,
+            done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"),
+        )
 
     def ok(self, *words: str, stdin: bytes = b"", limit: float = 90) -> Said:
         """Run a command that has to succeed."""
@@ -221,7 +244,10 @@ class Instance:
 
     def documents(self, prefix: str) -> list[tuple[str, bytes]]:
         """What the store holds, read from the file, also without a daemon."""
-        return self._query("select key, value from object where key >= ? and key < ?", (prefix, prefix + "\U0010ffff"))
+        return self._query(
+            "select key, value from object where key >= ? and key < ?",
+            (prefix, prefix + "\U0010ffff"),
+        )
 
     def _query(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         if not self.paths.store.exists():
@@ -231,33 +257,52 @@ class Instance:
 
     def ids(self) -> set[str]:
         """Every server there ever was, from the store's log."""
-        return {row[0].removeprefix("vm/") for row in self._query("select distinct key from log where key like 'vm/%'")}
+        return {
+            row[0].removeprefix("vm/")
+            for row in self._query("select distinct key from log where key like 'vm/%'")
+        }
 
     def templates(self) -> set[str]:
-        """Every warm template there ever was, as it stands on the command line while it is made. Its copies name it too, other instances' as well."""
+        """Every warm template there ever was, as it stands on the command line while it is made.
+        Its copies name it too, other instances' as well.
+        """
         keys = self._query("select distinct key from log where key like 'template/%'")
         return {f"-uuid {row[0].removeprefix('template/')}" for row in keys}
 
     def recorded(self) -> set[tuple[int, int]]:
         """Every process (pid, start time) that was ever recorded as a machine or as its network."""
         found = set()
-        for (value,) in self._query("select value from log where key like 'vm/%' and value is not null"):
+        for (value,) in self._query(
+            "select value from log where key like 'vm/%' and value is not null"
+        ):
             runtime = json.loads(value)["status"]["runtime"] or {}
-            found |= {(runtime.get("pid"), runtime.get("start")), (runtime.get("network_pid"), runtime.get("network_start"))}
+            found |= {
+                (runtime.get("pid"), runtime.get("start")),
+                (runtime.get("network_pid"), runtime.get("network_start")),
+            }
         return {(pid, start) for pid, start in found if pid}
 
     def processes(self) -> dict[int, str]:
-        """Living processes of this instance but for the daemon: by record, by a server's or a template's id or by our folder in their arguments."""
+        """Living processes of this instance but for the daemon: by record, by a server's or a
+        template's id or by our folder in their arguments.
+        """
         marks = [str(self.root), *self.ids(), *self.templates()]
         found = {pid: "recorded" for pid, start in self.recorded() if start_time(pid) == start}
         for pid, line in command_lines():
-            if any(mark in line for mark in marks) and pid not in (os.getpid(), self.process.pid if self.process else 0):
+            if any(mark in line for mark in marks) and pid not in (
+                os.getpid(),
+                self.process.pid if self.process else 0,
+            ):
                 found[pid] = line[:200]
         return found
 
     def machines(self, vm_id: str) -> list[int]:
-        """The QEMUs that are this server: its id and a disk; the helper of its network has no disk."""
-        return [pid for pid, line in command_lines() if f"-uuid {vm_id}" in line and "disk0" in line]
+        """The QEMUs that are this server: its id and a disk; the helper of its network has no
+        disk.
+        """
+        return [
+            pid for pid, line in command_lines() if f"-uuid {vm_id}" in line and "disk0" in line
+        ]
 
     def descriptors(self) -> int:
         assert self.process
@@ -266,10 +311,18 @@ class Instance:
     def leaks(self) -> list[str]:
         """What should not be there once every server is gone."""
         found = [f"process {pid}: {line}" for pid, line in self.processes().items()]
-        found += [f"zombie {pid}" for pid in zombies(self.process.pid)] if self.process and self.process.poll() is None else []
+        found += (
+            [f"zombie {pid}" for pid in zombies(self.process.pid)]
+            if self.process and self.process.poll() is None
+            else []
+        )
         for vm_id in self.ids():
             found += [
-                f"control group {path}" for path in (*CGROUPS.glob(f"*/virtuary/{vm_id}"), *CGROUPS.glob(f"virtuary/{vm_id}"))
+                f"control group {path}"
+                for path in (
+                    *CGROUPS.glob(f"*/virtuary/{vm_id}"),
+                    *CGROUPS.glob(f"virtuary/{vm_id}"),
+                )
             ]
         for folder in (self.paths.run / "vms", self.paths.vms):
             found += [f"folder {path}" for path in folder.glob("*")]
@@ -277,16 +330,32 @@ class Instance:
         if self.inside:
             looks = (("ip", "-br", "link"), ("nft", "list", "tables"))
             told = "".join(
-                subprocess.run([*self.inside, *look], capture_output=True, text=True, check=True).stdout for look in looks
+                subprocess.run(
+                    [*self.inside, *look], capture_output=True, text=True, check=True
+                ).stdout
+                for look in looks
             )
-            found += [f"in the host's network: {line}" for line in told.splitlines() if line.startswith(("vb", "vt8", "table"))]
+            found += [
+                f"in the host's network: {line}"
+                for line in told.splitlines()
+                if line.startswith(("vb", "vt8", "table"))
+            ]
         found += [f"partial {path}" for path in self.paths.images.glob(".*")]
         found += [f"layer {path}" for path in self.paths.layers.glob("*")]
-        found += [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if str(self.root) in line]
-        found += [f"document {key}" for prefix in ("vm/", "vm-name/", "secret/") for key, _ in self.documents(prefix)]
+        found += [
+            f"mount {line}"
+            for line in Path("/proc/mounts").read_text().splitlines()
+            if str(self.root) in line
+        ]
+        found += [
+            f"document {key}"
+            for prefix in ("vm/", "vm-name/", "secret/")
+            for key, _ in self.documents(prefix)
+        ]
         every = [json.loads(value) for _, value in self.documents("operation/")]
         found += [
-            f"operation {item['spec']['kind']} {item['spec']['target_name']} is {item['status']['phase']}"
+            f"operation {item['spec']['kind']} {item['spec']['target_name']} is "
+            f"{item['status']['phase']}"
             for item in every if item["status"]["phase"] not in ("done", "failed", "cancelled")
         ]  # fmt: skip
         return found
@@ -307,13 +376,19 @@ class Instance:
                 self.ok("network", "delete", network["meta"]["name"])
 
     def audit(self, descriptors: int | None = None) -> None:
-        """Fail when anything is left, or when the daemon holds more than five descriptors more than `descriptors`."""
+        """Fail when anything is left, or when the daemon holds more than five descriptors more than
+        `descriptors`.
+        """
         end = time.monotonic() + 10
         while (found := self.leaks()) and time.monotonic() < end:
             time.sleep(0.2)
         assert not found, "left behind: " + "; ".join(found) + f"\n{self.words()}"
         if descriptors is not None:
-            until(lambda: self.descriptors() <= descriptors + 5, 5, f"{descriptors} descriptors and not {self.descriptors()}")
+            until(
+                lambda: self.descriptors() <= descriptors + 5,
+                5,
+                f"{descriptors} descriptors and not {self.descriptors()}",
+            )
 
     def remove(self) -> None:
         """End whatever is left, by pid, and remove the folder. For teardown: nothing here fails."""
@@ -332,7 +407,9 @@ class Instance:
 
 
 def heed_interrupts() -> None:
-    """In a child: Ctrl-C counts, although a shell that started the suite in the background has it ignored by all."""
+    """In a child: Ctrl-C counts, although a shell that started the suite in the background has it
+    ignored by all.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -342,7 +419,12 @@ def command_lines() -> list[tuple[int, str]]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
-                words = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                words = (
+                    Path(f"/proc/{name}/cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode(errors="replace")
+                )
                 if words:
                     found.append((int(name), words))
     return found
@@ -361,9 +443,13 @@ def zombies(parent: int) -> list[int]:
 
 
 def make_template(instance: Instance, image: str = "tiny", warm: bool = False) -> Path:
-    """Let an instance build an image, perhaps make it warm, and learn about its host, then end; its folder can be copied from then on."""
+    """Let an instance build an image, perhaps make it warm, and learn about its host, then end; its
+    folder can be copied from then on.
+    """
     instance.start()
-    if not any(item["meta"]["name"] == image for item in instance.call("GET", "/v1/images")["items"]):
+    if not any(
+        item["meta"]["name"] == image for item in instance.call("GET", "/v1/images")["items"]
+    ):
         instance.ok("image", "build", image, limit=400)
     if warm:
         instance.ok("image", "warm", image, limit=600)
@@ -373,8 +459,12 @@ def make_template(instance: Instance, image: str = "tiny", warm: bool = False) -
 
 
 @contextlib.contextmanager
-def prepared(key: str, begin: Path | None = None, image: str = "tiny", **wish: bool) -> Iterator[Path]:
-    """The folder of an instance that was made ready once: for this process, or for all that share VIRTUARY_TEST_PREPARED."""
+def prepared(
+    key: str, begin: Path | None = None, image: str = "tiny", **wish: bool
+) -> Iterator[Path]:
+    """The folder of an instance that was made ready once: for this process, or for all that share
+    VIRTUARY_TEST_PREPARED.
+    """
     shared = os.environ.get("VIRTUARY_TEST_PREPARED")
     if shared is None:
         instance = Instance(template=begin)
@@ -414,9 +504,14 @@ def serve(template: Path, resources: str = "", namespace: str = "") -> Iterator[
 
 
 def copy_template(template: Path, root: Path) -> None:
-    """The state of a prepared instance; the image's files are shared by hard links, they are read-only."""
+    """The state of a prepared instance; the image's files are shared by hard links, they are
+    read-only.
+    """
     shutil.copytree(
-        template / "state", root / "state", copy_function=_link_image, ignore=shutil.ignore_patterns("daemon.lock", "ballast")
+        template / "state",
+        root / "state",
+        copy_function=_link_image,
+        ignore=shutil.ignore_patterns("daemon.lock", "ballast"),
     )
     shutil.copytree(template / "cache", root / "cache")
 

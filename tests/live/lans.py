@@ -1,4 +1,6 @@
-"""What stands for a host and for what is outside, in network namespaces; and questions to servers on networks of that host's."""
+"""What stands for a host and for what is outside, in network namespaces; and questions to servers
+on networks of that host's.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,25 @@ class Place:
         for name in (self.host, self.outside):
             run("ip", "netns", "add", name)
             run("ip", "-n", name, "link", "set", "lo", "up")
-        run("ip", "link", "add", "out0", "netns", self.host, "type", "veth", "peer", "name", "in0", "netns", self.outside)
-        for name, link, four, six in ((self.host, "out0", HOST4, HOST6), (self.outside, "in0", OUTSIDE4, OUTSIDE6)):
+        run(
+            "ip",
+            "link",
+            "add",
+            "out0",
+            "netns",
+            self.host,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "in0",
+            "netns",
+            self.outside,
+        )
+        for name, link, four, six in (
+            (self.host, "out0", HOST4, HOST6),
+            (self.outside, "in0", OUTSIDE4, OUTSIDE6),
+        ):
             run("ip", "-n", name, "address", "add", f"{four}/24", "dev", link)
             run("ip", "-n", name, "address", "add", f"{six}/64", "dev", link, "nodad")
             run("ip", "-n", name, "link", "set", link, "up")
@@ -48,7 +67,8 @@ class Place:
             "s.settimeout(3)\nprint(s.recv(100).decode().strip())"
         )
         done = subprocess.run(
-            ["ip", "netns", "exec", where, "python3", "-c", code, address, str(port)], capture_output=True, text=True, timeout=20, check=False
+            ["ip", "netns", "exec", where, "python3", "-c", code, address, str(port)],
+            capture_output=True, text=True, timeout=20, check=False
         )  # fmt: skip
         return done.stdout.strip()
 
@@ -65,10 +85,17 @@ def ipv4(instance: Instance, name: str) -> str:
 
 
 def leases(instance: Instance, network: str = "default") -> dict[str, Any]:
-    return {item["vm"]: item for item in instance.call("GET", f"/v1/networks/{network}/leases")["items"]}
+    return {
+        item["vm"]: item for item in instance.call("GET", f"/v1/networks/{network}/leases")["items"]
+    }
 
 
 def foretold(instance: Instance, source: str, destination: str, service: str = "tcp/7") -> Any:
     protocol, _, port = service.partition("/")
-    query = {"source": source, "destination": destination, "protocol": protocol, **({"port": port} if port else {})}
+    query = {
+        "source": source,
+        "destination": destination,
+        "protocol": protocol,
+        **({"port": port} if port else {}),
+    }
     return instance.call("GET", "/v1/firewall-test", **query)

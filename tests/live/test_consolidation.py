@@ -59,7 +59,9 @@ def said(virtuary: Client, name: str, command: str) -> str:
 
 def test_mail_sent_to_the_one_arrives_there(virtuary: Client) -> None:
     with smtplib.SMTP("127.0.0.1", 2525, timeout=60) as smtp:
-        smtp.sendmail("bob@example.test", ["ada@example.test"], "Subject: greetings\r\n\r\nfrom the host\r\n")
+        smtp.sendmail(
+            "bob@example.test", ["ada@example.test"], "Subject: greetings\r\n\r\nfrom the host\r\n"
+        )
     for _ in range(60):
         if "from the host" in said(virtuary, "mail", "cat /var/mail/ada"):
             return
@@ -68,10 +70,13 @@ def test_mail_sent_to_the_one_arrives_there(virtuary: Client) -> None:
 
 
 def test_sql_run_on_the_other_is_answered(virtuary: Client) -> None:
-    query = 'PGPASSWORD=not-a-secret psql -h 127.0.0.1 -U shop shop -Atc "select sum(stock) from goods"'
+    query = (
+        'PGPASSWORD=not-a-secret psql -h 127.0.0.1 -U shop shop -Atc "select sum(stock) from goods"'
+    )
     assert said(virtuary, "database", query).strip() == "15"
     with socket.create_connection(("127.0.0.1", 5433), 30) as sock:
-        sock.sendall(b"\x00\x00\x00\x08\x04\xd2\x16\x2f")  # does the server speak TLS? It answers S or N
+        # does the server speak TLS? It answers S or N
+        sock.sendall(b"\x00\x00\x00\x08\x04\xd2\x16\x2f")
         assert sock.recv(1) in (b"S", b"N")
 
 
@@ -79,7 +84,12 @@ def test_a_noisy_neighbour_is_hardly_noticed(virtuary: Client) -> None:
     """It wants every processor; by its weight it gets what the others leave."""
     environment = {**os.environ, "VIRTUARY_ROOT": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "noise"], env=environment, capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, str(SCRIPT), "noise"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
     )
     quiet, loud = (float(text) for text in re.findall(r"([0-9.]+) ms", done.stdout))
     assert loud <= 2 * max(quiet, 5), done.stdout
@@ -87,7 +97,12 @@ def test_a_noisy_neighbour_is_hardly_noticed(virtuary: Client) -> None:
 
 
 def test_neither_sees_the_others_files_or_processes(virtuary: Client) -> None:
-    mail, database = said(virtuary, "mail", "ps ax; ls /etc /var/lib"), said(virtuary, "database", "ps ax; ls /etc /var/lib")
+    mail, database = (
+        said(virtuary, "mail", "ps ax; ls /etc /var/lib"),
+        said(virtuary, "database", "ps ax; ls /etc /var/lib"),
+    )
     assert "postgres" not in mail and "postfix" not in database
     assert "master" in mail and "postgres" in database
-    assert said(virtuary, "mail", "cat /etc/machine-id") != said(virtuary, "database", "cat /etc/machine-id")
+    assert said(virtuary, "mail", "cat /etc/machine-id") != said(
+        virtuary, "database", "cat /etc/machine-id"
+    )

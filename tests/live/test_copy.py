@@ -1,4 +1,6 @@
-"""Copies of servers, with real guests: each a machine of its own, none touches another, nothing half-made stays."""
+"""Copies of servers, with real guests: each a machine of its own, none touches another, nothing
+half-made stays.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from virtuary.network.passt import free_port
 
 pytestmark = pytest.mark.live
 
-FACTS = "cat /root/data /etc/machine-id /sys/class/net/eth0/address; hostname; sha256sum </etc/dropbear/dropbear_ed25519_host_key"
+FACTS = (
+    "cat /root/data /etc/machine-id /sys/class/net/eth0/address; hostname; sha256sum "
+    "</etc/dropbear/dropbear_ed25519_host_key"
+)
 
 
 def facts(instance: Instance, name: str) -> list[str]:
@@ -42,7 +47,11 @@ def layers(instance: Instance) -> list[str]:
 
 def operation(instance: Instance, name: str) -> Json:
     """The operation that made the copy `name`."""
-    found = [item for item in instance.operations() if item["spec"]["target_name"] == name and item["spec"]["kind"] == "copy"]
+    found = [
+        item
+        for item in instance.operations()
+        if item["spec"]["target_name"] == name and item["spec"]["kind"] == "copy"
+    ]
     return found[-1]
 
 
@@ -54,7 +63,10 @@ def told(instance: Instance, name: str) -> list[str]:
 def source(instance: Instance) -> Iterator[str]:
     """A server with something on its disk, running; whoever stops it starts it again."""
     instance.ok("launch", "tiny", "source", "-p", f"{free_port()}:80", "-l", "role=source")
-    instance.in_guest("source", "echo data >/root/data; echo 0123456789abcdef0123456789abcdef >/etc/machine-id; sync")
+    instance.in_guest(
+        "source",
+        "echo data >/root/data; echo 0123456789abcdef0123456789abcdef >/etc/machine-id; sync",
+    )
     host_key(instance, "source")
     yield "source"
     instance.ok("delete", "source", "--now", "--force", "--yes")
@@ -63,7 +75,9 @@ def source(instance: Instance) -> Iterator[str]:
 # ---- an overlay
 
 
-def test_a_copy_is_a_machine_of_its_own_with_its_sources_data(instance: Instance, source: str) -> None:
+def test_a_copy_is_a_machine_of_its_own_with_its_sources_data(
+    instance: Instance, source: str
+) -> None:
     """One long story, so that each boot serves several rules."""
     refused = instance.run("copy", source, "early")
     assert refused.status == 4 and "is running" in refused.err and "--live" in refused.err
@@ -72,16 +86,24 @@ def test_a_copy_is_a_machine_of_its_own_with_its_sources_data(instance: Instance
     said = instance.ok("copy", source, "first")
     assert said.out == "first is a copy of source: virtuary start first\n"
     first, after = instance.vm("first"), instance.vm(source)
-    assert first["status"]["state"] == "stopped" and first["status"]["layers"] == after["status"]["layers"] == layers(instance)
+    assert first["status"]["state"] == "stopped" and first["status"]["layers"] == after["status"][
+        "layers"
+    ] == layers(instance)
     assert first["spec"]["publish"] == [] and first["meta"]["labels"] == {"role": "source"}
     assert {field: first["spec"][field] for field in ("image", "cpus", "memory", "machine")} == {
         field: after["spec"][field] for field in ("image", "cpus", "memory", "machine")
     }
     folder = instance.paths.vm(after["meta"]["id"]).home
-    assert sorted(path.name for path in folder.glob("*disk*")) == [after["status"]["disk_file"]] != ["disk.qcow2"]
+    assert (
+        sorted(path.name for path in folder.glob("*disk*"))
+        == [after["status"]["disk_file"]]
+        != ["disk.qcow2"]
+    )
 
     instance.ok("copy", source, "second", "--start", "--cpus", "2")
-    assert instance.vm("second")["status"]["layers"] == layers(instance), "a disk that nobody wrote to since is no layer"
+    assert instance.vm("second")["status"]["layers"] == layers(instance), (
+        "a disk that nobody wrote to since is no layer"
+    )
     assert instance.in_guest("second", "nproc") == "2"
     instance.ok("start", "first", source)
 
@@ -90,7 +112,10 @@ def test_a_copy_is_a_machine_of_its_own_with_its_sources_data(instance: Instance
     for name in ("first", "second"):
         now = facts(instance, name)
         assert now[0] == "data" and now[3] == name
-        assert all(mine != theirs for mine, theirs in zip(now[1:], was[1:], strict=True)), (now, was)
+        assert all(mine != theirs for mine, theirs in zip(now[1:], was[1:], strict=True)), (
+            now,
+            was,
+        )
     keys = {host_key(instance, name) for name in (source, "first", "second")}
     assert len(keys) == 3
 
@@ -101,14 +126,18 @@ def test_a_copy_is_a_machine_of_its_own_with_its_sources_data(instance: Instance
 
     now = facts(instance, "first")
     instance.ok("restart", "first", "--force")
-    assert host_key(instance, "first") in keys and facts(instance, "first") == now, "it is renewed once"
+    assert host_key(instance, "first") in keys and facts(instance, "first") == now, (
+        "it is renewed once"
+    )
     instance.ok("delete", "second", "--now", "--force", "--yes")
 
 
 def test_a_copy_of_a_copy_goes_on_when_those_it_came_from_are_gone(instance: Instance) -> None:
     instance.ok("create", "tiny", "oldest")
     instance.ok("copy", "oldest", "older")
-    assert instance.vm("older")["status"]["layers"] == [], "nothing was written, so the image is all they share"
+    assert instance.vm("older")["status"]["layers"] == [], (
+        "nothing was written, so the image is all they share"
+    )
     instance.ok("start", "older")
     instance.in_guest("older", "echo from-older >/root/data; sync")
     instance.ok("stop", "older")
@@ -140,14 +169,20 @@ WRONG = {
     "bad-name": (("source", "no_underscores", "--live"), 2, "is not a valid name"),
     "name-taken": (("source", "source", "--live"), 4, "there already"),
     "both-ways": (("source", "w", "--full", "--live"), 2, "exclude each other"),
-    "live-with-another-size": (("source", "w", "--live", "--memory", "1GiB"), 2, "a live copy has its source's memory"),
+    "live-with-another-size": (
+        ("source", "w", "--live", "--memory", "1GiB"),
+        2,
+        "a live copy has its source's memory",
+    ),
     "a-smaller-disk": (("source", "w", "--live", "--disk", "100MiB"), 2, "disk"),
     "full-while-it-runs": (("source", "w", "--full"), 4, "is running"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_copy_that_can_not_be_is_refused_with_a_reason(instance: Instance, source: str, case: str) -> None:
+def test_a_copy_that_can_not_be_is_refused_with_a_reason(
+    instance: Instance, source: str, case: str
+) -> None:
     words, status, reason = WRONG[case]
     instance.wait_state(source, "running")
     before = {key for key, _ in instance.documents("vm")}
@@ -173,23 +208,40 @@ def test_a_full_copy_shares_nothing(instance: Instance) -> None:
     instance.in_guest("lower", "echo kept >/root/data; sync")
     instance.ok("stop", "lower")
     instance.ok("copy", "lower", "upper")  # so that there is a chain to flatten
-    assert instance.ok("copy", "upper", "whole", "--full").out == "whole is a copy of upper: virtuary start whole\n"
+    assert (
+        instance.ok("copy", "upper", "whole", "--full").out
+        == "whole is a copy of upper: virtuary start whole\n"
+    )
     whole = instance.vm("whole")
     assert (whole["status"]["layers"], whole["status"]["base"]) == ([], False)
     assert "copying the disk" in told(instance, "whole")
     disk = home_of(instance, "whole") / "disk.qcow2"
-    facts_of_disk = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", str(disk)]))
-    assert "backing-filename" not in facts_of_disk and facts_of_disk["virtual-size"] == whole["status"]["disk_size"]
+    facts_of_disk = json.loads(
+        subprocess.check_output(["qemu-img", "info", "--output=json", str(disk)])
+    )
+    assert (
+        "backing-filename" not in facts_of_disk
+        and facts_of_disk["virtual-size"] == whole["status"]["disk_size"]
+    )
     instance.ok("delete", "part", "lower", "upper", "--now", "--yes")
-    assert layers(instance) == instance.vm("source")["status"]["layers"] if "source" in names(instance) else True
+    assert (
+        layers(instance) == instance.vm("source")["status"]["layers"]
+        if "source" in names(instance)
+        else True
+    )
     instance.ok("start", "whole")
     assert facts_without_key(instance, "whole") == ["kept", "whole"]
     held = open_files(instance, "whole")
-    assert str(disk) in held and not [path for path in held if path.endswith(".qcow2") and path != str(disk)]
+    assert str(disk) in held and not [
+        path for path in held if path.endswith(".qcow2") and path != str(disk)
+    ]
 
     instance.ok("copy", "whole", "lively", "--live")  # below neither of them is anything
     assert facts_without_key(instance, "lively") == ["kept", "lively"]
-    assert (instance.vm("lively")["status"]["layers"], instance.vm("lively")["status"]["base"]) == ([], False)
+    assert (instance.vm("lively")["status"]["layers"], instance.vm("lively")["status"]["base"]) == (
+        [],
+        False,
+    )
     instance.ok("delete", "whole", "--now", "--force", "--yes")
     instance.ok("restart", "lively", "--force")
     host_key(instance, "lively")
@@ -242,8 +294,17 @@ def as_before(instance: Instance, name: str) -> None:
     """The server runs, and nothing that a copying needs is left in its QEMU."""
     assert instance.ask_qemu(name, "query-status")["status"] == "running"
     assert instance.ask_qemu(name, "query-jobs") == []
-    assert not [node for node in instance.ask_qemu(name, "query-named-block-nodes") if "copy" in node["node-name"]]
-    assert not [item for group in instance.ask_qemu(name, "query-fdsets") for item in group["fds"] if item.get("opaque")]
+    assert not [
+        node
+        for node in instance.ask_qemu(name, "query-named-block-nodes")
+        if "copy" in node["node-name"]
+    ]
+    assert not [
+        item
+        for group in instance.ask_qemu(name, "query-fdsets")
+        for item in group["fds"]
+        if item.get("opaque")
+    ]
     held = [path for path in open_files(instance, name) if "/state/vms/" in path]
     assert not [path for path in held if str(home_of(instance, name)) not in path], held
     assert instance.in_guest(name, "hostname") == name
@@ -267,11 +328,17 @@ def test_a_live_copy_goes_on_where_its_source_is(instance: Instance, counting: s
     assert abs(first - second) < 10, "both went on from the same moment"
     mine, theirs = facts(instance, "twin"), facts(instance, counting)
     assert mine[0] == theirs[0] == "data" and mine[3] == "twin"
-    assert all(one != other for one, other in zip(mine[1:], theirs[1:], strict=True)), (mine, theirs)
+    assert all(one != other for one, other in zip(mine[1:], theirs[1:], strict=True)), (
+        mine,
+        theirs,
+    )
     assert host_key(instance, "twin") != host_key(instance, counting)
     assert instance.vm(counting)["status"] == before["status"], "the source did not notice"
     as_before(instance, counting)
-    assert {path.name for path in home_of(instance, "twin").iterdir()} - {"console.log", "history"} == {
+    assert {path.name for path in home_of(instance, "twin").iterdir()} - {
+        "console.log",
+        "history",
+    } == {
         "disk.qcow2",
         "known_hosts",
     }
@@ -283,7 +350,8 @@ def test_a_live_copy_goes_on_where_its_source_is(instance: Instance, counting: s
     assert instance.in_guest("triplet", "cat /root/own; hostname") == "twin\ntriplet"
 
     took = [stood_still(instance, name) for name in ("twin", "triplet")]
-    while min(took) > 100 and len(took) < 5:  # the machine that runs the tests may be busy with something else
+    # the machine that runs the tests may be busy with something else
+    while min(took) > 100 and len(took) < 5:
         instance.ok("copy", counting, f"again-{len(took)}", "--live")
         took.append(stood_still(instance, f"again-{len(took)}"))
         instance.ok("delete", f"again-{len(took) - 1}", "--now", "--force", "--yes")
@@ -293,7 +361,9 @@ def test_a_live_copy_goes_on_where_its_source_is(instance: Instance, counting: s
     counts(instance, "triplet")
     instance.ok("stop", "triplet")
     instance.ok("start", "triplet")  # from its disk, like any other
-    assert instance.in_guest("triplet", "cat /root/data /root/own; hostname") == "data\ntwin\ntriplet"
+    assert (
+        instance.in_guest("triplet", "cat /root/data /root/own; hostname") == "data\ntwin\ntriplet"
+    )
     assert host_key(instance, "triplet")
     instance.ok("delete", "triplet", "--now", "--force", "--yes")
     assert instance.in_guest(counting, "cat /root/own; rm /root/own") == counting
@@ -312,7 +382,11 @@ def test_a_live_copy_of_one_that_was_resumed_has_its_processors(warm_tiny: Path)
             assert instance.in_guest(name, "nproc; hostname") == f"2\n{name}"
         instance.ok("launch", "tiny", "grown", "--memory", "256MiB")
         refused = instance.run("copy", "grown", "never", "--live")
-        assert refused.status == 4 and "was given memory while it ran" in refused.err and "virtuary restart grown" in refused.err
+        assert (
+            refused.status == 4
+            and "was given memory while it ran" in refused.err
+            and "virtuary restart grown" in refused.err
+        )
 
 
 WHO = """cat /root/data /etc/machine-id /sys/class/dmi/id/product_uuid /sys/class/net/e*/address
@@ -327,7 +401,10 @@ def test_a_live_copy_of_a_debian_is_a_machine_of_its_own(debian: Instance) -> No
     debian.ok("copy", "web1", "web2", "--live")
     mine, theirs = (debian.in_guest(name, WHO).splitlines() for name in ("web2", "web1"))
     assert (mine[0], mine[4], theirs[4]) == ("data", "web2", "web1")
-    assert all(one != other for one, other in zip(mine[1:6], theirs[1:6], strict=True)), (mine, theirs)
+    assert all(one != other for one, other in zip(mine[1:6], theirs[1:6], strict=True)), (
+        mine,
+        theirs,
+    )
     assert mine[2] == debian.vm("web2")["meta"]["id"] and mine[6:] == [
         "/etc/ssh/ssh_host_ed25519_key",
         "/etc/ssh/ssh_host_ed25519_key.pub",
@@ -341,15 +418,19 @@ def test_a_live_copy_of_a_debian_is_a_machine_of_its_own(debian: Instance) -> No
 
 @contextlib.contextmanager
 def slowly(instance: Instance, name: str) -> Iterator[None]:
-    """While this lasts, the memory of `name` is saved so slowly that something can happen meanwhile."""
+    """While this lasts, the memory of `name` is saved so slowly that something can happen
+    meanwhile.
+    """
     done = threading.Event()
 
     def slow() -> None:
         with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -20)  # on a busy host it would come too late
+            # on a busy host it would come too late
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -20)
         with instance.qemu(name) as ask:
             while not done.is_set():
-                if ask("query-migrate").get("status") == "active":  # no pause: all of it is written within a tenth of a second
+                # no pause: all of it is written within a tenth of a second
+                if ask("query-migrate").get("status") == "active":
                     ask("migrate-set-parameters", **{"max-bandwidth": 2**20})
                     return
 
@@ -364,17 +445,23 @@ def slowly(instance: Instance, name: str) -> Iterator[None]:
 
 def under_way(instance: Instance, name: str) -> str:
     """Wait until memory is being saved for the copy `name`; its operation's id."""
-    until(lambda: "saving the memory" in told(instance, name), 20, "its memory is being saved", 0.02)
+    until(
+        lambda: "saving the memory" in told(instance, name), 20, "its memory is being saved", 0.02
+    )
     return str(operation(instance, name)["meta"]["id"])
 
 
 def gone(instance: Instance, name: str) -> bool:
     return not [
-        key for key, value in instance.documents("vm") if key == f"vm-name/{name}" or f'"name":"{name}"'.encode() in value
+        key
+        for key, value in instance.documents("vm")
+        if key == f"vm-name/{name}" or f'"name":"{name}"'.encode() in value
     ]
 
 
-def test_a_live_copy_that_is_cancelled_leaves_everything_as_it_was(instance: Instance, counting: str) -> None:
+def test_a_live_copy_that_is_cancelled_leaves_everything_as_it_was(
+    instance: Instance, counting: str
+) -> None:
     with slowly(instance, counting):
         instance.ok("copy", counting, "fleeting", "--live", "--detach")
         instance.ok("operation", "cancel", under_way(instance, "fleeting"))
@@ -416,7 +503,9 @@ def test_a_source_that_is_stopped_meanwhile_is_not_copied(instance: Instance) ->
         instance.call("POST", "/v1/vms/leaving/actions/stop", {})
         until(lambda: gone(instance, "late"), 10, "nothing of it is left")
     instance.wait_state("leaving", "stopped")
-    assert "leaving did not go on running" in operation(instance, "late")["status"]["error"]["detail"]
+    assert (
+        "leaving did not go on running" in operation(instance, "late")["status"]["error"]["detail"]
+    )
     instance.ok("delete", "leaving", "--now", "--yes")
 
 
@@ -430,25 +519,40 @@ def test_a_live_copy_that_dies_on_its_way_is_removed(instance: Instance, countin
     os.kill(until(started, 20, "it has a process", 0.002), signal.SIGKILL)
     until(lambda: gone(instance, "short-lived"), 10, "nothing of it is left")
     found = operation(instance, "short-lived")["status"]
-    assert found["phase"] == "failed" and "source was not copied to short-lived" in found["error"]["detail"], found
+    assert (
+        found["phase"] == "failed"
+        and "source was not copied to short-lived" in found["error"]["detail"]
+    ), found
     as_before(instance, counting)
 
 
-def test_a_live_copy_that_can_not_become_a_machine_of_its_own_is_removed(instance: Instance, counting: str) -> None:
-    """Its guest took another hardware address, so that nobody can say which of its interfaces is to have the new one."""
+def test_a_live_copy_that_can_not_become_a_machine_of_its_own_is_removed(
+    instance: Instance, counting: str
+) -> None:
+    """Its guest took another hardware address, so that nobody can say which of its interfaces is to
+    have the new one.
+    """
     address = instance.in_guest(counting, "cat /sys/class/net/eth0/address")
-    instance.in_guest(counting, "ip link set eth0 down; ip link set eth0 address 52:54:00:00:00:99; ip link set eth0 up")
+    instance.in_guest(
+        counting,
+        "ip link set eth0 down; ip link set eth0 address 52:54:00:00:00:99; ip link set eth0 up",
+    )
     try:
         said = instance.run("copy", counting, "double", "--live")
         assert said.status == 8 and "its identity was refused" in said.err, said
         until(lambda: gone(instance, "double"), 10, "nothing of it is left")
     finally:
-        instance.in_guest(counting, f"ip link set eth0 down; ip link set eth0 address {address}; ip link set eth0 up")
+        instance.in_guest(
+            counting,
+            f"ip link set eth0 down; ip link set eth0 address {address}; ip link set eth0 up",
+        )
     as_before(instance, counting)
 
 
 @pytest.mark.slow
-def test_a_source_that_writes_too_much_stands_still_longer_and_it_is_said(instance: Instance, counting: str) -> None:
+def test_a_source_that_writes_too_much_stands_still_longer_and_it_is_said(
+    instance: Instance, counting: str
+) -> None:
     instance.in_guest(counting, "dd if=/dev/urandom of=/tmp/much bs=1M count=40 2>/dev/null")
     with slowly(instance, counting):
         said = instance.ok("copy", counting, "patient", "--live")
@@ -465,13 +569,19 @@ def test_a_source_that_writes_too_much_stands_still_longer_and_it_is_said(instan
 
 
 @pytest.mark.host
-def test_a_copy_for_which_there_is_no_room_is_refused_with_the_number_that_is_missing(template: Path) -> None:
+def test_a_copy_for_which_there_is_no_room_is_refused_with_the_number_that_is_missing(
+    template: Path,
+) -> None:
     folder = Path(tempfile.mkdtemp(prefix="vi-", dir="/tmp"))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400M,mode=711", "tmpfs", str(folder)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400M,mode=711", "tmpfs", str(folder)], check=True
+    )
     try:
         instance = Instance(folder / "own")
         for name in ("state", "cache"):
-            shutil.copytree(template / name, instance.root / name, ignore=shutil.ignore_patterns("daemon.lock"))
+            shutil.copytree(
+                template / name, instance.root / name, ignore=shutil.ignore_patterns("daemon.lock")
+            )
         try:
             instance.start()
             instance.ok("launch", "tiny", "cramped")
@@ -479,11 +589,14 @@ def test_a_copy_for_which_there_is_no_room_is_refused_with_the_number_that_is_mi
             with open(folder / "ballast", "wb") as ballast:
                 os.posix_fallocate(ballast.fileno(), 0, free - (80 << 20))
             said = instance.run("copy", "cramped", "none", "--live")
-            assert said.status == 4 and "a live copy needs" in said.err and "are missing" in said.err, said
+            assert (
+                said.status == 4 and "a live copy needs" in said.err and "are missing" in said.err
+            ), said
             as_before(instance, "cramped")
             instance.ok("stop", "cramped")
             with open(folder / "ballast", "ab") as ballast:
-                os.posix_fallocate(ballast.fileno(), free - (80 << 20), 12 << 20)  # creation is allowed still
+                # creation is allowed still
+                os.posix_fallocate(ballast.fileno(), free - (80 << 20), 12 << 20)
             said = instance.run("copy", "cramped", "none", "--full")
             assert said.status == 4 and "a full copy needs" in said.err, said
             assert gone(instance, "none")

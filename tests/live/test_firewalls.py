@@ -1,4 +1,6 @@
-"""Firewall groups with real guests: what a rule closes is closed, at once, and with it what was open."""
+"""Firewall groups with real guests: what a rule closes is closed, at once, and with it what was
+open.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ pytestmark = [pytest.mark.live, pytest.mark.host]
 
 def hears(instance: Instance, caller: str, address: str, port: int = 7) -> bool:
     """Whether a server is answered by another one's port."""
-    return bool(instance.in_guest(caller, f"timeout 10 nc -w 2 {address} {port} </dev/null || true").strip())
+    return bool(
+        instance.in_guest(caller, f"timeout 10 nc -w 2 {address} {port} </dev/null || true").strip()
+    )
 
 
 @pytest.fixture
@@ -29,7 +33,9 @@ def web(lan: Instance, one: str, two: str) -> Iterator[str]:
     lan.ok("firewall", "delete", "web")
 
 
-def test_a_group_closes_a_port_and_opens_it_to_one_server(lan: Instance, place: Place, one: str, two: str) -> None:
+def test_a_group_closes_a_port_and_opens_it_to_one_server(
+    lan: Instance, place: Place, one: str, two: str
+) -> None:
     target = ipv4(lan, two)
     lan.ok("firewall", "create", "shut", "--rule", "in reject tcp 7")
     try:
@@ -37,42 +43,80 @@ def test_a_group_closes_a_port_and_opens_it_to_one_server(lan: Instance, place: 
         lan.ok("set", two, "--network", "default,firewall=shut")
         until(lambda: not hears(lan, one, target), 5, "the port is closed")
         said = foretold(lan, one, two)
-        assert (said["action"], said["server"], said["group"], said["number"]) == ("reject", two, "shut", 1)
+        assert (said["action"], said["server"], said["group"], said["number"]) == (
+            "reject",
+            two,
+            "shut",
+            1,
+        )
         assert hears(lan, two, ipv4(lan, one)), "only the one that is attached is closed"
         assert place.ask(place.host, target, 7) == "two", "the host reaches its servers always"
-        lan.ok("firewall", "set", "shut", "--rule", "in allow tcp 7 from server:one", "--rule", "in reject any")
+        lan.ok(
+            "firewall",
+            "set",
+            "shut",
+            "--rule",
+            "in allow tcp 7 from server:one",
+            "--rule",
+            "in reject any",
+        )
         until(lambda: hears(lan, one, target), 5, "it is open to one server")
         assert (
-            lan.json("firewall", "test", one, two, "tcp/7") == foretold(lan, one, two) and foretold(lan, one, two)["number"] == 1
+            lan.json("firewall", "test", one, two, "tcp/7") == foretold(lan, one, two)
+            and foretold(lan, one, two)["number"] == 1
         )
-        assert "2 packets received" not in lan.in_guest(one, f"ping -c2 -W1 {target} || true"), "pings are closed"
+        assert "2 packets received" not in lan.in_guest(one, f"ping -c2 -W1 {target} || true"), (
+            "pings are closed"
+        )
         assert foretold(lan, one, two, "icmp")["action"] == "reject"
         said = lan.run("firewall", "delete", "shut")
         assert said.status == 4 and "attached to two" in said.err
-        assert lan.vm(two)["meta"]["generation"] == lan.vm(two)["status"]["applied"], "nothing waits for a start"
+        assert lan.vm(two)["meta"]["generation"] == lan.vm(two)["status"]["applied"], (
+            "nothing waits for a start"
+        )
     finally:
         lan.ok("set", two, "--network", "default")
         lan.ok("firewall", "delete", "shut")
     until(lambda: hears(lan, one, target), 5, "without a group the port is open")
 
 
-def test_an_open_connection_goes_on_as_long_as_the_rules_allow_it(lan: Instance, web: str, one: str, two: str) -> None:
+def test_an_open_connection_goes_on_as_long_as_the_rules_allow_it(
+    lan: Instance, web: str, one: str, two: str
+) -> None:
     target = ipv4(lan, two)
     lan.in_guest(two, "setsid nc -l -p 99 -e cat >/dev/null 2>&1 </dev/null &")
-    lan.in_guest(one, "rm -f /tmp/in /tmp/out; mkfifo /tmp/in; setsid sh -c 'sleep 60 >/tmp/in' >/dev/null 2>&1 </dev/null &")
-    lan.in_guest(one, f"setsid sh -c 'nc {target} 99 </tmp/in >/tmp/out' >/dev/null 2>&1 </dev/null &")
-    until(lambda: "first" in lan.in_guest(one, "echo first >/tmp/in; sleep 0.2; cat /tmp/out"), 10, "the connection is open")
+    lan.in_guest(
+        one,
+        "rm -f /tmp/in /tmp/out; mkfifo /tmp/in; setsid sh -c 'sleep 60 >/tmp/in' >/dev/null "
+        "2>&1 </dev/null &",
+    )
+    lan.in_guest(
+        one, f"setsid sh -c 'nc {target} 99 </tmp/in >/tmp/out' >/dev/null 2>&1 </dev/null &"
+    )
+    until(
+        lambda: "first" in lan.in_guest(one, "echo first >/tmp/in; sleep 0.2; cat /tmp/out"),
+        10,
+        "the connection is open",
+    )
     lan.ok("firewall", "set", web, "--rule", "in allow tcp 99", "--rule", "in deny any")
     until(lambda: not hears(lan, one, target), 5, "no other connection is let through")
-    until(lambda: "second" in lan.in_guest(one, "echo second >/tmp/in; sleep 0.2; cat /tmp/out"), 5, "the open one goes on")
+    until(
+        lambda: "second" in lan.in_guest(one, "echo second >/tmp/in; sleep 0.2; cat /tmp/out"),
+        5,
+        "the open one goes on",
+    )
     lan.ok("firewall", "set", web, "--rule", "in deny any")
     until(lambda: "connections ended that the rules allow no more" in lan.words(), 5, "it ended")
     assert "third" not in lan.in_guest(one, "echo third >/tmp/in; sleep 1; cat /tmp/out")
 
 
-def test_members_of_a_group_are_let_in_as_they_are_attached(lan: Instance, web: str, one: str, two: str) -> None:
+def test_members_of_a_group_are_let_in_as_they_are_attached(
+    lan: Instance, web: str, one: str, two: str
+) -> None:
     target = ipv4(lan, two)
-    lan.ok("firewall", "set", web, "--rule", "in allow tcp 7 from group:web", "--rule", "in deny any")
+    lan.ok(
+        "firewall", "set", web, "--rule", "in allow tcp 7 from group:web", "--rule", "in deny any"
+    )
     assert until(lambda: hears(lan, one, target), 5, "a member is let in")
     lan.ok("set", one, "--network", "default")
     until(lambda: not hears(lan, one, target), 5, "who is no member any more is not")
@@ -83,25 +127,43 @@ def test_members_of_a_group_are_let_in_as_they_are_attached(lan: Instance, web: 
 
 def test_what_goes_out_is_judged_too(lan: Instance, web: str, one: str, two: str) -> None:
     lan.ok("firewall", "set", web, "--rule", f"out reject icmp to {OUTSIDE4},{OUTSIDE6}")
-    until(lambda: "1 packets received" not in lan.in_guest(one, f"ping -c1 -W1 {OUTSIDE4} || true"), 5, "no ping leaves")
+    until(
+        lambda: "1 packets received" not in lan.in_guest(one, f"ping -c1 -W1 {OUTSIDE4} || true"),
+        5,
+        "no ping leaves",
+    )
     assert foretold(lan, one, OUTSIDE4, "icmp")["direction"] == "out"
     assert (
-        "1 packets received" in lan.in_guest(one, f"ping -c1 -W3 {ipv4(lan, two)}") and foretold(lan, one, two, "icmp")["allowed"]
+        "1 packets received" in lan.in_guest(one, f"ping -c1 -W3 {ipv4(lan, two)}")
+        and foretold(lan, one, two, "icmp")["allowed"]
     )
 
 
-def test_a_network_denies_what_no_rule_allows(lan: Instance, place: Place, web: str, one: str, two: str) -> None:
+def test_a_network_denies_what_no_rule_allows(
+    lan: Instance, place: Place, web: str, one: str, two: str
+) -> None:
     lan.ok("firewall", "set", web, "--rule", "in allow icmp")
     lan.ok("network", "set", "default", "--default-in", "deny")
     try:
         until(lambda: not hears(lan, one, ipv4(lan, two)), 5, "nothing is let in")
         said = foretold(lan, one, two)
-        assert said["action"] == "deny" and said["group"] == "" and "inbound default of network default" in said["sentence"]
+        assert (
+            said["action"] == "deny"
+            and said["group"] == ""
+            and "inbound default of network default" in said["sentence"]
+        )
         assert "1 packets received" in lan.in_guest(one, f"ping -c1 -W3 {ipv4(lan, two)}")
         assert place.ask(place.outside, HOST4, 8007) == "", "a published port is judged too"
         assert foretold(lan, OUTSIDE4, HOST4, "tcp/8007")["action"] == "deny"
         lan.ok("firewall", "set", web, "--rule", "in allow tcp 7")
-        assert until(lambda: place.ask(place.outside, HOST4, 8007), 5, "it is opened by the server's own port") == "one"
+        assert (
+            until(
+                lambda: place.ask(place.outside, HOST4, 8007),
+                5,
+                "it is opened by the server's own port",
+            )
+            == "one"
+        )
         assert foretold(lan, OUTSIDE4, HOST4, "tcp/8007")["group"] == web
     finally:
         lan.ok("network", "set", "default", "--default-in", "allow")
@@ -118,24 +180,49 @@ def test_what_is_told_is_what_happens(lan: Instance, place: Place, one: str, two
     lan.ok("firewall", "create", "strict")
     lan.ok("firewall", "set", "strict", *(word for rule in rules for word in ("--rule", rule)))
     gateway = ".".join([*ipv4(lan, one).split(".")[:3], "1"])
-    code = "import socket\ns=socket.create_server(('0.0.0.0',8071))\nwhile 1:\n c,_=s.accept(); c.send(b'host'); c.close()"
+    code = (
+        "import socket\ns=socket.create_server(('0.0.0.0',8071))\nwhile 1:\n c,_=s.accept(); "
+        "c.send(b'host'); c.close()"
+    )
     service = subprocess.Popen(["ip", "netns", "exec", place.host, "python3", "-c", code])
-    ways = [(one, two, 7), (two, one, 7), (one, one, 7), (two, gateway, 8071), (two, HOST4, 8007), (one, HOST4, 8007)]
+    ways = [
+        (one, two, 7),
+        (two, one, 7),
+        (one, one, 7),
+        (two, gateway, 8071),
+        (two, HOST4, 8007),
+        (one, HOST4, 8007),
+    ]
     try:
         until(lambda: place.ask(place.host, HOST4, 8071) == "host", 10, "the host serves")
         for attached in ((), (one,), (one, two)):
             for name in (one, two):
-                lan.ok("set", name, "--network", "default,firewall=strict" if name in attached else "default")
+                lan.ok(
+                    "set",
+                    name,
+                    "--network",
+                    "default,firewall=strict" if name in attached else "default",
+                )
             for source, destination, port in ways:
                 said = foretold(lan, source, destination, f"tcp/{port}")
                 address = destination if "." in destination else ipv4(lan, destination)
                 wanted = f"{source} to {destination} {port} with {attached} is {said['sentence']}"
-                until(lambda a=source, b=address, c=port, d=said: hears(lan, a, b, c) == d["allowed"], 5, wanted)
+                until(
+                    lambda a=source, b=address, c=port, d=said: hears(lan, a, b, c) == d["allowed"],
+                    5,
+                    wanted,
+                )
             for destination in (HOST4, ipv4(lan, one), ipv4(lan, two)):
                 port = 8007 if destination == HOST4 else 7
                 said = foretold(lan, OUTSIDE4, destination, f"tcp/{port}")
                 wanted = f"{destination} from outside with {attached} is {said['sentence']}"
-                until(lambda a=destination, b=port, c=said: bool(place.ask(place.outside, a, b)) == c["allowed"], 5, wanted)
+                until(
+                    lambda a=destination, b=port, c=said: (
+                        bool(place.ask(place.outside, a, b)) == c["allowed"]
+                    ),
+                    5,
+                    wanted,
+                )
     finally:
         service.kill()
         service.wait(5)
@@ -152,4 +239,6 @@ def test_a_server_begins_within_its_groups(lan: Instance, place: Place, one: str
         assert not hears(lan, "born", ipv4(lan, one)) and not foretold(lan, "born", one)["allowed"]
     finally:
         lan.run("delete", "born", "--now", "--force", "--yes")
-        until(lambda: lan.run("firewall", "delete", "dark").status == 0, 10, "nothing uses the group")
+        until(
+            lambda: lan.run("firewall", "delete", "dark").status == 0, 10, "nothing uses the group"
+        )

@@ -1,4 +1,5 @@
-"""A shutdown of the host is no power cut for its servers, and a boot brings them back, each in its turn.
+"""A shutdown of the host is no power cut for its servers, and a boot brings them back, each in its
+turn.
 
 The host's shutdown is told by SIGPWR, and its boot is played: the store names another one.
 """
@@ -39,20 +40,34 @@ def test_servers_shut_down_with_the_host_and_come_back_with_it_in_order(own: Ins
     own.in_guest("db", "echo kept > /root/unsynced")
     assert own.process
     own.process.send_signal(signal.SIGPWR)
-    until(lambda: own.vm("cut")["status"]["state"] == "stopped", 20, "it answers while servers shut down", 0.05)
+    until(
+        lambda: own.vm("cut")["status"]["state"] == "stopped",
+        20,
+        "it answers while servers shut down",
+        0.05,
+    )
     own.process.wait(100)
     log = own.log.read_text()
-    assert place(log, "ended vm=web") < place(log, "vm=db wanted=running found=running step=ask_shutdown"), (
-        "what stands on it goes first"
-    )
+    assert place(log, "ended vm=web") < place(
+        log, "vm=db wanted=running found=running step=ask_shutdown"
+    ), "what stands on it goes first"
     assert "vm=cut wanted=running found=running step=ask_shutdown" not in log
     with contextlib.closing(sqlite3.connect(own.paths.store)) as db:
-        assert db.execute("update object set value = ? where key = 'host-boot'", (b"another boot",)).rowcount == 1
+        assert (
+            db.execute(
+                "update object set value = ? where key = 'host-boot'", (b"another boot",)
+            ).rowcount
+            == 1
+        )
         db.commit()
     own.log.write_text("")
     own.start()
     until(lambda: own.vm("web")["status"]["state"] == "running", 90, "all are back")
     log = own.log.read_text()
-    assert place(log, "state vm=db was=starting now=running") < place(log, "vm=web wanted=running found=stopped step=start")
-    assert own.vm("cut")["spec"]["power"] == "stopped" and own.vm("idle")["spec"]["power"] == "running"
+    assert place(log, "state vm=db was=starting now=running") < place(
+        log, "vm=web wanted=running found=stopped step=start"
+    )
+    assert (
+        own.vm("cut")["spec"]["power"] == "stopped" and own.vm("idle")["spec"]["power"] == "running"
+    )
     assert own.in_guest("db", "cat /root/unsynced") == "kept"

@@ -1,4 +1,6 @@
-"""A guest whose root is an adversary's: whatever it sends, the daemon answers others, and the guest is as usable as before once it stops."""
+"""A guest whose root is an adversary's: whatever it sends, the daemon answers others, and the guest
+is as usable as before once it stops.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from instances import Instance, until
 
 pytestmark = pytest.mark.live
 PORT = "/dev/virtio-ports/org.qemu.guest_agent.0"
-SMALL = "a='[],[],[],[],[],[],[],[],'; for i in 1 2 3 4 5 6 7; do a=$a$a; done; while :; do printf %s $a; done"
+SMALL = (
+    "a='[],[],[],[],[],[],[],[],'; for i in 1 2 3 4 5 6 7; do a=$a$a; done; while :; do "
+    "printf %s $a; done"
+)
 FLOODS = {
     "small values on the agent's port": f"(printf '\\377{{\"return\": [';{SMALL}) > {PORT}",
     "marks on the agent's port": f"tr '\\0' '\\377' < /dev/zero > {PORT}",
@@ -36,12 +41,14 @@ def by_ssh(instance: Instance, name: str, script: str) -> str:
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_from_a_guest_holds_nobody_up(instance: Instance, victim: str, flood: str) -> None:
     again = (
-        f"while :; do\nkill -KILL $(pidof qemu-ga)\n{FLOODS[flood]}\ndone"  # the port has one opener, and the agent comes back
+        # the port has one opener, and the agent comes back
+        f"while :; do\nkill -KILL $(pidof qemu-ga)\n{FLOODS[flood]}\ndone"
     )
     by_ssh(
         instance,
         victim,
-        f"cat > /tmp/flood <<'END'\n{again}\nEND\nsetsid sh /tmp/flood >/dev/null 2>&1 </dev/null & echo $! > /tmp/pid",
+        f"cat > /tmp/flood <<'END'\n{again}\nEND\nsetsid sh /tmp/flood >/dev/null 2>&1 "
+        "</dev/null & echo $! > /tmp/pid",
     )
     asking = instance.start_cli("exec", victim, "--", "true")
     slowest = 0.0
@@ -72,7 +79,9 @@ def test_what_a_guest_prints_changes_no_terminal(instance: Instance, victim: str
 
 
 def test_large_output_of_a_command_is_whole(instance: Instance, victim: str) -> None:
-    done = instance.ok("exec", "other", "--", "sh", "-c", "head -c 9000000 /dev/zero | tr '\\0' x; echo error >&2")
+    done = instance.ok(
+        "exec", "other", "--", "sh", "-c", "head -c 9000000 /dev/zero | tr '\\0' x; echo error >&2"
+    )
     assert done.out == "x" * 9_000_000 and done.err == "error\n"
 
 
@@ -86,7 +95,9 @@ VERBS = {
 def test_a_disk_whose_header_its_qemu_has_written_is_refused_by_every_verb_and_left_as_it_is(
     instance: Instance, victim: str, tmp_path: Path
 ) -> None:
-    """An external data file: root made a host file larger, and copied another one, before headers were held against what we wrote."""
+    """An external data file: root made a host file larger, and copied another one, before headers
+    were held against what we wrote.
+    """
     instance.ok("stop", victim, "--force")
     vm = instance.vm(victim)
     disk = instance.paths.vm(vm["meta"]["id"]).home / vm["status"]["disk_file"]
@@ -98,7 +109,11 @@ def test_a_disk_whose_header_its_qemu_has_written_is_refused_by_every_verb_and_l
         file.seek(72)
         file.write(struct.pack(">Q", 1 << 4 | 1 << 2))
         file.seek(struct.unpack_from(">I", before, 100)[0])
-        file.write(struct.pack(">II", 0x44415441, len(name)) + name.ljust(-(-len(name) // 8) * 8, b"\0") + bytes(8))
+        file.write(
+            struct.pack(">II", 0x44415441, len(name))
+            + name.ljust(-(-len(name) // 8) * 8, b"\0")
+            + bytes(8)
+        )
     try:
         for what, words in VERBS.items():
             refused = instance.run(*words)

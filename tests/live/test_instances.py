@@ -1,4 +1,6 @@
-"""Two daemons of root's on one host: each has users of its own, and the networks of the host belong to one of them."""
+"""Two daemons of root's on one host: each has users of its own, and the networks of the host belong
+to one of them.
+"""
 
 from __future__ import annotations
 
@@ -44,23 +46,34 @@ def networks_check(instance: Instance) -> str:
     return str(next(check["found"] for check in checks if check["name"] == "networks"))
 
 
-def test_the_second_runs_beside_the_first_and_leaves_its_networks_alone(first: Instance, second: Instance, place: Place) -> None:
+def test_the_second_runs_beside_the_first_and_leaves_its_networks_alone(
+    first: Instance, second: Instance, place: Place
+) -> None:
     first.ok("launch", "tiny", "one", limit=240)
     assert first.vm("one")["status"]["runtime"]["network"] == "tap"
     second.start()
     owner = (
-        f"another Virtuary ({first.root}/state, pid {first.process.pid if first.process else 0}) has the networks of this host"
+        f"another Virtuary ({first.root}/state, pid "
+        f"{first.process.pid if first.process else 0}) has the networks of this host"
     )
     assert owner in networks_check(second) and "nftables work" in networks_check(first)
     second.ok("launch", "tiny", "two", limit=240)
     assert second.vm("two")["status"]["runtime"]["network"] != "tap"
-    users = [instance.vm(name)["status"]["runtime"]["uid"] for instance, name in ((first, "one"), (second, "two"))]
+    users = [
+        instance.vm(name)["status"]["runtime"]["uid"]
+        for instance, name in ((first, "one"), (second, "two"))
+    ]
     assert all(uid in FREE for uid in users) and users[0] // 1000 != users[1] // 1000
 
-    for words in (("network", "create", "mine"), ("launch", "tiny", "three", "--network", "default")):
+    for words in (
+        ("network", "create", "mine"),
+        ("launch", "tiny", "three", "--network", "default"),
+    ):
         refused = second.run(*words)
         assert refused.status and owner in refused.err, refused
-    assert not second.json("network", "list") and "three" not in [vm["meta"]["name"] for vm in second.json("list")]
+    assert not second.json("network", "list") and "three" not in [
+        vm["meta"]["name"] for vm in second.json("list")
+    ]
     assert changes_within(place, 8) == [], "nobody changes the packet filter"
     assert second.in_guest("two", "echo hello") == first.in_guest("one", "echo hello") == "hello"
 
@@ -69,7 +82,13 @@ def test_the_second_runs_beside_the_first_and_leaves_its_networks_alone(first: I
     assert f"another Virtuary ({second.root}/state" in networks_check(first)
     second.ok("network", "delete", "mine")
     until(
-        lambda: not [it for it in second.call("GET", "/v1/networks")["items"] if it["meta"]["name"] == "mine"],
+        lambda: (
+            not [
+                it
+                for it in second.call("GET", "/v1/networks")["items"]
+                if it["meta"]["name"] == "mine"
+            ]
+        ),
         20,
         "it is removed",
     )

@@ -1,5 +1,7 @@
-"""A host that is short of memory, with real guests: what is taken, from whom, and given back; who is paused and goes on; floors of processor
-time. What the host says of its memory is said by the tests."""
+"""A host that is short of memory, with real guests: what is taken, from whom, and given back; who
+is paused and goes on; floors of processor time. What the host says of its memory is said by the
+tests.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from virtuary.host.oom import score_of
 
 pytestmark = pytest.mark.live
 TOTAL, PLENTY, TIGHT, SHORT, CRITICAL = 8 * GIB, 4 * GIB, 600 * MIB, 400 * MIB, 64 * MIB
-"""A host of 8 GiB keeps 512 MiB for itself: below that it is short, below a quarter of it critical, above 768 MiB calm."""
+"""A host of 8 GiB keeps 512 MiB for itself: below that it is short, below a quarter of it critical,
+above 768 MiB calm.
+"""
 NEAR = 16 * MIB
 CAP_SYS_RESOURCE = 24
 
@@ -39,10 +43,14 @@ class Host:
 
     def says(self, available: int, some: float = 0.0, full: float = 0.0) -> None:
         waits = "".join(
-            f"{kind} avg10={share:.2f} avg60=0.00 avg300=0.00 total=0\n" for kind, share in (("some", some), ("full", full))
+            f"{kind} avg10={share:.2f} avg60=0.00 avg300=0.00 total=0\n"
+            for kind, share in (("some", some), ("full", full))
         )
         self._write("pressure/memory", waits)
-        self._write("meminfo", f"MemTotal: {TOTAL // 1024} kB\nMemFree: 0 kB\nMemAvailable: {available // 1024} kB\n")
+        self._write(
+            "meminfo",
+            f"MemTotal: {TOTAL // 1024} kB\nMemFree: 0 kB\nMemAvailable: {available // 1024} kB\n",
+        )
 
     def _write(self, name: str, text: str) -> None:
         place = self.place / name
@@ -50,9 +58,15 @@ class Host:
         place.with_suffix(".new").rename(place)
 
     def launch(self, name: str, memory: int, **wish: object) -> Json:
-        self.instance.call("POST", "/v1/vms", {"name": name, "image": "tiny", "memory": memory, **wish})
+        self.instance.call(
+            "POST", "/v1/vms", {"name": name, "image": "tiny", "memory": memory, **wish}
+        )
         self.instance.wait_state(name, "running", limit=60)
-        return until(lambda: (vm := self.instance.vm(name))["status"]["memory"] and vm, 20, "what it has is known")
+        return until(
+            lambda: (vm := self.instance.vm(name))["status"]["memory"] and vm,
+            20,
+            "what it has is known",
+        )
 
     def memory(self, name: str) -> int:
         """What QEMU says that the guest has."""
@@ -92,25 +106,36 @@ def test_memory_is_taken_from_an_idle_guest_down_to_its_floor_and_given_back(hos
     host.wait_memory("idle", 256 * MIB, 256 * MIB + NEAR, 60)
     assert "less memory for a while" in host.instance.ok("show", "idle").out
     time.sleep(4)
-    assert host.memory("idle") >= 256 * MIB and host.memory("sure") == 256 * MIB, "a floor is a floor"
+    assert host.memory("idle") >= 256 * MIB and host.memory("sure") == 256 * MIB, (
+        "a floor is a floor"
+    )
     assert host.balloon("idle") >= 256 * MIB
     host.instance.kill()
     host.start()
     until(lambda: host.status("idle")["memory"], 20, "the new daemon has looked")
     host.says(TIGHT)
     time.sleep(4)
-    assert host.memory("idle") < 256 * MIB + NEAR, "what was taken is not given back before there is room"
+    assert host.memory("idle") < 256 * MIB + NEAR, (
+        "what was taken is not given back before there is room"
+    )
     host.says(PLENTY)
     host.wait_memory("idle", 511 * MIB, 512 * MIB, 60)
     until(lambda: not host.status("idle")["reclaimed"], 10, "it is told that it has all of it")
-    assert host.status("idle")["reason"] is None and host.instance.vm("idle")["spec"]["memory"] == 512 * MIB
+    assert (
+        host.status("idle")["reason"] is None
+        and host.instance.vm("idle")["spec"]["memory"] == 512 * MIB
+    )
 
 
-def test_waiting_for_memory_counts_while_little_is_there_and_a_guest_that_needs_it_gets_it_back(host: Host) -> None:
+def test_waiting_for_memory_counts_while_little_is_there_and_a_guest_that_needs_it_gets_it_back(
+    host: Host,
+) -> None:
     host.launch("idle", 512 * MIB, memory_min=128 * MIB)
     host.says(PLENTY, some=40)
     time.sleep(5)
-    assert host.memory("idle") == 512 * MIB, "others wait although there is plenty: taking would not help"
+    assert host.memory("idle") == 512 * MIB, (
+        "others wait although there is plenty: taking would not help"
+    )
     host.says(900 * MIB, some=40)
     host.wait_memory("idle", 128 * MIB, 320 * MIB, 60)
     host.says(TIGHT)
@@ -119,12 +144,19 @@ def test_waiting_for_memory_counts_while_little_is_there_and_a_guest_that_needs_
     size = (before >> 20) - 60
     host.instance.in_guest(
         "idle",
-        f"mkdir -p /tmp/full && mount -t tmpfs -o size=400m none /tmp/full && dd if=/dev/zero of=/tmp/full/x bs=1M count={size} 2>&1",
+        "mkdir -p /tmp/full && mount -t tmpfs -o size=400m none /tmp/full && dd if=/dev/zero "
+        f"of=/tmp/full/x bs=1M count={size} 2>&1",
     )
-    until(lambda: host.memory("idle") >= before + 48 * MIB, 60, "it is given some back though the host is not calm")
+    until(
+        lambda: host.memory("idle") >= before + 48 * MIB,
+        60,
+        "it is given some back though the host is not calm",
+    )
 
 
-def test_the_least_important_is_paused_says_why_and_goes_on_by_itself_also_after_the_daemon_died(host: Host) -> None:
+def test_the_least_important_is_paused_says_why_and_goes_on_by_itself_also_after_the_daemon_died(
+    host: Host,
+) -> None:
     host.launch("small", 128 * MIB, priority=10)
     host.launch("large", 256 * MIB, priority=60)
     host.says(CRITICAL)
@@ -132,8 +164,8 @@ def test_the_least_important_is_paused_says_why_and_goes_on_by_itself_also_after
     host.says(TIGHT)
     status = host.status("small")
     assert (
-        "the host's memory ran out: paused, because its priority (10) is the lowest; it goes on by itself when"
-        in status["reason"]
+        "the host's memory ran out: paused, because its priority (10) is the lowest; it goes on "
+        "by itself when" in status["reason"]
     )
     assert host.instance.ask_qemu("small", "query-status")["status"] == "paused"
     assert host.instance.state("large") == "running"
@@ -144,7 +176,9 @@ def test_the_least_important_is_paused_says_why_and_goes_on_by_itself_also_after
     assert host.instance.ask_qemu("small", "query-status")["status"] == "paused"
     host.says(PLENTY)
     host.instance.wait_state("small", "running", limit=30)
-    assert host.status("small")["held_for_memory"] is None and host.status("small")["reason"] is None
+    assert (
+        host.status("small")["held_for_memory"] is None and host.status("small")["reason"] is None
+    )
     host.instance.in_guest("small", "true")
 
 
@@ -154,7 +188,9 @@ def test_pauses_come_one_after_the_other_and_the_most_important_goes_on_first(ho
     host.says(CRITICAL)
     until(lambda: host.instance.state("a") == "paused", 10, "one is paused")
     began = time.monotonic()
-    until(lambda: host.instance.state("b") == "paused", 15, "and, as that did not help, another one")
+    until(
+        lambda: host.instance.state("b") == "paused", 15, "and, as that did not help, another one"
+    )
     assert time.monotonic() - began > 3
     host.says(PLENTY)
     until(lambda: host.instance.state("b") == "running", 30, "the more important one goes on first")
@@ -171,7 +207,11 @@ def test_its_owner_has_the_last_word(host: Host) -> None:
     host.instance.ok("resume", "one")
     host.instance.ok("pause", "two")
     host.instance.ok("stop", "three")
-    assert [host.instance.state(name) for name in ("one", "two", "three")] == ["running", "paused", "stopped"]
+    assert [host.instance.state(name) for name in ("one", "two", "three")] == [
+        "running",
+        "paused",
+        "stopped",
+    ]
     time.sleep(7)
     assert host.instance.state("one") == "running", "it is not paused again in this shortage"
     assert host.status("two")["reason"] is None
@@ -185,7 +225,11 @@ def test_its_owner_has_the_last_word(host: Host) -> None:
 def test_of_a_copy_only_what_was_plugged_above_its_template_is_taken(warm_host: Host) -> None:
     warm_host.launch("copy", 512 * MIB, memory_min=64 * MIB)
     runtime = warm_host.status("copy")["runtime"]
-    assert runtime["template"] and runtime["shape"]["borrowed"] and runtime["shape"]["memory"] == 128 * MIB
+    assert (
+        runtime["template"]
+        and runtime["shape"]["borrowed"]
+        and runtime["shape"]["memory"] == 128 * MIB
+    )
     warm_host.says(SHORT)
     taken = warm_host.wait_memory("copy", 128 * MIB, 384 * MIB, 60)
     time.sleep(4)
@@ -207,7 +251,9 @@ def spent(vm_id: str) -> float:
             return int((group / "cpuacct.usage").read_text()) / 1e9
         with contextlib.suppress(OSError, StopIteration):
             lines = (group / "cpu.stat").read_text().splitlines()
-            return next(int(line.split()[1]) for line in lines if line.startswith("usage_usec")) / 1e6
+            return (
+                next(int(line.split()[1]) for line in lines if line.startswith("usage_usec")) / 1e6
+            )
     pytest.skip("this host counts no processor time of groups")
 
 
@@ -219,7 +265,9 @@ def test_a_floor_of_processor_time_holds_while_everybody_spins(host: Host) -> No
     for name in ("sure", *others):
         cpu = {"reserve": 100, "weight": 10} if name == "sure" else {"weight": 100}
         ids[name] = host.launch(name, 128 * MIB, cpu=cpu)["meta"]["id"]
-        host.instance.in_guest(name, "(timeout 300 sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &)")
+        host.instance.in_guest(
+            name, "(timeout 300 sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &)"
+        )
     gaps = host.status("sure")["gaps"]
     if any("weight" in gap for gap in gaps):
         pytest.skip(f"this host weighs nobody: {gaps}")
@@ -229,11 +277,15 @@ def test_a_floor_of_processor_time_holds_while_everybody_spins(host: Host) -> No
         before, began = {name: spent(vm_id) for name, vm_id in ids.items()}, time.monotonic()
         time.sleep(10)
         seconds = time.monotonic() - began
-        seen.append({name: round((spent(vm_id) - before[name]) / seconds, 3) for name, vm_id in ids.items()})
+        seen.append(
+            {name: round((spent(vm_id) - before[name]) / seconds, 3) for name, vm_id in ids.items()}
+        )
         if seen[-1]["sure"] >= 0.95:
             break
     print(f"processors used of {cpus}: {seen}")
-    assert any(used["sure"] >= 0.95 * min(sum(used.values()) / cpus, 1) for used in seen), f"its floor is one processor: {seen}"
+    assert any(used["sure"] >= 0.95 * min(sum(used.values()) / cpus, 1) for used in seen), (
+        f"its floor is one processor: {seen}"
+    )
 
 
 def test_the_kernel_would_end_the_least_important_first_and_the_daemon_last(host: Host) -> None:
@@ -243,14 +295,24 @@ def test_the_kernel_would_end_the_least_important_first_and_the_daemon_last(host
         scores[name] = int(Path(f"/proc/{pid}/oom_score_adj").read_text())
     if os.getuid() != 0:
         pytest.skip("an ordinary user's daemon may say nothing of that")
-    assert scores == {"low": score_of(0), "high": score_of(90)} and 0 < scores["high"] < scores["low"]
+    assert (
+        scores == {"low": score_of(0), "high": score_of(90)} and 0 < scores["high"] < scores["low"]
+    )
     assert host.instance.process
     facts = Path(f"/proc/{host.instance.process.pid}/status").read_text()
-    may = int(next(line for line in facts.splitlines() if line.startswith("CapEff")).split()[1], 16) >> CAP_SYS_RESOURCE & 1
+    may = (
+        int(next(line for line in facts.splitlines() if line.startswith("CapEff")).split()[1], 16)
+        >> CAP_SYS_RESOURCE
+        & 1
+    )
     score = int(Path(f"/proc/{host.instance.process.pid}/oom_score_adj").read_text())
     assert score < 0 or not may, "the daemon is the last to go, where it may say so"
     host.instance.ok("set", "low", "--priority", "100")
     pid = host.status("low")["runtime"]["pid"]
-    until(lambda: int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == score_of(100), 5, "it follows the priority")
+    until(
+        lambda: int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == score_of(100),
+        5,
+        "it follows the priority",
+    )
     network = host.status("low")["runtime"]["network_pid"]
     assert int(Path(f"/proc/{network}/oom_score_adj").read_text()) < scores["high"]

@@ -1,4 +1,6 @@
-"""What a server is given while it runs, with real guests: limits hold, CPUs, memory and disk come and go, a refusal changes nothing."""
+"""What a server is given while it runs, with real guests: limits hold, CPUs, memory and disk come
+and go, a refusal changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def change(instance: Instance, name: str, **wish: Json) -> Json:
     """Change a server and wait until its guest has followed; the server."""
     answer = instance.call("PATCH", f"/v1/vms/{name}", wish)
     if "operation" in answer:
-        done = instance.call("GET", f"/v1/operations/{answer['operation']['meta']['id']}/wait", timeout=120)
+        done = instance.call(
+            "GET", f"/v1/operations/{answer['operation']['meta']['id']}/wait", timeout=120
+        )
         assert done["status"]["phase"] == "done", done["status"]
     return instance.vm(name)
 
@@ -88,7 +92,9 @@ def test_memory_comes_and_goes_and_the_guest_sees_it(warm: Instance, server: str
     assert vm["meta"]["generation"] == vm["status"]["applied"], "nothing waits for a start"
 
 
-def test_memory_of_a_template_is_given_back_at_the_next_start_only(warm: Instance, server: str) -> None:
+def test_memory_of_a_template_is_given_back_at_the_next_start_only(
+    warm: Instance, server: str
+) -> None:
     said = warm.ok("set", server, "--memory", "96MiB")
     assert "takes effect at its next start" in said.out
     assert memory_of(warm, server) > 96
@@ -117,7 +123,11 @@ def test_what_was_changed_is_there_after_the_daemon_died_and_after_a_start(own: 
     change(own, "s", cpus=2, memory=256 * MIB, cpu={"limit": 80})
     own.kill()
     own.start()
-    vm = until(lambda: (found := own.vm("s"))["status"]["cpus"] == 2 and found, 20, "it is adopted as it is")
+    vm = until(
+        lambda: (found := own.vm("s"))["status"]["cpus"] == 2 and found,
+        20,
+        "it is adopted as it is",
+    )
     assert vm["status"]["memory"] == 256 * MIB and vm["status"]["gaps"] == []
     assert change(own, "s", memory=384 * MIB)["status"]["memory"] == 384 * MIB
     own.ok("restart", "s", "--force")
@@ -127,25 +137,41 @@ def test_what_was_changed_is_there_after_the_daemon_died_and_after_a_start(own: 
 
 def test_a_booted_server_gives_back_what_it_began_with(own: Instance) -> None:
     own.ok("launch", "tiny", "b", "--cold", "--memory", "256MiB")
-    own.in_guest("b", "mount -t tmpfs -o size=180m used /mnt && head -c 150000000 /dev/zero >/mnt/used && umount /mnt")
+    own.in_guest(
+        "b",
+        "mount -t tmpfs -o size=180m used /mnt && head -c 150000000 /dev/zero >/mnt/used && "
+        "umount /mnt",
+    )
     held = Path(f"/proc/{own.vm('b')['status']['runtime']['pid']}/statm")
     resident = int(held.read_text().split()[1])
     vm = change(own, "b", memory=128 * MIB)
-    assert vm["status"]["memory"] <= (128 + 16) * MIB, "what a guest may keep of what it is asked back"
-    assert int(held.read_text().split()[1]) < resident - 64 * MIB // os.sysconf("SC_PAGESIZE"), "the host has it again"
+    assert vm["status"]["memory"] <= (128 + 16) * MIB, (
+        "what a guest may keep of what it is asked back"
+    )
+    assert int(held.read_text().split()[1]) < resident - 64 * MIB // os.sysconf("SC_PAGESIZE"), (
+        "the host has it again"
+    )
     assert change(own, "b", memory=320 * MIB)["status"]["memory"] == 320 * MIB
 
 
 def test_a_guest_that_refuses_is_as_it_was_and_it_is_said(impatient: Instance) -> None:
-    """Its driver is gone, so it can't take the memory; and a CPU it is given it puts away again and again."""
+    """Its driver is gone, so it can't take the memory; and a CPU it is given it puts away again and
+    again.
+    """
     impatient.ok("launch", "tiny", "s")
-    impatient.in_guest("s", "find /lib/modules -name 'virtio_mem.ko*' -exec rm {} +; rmmod virtio_mem")
+    impatient.in_guest(
+        "s", "find /lib/modules -name 'virtio_mem.ko*' -exec rm {} +; rmmod virtio_mem"
+    )
     off = "while :; do echo 0 >/sys/devices/system/cpu/cpu1/online; done"
     impatient.in_guest("s", f"setsid sh -c '{off}' >/dev/null 2>&1 </dev/null &")
     for wish in ({"memory": 256 * MIB}, {"cpus": 2}):
         answer = impatient.call("PATCH", "/v1/vms/s", wish)
-        done = impatient.call("GET", f"/v1/operations/{answer['operation']['meta']['id']}/wait", timeout=60)
-        assert done["status"]["phase"] == "failed" and "as it was" in done["status"]["error"]["detail"], done["status"]
+        done = impatient.call(
+            "GET", f"/v1/operations/{answer['operation']['meta']['id']}/wait", timeout=60
+        )
+        assert (
+            done["status"]["phase"] == "failed" and "as it was" in done["status"]["error"]["detail"]
+        ), done["status"]
         vm = impatient.wait_state("s", "running")
         assert (vm["spec"]["memory"], vm["spec"]["cpus"]) == (128 * MIB, 1)
     until(lambda: impatient.vm("s")["status"]["cpus"] == 1, 30, "it has what it had")
@@ -158,7 +184,9 @@ def test_a_limit_of_processor_time_holds_and_goes(warm: Instance, server: str) -
     change(warm, server, cpu={"limit": 40})
     warm.in_guest(server, SPIN)
     (used,) = share(warm, server)
-    assert 38 < used < 44, "the limit holds for the virtual CPUs, and the rest of the process does next to nothing"
+    assert 38 < used < 44, (
+        "the limit holds for the virtual CPUs, and the rest of the process does next to nothing"
+    )
     until(
         lambda: warm.call("GET", f"/v1/vms/{server}/usage")["totals"]["throttled_seconds"],
         30,
@@ -180,7 +208,9 @@ def test_weights_share_what_there_is(own: Instance) -> None:
 
 
 def test_a_limit_of_disk_traffic_holds_and_goes(warm: Instance, server: str) -> None:
-    read = "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=1M count=24 2>/dev/null"
+    read = (
+        "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=1M count=24 2>/dev/null"
+    )
     began = time.monotonic()
     warm.in_guest(server, read)
     free = time.monotonic() - began
@@ -199,7 +229,9 @@ def test_what_this_host_can_not_give_is_said(warm: Instance, server: str) -> Non
     said = warm.ok("set", server, "--disk-weight", "300")
     vm, weighs = warm.vm(server), "bfq" in _schedulers()
     assert vm["spec"]["disk_io"]["weight"] == 300 and vm["status"]["state"] == "running"
-    assert weighs or ("weight of storage traffic" in said.err and vm["status"]["gaps"]), "said by the command that asked for it"
+    assert weighs or ("weight of storage traffic" in said.err and vm["status"]["gaps"]), (
+        "said by the command that asked for it"
+    )
     shown = warm.ok("show", server).out
     assert "disk weight 300" in shown and (weighs or "not given" in shown)
     warm.ok("set", server, "--disk-weight", "100")
@@ -230,7 +262,11 @@ def test_many_at_once_are_never_promised_too_much(own: Instance) -> None:
 
     def one(number: int) -> bool:
         with contextlib.suppress(NoRoom):
-            own.call("POST", "/v1/vms", {"name": f"m{number}", "image": "tiny", "memory": size, "power": "paused"})
+            own.call(
+                "POST",
+                "/v1/vms",
+                {"name": f"m{number}", "image": "tiny", "memory": size, "power": "paused"},
+            )
             return True
         return False
 
@@ -253,14 +289,18 @@ def test_space_that_a_guest_frees_comes_back(warm: Instance, server: str) -> Non
     assert "came back" in said.out and disk.stat().st_blocks * 512 < full - 30 * MIB
 
 
-FILL = "setsid sh -c 'dd if=/dev/urandom of=/big bs=1M count=40; sync; : >/done' >/dev/null 2>&1 </dev/null &"
+FILL = (
+    "setsid sh -c 'dd if=/dev/urandom of=/big bs=1M count=40; sync; : >/done' >/dev/null 2>&1 "
+    "</dev/null &"
+)
 
 
 @pytest.mark.host
 @pytest.mark.parametrize("place", ["pool", "everything"])
 def test_a_full_disk_pauses_who_fills_it_and_corrupts_nothing(warm_tiny: Path, place: str) -> None:
-    """On a small filesystem of its own, the pool alone or all that Virtuary has, its store included: each that writes is paused and says so,
-    and goes on by itself when there is room."""
+    """On a small filesystem of its own, the pool alone or all that Virtuary has, its store
+    included: each that writes is paused and says so, and goes on by itself when there is room.
+    """
     root = Path(tempfile.mkdtemp(prefix="vi-", dir="/tmp"))
     small = root / "state/vms" if place == "pool" else root
     mount = ["mount", "-t", "tmpfs", "-o", "size=1g,mode=0711", "tmpfs", str(small)]
@@ -277,11 +317,15 @@ def test_a_full_disk_pauses_who_fills_it_and_corrupts_nothing(warm_tiny: Path, p
         ballast = small / "ballast"
         ballast.write_bytes(bytes(20 * MIB))
         used = shutil.disk_usage(small).used
-        subprocess.run(["mount", "-o", f"remount,size={used + 30 * MIB}", str(small)], check=True, timeout=20)
+        subprocess.run(
+            ["mount", "-o", f"remount,size={used + 30 * MIB}", str(small)], check=True, timeout=20
+        )
         for name in names:
             instance.in_guest(name, FILL)
         for name in names:
-            assert instance.wait_state(name, "paused", limit=90)["status"]["reason"].startswith("no space")
+            assert instance.wait_state(name, "paused", limit=90)["status"]["reason"].startswith(
+                "no space"
+            )
         assert len(instance.json("list")) == 3, "looking works without any space"
         names = names[:2]
         instance.ok("delete", "c", "--now", "--force", "--yes")
@@ -289,11 +333,23 @@ def test_a_full_disk_pauses_who_fills_it_and_corrupts_nothing(warm_tiny: Path, p
         subprocess.run(["mount", "-o", "remount,size=1g", str(small)], check=True, timeout=20)
         for name in names:
             instance.wait_state(name, "running", limit=90)
-            until(lambda name=name: instance.run("exec", name, "--", "test", "-e", "/done").status == 0, 90, "it wrote all")
+            until(
+                lambda name=name: (
+                    instance.run("exec", name, "--", "test", "-e", "/done").status == 0
+                ),
+                90,
+                "it wrote all",
+            )
             assert instance.in_guest(name, "sync; stat -c %s /big") == str(40 * MIB)
             instance.ok("stop", name)
             disk = instance.paths.vm(instance.vm(name)["meta"]["id"]).disk
-            check = subprocess.run(["qemu-img", "check", str(disk)], capture_output=True, text=True, timeout=30, check=False)
+            check = subprocess.run(
+                ["qemu-img", "check", str(disk)],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
             assert check.returncode in (0, 3), check.stdout
         instance.wipe()
         instance.stop()
@@ -332,11 +388,15 @@ systemctl stop d
 test -e /proc/$(cat /tmp/virtuary-test/machine)
 kill $(cat /tmp/virtuary-test/machine)
 """
-"""A daemon with a machine is started again by systemd after a restart and after it was killed, and the machine runs on."""
+"""A daemon with a machine is started again by systemd after a restart and after it was killed, and
+the machine runs on.
+"""
 
 
 def test_control_groups_of_version_2_limit_and_weigh(debian: Instance) -> None:
-    """Inside the guest, which has systemd and the groups that users' hosts have: the same code, asked of a real kernel."""
+    """Inside the guest, which has systemd and the groups that users' hosts have: the same code,
+    asked of a real kernel.
+    """
     debian.ok("launch", "debian:12", "groups", limit=120)
     files = [
         "host/cgroups.py",
@@ -367,10 +427,17 @@ def test_control_groups_of_version_2_limit_and_weigh(debian: Instance) -> None:
 
 
 def _try_groups(debian: Instance) -> dict[str, Any]:
-    told = debian.in_guest("groups", "systemd-run -q --pipe --wait --property=Delegate=yes python3 /tmp/virtuary-test/run.py")
+    told = debian.in_guest(
+        "groups",
+        "systemd-run -q --pipe --wait --property=Delegate=yes python3 /tmp/virtuary-test/run.py",
+    )
     found: dict[str, Any] = json.loads(told.splitlines()[-1])
     nothing = {name: found[name] for name in ("prepare", "repeated", "group one", "group two")}
     assert found["version"] == 2 and not any(nothing.values()), found
     assert found["bounds"] == [None, str(64 * MIB), "50"] and found["members"], found
-    assert found["limit gaps"] == found["weight gaps"] == [] and not found["left one"] and not found["left two"], found
+    assert (
+        found["limit gaps"] == found["weight gaps"] == []
+        and not found["left one"]
+        and not found["left two"]
+    ), found
     return found

@@ -1,4 +1,6 @@
-"""User data as it lies on disk while a daemon runs: sealed, copied sealed, and gone once its servers are removed for good."""
+"""User data as it lies on disk while a daemon runs: sealed, copied sealed, and gone once its
+servers are removed for good.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ WISH = {"image": "picture", "power": "stopped", "user_data": f"#!/bin/sh\n# {MAR
 def picture(own_instance: Instance, tmp_path: Path) -> Instance:
     """A daemon with an image that is said to have cloud-init; nothing of it is ever started."""
     (tmp_path / "disk").write_bytes(bytes(510) + b"\x55\xaa" + bytes(2**20 - 512))
-    own_instance.ok("image", "import", str(tmp_path / "disk"), "--name", "picture", "--format", "raw")
+    own_instance.ok(
+        "image", "import", str(tmp_path / "disk"), "--name", "picture", "--format", "raw"
+    )
     return own_instance
 
 
@@ -36,10 +40,14 @@ def test_user_data_is_never_in_the_open_and_gone_with_its_servers(picture: Insta
     picture.start()
     picture.ok("delete", "--now", "--force", "--yes", "one", "two")
     found, _ = sealed_or_not(picture)
-    assert MARK not in found and not any(secrets[at : at + 24] in found for at in range(0, len(secrets) - 24, 8))
+    assert MARK not in found and not any(
+        secrets[at : at + 24] in found for at in range(0, len(secrets) - 24, 8)
+    )
 
 
-def test_a_server_whose_user_data_can_not_be_read_says_why_and_can_be_removed(picture: Instance) -> None:
+def test_a_server_whose_user_data_can_not_be_read_says_why_and_can_be_removed(
+    picture: Instance,
+) -> None:
     picture.call("POST", "/v1/vms", {**WISH, "name": "one"})
     picture.wait_state("one", "stopped")
     picture.stop()

@@ -1,4 +1,6 @@
-"""The everyday life of a server, with a real guest, through the command line: what the manual promises, tried."""
+"""The everyday life of a server, with a real guest, through the command line: what the manual
+promises, tried.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,17 @@ def ports() -> tuple[int, int]:
 @pytest.fixture(scope="module")
 def one(instance: Instance, ports: tuple[int, int]) -> Iterator[str]:
     """A server that tests share; whoever changes it changes it back."""
-    instance.ok("launch", "tiny", "one", "-p", f"{ports[0]}:8080", "-p", f"{ports[1]}:7000/udp", "-l", "role=shared")
+    instance.ok(
+        "launch",
+        "tiny",
+        "one",
+        "-p",
+        f"{ports[0]}:8080",
+        "-p",
+        f"{ports[1]}:7000/udp",
+        "-l",
+        "role=shared",
+    )
     yield "one"
     instance.ok("delete", "one", "--now", "--force", "--yes")
 
@@ -52,10 +64,17 @@ def one(instance: Instance, ports: tuple[int, int]) -> Iterator[str]:
 # ---- launch and look
 
 
-def test_launch_tells_its_stages_in_order_and_ends_when_a_shell_is_possible(instance: Instance, one: str) -> None:
+def test_launch_tells_its_stages_in_order_and_ends_when_a_shell_is_possible(
+    instance: Instance, one: str
+) -> None:
     vm = instance.json("show", one)
     stages = vm["status"]["stages"]
-    assert [name for name in ("kernel", "agent", "network", "ssh") if name in stages] == ["kernel", "agent", "network", "ssh"]
+    assert [name for name in ("kernel", "agent", "network", "ssh") if name in stages] == [
+        "kernel",
+        "agent",
+        "network",
+        "ssh",
+    ]
     assert list(stages.values()) == sorted(stages.values())
     assert vm["status"]["state"] == "running" and vm["status"]["addresses"] == ["10.0.2.15"]
     launch = next(item for item in instance.operations() if item["spec"]["target_name"] == one)
@@ -86,7 +105,11 @@ def test_logs_hold_what_the_console_printed(instance: Instance, one: str) -> Non
 
 def test_logs_show_the_last_lines_that_were_asked_for(instance: Instance, one: str) -> None:
     instance.in_guest(one, "for i in 1 2 3; do echo line $i > /dev/console; done; sleep 0.2")
-    until(lambda: instance.ok("logs", one, "-n", "2").out.splitlines() == ["line 2", "line 3"], 5, "the last two lines")
+    until(
+        lambda: instance.ok("logs", one, "-n", "2").out.splitlines() == ["line 2", "line 3"],
+        5,
+        "the last two lines",
+    )
 
 
 def test_events_follow_what_happens(instance: Instance, one: str) -> None:
@@ -109,7 +132,11 @@ def test_events_follow_what_happens(instance: Instance, one: str) -> None:
 def test_operations_are_listed_and_shown(instance: Instance, one: str) -> None:
     assert instance.ok("operation", "list").err.strip() == "nothing is under way"
     every = instance.json("operation", "list", "--all")
-    launch = next(item for item in every if item["spec"]["kind"] == "launch" and item["spec"]["target_name"] == one)
+    launch = next(
+        item
+        for item in every
+        if item["spec"]["kind"] == "launch" and item["spec"]["target_name"] == one
+    )
     shown = instance.ok("operation", "show", launch["meta"]["id"][:8]).out
     assert re.search(r"^phase +done$", shown, re.MULTILINE) and "making the disk" in shown
 
@@ -124,7 +151,9 @@ def test_shell_runs_a_command_by_ssh(instance: Instance, one: str) -> None:
 
 
 def test_exec_passes_everything_both_ways(instance: Instance, one: str) -> None:
-    said = instance.run("exec", one, "--", "sh", "-c", "cat; echo wrong >&2; exit 3", stdin=b"in\x00and out")
+    said = instance.run(
+        "exec", one, "--", "sh", "-c", "cat; echo wrong >&2; exit 3", stdin=b"in\x00and out"
+    )
     assert (said.status, said.out, said.err) == (3, "in\x00and out", "wrong\n")
 
 
@@ -133,16 +162,27 @@ def test_exec_of_a_missing_command_ends_with_127(instance: Instance, one: str) -
     assert said.status == 127 and "No such file" in said.err
 
 
-def test_a_new_name_leaves_the_guest_s_own_keys_and_one_it_can_t_take_is_told(instance: Instance, one: str) -> None:
+def test_a_new_name_leaves_the_guest_s_own_keys_and_one_it_can_t_take_is_told(
+    instance: Instance, one: str
+) -> None:
     keys = "/root/.ssh/authorized_keys"
     instance.in_guest(one, f"echo ssh-ed25519 OWN me@home >> {keys}; mkdir /etc/hosts.virtuary")
     said = instance.run("rename", one, "uno")
-    assert said.status == 8 and "did not take the name, and goes on as one" in said.err and "hosts" in said.err
+    assert (
+        said.status == 8
+        and "did not take the name, and goes on as one" in said.err
+        and "hosts" in said.err
+    )
     assert "its guest did not take the name uno" in instance.ok("show", "uno").out
     assert instance.ok("shell", "uno", "--", "hostname; cat /etc/hostname").out == "one\none\n"
     instance.in_guest("uno", "rmdir /etc/hosts.virtuary")
     instance.ok("rename", "uno", "eins")
-    assert instance.in_guest("eins", f"hostname; grep -c . {keys}; ls /etc/*.virtuary 2>/dev/null || true") == "eins\n2"
+    assert (
+        instance.in_guest(
+            "eins", f"hostname; grep -c . {keys}; ls /etc/*.virtuary 2>/dev/null || true"
+        )
+        == "eins\n2"
+    )
     instance.ok("rename", "eins", one)
     assert (
         instance.ok("shell", one, "--", f"hostname; grep OWN {keys}; sed -i /OWN/d {keys}").out
@@ -160,10 +200,14 @@ def test_user_data_that_nobody_would_read_is_refused(instance: Instance, tmp_pat
     )
 
 
-def test_exec_ends_the_command_at_its_timeout_and_with_whoever_waits(instance: Instance, one: str) -> None:
+def test_exec_ends_the_command_at_its_timeout_and_with_whoever_waits(
+    instance: Instance, one: str
+) -> None:
     said = instance.run("exec", one, "--timeout", "1s", "--", "sleep", "71")
     assert said.status == 6 and "did not end within 1.0 s" in said.err
-    waiting = instance.start_cli("exec", one, "--", "sleep", "72", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    waiting = instance.start_cli(
+        "exec", one, "--", "sleep", "72", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     until(lambda: "sleep 72" in instance.in_guest(one, "ps"), 10, "the command runs")
     waiting.kill()
     waiting.wait(10)
@@ -173,12 +217,18 @@ def test_exec_ends_the_command_at_its_timeout_and_with_whoever_waits(instance: I
 def test_exec_passes_on_more_than_the_agent_keeps(instance: Instance, one: str) -> None:
     data = os.urandom(2**20) * 18
     command = [sys.executable, "-m", "virtuary", "exec", one, "--", "sh", "-c", "cat; exit 5"]
-    done = subprocess.run(command, env=instance.env, input=data, capture_output=True, timeout=90, check=False)
+    done = subprocess.run(
+        command, env=instance.env, input=data, capture_output=True, timeout=90, check=False
+    )
     assert (done.returncode, done.stderr) == (5, b"") and done.stdout == data
 
 
-def test_exec_streams_and_leaves_input_that_nobody_read(instance: Instance, one: str, tmp_path: Path) -> None:
-    talking = instance.start_cli("exec", one, "--", "sh", "-c", "while read x; do echo got $x; done", stdin=subprocess.PIPE)
+def test_exec_streams_and_leaves_input_that_nobody_read(
+    instance: Instance, one: str, tmp_path: Path
+) -> None:
+    talking = instance.start_cli(
+        "exec", one, "--", "sh", "-c", "while read x; do echo got $x; done", stdin=subprocess.PIPE
+    )
     assert talking.stdin and talking.stdout
     for word in ("one", "two"):
         talking.stdin.write(f"{word}\n")
@@ -187,22 +237,42 @@ def test_exec_streams_and_leaves_input_that_nobody_read(instance: Instance, one:
     assert talking.communicate(timeout=10) == ("", "")
     (tmp_path / "list").write_text("1\n2\n3\n")
     virtuary = f"{sys.executable} -m virtuary exec"
-    loops = f"while read x; do {virtuary} {one} -- echo $x; done < list; cat list | while read x; do {virtuary} -n {one} -- cat; echo $x; done"
+    loops = (
+        f"while read x; do {virtuary} {one} -- echo $x; done < list; cat list | while read "
+        f"x; do {virtuary} -n {one} -- cat; echo $x; done"
+    )
     told = subprocess.run(
-        ["sh", "-c", loops], env=instance.env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        ["sh", "-c", loops],
+        env=instance.env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert told.stdout.split() == ["1", "2", "3"] * 2
 
 
 @pytest.mark.parametrize(
-    ("closed", "expected"), [("<&-", (0, "")), (">&-", (125, "could not be written")), ("2>&-", (0, "")), ("| true", (0, ""))]
+    ("closed", "expected"),
+    [
+        ("<&-", (0, "")),
+        (">&-", (125, "could not be written")),
+        ("2>&-", (0, "")),
+        ("| true", (0, "")),
+    ],
 )
 def test_exec_with_a_closed_descriptor_says_so_or_does_without(
     instance: Instance, one: str, closed: str, expected: tuple[int, str]
 ) -> None:
     command = f"{sys.executable} -m virtuary exec {one} -- sh -c 'cat; echo out' {closed}"
     told = subprocess.run(
-        ["sh", "-c", command], env=instance.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
+        ["sh", "-c", command],
+        env=instance.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert (told.returncode, expected[1] in told.stderr) == (expected[0], True)
 
@@ -211,7 +281,16 @@ def test_exec_gives_a_terminal_of_the_size_of_ones_own(instance: Instance, one: 
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 33, 111, 0, 0))
     viewer = instance.start_cli(
-        "exec", "-t", one, "--", "sh", "-c", "stty size; read x; sleep 73", stdin=slave, stdout=slave, stderr=slave
+        "exec",
+        "-t",
+        one,
+        "--",
+        "sh",
+        "-c",
+        "stty size; read x; sleep 73",
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
     )
     os.close(slave)
     try:
@@ -229,12 +308,22 @@ def test_a_paused_server_lets_nobody_in_and_says_so(instance: Instance, one: str
     assert running.stdout and running.stdout.readline() == "begun\n"
     instance.ok("pause", one)
     try:
-        for words in (["exec", one, "--", "true"], ["shell", one, "--", "true"], ["cp", f"{one}:/etc/hosts", "-"]):
+        for words in (
+            ["exec", one, "--", "true"],
+            ["shell", one, "--", "true"],
+            ["cp", f"{one}:/etc/hosts", "-"],
+        ):
             said = instance.run(*words, limit=10)
-            assert (said.status, said.err) == (4, f"error: {one} is paused\nhint: virtuary resume {one}\n")
+            assert (said.status, said.err) == (
+                4,
+                f"error: {one} is paused\nhint: virtuary resume {one}\n",
+            )
     finally:
         instance.ok("resume", one)
-    assert running.communicate(timeout=20) == ("done\n", f"{one} is paused: the command goes on when it is resumed\n")
+    assert running.communicate(timeout=20) == (
+        "done\n",
+        f"{one} is paused: the command goes on when it is resumed\n",
+    )
     assert time.monotonic() - began > 4
 
     def behind() -> float:
@@ -261,7 +350,9 @@ def test_cp_takes_files_and_folders_both_ways(instance: Instance, one: str, tmp_
     assert instance.ok("cp", f"{one}:/root/site/deep/er", "-").out == "down here"
 
 
-def test_cp_takes_several_patterns_and_streams(instance: Instance, one: str, tmp_path: Path) -> None:
+def test_cp_takes_several_patterns_and_streams(
+    instance: Instance, one: str, tmp_path: Path
+) -> None:
     (tmp_path / "a.txt").write_text("1")
     (tmp_path / "b.txt").write_text("2")
     instance.in_guest(one, "mkdir /root/in; mkfifo /root/in/pipe")
@@ -269,11 +360,15 @@ def test_cp_takes_several_patterns_and_streams(instance: Instance, one: str, tmp
     instance.ok("cp", "-", f"{one}:~/in/c.log", stdin=b"streamed")
     instance.ok("cp", "/proc/cpuinfo", f"{one}:in/")
     (tmp_path / "out").mkdir()
-    instance.ok("cp", f"{one}:in/*.txt", f"{one}:~/in/c.log", f"{one}:/proc/version", str(tmp_path / "out"))
+    instance.ok(
+        "cp", f"{one}:in/*.txt", f"{one}:~/in/c.log", f"{one}:/proc/version", str(tmp_path / "out")
+    )
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir() if path.name != "version"} == {
         "a.txt": "1", "b.txt": "2", "c.log": "streamed",
     }  # fmt: skip
-    assert "Linux" in (tmp_path / "out/version").read_text() and "processor" in instance.in_guest(one, "cat /root/in/cpuinfo")
+    assert "Linux" in (tmp_path / "out/version").read_text() and "processor" in instance.in_guest(
+        one, "cat /root/in/cpuinfo"
+    )
     for words, told in (
         ((f"{one}:in/*.no", str(tmp_path)), "nothing in the server is called in/*.no"),
         ((f"{one}:in/pipe", str(tmp_path)), "is a pipe"),
@@ -285,14 +380,22 @@ def test_cp_takes_several_patterns_and_streams(instance: Instance, one: str, tmp
     instance.in_guest(one, "rm -r /root/in")
 
 
-def test_cp_writes_nothing_but_its_target_whatever_the_guest_sends(instance: Instance, one: str, tmp_path: Path) -> None:
+def test_cp_writes_nothing_but_its_target_whatever_the_guest_sends(
+    instance: Instance, one: str, tmp_path: Path
+) -> None:
     victim, out = tmp_path / "victim", tmp_path / "out"
     victim.mkdir()
     out.mkdir()
     (victim / "file").write_text("original")
-    instance.in_guest(one, f"mkdir /root/d; ln -s {victim} /root/d/x; ln -s {victim}/file /root/d/y; mknod /root/d/null c 1 3")
+    instance.in_guest(
+        one,
+        f"mkdir /root/d; ln -s {victim} /root/d/x; ln -s {victim}/file /root/d/y; mknod "
+        "/root/d/null c 1 3",
+    )
     said = instance.ok("cp", f"{one}:/root/d", str(out))
-    assert said.err == "1 special file was left out: './null'\n" and os.readlink(out / "d/x") == str(victim)
+    assert said.err == "1 special file was left out: './null'\n" and os.readlink(
+        out / "d/x"
+    ) == str(victim)
     instance.in_guest(one, "cd /root/d; rm x y; mkdir x; echo evil > x/new; echo evil > y")
     said = instance.run("cp", f"{one}:/root/d", str(out))
     assert said.status == 8 and "not copied: 'd/x' is in the way" in said.err
@@ -310,7 +413,9 @@ def test_host_keys_are_those_the_guest_says_it_has(instance: Instance, one: str)
     assert Path(way["known_hosts"]).read_text() != before
 
 
-def test_another_machine_in_the_place_of_a_server_is_not_believed(instance: Instance, one: str) -> None:
+def test_another_machine_in_the_place_of_a_server_is_not_believed(
+    instance: Instance, one: str
+) -> None:
     instance.ok("launch", "tiny", "other")
     way, other = (instance.call("GET", f"/v1/vms/{name}/ssh") for name in (one, "other"))
     words = ssh_command(way | {"host": other["host"], "port": other["port"]}, "true")
@@ -324,12 +429,18 @@ def test_ssh_config_lets_plain_ssh_in(instance: Instance, one: str, tmp_path: Pa
     config = tmp_path / "config"
     config.write_text(instance.ok("ssh-config", one).out)
     said = subprocess.run(
-        ["ssh", "-F", str(config), "-oBatchMode=yes", one, "hostname"], capture_output=True, text=True, timeout=30, check=True
+        ["ssh", "-F", str(config), "-oBatchMode=yes", one, "hostname"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     assert said.stdout == "one\n"
 
 
-def test_console_attaches_to_a_terminal_and_ctrl_bracket_detaches(instance: Instance, one: str) -> None:
+def test_console_attaches_to_a_terminal_and_ctrl_bracket_detaches(
+    instance: Instance, one: str
+) -> None:
     master, slave = pty.openpty()
     viewer = instance.start_cli("console", one, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
@@ -356,16 +467,23 @@ def read_until(handle: int, wanted: str, limit: float = 15) -> str:
 # ---- the network
 
 
-def test_a_published_tcp_port_leads_to_the_guest(instance: Instance, one: str, ports: tuple[int, int]) -> None:
+def test_a_published_tcp_port_leads_to_the_guest(
+    instance: Instance, one: str, ports: tuple[int, int]
+) -> None:
     instance.in_guest(one, "nc -l -p 8080 -e echo hello >/dev/null 2>&1 </dev/null & sleep 0.2")
     with socket.create_connection(("127.0.0.1", ports[0]), 10) as sock:
         sock.settimeout(10)
         assert sock.recv(100) == b"hello\n"
 
 
-def test_a_published_udp_port_leads_to_the_guest(instance: Instance, one: str, ports: tuple[int, int]) -> None:
+def test_a_published_udp_port_leads_to_the_guest(
+    instance: Instance, one: str, ports: tuple[int, int]
+) -> None:
     def arrived() -> int:  # nobody listens there: the guest counts what it got for nobody
-        names, values = (line.split() for line in instance.in_guest(one, "grep ^Udp: /proc/net/snmp").splitlines())
+        names, values = (
+            line.split()
+            for line in instance.in_guest(one, "grep ^Udp: /proc/net/snmp").splitlines()
+        )
         return int(values[names.index("NoPorts")])
 
     before = arrived()
@@ -377,7 +495,8 @@ def test_a_published_udp_port_leads_to_the_guest(instance: Instance, one: str, p
 def test_the_guest_reaches_a_server_beside_it(instance: Instance, one: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: it only tells which address the host would use
+            # sends nothing: it only tells which address the host would use
+            probe.connect(("192.0.2.1", 9))
         except OSError:
             pytest.skip("this machine has no route to anywhere")
         address = probe.getsockname()[0]
@@ -393,14 +512,23 @@ def test_the_guest_reaches_a_server_beside_it(instance: Instance, one: str) -> N
 
     with http.server.ThreadingHTTPServer((address, 0), Hello) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert instance.in_guest(one, f"wget -qO- http://{address}:{server.server_port}/") == "from the host side"
+        assert (
+            instance.in_guest(one, f"wget -qO- http://{address}:{server.server_port}/")
+            == "from the host side"
+        )
         server.shutdown()
 
 
-def test_a_killed_network_helper_is_replaced_and_ssh_works_again(instance: Instance, one: str) -> None:
+def test_a_killed_network_helper_is_replaced_and_ssh_works_again(
+    instance: Instance, one: str
+) -> None:
     before = instance.vm(one)["status"]["runtime"]
     os.kill(before["network_pid"], signal.SIGKILL)
-    until(lambda: instance.vm(one)["status"]["runtime"]["network_pid"] != before["network_pid"], 10, "another helper")
+    until(
+        lambda: instance.vm(one)["status"]["runtime"]["network_pid"] != before["network_pid"],
+        10,
+        "another helper",
+    )
     after = instance.vm(one)["status"]["runtime"]
     assert (after["pid"], after["ssh_port"]) == (before["pid"], before["ssh_port"])
     assert instance.ok("shell", one, "--", "hostname", limit=40).out == "one\n"
@@ -426,7 +554,9 @@ def test_a_server_changes_and_keeps_its_data_through_its_life(instance: Instance
 
     memory = int(instance.in_guest("life", "sed -n 's/MemTotal: *//p' /proc/meminfo").split()[0])
     said = instance.ok("set", "life", "--memory", "160MiB", "--cpus", "2", "--disk", "400MiB").out
-    assert said == "life changed: cpus, disk, memory\n" and instance.in_guest("life", "nproc") == "2"
+    assert (
+        said == "life changed: cpus, disk, memory\n" and instance.in_guest("life", "nproc") == "2"
+    )
     said = instance.ok("set", "life", "--sockets", "2").out
     assert "takes effect at its next start (virtuary restart life)" in said
     assert "changes take effect at the next start" in instance.ok("show", "life").out
@@ -435,17 +565,28 @@ def test_a_server_changes_and_keeps_its_data_through_its_life(instance: Instance
     began = time.monotonic()
     instance.ok("restart", "second-life")
     assert time.monotonic() - began < 45
-    assert instance.ok("shell", "second-life", "--", "hostname").out == "second-life\n"  # waits until the guest is up again
-    assert instance.in_guest("second-life", "nproc; cat /root/kept; hostname") == "2\nkept\nsecond-life"
-    assert int(instance.in_guest("second-life", "sed -n 's/MemTotal: *//p' /proc/meminfo").split()[0]) > memory + 24 * 1024
+    # waits until the guest is up again
+    assert instance.ok("shell", "second-life", "--", "hostname").out == "second-life\n"
+    assert (
+        instance.in_guest("second-life", "nproc; cat /root/kept; hostname")
+        == "2\nkept\nsecond-life"
+    )
+    assert (
+        int(instance.in_guest("second-life", "sed -n 's/MemTotal: *//p' /proc/meminfo").split()[0])
+        > memory + 24 * 1024
+    )
     assert int(instance.in_guest("second-life", "df -m / | tail -n1").split()[1]) > 330
     vm = instance.vm("second-life")
     assert vm["meta"]["generation"] == vm["status"]["applied"]
 
     began = time.monotonic()
-    instance.ok("stop", "second-life")  # by its agent: far below the 90 s after which the plug is pulled
+    # by its agent: far below the 90 s after which the plug is pulled
+    instance.ok("stop", "second-life")
     assert time.monotonic() - began < 30
-    assert (instance.state("second-life"), instance.vm("second-life")["status"]["reason"]) == ("stopped", None)
+    assert (instance.state("second-life"), instance.vm("second-life")["status"]["reason"]) == (
+        "stopped",
+        None,
+    )
     assert not instance.machines(vm["meta"]["id"])
     assert instance.run("stop", "second-life").status == 4
 
@@ -476,10 +617,14 @@ def test_a_server_ends_by_its_own_hand_or_by_panic_and_says_so(instance: Instanc
     instance.ok("launch", "tiny", "moody")
     instance.run("exec", "moody", "--timeout", "3s", "--", "poweroff")
     vm = instance.wait_state("moody", "stopped", limit=30)
-    assert vm["status"]["reason"] == "the guest shut itself down" and vm["spec"]["power"] == "stopped"
+    assert (
+        vm["status"]["reason"] == "the guest shut itself down" and vm["spec"]["power"] == "stopped"
+    )
 
     instance.ok("start", "moody")
-    instance.run("exec", "moody", "--timeout", "2s", "--", "sh", "-c", "echo c >/proc/sysrq-trigger")
+    instance.run(
+        "exec", "moody", "--timeout", "2s", "--", "sh", "-c", "echo c >/proc/sysrq-trigger"
+    )
     vm = instance.wait_state("moody", "crashed", limit=30)
     assert "kernel panicked" in vm["status"]["reason"]
     assert "kernel panicked" in instance.ok("show", "moody").out
@@ -508,26 +653,42 @@ def kill_machine(instance: Instance, name: str, but: int = 0) -> int:
     return int(runtime["pid"])
 
 
-def test_a_killed_machine_is_seen_within_a_second_and_stays_down_by_default(instance: Instance) -> None:
+def test_a_killed_machine_is_seen_within_a_second_and_stays_down_by_default(
+    instance: Instance,
+) -> None:
     instance.ok("launch", "tiny", "fragile", "--detach")
     kill_machine(instance, "fragile")
     began = time.monotonic()
     vm = instance.wait_state("fragile", "crashed", limit=5)
     assert time.monotonic() - began < 2
-    assert vm["status"]["reason"] and vm["status"]["runtime"] is None and vm["spec"]["power"] == "stopped"
-    launch = next(item for item in instance.operations() if item["spec"]["target_name"] == "fragile")
-    assert launch["status"]["phase"] == "failed" and "did not stay up" in launch["status"]["error"]["detail"]
+    assert (
+        vm["status"]["reason"]
+        and vm["status"]["runtime"] is None
+        and vm["spec"]["power"] == "stopped"
+    )
+    launch = next(
+        item for item in instance.operations() if item["spec"]["target_name"] == "fragile"
+    )
+    assert (
+        launch["status"]["phase"] == "failed"
+        and "did not stay up" in launch["status"]["error"]["detail"]
+    )
     instance.ok("delete", "fragile", "--now", "--yes")
 
 
-def test_restart_policy_restarts_a_killed_machine_until_it_crashes_in_a_loop(instance: Instance) -> None:
+def test_restart_policy_restarts_a_killed_machine_until_it_crashes_in_a_loop(
+    instance: Instance,
+) -> None:
     instance.ok("launch", "tiny", "phoenix", "--restart-policy", "on-failure", "--detach")
     pid, pids = 0, set[int]()
     for _ in range(5):
         pid = kill_machine(instance, "phoenix", pid)
         pids.add(pid)
     vm = instance.wait_state("phoenix", "crashed", limit=20)
-    assert len(pids) == 5 and "not restarted, because it crashed 5 times within 10 minutes" in vm["status"]["reason"]
+    assert (
+        len(pids) == 5
+        and "not restarted, because it crashed 5 times within 10 minutes" in vm["status"]["reason"]
+    )
     time.sleep(2)
     assert instance.state("phoenix") == "crashed"
     instance.ok("start", "phoenix", "--wait", "running")  # a human may still try
@@ -538,7 +699,9 @@ def test_restart_policy_restarts_a_killed_machine_until_it_crashes_in_a_loop(ins
 def test_a_machine_that_hangs_is_unresponsive_alone(instance: Instance, one: str) -> None:
     instance.ok("launch", "tiny", "stuck", "--detach")
     pid = until(lambda: instance.vm("stuck")["status"]["runtime"], 20, "it has a process")["pid"]
-    until(lambda: instance.vm("stuck")["status"]["state"] in ("starting", "running"), 20, "it starts")
+    until(
+        lambda: instance.vm("stuck")["status"]["state"] in ("starting", "running"), 20, "it starts"
+    )
     time.sleep(1)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -553,7 +716,8 @@ def test_a_machine_that_hangs_is_unresponsive_alone(instance: Instance, one: str
     instance.wait_state("stuck", "running", limit=30)
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    instance.ok("delete", "stuck", "--now", "--force", "--yes")  # a hanging machine can be got rid of
+    # a hanging machine can be got rid of
+    instance.ok("delete", "stuck", "--now", "--force", "--yes")
     assert time.monotonic() - began < 15
     until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "the process is gone")
 
@@ -566,16 +730,24 @@ def test_of_two_creations_with_one_name_exactly_one_wins(instance: Instance) -> 
     said = [(*racer.communicate(timeout=60), racer.returncode) for racer in racers]
     assert sorted(status for _, _, status in said) == [0, 4, 4], said
     assert all("there already" in err for _, err, status in said if status == 4)
-    assert len([name for name in instance.ok("list", "-o", "name").out.split() if name == "twin"]) == 1
+    assert (
+        len([name for name in instance.ok("list", "-o", "name").out.split() if name == "twin"]) == 1
+    )
     instance.ok("delete", "twin", "--now", "--yes")
 
 
 def test_a_dry_run_shows_the_plan_and_changes_nothing(instance: Instance) -> None:
     before = {key for key, _ in instance.documents("vm")}
     said = instance.ok("launch", "tiny", "dream", "--dry-run")
-    assert "make the disk" in said.out and "-sandbox" in said.out and re.search(r"isolation +L\d", said.out)
+    assert (
+        "make the disk" in said.out
+        and "-sandbox" in said.out
+        and re.search(r"isolation +L\d", said.out)
+    )
     assert {key for key, _ in instance.documents("vm")} == before
-    blocked = instance.run("launch", "tiny", "dream", "--dry-run", "--memory", "8TiB", "--cpus", "200")
+    blocked = instance.run(
+        "launch", "tiny", "dream", "--dry-run", "--memory", "8TiB", "--cpus", "200"
+    )
     assert blocked.status == 4 and blocked.err.count("blocker:") == 2
 
 
@@ -583,14 +755,24 @@ WRONG = {
     "bad-name": (("tiny", "no_underscores"), 2, "is not a valid name", "for example web1"),
     "long-name": (("tiny", "x" * 64), 2, "is not a valid name", ""),
     "name-like-a-path": (("tiny", "../../etc"), 2, "is not a valid name", ""),
-    "odd-size": (("tiny", "w", "--memory", "12 parsecs"), 2, "'12 parsecs' is not a size", "512MiB"),
+    "odd-size": (
+        ("tiny", "w", "--memory", "12 parsecs"),
+        2,
+        "'12 parsecs' is not a size",
+        "512MiB",
+    ),
     "no-such-image": (("tinny", "w"), 3, "there is no image named 'tinny'", "did you mean tiny?"),
     "no-image-at-all": (("zebra", "w"), 3, "there is no image named 'zebra'", "debian:12"),
     "too-much-memory": (("tiny", "w", "--memory", "8TiB"), 4, "are missing", "--memory"),
     "too-little-memory": (("tiny", "w", "--memory", "1MiB"), 2, "memory", ""),
     "too-many-cpus": (("tiny", "w", "--cpus", "250"), 4, "virtual CPUs were asked for", "--cpus"),
     "no-cpus": (("tiny", "w", "--cpus", "0"), 2, "cpus", ""),
-    "disk-below-the-image": (("tiny", "w", "--disk", "100MiB"), 2, "needs a disk of 256 MiB", "--disk 256 MiB"),
+    "disk-below-the-image": (
+        ("tiny", "w", "--disk", "100MiB"),
+        2,
+        "needs a disk of 256 MiB",
+        "--disk 256 MiB",
+    ),
     "too-large-a-disk": (("tiny", "w", "--disk", "60TiB"), 4, "are missing", ""),
     "odd-port": (("tiny", "w", "-p", "http:80"), 2, "is not HOST:GUEST", "8080:80"),
     "port-out-of-range": (("tiny", "w", "-p", "80000:80"), 2, "65535", ""),
@@ -601,7 +783,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_wish_is_refused_with_a_way_out_and_leaves_nothing(instance: Instance, one: str, case: str) -> None:
+def test_a_wrong_wish_is_refused_with_a_way_out_and_leaves_nothing(
+    instance: Instance, one: str, case: str
+) -> None:
     words, status, sentence, hint = WRONG[case]
     before = {key for key, _ in instance.documents("vm")}
     said = instance.run("launch", *words)
@@ -609,10 +793,14 @@ def test_a_wrong_wish_is_refused_with_a_way_out_and_leaves_nothing(instance: Ins
     assert sentence in said.err and hint in said.err, said.err
     assert "Traceback" not in said.err
     assert {key for key, _ in instance.documents("vm")} == before
-    assert {path.name for path in instance.paths.vms.iterdir()} <= {key.removeprefix("vm/") for key in before}
+    assert {path.name for path in instance.paths.vms.iterdir()} <= {
+        key.removeprefix("vm/") for key in before
+    }
 
 
-def test_a_port_that_is_taken_is_refused_by_the_holders_name(instance: Instance, one: str, ports: tuple[int, int]) -> None:
+def test_a_port_that_is_taken_is_refused_by_the_holders_name(
+    instance: Instance, one: str, ports: tuple[int, int]
+) -> None:
     said = instance.run("launch", "tiny", "w", "-p", f"{ports[0]}:80")
     assert said.status == 4 and "is published by one already" in said.err
     with socket.socket() as sock:
@@ -638,7 +826,11 @@ def test_an_image_is_deleted_when_somebody_says_yes(instance: Instance, tmp_path
     (tmp_path / "disk.raw").write_bytes(bytes(510) + b"\x55\xaa" + bytes(2**20 - 512))
     instance.ok("image", "import", str(tmp_path / "disk.raw"), "--name", "mine")
     said = instance.run("image", "delete", "mine")
-    assert said.status == 2 and "repeat with --yes" in said.err and instance.run("image", "show", "mine").status == 0
+    assert (
+        said.status == 2
+        and "repeat with --yes" in said.err
+        and instance.run("image", "show", "mine").status == 0
+    )
     instance.ok("image", "delete", "mine", "--yes")
     assert instance.run("image", "show", "mine").status == 3
 
@@ -647,7 +839,10 @@ def test_delete_answers_programs_too(instance: Instance) -> None:
     for name in ("gone-1", "gone-2"):
         instance.ok("create", "tiny", name)
     done = instance.json("delete", "gone-1", "gone-2", "--now", "--yes")
-    assert [(item["spec"]["target_name"], item["status"]["phase"]) for item in done] == [("gone-1", "done"), ("gone-2", "done")]
+    assert [(item["spec"]["target_name"], item["status"]["phase"]) for item in done] == [
+        ("gone-1", "done"),
+        ("gone-2", "done"),
+    ]
 
 
 # ---- interruptions
@@ -655,12 +850,20 @@ def test_delete_answers_programs_too(instance: Instance) -> None:
 
 def test_ctrl_c_stops_following_and_tells_how_to_go_on(instance: Instance) -> None:
     follower = instance.start_cli("launch", "tiny", "slowly")
-    until(lambda: any(vm["meta"]["name"] == "slowly" for vm in instance.call("GET", "/v1/vms")["items"]), 10, "it was created")
+    until(
+        lambda: any(
+            vm["meta"]["name"] == "slowly" for vm in instance.call("GET", "/v1/vms")["items"]
+        ),
+        10,
+        "it was created",
+    )
     time.sleep(0.7)
     follower.send_signal(signal.SIGINT)
     _, err = follower.communicate(timeout=10)
     assert follower.returncode == 130, err
-    told = re.search(r"virtuary operation wait (\w{8}) follows it, virtuary operation cancel \1 ends it", err)
+    told = re.search(
+        r"virtuary operation wait (\w{8}) follows it, virtuary operation cancel \1 ends it", err
+    )
     assert told and "the operation goes on" in err
     instance.ok("operation", "wait", told.group(1))
     assert instance.state("slowly") == "running"
@@ -671,7 +874,11 @@ def test_a_boot_that_a_defect_of_qemus_ends_is_begun_once_more(instance: Instanc
     launching = instance.start_cli("launch", "tiny", "unlucky")
     try:
         (first,) = until(
-            lambda: instance.machines(instance.vm("unlucky")["meta"]["id"]) if "unlucky" in names(instance) else [],
+            lambda: (
+                instance.machines(instance.vm("unlucky")["meta"]["id"])
+                if "unlucky" in names(instance)
+                else []
+            ),
             20,
             "it boots",
         )
@@ -691,10 +898,15 @@ def test_a_boot_that_a_defect_of_qemus_ends_is_begun_once_more(instance: Instanc
 
 
 def break_down(pid: int) -> None:
-    """A defect in a program: its first thread meets an instruction it may not execute. A signal from outside would not reach it, the first of
-    its process namespace."""
+    """A defect in a program: its first thread meets an instruction it may not execute. A signal
+    from outside would not reach it, the first of its process namespace.
+    """
     words = until(
-        lambda: found if (found := Path(f"/proc/{pid}/syscall").read_text().split())[0] != "running" else None,
+        lambda: (
+            found
+            if (found := Path(f"/proc/{pid}/syscall").read_text().split())[0] != "running"
+            else None
+        ),
         10,
         "it waits",
         0.001,
@@ -717,5 +929,7 @@ def test_a_cancelled_launch_leaves_nothing(instance: Instance, moment: float) ->
     until(lambda: instance.run("show", "regret").status == 3, 20, "the server is gone")
     assert instance.call("GET", f"/v1/operations/{operation}")["status"]["phase"] == "cancelled"
     until(lambda: not instance.machines(vm_id), 5, "its process is gone")
-    assert not instance.paths.vm(vm_id).home.exists() and not instance.paths.vm(vm_id).runtime.exists()
+    assert (
+        not instance.paths.vm(vm_id).home.exists() and not instance.paths.vm(vm_id).runtime.exists()
+    )
     assert instance.run("operation", "cancel", operation).status == 4

@@ -1,4 +1,6 @@
-"""What real guests use: a busy one and an idle one, memory from both sides, a past that survives the daemon, Prometheus' page."""
+"""What real guests use: a busy one and an idle one, memory from both sides, a past that survives
+the daemon, Prometheus' page.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,20 @@ def work(instance: Instance, seconds: int) -> None:
 def test_a_busy_guest_shows_within_seconds_and_an_idle_one_does_not(pair: Instance) -> None:
     work(pair, 60)
     until(lambda: wants(usage(pair, "busy")) >= 0.8, 25, "a spinning guest takes a processor", 0.3)
-    until(lambda: (usage(pair, "idle")["cpu"] or 0) < 0.1, 15, "an idle guest takes next to nothing", 0.5)
-    until(lambda: wants(usage(pair, "busy")) >= 0.8, 15, "the other one still takes a processor", 0.3)
+    until(
+        lambda: (usage(pair, "idle")["cpu"] or 0) < 0.1,
+        15,
+        "an idle guest takes next to nothing",
+        0.5,
+    )
+    until(
+        lambda: wants(usage(pair, "busy")) >= 0.8, 15, "the other one still takes a processor", 0.3
+    )
     top = pair.json("top")
     assert [vm["name"] for vm in top["vms"]] == ["busy", "idle"] and top["host"]["cpu"] > 0.5
-    assert "busy" in pair.ok("top", "--once").out and "% of a processor" in pair.ok("show", "busy").out
+    assert (
+        "busy" in pair.ok("top", "--once").out and "% of a processor" in pair.ok("show", "busy").out
+    )
 
 
 def test_memory_is_told_from_both_sides(pair: Instance) -> None:
@@ -59,13 +70,22 @@ def test_disk_and_network_are_told_while_somebody_looks(pair: Instance) -> None:
     def moved() -> Json:
         pair.in_guest(
             "busy",
-            "dd if=/dev/urandom of=/root/noise bs=64k count=32 2>/dev/null; sync; wget -q -T 1 -O - http://10.0.2.2:1/ || true",
+            "dd if=/dev/urandom of=/root/noise bs=64k count=32 2>/dev/null; sync; wget -q -T 1 "
+            "-O - http://10.0.2.2:1/ || true",
         )
         seen = usage(pair, "busy")
-        return seen if seen["disk"]["writes"] and seen["network"] and seen["network"]["sent"] is not None else None
+        return (
+            seen
+            if seen["disk"]["writes"] and seen["network"] and seen["network"]["sent"] is not None
+            else None
+        )
 
     seen = until(moved, 40, "operations and traffic", 1)
-    assert seen["totals"]["disk_written"] > 0 and seen["totals"]["network_sent"] > 0 and seen["disk"]["write_latency"] > 0
+    assert (
+        seen["totals"]["disk_written"] > 0
+        and seen["totals"]["network_sent"] > 0
+        and seen["disk"]["write_latency"] > 0
+    )
 
 
 def test_a_paused_server_takes_nothing_and_is_not_looked_at(pair: Instance) -> None:
@@ -79,13 +99,18 @@ def test_a_paused_server_takes_nothing_and_is_not_looked_at(pair: Instance) -> N
 
 def test_its_past_survives_a_killed_daemon(pair: Instance) -> None:
     def points(resolution: str) -> dict[int, Json]:
-        return {point["at"]: point for point in pair.call("GET", "/v1/vms/busy/history", resolution=resolution)["points"]}
+        return {
+            point["at"]: point
+            for point in pair.call("GET", "/v1/vms/busy/history", resolution=resolution)["points"]
+        }
 
     before = until(lambda: len(found := points("second")) > 5 and found, 20, "some seconds")
     pair.kill()
     pair.start()
     after = points("second")
-    assert {at: after[at] for at in before if at in after} == {at: before[at] for at in before if at in after}
+    assert {at: after[at] for at in before if at in after} == {
+        at: before[at] for at in before if at in after
+    }
     assert len(after) >= len(before) - 10
     until(lambda: max(points("second")) > max(before), 20, "it goes on")
     assert points("minute") and pair.call("GET", "/v1/host/history", resolution="minute")["points"]
@@ -105,9 +130,16 @@ def page(instance: Instance) -> str:
 
 def test_prometheus_is_served(pair: Instance) -> None:
     text = page(pair)
-    assert 'virtuary_vm_cpu_seconds_total{name="busy",' in text and "virtuary_host_cpu_seconds_total" in text
+    assert (
+        'virtuary_vm_cpu_seconds_total{name="busy",' in text
+        and "virtuary_host_cpu_seconds_total" in text
+    )
     promtool = find_tool("promtool")
     if promtool is None:
-        pytest.skip("promtool can't be had here; the strict parser in tests/api/test_metrics.py stands in")
-    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+        pytest.skip(
+            "promtool can't be had here; the strict parser in tests/api/test_metrics.py stands in"
+        )
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -1,4 +1,6 @@
-"""An ordinary user, without any right, gets a server: level L1, everything below the home folder, nothing left at the end."""
+"""An ordinary user, without any right, gets a server: level L1, everything below the home folder,
+nothing left at the end.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,16 @@ class User:
         """Words before every command of theirs, by which root brings them somewhere."""
 
     def open_tun(self) -> None:
-        """From now on /dev/net/tun is for everybody, as it is on other machines; only what this user starts sees it."""
+        """From now on /dev/net/tun is for everybody, as it is on other machines; only what this
+        user starts sees it.
+        """
         tun = self.home / "tun"
         os.mknod(tun, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
         tun.chmod(0o666)
-        script = f'mount --bind {tun} /dev/net/tun && exec setpriv --reuid {self.uid} --regid {self.name} --clear-groups -- "$@"'
+        script = (
+            f"mount --bind {tun} /dev/net/tun && exec setpriv --reuid {self.uid} --regid "
+            f'{self.name} --clear-groups -- "$@"'
+        )
         self.inside = ("unshare", "-m", "sh", "-c", script, "sh")
 
     def start(self, *words: str) -> subprocess.Popen[str]:
@@ -50,9 +57,12 @@ class User:
             "VIRTUARY_ROOT": str(self.root),
             "PYTHONPATH": str(self.home / "src"),
         }
-        nobody: dict[str, Any] = {} if self.inside else {"user": self.name, "group": self.name, "extra_groups": []}
+        nobody: dict[str, Any] = (
+            {} if self.inside else {"user": self.name, "group": self.name, "extra_groups": []}
+        )
         return subprocess.Popen(
-            [*self.inside, sys.executable, *words], env=env, cwd=self.home, text=True, stdin=subprocess.DEVNULL,
+            [*self.inside, sys.executable, *words], env=env, cwd=self.home, text=True,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **nobody,
         )  # fmt: skip
 
@@ -67,12 +77,18 @@ class User:
     def virtuary(self, *words: str) -> str:
         done = self.run("-m", "virtuary", *words)
         log = self.root / "state/daemon.log"
-        assert done.returncode == 0, f"{words}: {done.stderr}\n{log.read_text() if log.exists() else ''}"
+        assert done.returncode == 0, (
+            f"{words}: {done.stderr}\n{log.read_text() if log.exists() else ''}"
+        )
         return done.stdout
 
     def marked(self, mark: str) -> list[int]:
         """Those of their processes that have this on their command line."""
-        return [pid for pid, line in command_lines() if mark in line and os.stat(f"/proc/{pid}").st_uid == self.uid]
+        return [
+            pid
+            for pid, line in command_lines()
+            if mark in line and os.stat(f"/proc/{pid}").st_uid == self.uid
+        ]
 
     def end(self, mark: str) -> None:
         """Kill the one process that has this on its command line."""
@@ -88,7 +104,12 @@ class User:
 def user(template: Path) -> Iterator[User]:
     name = f"vt{secrets.token_hex(4)}"
     home = Path("/tmp") / name
-    made = subprocess.run(["useradd", "-m", "-d", home, "-s", "/bin/sh", name], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        ["useradd", "-m", "-d", home, "-s", "/bin/sh", name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if made.returncode:
         pytest.skip(f"no user can be made here: {made.stderr.strip()}")
     try:
@@ -98,7 +119,10 @@ def user(template: Path) -> Iterator[User]:
         subprocess.run(["chown", "-R", f"{name}:", home], check=True)
         probe = found.run("-c", "import pydantic, uvicorn, virtuary; print(virtuary.__file__)")
         if probe.returncode or str(home) not in probe.stdout:
-            pytest.skip(f"an ordinary user can't use this Python: {(probe.stderr or probe.stdout).strip().splitlines()[-1:]}")
+            pytest.skip(
+                "an ordinary user can't use this Python: "
+                f"{(probe.stderr or probe.stdout).strip().splitlines()[-1:]}"
+            )
         yield found
     finally:
         with contextlib.suppress(KeyError):
@@ -112,7 +136,8 @@ def user(template: Path) -> Iterator[User]:
 
 
 def test_an_ordinary_user_launches_uses_and_deletes_a_server(user: User, template: Path) -> None:
-    prepared = Instance(root=user.root, template=template)  # only to copy the prepared state; its daemon is the user's own
+    # only to copy the prepared state; its daemon is the user's own
+    prepared = Instance(root=user.root, template=template)
     subprocess.run(["chown", "-R", f"{user.name}:", user.root], check=True)
     user.virtuary("launch", "tiny", "mine")
     shown = " ".join(user.virtuary("show", "mine").split())
@@ -123,10 +148,13 @@ def test_an_ordinary_user_launches_uses_and_deletes_a_server(user: User, templat
     status = Path(f"/proc/{machine}/status").read_text()
     assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
     assert os.readlink(f"/proc/{machine}/ns/net") != os.readlink("/proc/self/ns/net")
-    user.virtuary("copy", "mine", "live", "--live")  # its QEMU writes more than its disk can need, and then grows that
+    # its QEMU writes more than its disk can need, and then grows that
+    user.virtuary("copy", "mine", "live", "--live")
     assert user.virtuary("exec", "live", "--", "hostname").strip() == "live"
     user.virtuary("set", "live", "--disk", "2G")
-    assert user.virtuary("exec", "live", "--", "cat", "/sys/block/vda/size").strip() == str((2 << 30) // 512)
+    assert user.virtuary("exec", "live", "--", "cat", "/sys/block/vda/size").strip() == str(
+        (2 << 30) // 512
+    )
     user.virtuary("delete", "live", "--now", "--force", "--yes")
     user.virtuary("image", "warm", "tiny")
     user.virtuary("launch", "tiny", "copied")
@@ -144,7 +172,11 @@ def test_an_ordinary_user_launches_uses_and_deletes_a_server(user: User, templat
     until(lambda: not zombies(daemon), 5, "it asks about its ended children")
     os.kill(daemon, 15)
     until(lambda: not user.processes(), 10, "its launcher goes with it")
-    assert sorted(path.name for path in user.home.iterdir() if not path.name.startswith(".")) == ["images", "src", "v"]
+    assert sorted(path.name for path in user.home.iterdir() if not path.name.startswith(".")) == [
+        "images",
+        "src",
+        "v",
+    ]
 
 
 # ---- networks of their own
@@ -182,7 +214,9 @@ def closed(user: User) -> None:
     until(lambda: not left(), 10, "all of it goes")
 
 
-def test_servers_of_an_ordinary_user_share_a_network_that_no_process_of_theirs_takes_away(networker: User) -> None:
+def test_servers_of_an_ordinary_user_share_a_network_that_no_process_of_theirs_takes_away(
+    networker: User,
+) -> None:
     user, port, secret = networker, free_port(), socket.create_server(("127.0.0.1", 0))
     user.virtuary("network", "create", "team")
     bridge = network(user, "team")["bridge"]
@@ -190,13 +224,26 @@ def test_servers_of_an_ordinary_user_share_a_network_that_no_process_of_theirs_t
     user.virtuary("launch", "tiny", "web", "--network", "team", "--publish", f"{port}:80")
     user.virtuary("launch", "tiny", "desk", "--network", "team,in=50Mbit")
     listing = json.loads(user.virtuary("list", "-o", "json"))
-    assert all(vm["status"]["addresses"] for vm in listing) and {vm["status"]["state"] for vm in listing} == {"running"}
-    user.virtuary("exec", "web", "--", "sh", "-c", "(while :; do echo hello | nc -l -p 80; done) >/dev/null 2>&1 &")
+    assert all(vm["status"]["addresses"] for vm in listing) and {
+        vm["status"]["state"] for vm in listing
+    } == {"running"}
+    user.virtuary(
+        "exec",
+        "web",
+        "--",
+        "sh",
+        "-c",
+        "(while :; do echo hello | nc -l -p 80; done) >/dev/null 2>&1 &",
+    )
 
     def desk(script: str) -> str:
         return user.run("-m", "virtuary", "exec", "desk", "--", "sh", "-c", script).stdout
 
-    assert until(lambda: "hello" in desk("nc -w 2 web.virtuary 80 </dev/null"), 20, "one reaches the other by name")
+    assert until(
+        lambda: "hello" in desk("nc -w 2 web.virtuary 80 </dev/null"),
+        20,
+        "one reaches the other by name",
+    )
     assert until(lambda: answer(port) == b"hello\n", 20, "what is published answers")
     tried = f"nc -w 2 10.0.2.2 {secret.getsockname()[1]} </dev/null; echo status $?"
     assert "status 1" in desk(tried), "the host's loopback is not the servers' to reach"
@@ -204,17 +251,27 @@ def test_servers_of_an_ordinary_user_share_a_network_that_no_process_of_theirs_t
 
     user.virtuary("firewall", "create", "shut", "--rule", "in deny any")
     user.virtuary("set", "web", "--network", "team,firewall=shut")
-    until(lambda: "hello" not in desk("nc -w 1 web.virtuary 80 </dev/null"), 20, "a group of rules is held to")
+    until(
+        lambda: "hello" not in desk("nc -w 1 web.virtuary 80 </dev/null"),
+        20,
+        "a group of rules is held to",
+    )
     user.virtuary("set", "web", "--network", "team")
 
     inside = os.readlink(f"/proc/{user.marked(HOLDER)[0]}/ns/net")
-    assert Path(f"/proc/{user.marked(HOLDER)[0]}/root/sys/class/net/{bridge}-i").exists(), "bandwidth is limited there"
+    assert Path(f"/proc/{user.marked(HOLDER)[0]}/root/sys/class/net/{bridge}-i").exists(), (
+        "bandwidth is limited there"
+    )
     user.end(UPLINK)
     assert until(lambda: answer(port) == b"hello\n", 20, "the way in is made again")
     user.end(DAEMON)
-    assert until(lambda: answer(port) == b"hello\n", 20, "servers and their networks outlive the daemon")
+    assert until(
+        lambda: answer(port) == b"hello\n", 20, "servers and their networks outlive the daemon"
+    )
     assert not user.marked(DAEMON)
-    assert until(lambda: "hello" in desk("nc -w 2 web.virtuary 80 </dev/null"), 20, "also for one another")
+    assert until(
+        lambda: "hello" in desk("nc -w 2 web.virtuary 80 </dev/null"), 20, "also for one another"
+    )
     user.end(HOLDER)
     holder = until(lambda: user.marked(HOLDER), 20, "somebody stays again")
     assert os.readlink(f"/proc/{holder[0]}/ns/net") == inside, "in the same place"
@@ -223,11 +280,19 @@ def test_servers_of_an_ordinary_user_share_a_network_that_no_process_of_theirs_t
     user.end(DAEMON)
     user.end(HOLDER)
     user.end("dnsmasq")
-    gaps = until(lambda: network(user, "team")["gaps"], 20, "servers in a place that nobody can find again are named")
+    gaps = until(
+        lambda: network(user, "team")["gaps"],
+        20,
+        "servers in a place that nobody can find again are named",
+    )
     assert sorted(gap.partition(" ")[0] for gap in gaps) == ["desk", "web"]
     user.virtuary("restart", "desk")
     until(lambda: len(network(user, "team")["gaps"]) == 1, 20, "a restart brings one back")
-    until(lambda: "hi" in user.run("-m", "virtuary", "shell", "desk", "--", "echo hi").stdout, 30, "it can be reached")
+    until(
+        lambda: "hi" in user.run("-m", "virtuary", "shell", "desk", "--", "echo hi").stdout,
+        30,
+        "it can be reached",
+    )
     for name in ("web", "desk"):
         user.virtuary("delete", name, "--now", "--force", "--yes")
     user.virtuary("network", "delete", "team")
@@ -235,15 +300,21 @@ def test_servers_of_an_ordinary_user_share_a_network_that_no_process_of_theirs_t
     assert "step failed" not in (user.root / "state/daemon.log").read_text()
 
 
-def test_networks_of_an_ordinary_user_are_whole_whenever_the_daemon_is_killed(networker: User) -> None:
+def test_networks_of_an_ordinary_user_are_whole_whenever_the_daemon_is_killed(
+    networker: User,
+) -> None:
     user, names = networker, [f"n{number}" for number in range(6)]
     user.virtuary("list")
     for number, name in enumerate(names):
         with user.start("-m", "virtuary", "network", "create", name) as creating:
-            time.sleep(0.15 + 0.1 * number)  # while it is made: namespace, bridge, dnsmasq, rules, way out
+            # while it is made: namespace, bridge, dnsmasq, rules, way out
+            time.sleep(0.15 + 0.1 * number)
             user.end(DAEMON)
             creating.kill()
-        there = [item["meta"]["name"] for item in json.loads(user.virtuary("network", "list", "-o", "json"))]
+        there = [
+            item["meta"]["name"]
+            for item in json.loads(user.virtuary("network", "list", "-o", "json"))
+        ]
         if name not in there:
             user.virtuary("network", "create", name)
         until(lambda name=name: network(user, name)["state"] == "ready", 20, "it is there")  # type: ignore[misc]

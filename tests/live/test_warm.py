@@ -1,4 +1,6 @@
-"""Warm launches with real guests: copies of a template are machines of their own, and behave like any other server."""
+"""Warm launches with real guests: copies of a template are machines of their own, and behave like
+any other server.
+"""
 
 from __future__ import annotations
 
@@ -77,9 +79,13 @@ def unchanged(instance: Instance) -> bool:
 
 
 def clock_error(instance: Instance, name: str) -> float:
-    """Seconds between the guest's clock and ours, as near as asking tells: the guest's time lies between before and after."""
+    """Seconds between the guest's clock and ours, as near as asking tells: the guest's time lies
+    between before and after.
+    """
     before = time.time()
-    told = instance.in_guest(name, "adjtimex 2>/dev/null | grep time.tv_ || date +tv_sec:%s:tv_usec:%6N")
+    told = instance.in_guest(
+        name, "adjtimex 2>/dev/null | grep time.tv_ || date +tv_sec:%s:tv_usec:%6N"
+    )
     after = time.time()
     seconds, micros = (int(word) for word in re.findall(r"[0-9]+", told))
     return max(before - (seconds + micros / 1e6), seconds + micros / 1e6 - after, 0.0)
@@ -109,7 +115,8 @@ def test_copies_started_together_share_nothing_that_identifies_a_machine(warm: I
         warm.ask_qemu(name, "balloon", value=96 << 20)
         warm.in_guest(
             name,
-            "echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/zero of=/big bs=1M count=20 2>/dev/null; rm /big; fstrim / || true",
+            "echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/zero of=/big bs=1M count=20 "
+            "2>/dev/null; rm /big; fstrim / || true",
         )
     for name in names[:4]:
         warm.ask_qemu(name, "balloon", value=128 << 20)
@@ -122,8 +129,10 @@ def test_the_host_key_is_known_before_anybody_logs_in(warm: Instance) -> None:
     way = warm.call("GET", "/v1/vms/known/ssh")
     assert Path(way["known_hosts"]).read_text().startswith(f"{way['alias']} ssh-ed25519 ")
     done = subprocess.run(
-        ["ssh", "-F", "none", "-p", str(way["port"]), "-i", way["key"], "-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "-oConnectTimeout=10",
-         f"-oUserKnownHostsFile={way['known_hosts']}", f"-oHostKeyAlias={way['alias']}", "root@127.0.0.1", "hostname"],
+        ["ssh", "-F", "none", "-p", str(way["port"]), "-i", way["key"], "-oBatchMode=yes",
+        "-oStrictHostKeyChecking=yes", "-oConnectTimeout=10",
+         f"-oUserKnownHostsFile={way['known_hosts']}", f"-oHostKeyAlias={way['alias']}",
+         "root@127.0.0.1", "hostname"],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, "known"), done.stderr
@@ -164,7 +173,9 @@ def test_a_copy_is_grown_to_what_was_asked_for(own: Instance) -> None:
     assert is_copy(own, "big")
     told = own.in_guest("big", "nproc; grep MemTotal /proc/meminfo; df -m / | tail -1").split()
     assert told[0] == "2" and int(told[2]) > 400 * 1024 and int(told[5]) > 300, told
-    plan = own.call("POST", "/v1/vms", {"image": "tiny", "memory": 96 << 20}, dry_run="true")["plan"]
+    plan = own.call("POST", "/v1/vms", {"image": "tiny", "memory": 96 << 20}, dry_run="true")[
+        "plan"
+    ]
     assert plan["warm"] is False and "less than the warm template" in plan["warm_reason"]
     assert own.call("POST", "/v1/vms", {"image": "tiny"}, dry_run="true")["plan"]["warm"] is True
 
@@ -228,7 +239,9 @@ def test_a_template_with_a_flipped_bit_is_not_resumed_and_is_made_anew(own: Inst
 
 
 @pytest.mark.host
-def test_a_template_of_another_build_of_qemu_is_not_resumed(warm_tiny: Path, tmp_path: Path) -> None:
+def test_a_template_of_another_build_of_qemu_is_not_resumed(
+    warm_tiny: Path, tmp_path: Path
+) -> None:
     program = shutil.which("qemu-system-x86_64")
     assert program
     shutil.copy(program, tmp_path / "qemu")
@@ -256,8 +269,12 @@ def test_a_template_of_another_build_of_qemu_is_not_resumed(warm_tiny: Path, tmp
 
 
 @pytest.mark.parametrize("fault", ["identity", "state"])
-def test_a_copy_that_can_not_be_made_a_machine_of_its_own_is_booted_instead(own: Instance, fault: str) -> None:
-    """A manifest that names another network card makes the guest refuse; a state that is no state makes QEMU refuse."""
+def test_a_copy_that_can_not_be_made_a_machine_of_its_own_is_booted_instead(
+    own: Instance, fault: str
+) -> None:
+    """A manifest that names another network card makes the guest refuse; a state that is no state
+    makes QEMU refuse.
+    """
     place = folder(own)
     manifest = json.loads((place / "manifest.json").read_text())
     if fault == "identity":
@@ -271,7 +288,9 @@ def test_a_copy_that_can_not_be_made_a_machine_of_its_own_is_booted_instead(own:
     os.replace(place / "new", place / "manifest.json")
     own.ok("launch", "tiny", "anyway")
     vm = own.vm("anyway")
-    assert vm["status"]["runtime"]["template"] is None and vm["status"]["cold"].startswith("the warm start failed")
+    assert vm["status"]["runtime"]["template"] is None and vm["status"]["cold"].startswith(
+        "the warm start failed"
+    )
     assert vm["status"]["layers"] == [] and own.in_guest("anyway", "hostname") == "anyway"
     assert len(own.machines(vm["meta"]["id"])) == 1
 
@@ -284,22 +303,34 @@ def test_the_first_launch_makes_the_second_one_warm(own_instance: Instance) -> N
     own_instance.configure(auto=True)
     own_instance.start()
     own_instance.ok("launch", "tiny", "first")
-    assert not is_copy(own_instance, "first") and "no warm template" in own_instance.vm("first")["status"]["cold"]
+    assert (
+        not is_copy(own_instance, "first")
+        and "no warm template" in own_instance.vm("first")["status"]["cold"]
+    )
     until(lambda: ready(own_instance), 60, "a template in the background")
     assert re.search(r"tiny .*128 MiB \(", own_instance.ok("image", "list").out)
     own_instance.ok("launch", "tiny", "second")
     assert is_copy(own_instance, "second")
 
 
-def test_a_guest_that_never_settles_leaves_nothing_but_the_reason(own_instance: Instance, tmp_path: Path) -> None:
+def test_a_guest_that_never_settles_leaves_nothing_but_the_reason(
+    own_instance: Instance, tmp_path: Path
+) -> None:
     own_instance.stop()
     own_instance.configure(auto=False, patience=4)
     own_instance.start()
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "blank.qcow2", "64M"], check=True, timeout=20)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "blank.qcow2", "64M"],
+        check=True,
+        timeout=20,
+    )
     own_instance.ok("image", "import", str(tmp_path / "blank.qcow2"), "--name", "blank", "--agent")
     said = own_instance.run("image", "warm", "blank")
     assert said.status and "never settled" in said.err
-    assert not list(own_instance.paths.templates.iterdir()) and the_template(own_instance)["status"]["state"] == "failed"
+    assert (
+        not list(own_instance.paths.templates.iterdir())
+        and the_template(own_instance)["status"]["state"] == "failed"
+    )
     assert "failed" in own_instance.ok("image", "list").out
 
 
@@ -325,7 +356,9 @@ def test_a_cancelled_making_leaves_nothing(own_instance: Instance) -> None:
 @pytest.mark.host
 def test_a_full_disk_while_a_template_is_made_leaves_nothing(own_instance: Instance) -> None:
     place = own_instance.paths.templates
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", str(place)], check=True, timeout=10)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "none", str(place)], check=True, timeout=10
+    )
     try:
         said = own_instance.run("image", "warm", "tiny")
         assert said.status and "disk space" in said.err
@@ -347,13 +380,17 @@ def test_templates_are_kept_within_their_budget(own: Instance) -> None:
 
 
 def test_however_late_a_copy_is_told_the_time_its_clock_is_right(warm: Instance) -> None:
-    """Its real-time clock knows how late it was; that one is behind by the part of a second at which the template was started."""
+    """Its real-time clock knows how late it was; that one is behind by the part of a second at
+    which the template was started.
+    """
     warm.ok("launch", "tiny", "late")
     lag = round(json.loads((folder(warm) / "manifest.json").read_text())["lag"] * 1e9)
     for part in range(4):
         time.sleep((part / 4 - time.time()) % 1)
         seconds, nanos = divmod(time.time_ns() - 2_500_000_000, 10**9)
-        assert warm.in_guest("late", f"echo t {seconds} {nanos} {lag} | {identity.FOLDER}/awaken").split()[:2] == ["awake", "0"]
+        assert warm.in_guest(
+            "late", f"echo t {seconds} {nanos} {lag} | {identity.FOLDER}/awaken"
+        ).split()[:2] == ["awake", "0"]
         assert clock_error(warm, "late") < 0.6
     warm.in_guest("late", f"echo 't {seconds} {nanos} ' | {identity.FOLDER}/awaken")
     assert clock_error(warm, "late") > 2, "without its real-time clock it has what it was told"
@@ -375,35 +412,55 @@ def test_a_copy_of_debian_is_a_machine_of_its_own_within_seconds(debian: Instanc
     for name, found in zip(names, every, strict=True):
         assert debian.ok("shell", name, "--", "hostname").out.strip() == name
         assert debian.in_guest(name, "ls /var/log/journal") == found["machine"]
-        assert not debian.in_guest(name, "ls -d /run/motd.dynamic /etc/update-motd.d || true"), "a login starts no programs"
+        assert not debian.in_guest(name, "ls -d /run/motd.dynamic /etc/update-motd.d || true"), (
+            "a login starts no programs"
+        )
     assert unchanged(debian)
-    state = until(lambda: debian.in_guest("deb1", "systemctl is-system-running || true") == "running", 30, "nothing failed in it")
+    state = until(
+        lambda: debian.in_guest("deb1", "systemctl is-system-running || true") == "running",
+        30,
+        "nothing failed in it",
+    )
     assert state
     debian.ok("delete", "--now", "--force", "--yes", *names)
 
 
-def test_a_debian_copy_is_grown_runs_user_data_and_boots_later_by_itself(debian: Instance, tmp_path: Path) -> None:
+def test_a_debian_copy_is_grown_runs_user_data_and_boots_later_by_itself(
+    debian: Instance, tmp_path: Path
+) -> None:
     data = tmp_path / "user-data"
-    data.write_text("#cloud-config\nwrite_files: [{path: /root/by-cloud-init, content: hello}]\nruncmd: [touch /root/ran]\n")
+    data.write_text(
+        "#cloud-config\nwrite_files: [{path: /root/by-cloud-init, content: hello}]\nruncmd: "
+        "[touch /root/ran]\n"
+    )
     debian.ok(
-        "launch", "debian:12", "grown", "--cpus", "2", "--memory", "1536MiB", "--disk", "6GiB", "--user-data", str(data), limit=120
+        "launch", "debian:12", "grown", "--cpus", "2", "--memory", "1536MiB", "--disk", "6GiB",
+        "--user-data", str(data), limit=120
     )  # fmt: skip
     assert is_copy(debian, "grown")
     told = debian.in_guest("grown", "nproc; grep MemTotal /proc/meminfo; df -m / | tail -1").split()
     assert told[0] == "2" and int(told[2]) > 1350 * 1024 and int(told[5]) > 5400, told
-    until(lambda: (debian.vm("grown")["status"]["cloud_init"] or {}).get("state") == "done", 120, "cloud-init ran", 2)
+    until(
+        lambda: (debian.vm("grown")["status"]["cloud_init"] or {}).get("state") == "done",
+        120,
+        "cloud-init ran",
+        2,
+    )
     assert "user data     carried out" in debian.ok("show", "grown").out
     assert debian.in_guest("grown", "cat /root/by-cloud-init") == "hello"
     before = facts(debian, "grown")
     known = debian.paths.vm(debian.vm("grown")["meta"]["id"]).known_hosts.read_text()
-    assert debian.in_guest("grown", "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub") == known.split()[2], (
-        "cloud-init left it its host key"
-    )
+    assert (
+        debian.in_guest("grown", "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub")
+        == known.split()[2]
+    ), "cloud-init left it its host key"
     debian.ok("stop", "grown", limit=150)
     debian.ok("start", "grown", limit=300)
     assert debian.paths.vm(debian.vm("grown")["meta"]["id"]).known_hosts.read_text() == known
     after = facts(debian, "grown")
-    same: dict[str, Any] = {fact: before[fact] for fact in ("hostname", "mac", "uuid", "machine", "key")}
+    same: dict[str, Any] = {
+        fact: before[fact] for fact in ("hostname", "mac", "uuid", "machine", "key")
+    }
     assert {fact: after[fact] for fact in same} == same
     assert debian.in_guest("grown", "nproc; cat /root/by-cloud-init").split() == ["2", "hello"]
     debian.ok("delete", "--now", "--force", "--yes", "grown")

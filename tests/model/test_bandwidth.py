@@ -1,4 +1,6 @@
-"""What a NIC may be given of its network: what makes sense, what a change leaves, and whether a network can promise it."""
+"""What a NIC may be given of its network: what makes sense, what a change leaves, and whether a
+network can promise it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from virtuary.base.errors import NoRoom
-from virtuary.model.bandwidth import Bandwidth, BandwidthChange, Rate, RateChange, admit, changed, refusal, usable
+from virtuary.model.bandwidth import (
+    Bandwidth,
+    BandwidthChange,
+    Rate,
+    RateChange,
+    admit,
+    changed,
+    refusal,
+    usable,
+)
 
 MBIT = 10**6
 SENSELESS = {
@@ -38,15 +49,21 @@ def test_nothing_is_asked_for_at_first() -> None:
 
 
 def test_a_change_leaves_what_it_does_not_name_and_null_takes_away() -> None:
-    before = Bandwidth(inbound=Rate(limit=10 * MBIT, floor=MBIT, weight=300), outbound=Rate(limit=MBIT))
-    after = changed(before, BandwidthChange(inbound=RateChange(limit=20 * MBIT, floor=None, weight=None)))
+    before = Bandwidth(
+        inbound=Rate(limit=10 * MBIT, floor=MBIT, weight=300), outbound=Rate(limit=MBIT)
+    )
+    after = changed(
+        before, BandwidthChange(inbound=RateChange(limit=20 * MBIT, floor=None, weight=None))
+    )
     assert after == Bandwidth(inbound=Rate(limit=20 * MBIT), outbound=Rate(limit=MBIT))
     assert changed(before, BandwidthChange()) == before
 
 
 def test_a_change_to_something_senseless_is_refused() -> None:
     before = Bandwidth(inbound=Rate(limit=10 * MBIT, floor=8 * MBIT))
-    with pytest.raises(ValidationError, match="a floor of 8 Mbit/s lies above the limit of 5 Mbit/s"):
+    with pytest.raises(
+        ValidationError, match="a floor of 8 Mbit/s lies above the limit of 5 Mbit/s"
+    ):
         changed(before, BandwidthChange(inbound=RateChange(limit=5 * MBIT)))
 
 
@@ -64,7 +81,8 @@ def test_a_floor_too_much_says_what_is_missing_in_which_direction() -> None:
     error = refusal(shortages)
     assert isinstance(error, NoRoom) and error.details == {"missing": {"inbound": MBIT}}
     assert error.sentence == (
-        "a floor of 46 Mbit/s inbound can't be promised: 1 Mbit/s are missing, of 95 Mbit/s others have 50 Mbit/s"
+        "a floor of 46 Mbit/s inbound can't be promised: 1 Mbit/s are missing, of 95 Mbit/s "
+        "others have 50 Mbit/s"
     )
 
 
@@ -82,7 +100,9 @@ def test_who_asks_for_no_floor_is_admitted_anywhere() -> None:
 
 
 @given(st.lists(st.integers(64_000, 10**9), min_size=1, max_size=8), st.integers(10**6, 10**10))
-def test_what_is_admitted_one_after_another_never_exceeds_the_link(asked: list[int], link: int) -> None:
+def test_what_is_admitted_one_after_another_never_exceeds_the_link(
+    asked: list[int], link: int
+) -> None:
     admitted: list[Bandwidth] = []
     for floor in asked:
         if not admit(floors(floor), admitted, link):

@@ -1,4 +1,6 @@
-"""Documents survive the store: what is dumped is loaded again as it was, and nothing unknown slips in."""
+"""Documents survive the store: what is dumped is loaded again as it was, and nothing unknown slips
+in.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from virtuary.model.vm import Crash, Publish, Runtime, Vm, VmChange, VmSpec, VmS
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 printable = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=30)
-labels = st.dictionaries(st.from_regex(r"[a-z0-9]([a-z0-9./_-]{0,10}[a-z0-9])?", fullmatch=True), printable, max_size=4)
+labels = st.dictionaries(
+    st.from_regex(r"[a-z0-9]([a-z0-9./_-]{0,10}[a-z0-9])?", fullmatch=True), printable, max_size=4
+)
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
 metas = st.builds(
     Meta,
@@ -33,28 +37,39 @@ metas = st.builds(
     generation=st.integers(1, 99),
 )
 ports = st.builds(
-    Publish, host=st.integers(1, 65535), guest=st.integers(1, 65535), protocol=st.sampled_from(["tcp", "udp"]),
+    Publish, host=st.integers(1, 65535), guest=st.integers(1, 65535),
+    protocol=st.sampled_from(["tcp", "udp"]),
     address=(st.ip_addresses(v=4) | st.ip_addresses(v=6)).map(str),
 )  # fmt: skip
 specs = st.builds(
-    VmSpec, image=names, power=st.sampled_from(["running", "paused", "stopped"]), cpus=st.integers(1, 255),
-    memory=st.integers(64, 4096).map(lambda n: n * MIB), disk=st.none() | st.integers(1, 4096).map(lambda n: n * MIB),
-    publish=st.lists(ports, max_size=3, unique_by=lambda port: (port.host, port.protocol)).map(tuple),
+    VmSpec, image=names, power=st.sampled_from(["running", "paused", "stopped"]),
+    cpus=st.integers(1, 255),
+    memory=st.integers(64, 4096).map(lambda n: n * MIB), disk=st.none() | st.integers(1,
+    4096).map(lambda n: n * MIB),
+    publish=st.lists(ports, max_size=3, unique_by=lambda port: (port.host,
+    port.protocol)).map(tuple),
 )  # fmt: skip
 runtimes = st.builds(
-    Runtime, generation=st.integers(1, 9), restarts=st.integers(0, 9), boot_id=names, pid=st.integers(1, 2**22), start=st.integers(0, 2**40),
-    uid=st.integers(0, 2**31), accel=st.just("tcg"), level=st.just("L1"), started=moments, end=st.none() | st.just("stop"),
+    Runtime, generation=st.integers(1, 9), restarts=st.integers(0, 9), boot_id=names,
+    pid=st.integers(1, 2**22), start=st.integers(0, 2**40),
+    uid=st.integers(0, 2**31), accel=st.just("tcg"), level=st.just("L1"), started=moments,
+    end=st.none() | st.just("stop"),
 )  # fmt: skip
 statuses = st.builds(
-    VmStatus, reason=st.none() | st.text(max_size=40), stages=st.dictionaries(names, st.floats(0, 1e6), max_size=3),
-    runtime=st.none() | runtimes, crashes=st.lists(st.builds(Crash, at=moments, why=st.text(max_size=20)), max_size=2).map(tuple),
+    VmStatus, reason=st.none() | st.text(max_size=40), stages=st.dictionaries(names, st.floats(0,
+    1e6), max_size=3),
+    runtime=st.none() | runtimes, crashes=st.lists(st.builds(Crash, at=moments,
+    why=st.text(max_size=20)), max_size=2).map(tuple),
 )  # fmt: skip
 documents: st.SearchStrategy[Document] = st.one_of(
     st.builds(Vm, meta=metas, spec=specs, status=statuses),
-    st.builds(Image, meta=metas, spec=st.builds(ImageSpec, source=st.builds(ImageSource, kind=st.just("build"))), status=st.builds(ImageStatus)),
+    st.builds(Image, meta=metas, spec=st.builds(ImageSpec, source=st.builds(ImageSource,
+    kind=st.just("build"))), status=st.builds(ImageStatus)),
     st.builds(
-        Operation, meta=metas, spec=st.builds(OperationSpec, kind=names, target=names, target_name=names, params=st.just({"force": True})),
-        status=st.builds(OperationStatus, log=st.lists(st.builds(LogLine, at=moments, text=st.text(max_size=30)), max_size=3).map(tuple)),
+        Operation, meta=metas, spec=st.builds(OperationSpec, kind=names, target=names,
+        target_name=names, params=st.just({"force": True})),
+        status=st.builds(OperationStatus, log=st.lists(st.builds(LogLine, at=moments,
+        text=st.text(max_size=30)), max_size=3).map(tuple)),
     ),
     st.builds(Host, meta=metas),
 )  # fmt: skip
@@ -77,7 +92,10 @@ def test_the_stored_bytes_are_compact_json_without_the_revision(document: Docume
     assert document.key == f"{document.prefix}/{document.id}"
 
 
-@pytest.mark.parametrize("model", [VmWish, VmChange, ImageWish, VmSpec, VmStatus, Publish, ImageSource, Meta, OperationSpec])
+@pytest.mark.parametrize(
+    "model",
+    [VmWish, VmChange, ImageWish, VmSpec, VmStatus, Publish, ImageSource, Meta, OperationSpec],
+)
 def test_unknown_fields_are_refused(model: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         model.model_validate({"surprise": 1})
@@ -108,17 +126,25 @@ def test_what_a_user_may_wish_holds_nothing_that_is_decided_by_us() -> None:
 
 
 def test_a_document_that_holds_the_numbers_of_plugged_nics_is_still_read() -> None:
-    nics = (Nic(network="lan", network_id="net", ipv4="10.1.0.2"), Nic(number=1, network="back", network_id="net2"))
+    nics = (
+        Nic(network="lan", network_id="net", ipv4="10.1.0.2"),
+        Nic(number=1, network="back", network_id="net2"),
+    )
     began = Runtime(
-        generation=1, restarts=0, boot_id="b", pid=7, start=7, uid=7, accel="tcg", level="L1", nics=nics, started=datetime.now(UTC)
+        generation=1, restarts=0, boot_id="b", pid=7, start=7, uid=7, accel="tcg", level="L1",
+        nics=nics, started=datetime.now(UTC)
     )  # fmt: skip
-    vm = Vm(meta=Meta(name="a"), spec=VmSpec(image="tiny", nics=nics), status=VmStatus(runtime=began))
+    vm = Vm(
+        meta=Meta(name="a"), spec=VmSpec(image="tiny", nics=nics), status=VmStatus(runtime=began)
+    )
     body = json.loads(vm.dump())
     assert Vm.load(json.dumps(body).encode(), 0) == vm
     body["status"]["runtime"]["nics"] = [0, 1]
     assert Vm.load(json.dumps(body).encode(), 0) == vm, "as the spec has them"
     body["status"]["runtime"]["nics"] = [0, 3]
     found = Vm.load(json.dumps(body).encode(), 0).status.runtime
-    assert found and found.nics == (nics[0], Nic(number=3, network="none")), "one that was to be taken out"
+    assert found and found.nics == (nics[0], Nic(number=3, network="none")), (
+        "one that was to be taken out"
+    )
     del body["status"]["runtime"]["nics"], body["spec"]["nics"]
     assert Vm.load(json.dumps(body).encode(), 0).nics == (Nic(),)

@@ -13,10 +13,52 @@ from virtuary.model.vm import Publish, VmSpec, VmWish
 
 KEY = "ssh-ed25519 " + "A" * 68
 
-GOOD_NAMES = {"web1": "web1", "WEB1": "web1", "  a ": "a", "0": "0", "a-b--c": "a-b--c", "x" * 63: "x" * 63}
-BAD_NAMES = ["", " ", "-a", "a-", "a_b", "a.b", "a b", "x" * 64, "ä", "a/b", "..", "a\nb", "a\0", "web1;reboot", "$(id)", "a,b=c"]
-GOOD_IMAGES = {"debian:12": "debian:12", "Debian": "debian", "a.b-c:1.2_3": "a.b-c:1.2_3", "tiny": "tiny"}
-BAD_IMAGES = ["", "a:", ":a", "a:b:c", "a/b", "../a", ".a", "a_b", "x" * 64, "a:" + "1" * 33, "a b", "a\n"]
+GOOD_NAMES = {
+    "web1": "web1",
+    "WEB1": "web1",
+    "  a ": "a",
+    "0": "0",
+    "a-b--c": "a-b--c",
+    "x" * 63: "x" * 63,
+}
+BAD_NAMES = [
+    "",
+    " ",
+    "-a",
+    "a-",
+    "a_b",
+    "a.b",
+    "a b",
+    "x" * 64,
+    "ä",
+    "a/b",
+    "..",
+    "a\nb",
+    "a\0",
+    "web1;reboot",
+    "$(id)",
+    "a,b=c",
+]
+GOOD_IMAGES = {
+    "debian:12": "debian:12",
+    "Debian": "debian",
+    "a.b-c:1.2_3": "a.b-c:1.2_3",
+    "tiny": "tiny",
+}
+BAD_IMAGES = [
+    "",
+    "a:",
+    ":a",
+    "a:b:c",
+    "a/b",
+    "../a",
+    ".a",
+    "a_b",
+    "x" * 64,
+    "a:" + "1" * 33,
+    "a b",
+    "a\n",
+]
 
 
 @pytest.mark.parametrize(("text", "name"), GOOD_NAMES.items())
@@ -47,12 +89,22 @@ def test_any_text_is_a_safe_name_or_refused(text: str) -> None:
         name = check_name(text)
     except ValueError:
         return
-    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and name[0] != "-" and len(name) <= 63
+    assert (
+        set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+        and name[0] != "-"
+        and len(name) <= 63
+    )
 
 
 @pytest.mark.parametrize(
     "labels",
-    [{}, {"role": "web"}, {"a.b/c_d-e": 'any printable: ü "x"'}, {"x" * 63: "y" * 256}, {f"k{n}": "" for n in range(64)}],
+    [
+        {},
+        {"role": "web"},
+        {"a.b/c_d-e": 'any printable: ü "x"'},
+        {"x" * 63: "y" * 256},
+        {f"k{n}": "" for n in range(64)},
+    ],
     ids=len,
 )
 def test_good_labels_are_taken(labels: dict[str, str]) -> None:
@@ -78,7 +130,8 @@ GOOD_KEYS = [
     "sk-ssh-ed25519@openssh.com " + "D" * 90,
 ]
 BAD_KEYS = [
-    "", "ssh-ed25519", "ssh-ed25519 short", KEY + "\n" + KEY, "ssh-dss " + "A" * 68, 'command="reboot" ' + KEY,
+    "", "ssh-ed25519", "ssh-ed25519 short", KEY + "\n" + KEY, "ssh-dss " + "A" * 68,
+    'command="reboot" ' + KEY,
     KEY + " a\x1b[2J", KEY + " " + "c" * 201, "-----BEGIN OPENSSH PRIVATE KEY-----", KEY + "\0",
 ]  # fmt: skip
 
@@ -97,24 +150,34 @@ def test_what_is_no_public_key_is_refused(key: str) -> None:
 
 SHAPES = {
     "cpus": ([1, 255], [0, 256, -1, 1.5, "two"]),
-    "memory": ([64 * MIB, GIB, 16 * 1024 * GIB], [0, 63 * MIB, GIB + 1, 16 * 1024 * GIB + MIB, "1GiB"]),
+    "memory": (
+        [64 * MIB, GIB, 16 * 1024 * GIB],
+        [0, 63 * MIB, GIB + 1, 16 * 1024 * GIB + MIB, "1GiB"],
+    ),
     "disk": ([MIB, 64 * 1024 * GIB, None], [0, MIB + 1, -MIB, 64 * 1024 * GIB + MIB]),
     "restart_policy": (["always", "on-failure", "no"], ["sometimes", None]),
     "firmware": (["auto", "bios", "uefi"], ["coreboot"]),
     "accel": (["auto", "kvm", "tcg"], ["xen"]),
     "power": (["running", "paused", "stopped"], ["on"]),
     "arch": (["x86_64"], ["../x86_64", "aarch64"]),
-    "publish": ([[], [{"host": 1, "guest": 65535}]], [[{"host": 0, "guest": 1}], [{"host": 65536, "guest": 1}], [{"host": 1}]]),
+    "publish": (
+        [[], [{"host": 1, "guest": 65535}]],
+        [[{"host": 0, "guest": 1}], [{"host": 65536, "guest": 1}], [{"host": 1}]],
+    ),
 }
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, (good, _) in SHAPES.items() for value in good])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, (good, _) in SHAPES.items() for value in good]
+)
 def test_a_good_shape_is_taken(field: str, value: object) -> None:
     VmWish.model_validate({"image": "tiny", field: value})
     VmSpec.model_validate({"image": "tiny", field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, (_, bad) in SHAPES.items() for value in bad])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, (_, bad) in SHAPES.items() for value in bad]
+)
 def test_a_bad_shape_is_refused_and_named(field: str, value: object) -> None:
     with pytest.raises(ValidationError) as caught:
         VmWish.model_validate({"image": "tiny", field: value})
@@ -128,7 +191,17 @@ def test_a_port_is_published_on_an_address(address: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "localhost", "127.1", "1.2.3.4/8", "127.0.0.1,hostfwd=x", "fe80::1%eth0", "::1%a,hostfwd=x -evil", "::1%\n", "٣.1.1.1"],
+    [
+        "",
+        "localhost",
+        "127.1",
+        "1.2.3.4/8",
+        "127.0.0.1,hostfwd=x",
+        "fe80::1%eth0",
+        "::1%a,hostfwd=x -evil",
+        "::1%\n",
+        "٣.1.1.1",
+    ],
 )
 def test_what_is_no_plain_address_is_refused(address: str) -> None:
     """An IPv6 scope may hold any text, and an address ends up on a command line."""
@@ -145,7 +218,13 @@ def test_a_port_is_published_once() -> None:
 
 def test_all_findings_are_told_at_once_each_with_its_pointer() -> None:
     with pytest.raises(ValidationError) as caught:
-        VmWish.model_validate({"image": "tiny", "cpus": 0, "publish": [{"host": 0, "guest": 1}], "colour": "red"})
+        VmWish.model_validate(
+            {"image": "tiny", "cpus": 0, "publish": [{"host": 0, "guest": 1}], "colour": "red"}
+        )
     error = invalid(caught.value)
-    assert {item["pointer"] for item in error.details["errors"]} == {"/cpus", "/publish/0/host", "/colour"}
+    assert {item["pointer"] for item in error.details["errors"]} == {
+        "/cpus",
+        "/publish/0/host",
+        "/colour",
+    }
     assert "publish.0.host: " in error.sentence

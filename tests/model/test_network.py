@@ -1,4 +1,6 @@
-"""Networks and NICs as documents: what is understood, what is refused, and how subnets and addresses are chosen."""
+"""Networks and NICs as documents: what is understood, what is refused, and how subnets and
+addresses are chosen.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,14 @@ BRIDGE = {"kind": "bridge", "interface": "br0"}
         (["10"], [(10, 10)]), ([10, "20-29"], [(10, 10), (20, 29)]), (["5-9", "7-12", "13"], [(5, 13)]), ([], []), ([(3, 4)], [(3, 4)]),
     ],
 )  # fmt: skip
-def test_a_trunk_is_written_as_people_write_it(written: list[Any], meant: list[tuple[int, int]]) -> None:
+def test_a_trunk_is_written_as_people_write_it(
+    written: list[Any], meant: list[tuple[int, int]]
+) -> None:
     spec = NetworkSpec.model_validate({**BRIDGE, "trunk": written})
-    assert list(spec.trunk) == meant and NetworkSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert (
+        list(spec.trunk) == meant
+        and NetworkSpec.model_validate_json(spec.model_dump_json()) == spec
+    )
 
 
 SENSELESS: dict[str, dict[str, Any]] = {
@@ -49,7 +56,18 @@ def test_what_makes_no_sense_is_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "fe80::1", "::1", "x", "10.0.0.1/24", "fe80::1%eth0"]
+    "address",
+    [
+        "127.0.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "fe80::1",
+        "::1",
+        "x",
+        "10.0.0.1/24",
+        "fe80::1%eth0",
+    ],
 )
 def test_no_such_address_leads_to_a_server(address: str) -> None:
     with pytest.raises(ValidationError):
@@ -57,13 +75,18 @@ def test_no_such_address_leads_to_a_server(address: str) -> None:
 
 
 def test_an_address_outside_has_one_spelling_and_is_named_once() -> None:
-    assert NicWish(external=("2001:DB8:0::7", "203.0.113.7")).external == ("2001:db8::7", "203.0.113.7")
+    assert NicWish(external=("2001:DB8:0::7", "203.0.113.7")).external == (
+        "2001:db8::7",
+        "203.0.113.7",
+    )
     with pytest.raises(ValidationError):
         NicWish(external=("2001:db8::7", "2001:DB8::7"))
 
 
 nets = st.builds(
-    lambda base, length: str(ip_network((base, length), strict=False)), st.integers(0, 2**32 - 1), st.integers(4, 32)
+    lambda base, length: str(ip_network((base, length), strict=False)),
+    st.integers(0, 2**32 - 1),
+    st.integers(4, 32),
 )
 
 
@@ -72,7 +95,9 @@ nets = st.builds(
 def test_chosen_subnets_meet_nothing(seed: str, routed: list[str]) -> None:
     four, six = choose_subnets(seed, routed)
     assert ip_network(four).is_private and ip_network(six).is_private
-    assert not any(IPv4Network(four).overlaps(IPv4Network(net)) for net in routed if not net.endswith("/0"))
+    assert not any(
+        IPv4Network(four).overlaps(IPv4Network(net)) for net in routed if not net.endswith("/0")
+    )
     assert (four, six) == choose_subnets(seed, routed)
 
 
@@ -85,7 +110,9 @@ def test_addresses_are_each_one_s_own_until_none_is_left(ids: list[Any]) -> None
         assert address and address not in taken and ip_address(address) in ip_network("10.0.0.0/29")
         assert address not in ("10.0.0.0", "10.0.0.1", "10.0.0.7")
         taken.append(address)
-    assert choose_ipv4("10.0.0.0/29", mac_of("x"), [f"10.0.0.{number}" for number in range(8)]) is None
+    assert (
+        choose_ipv4("10.0.0.0/29", mac_of("x"), [f"10.0.0.{number}" for number in range(8)]) is None
+    )
 
 
 def test_the_address_of_a_mac_is_the_one_of_the_rfc() -> None:

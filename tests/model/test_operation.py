@@ -12,7 +12,11 @@ from virtuary.model.operation import ENDED, Operation, OperationSpec, OperationS
 
 def operation(phase: str, target: str = "vm/1", name: str = "web1", stage: str = "") -> Operation:
     spec = OperationSpec(kind="start", target=target, target_name=name)
-    return Operation(meta=Meta(name="start"), spec=spec, status=OperationStatus.model_validate({"phase": phase, "stage": stage}))
+    return Operation(
+        meta=Meta(name="start"),
+        spec=spec,
+        status=OperationStatus.model_validate({"phase": phase, "stage": stage}),
+    )
 
 
 @pytest.mark.parametrize("phase", ["pending", "running", *ENDED])

@@ -1,4 +1,6 @@
-"""What is wrong with a request is said in our own words, not in those of the library that found it."""
+"""What is wrong with a request is said in our own words, not in those of the library that found
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""A bridge with servers and a world outside, in network namespaces; and the programs that send and count.
+"""A bridge with servers and a world outside, in network namespaces; and the programs that send and
+count.
 
-A "guest" namespace stands for a server: its cable ends in a port of the bridge, as a tap would. Run as a program, this file is one end of a
-flow. What is counted is what a limit counts: frames with all headers, calculated from what the receiver got and the size of its segments.
+A "guest" namespace stands for a server: its cable ends in a port of the bridge, as a tap would. Run
+as a program, this file is one end of a flow. What is counted is what a limit counts: frames with
+all headers, calculated from what the receiver got and the size of its segments.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ OUTSIDE = "10.9.0.1"
 
 def on_wire(kind: str, payload: float, size: int = DATAGRAM) -> float:
     """Bytes of frames that carry so much payload."""
-    return payload * ((MTU + ETHERNET) / TCP_PAYLOAD if kind == "tcp" else (size + 28 + ETHERNET) / size)
+    return payload * (
+        (MTU + ETHERNET) / TCP_PAYLOAD if kind == "tcp" else (size + 28 + ETHERNET) / size
+    )
 
 
 @dataclass
@@ -36,7 +40,9 @@ class Flow:
     sent: int = 0
 
     def wait(self) -> Self:
-        """Until both ends have finished; afterwards there are samples of when how much had arrived."""
+        """Until both ends have finished; afterwards there are samples of when how much had
+        arrived.
+        """
         said, _ = self.sender.communicate(timeout=90)
         self.sent = int(said or 0)
         said, _ = self.receiver.communicate(timeout=90)
@@ -46,7 +52,9 @@ class Flow:
     def rate(self, begin: float, end: float) -> float:
         """Bits a second on the wire between two moments (seconds after the first arrival)."""
         zero = self.samples[0][0]
-        inside = [(moment, total) for moment, total in self.samples[:-1] if begin <= moment - zero <= end]
+        inside = [
+            (moment, total) for moment, total in self.samples[:-1] if begin <= moment - zero <= end
+        ]
         (first, before), (last, after) = inside[0], inside[-1]
         return on_wire(self.kind, after - before, self.size) * 8 / (last - first)
 
@@ -84,20 +92,51 @@ class Rig:
         for name in (self.host, self.outside, *self.guests):
             say("ip", "netns", "add", name)
             say("ip", "-n", name, "link", "set", "lo", "up")
-        say("ip", "-n", self.host, "link", "add", "name", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0")
+        say(
+            "ip",
+            "-n",
+            self.host,
+            "link",
+            "add",
+            "name",
+            "br0",
+            "type",
+            "bridge",
+            "stp_state",
+            "0",
+            "forward_delay",
+            "0",
+        )
         say("ip", "-n", self.host, "link", "set", "br0", "up")
         self._cable(self.outside, "up0", f"{OUTSIDE}/24")
         for number, name in enumerate(self.guests):
             self._cable(name, f"t{number}", f"{address(number)}/24")
 
     def _cable(self, name: str, port: str, addressed: str) -> None:
-        say("ip", "-n", self.host, "link", "add", "name", port, "type", "veth", "peer", "name", "eth0", "netns", name)
+        say(
+            "ip",
+            "-n",
+            self.host,
+            "link",
+            "add",
+            "name",
+            port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            name,
+        )
         say("ip", "-n", self.host, "link", "set", port, "master", "br0", "up")
         say("ip", "-n", name, "addr", "add", addressed, "dev", "eth0")
         say("ip", "-n", name, "link", "set", "eth0", "up")
 
     def renew_port(self, number: int) -> None:
-        """What a restart of a server does: its interface goes, and another one comes with the same name."""
+        """What a restart of a server does: its interface goes, and another one comes with the same
+        name.
+        """
         say("ip", "-n", self.host, "link", "del", f"t{number}")
         self._cable(self.guests[number], f"t{number}", f"{address(number)}/24")
 
@@ -112,16 +151,22 @@ class Rig:
         pace: int = 0,
         size: int = DATAGRAM,
     ) -> Flow:
-        """A flow from or to a guest; `to` another one instead of the world outside. `pace`: bits a second of UDP's payload."""
+        """A flow from or to a guest; `to` another one instead of the world outside. `pace`: bits a
+        second of UDP's payload.
+        """
         self.port += 1
         far, there = (self.outside, OUTSIDE) if to is None else (self.guests[to], address(to))
         source, sink, target = (
-            (self.guests[guest], far, there) if direction == "outbound" else (far, self.guests[guest], address(guest))
+            (self.guests[guest], far, there)
+            if direction == "outbound"
+            else (far, self.guests[guest], address(guest))
         )
         receiver = self._program(sink, "receive", kind, str(self.port), str(seconds))
         assert receiver.stdout
         assert receiver.stdout.readline() == "ready\n"
-        sender = self._program(source, "send", kind, target, str(self.port), str(seconds), str(pace), str(size))
+        sender = self._program(
+            source, "send", kind, target, str(self.port), str(seconds), str(pace), str(size)
+        )
         flow = Flow(kind, size, receiver, sender)
         self.flows.append(flow)
         return flow
@@ -133,9 +178,15 @@ class Rig:
     def left(self) -> str:
         """What traffic control and which devices there are besides the rig's own."""
         qdiscs = say("tc", "-n", self.host, "qdisc", "show").splitlines()
-        links = [line.split()[0].partition("@")[0] for line in say("ip", "-n", self.host, "-br", "link").splitlines()]
+        links = [
+            line.split()[0].partition("@")[0]
+            for line in say("ip", "-n", self.host, "-br", "link").splitlines()
+        ]
         own = {"lo", "br0", "up0", *(f"t{number}" for number in range(len(self.guests)))}
-        return "\n".join([line for line in qdiscs if "noqueue" not in line] + [name for name in links if name not in own])
+        return "\n".join(
+            [line for line in qdiscs if "noqueue" not in line]
+            + [name for name in links if name not in own]
+        )
 
 
 def address(number: int) -> str:
@@ -212,4 +263,11 @@ if __name__ == "__main__":
     if sys.argv[1] == "receive":
         receive(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
     else:
-        send(sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6]), int(sys.argv[7]))
+        send(
+            sys.argv[2],
+            sys.argv[3],
+            int(sys.argv[4]),
+            float(sys.argv[5]),
+            int(sys.argv[6]),
+            int(sys.argv[7]),
+        )

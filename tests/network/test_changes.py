@@ -24,8 +24,10 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 def listener(lab: Lab) -> Iterator[socket.socket]:
     lab.run(
-        "h", f"ip link add {BRIDGE} type bridge", f"ip link set {BRIDGE} up", f"ip address add 10.9.0.1/24 dev {BRIDGE}",
-        f"ip tuntap add {TAP} mode tap", f"ip link set {TAP} master {BRIDGE} up", f"tc qdisc add dev {TAP} clsact",
+        "h", f"ip link add {BRIDGE} type bridge", f"ip link set {BRIDGE} up",
+        f"ip address add 10.9.0.1/24 dev {BRIDGE}",
+        f"ip tuntap add {TAP} mode tap", f"ip link set {TAP} master {BRIDGE} up",
+        f"tc qdisc add dev {TAP} clsact",
     )  # fmt: skip
     with lab.inside("h"):
         sock = changes.open_listener()

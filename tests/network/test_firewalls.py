@@ -1,7 +1,9 @@
-"""ufw, firewalld and Docker themselves beside our rules: what they stop is let pass, and what they forbid on purpose stays forbidden.
+"""ufw, firewalld and Docker themselves beside our rules: what they stop is let pass, and what they
+forbid on purpose stays forbidden.
 
-Their packages are fetched and unpacked, not installed: nothing of this machine is configured or started. They run in a namespace of
-mounts and processes, over the machine's own files, and in the lab's host network.
+Their packages are fetched and unpacked, not installed: nothing of this machine is configured or
+started. They run in a namespace of mounts and processes, over the machine's own files, and in the
+lab's host network.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ PACKAGES = ("ufw", "firewalld", "docker.io")
 
 
 class Box:
-    """Programs of other packages beside the machine's own, with an /etc, /var/lib and /run that are theirs alone."""
+    """Programs of other packages beside the machine's own, with an /etc, /var/lib and /run that are
+    theirs alone.
+    """
 
     def __init__(self, folder: Path, tree: Path, namespace: str) -> None:
         layers = (
             f"mkdir -p {folder}/$place/upper {folder}/$place/work {tree}/$place; "
-            f"mount -t overlay box -o lowerdir={tree}/$place:/$place,upperdir={folder}/$place/upper,workdir={folder}/$place/work /$place"
+            "mount -t overlay box -o "
+            f"lowerdir={tree}/$place:/$place,upperdir={folder}/$place/upper,workdir={folder}/$place/work /$place"
         )
         script = f"""
             mount -t tmpfs box {folder}
@@ -44,13 +49,25 @@ class Box:
             "--kill-child",
             "--mount-proc",
         ]
-        self.process = subprocess.Popen([*enter, "sh", "-ec", script], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [*enter, "sh", "-ec", script], stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         self.first = int(children.read_text().split()[0])
 
     def run(self, *lines: str) -> str:
-        command = ["nsenter", "-t", str(self.first), "-m", "-n", "-p", "sh", "-ec", "\n".join(lines)]
+        command = [
+            "nsenter",
+            "-t",
+            str(self.first),
+            "-m",
+            "-n",
+            "-p",
+            "sh",
+            "-ec",
+            "\n".join(lines),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -85,7 +102,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(["dpkg-deb", "-x", str(deb), str(unpacked)], check=True, timeout=60)
     for place in ("lib", "bin", "sbin"):  # on the machine these are below /usr
         if (unpacked / place).is_dir():
-            shutil.copytree(unpacked / place, unpacked / "usr" / place, symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(
+                unpacked / place, unpacked / "usr" / place, symlinks=True, dirs_exist_ok=True
+            )
     for place in ("share/ufw", "share/ufw/iptables"):  # what the package's installation would do
         for file in (unpacked / "usr" / place).glob("*.rules"):
             shutil.copy(file, unpacked / "etc/ufw")
@@ -107,7 +126,10 @@ def box(lab: Lab, tree: Path, tmp_path: Path) -> Iterator[Box]:
         yield made
     finally:
         made.close()
-        flush = "for i in iptables ip6tables; do $i -P INPUT ACCEPT; $i -P FORWARD ACCEPT; done; nft flush ruleset"
+        flush = (
+            "for i in iptables ip6tables; do $i -P INPUT ACCEPT; $i -P FORWARD ACCEPT; done; "
+            "nft flush ruleset"
+        )
         lab.run("h", flush, "echo 1 > /proc/sys/net/ipv4/ip_forward")
         lab.rule()
 
@@ -128,30 +150,43 @@ def test_ufw(lab: Lab, box: Box) -> None:
     assert owners(lab.clear()) == {"ufw"}
     assert all(lab.reached()) and served(lab) and lab.clear() == ()
     box.run("ufw reload")
-    assert all(lab.reached()) and lab.clear() == (), "ufw leaves rules in the chains of the kernel's own alone"
+    assert all(lab.reached()) and lab.clear() == (), (
+        "ufw leaves rules in the chains of the kernel's own alone"
+    )
     box.run(f"ufw route reject in on vbr1 out on up0 to {OUTSIDE} port 81")
-    assert lab.call("a", OUTSIDE, 81, "o", 81) == "refused", "what an administrator forbids stays forbidden"
+    assert lab.call("a", OUTSIDE, 81, "o", 81) == "refused", (
+        "what an administrator forbids stays forbidden"
+    )
     box.run("ufw default reject routed")
     assert not any(lab.reached())
     assert owners(lab.clear()) == {"ufw"}
     assert all(lab.reached()) and lab.call("a", OUTSIDE, 81, "o", 81) == "refused"
     lab.on_host(obstacles.restore)
-    assert not any(lab.reached()) and not served(lab) and "virtuary:" not in lab.run("h", "iptables -S; ip6tables -S")
+    assert (
+        not any(lab.reached())
+        and not served(lab)
+        and "virtuary:" not in lab.run("h", "iptables -S; ip6tables -S")
+    )
 
 
 def test_firewalld(lab: Lab, box: Box) -> None:
     box.run(
-        "rm -f /usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service",  # which would want to know the package's actions
+        # which would want to know the package's actions
+        "rm -f /usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service",
         "dbus-daemon --system --fork",
         "setsid firewalld --nofork >/run/firewalld.log 2>&1 </dev/null &",
-        "for turn in $(seq 100); do ! firewall-cmd --state >/dev/null 2>&1 || exit 0; sleep 0.2; done; cat /run/firewalld.log; exit 1",
+        "for turn in $(seq 100); do ! firewall-cmd --state >/dev/null 2>&1 || exit 0; sleep 0.2; "
+        "done; cat /run/firewalld.log; exit 1",
     )
-    published = [False, False, True, True, False]  # firewalld lets pass whatever was led elsewhere by DNAT
+    # firewalld lets pass whatever was led elsewhere by DNAT
+    published = [False, False, True, True, False]
     assert lab.reached() == published and not served(lab)
     assert owners(lab.clear()) == {"firewalld"}
     assert all(lab.reached()) and served(lab) and lab.clear() == ()
     box.run("firewall-cmd --zone=public --add-interface=up0")
-    assert all(lab.reached()) and served(lab) and lab.clear() == (), "a zone for the way out changes nothing"
+    assert all(lab.reached()) and served(lab) and lab.clear() == (), (
+        "a zone for the way out changes nothing"
+    )
     for reload in ("--reload", "--complete-reload"):
         box.run(f"firewall-cmd {reload}")
         assert lab.reached() == published, "its tables were made anew"
@@ -167,9 +202,11 @@ def test_firewalld(lab: Lab, box: Box) -> None:
 
 
 START_DOCKER = (
-    "setsid dockerd --storage-driver vfs --data-root /run/docker --exec-root /run/docker-exec --pidfile /run/docker.pid -H unix:///run/docker.sock"
+    "setsid dockerd --storage-driver vfs --data-root /run/docker --exec-root /run/docker-exec "
+    "--pidfile /run/docker.pid -H unix:///run/docker.sock"
     " >/run/docker.log 2>&1 </dev/null &\n"
-    "for turn in $(seq 150); do ! docker version >/dev/null 2>&1 || exit 0; sleep 0.2; done; cat /run/docker.log; exit 1"
+    "for turn in $(seq 150); do ! docker version >/dev/null 2>&1 || exit 0; sleep 0.2; done; cat "
+    "/run/docker.log; exit 1"
 )
 
 
@@ -181,9 +218,13 @@ def test_docker(lab: Lab, box: Box) -> None:
     assert owners(lab.clear()) == {"Docker"}
     assert all(lab.reached()) and lab.clear() == ()
     box.run("docker network create other")
-    assert all(lab.reached()) and lab.clear() == (), "Docker's own networks come and go before our rules"
+    assert all(lab.reached()) and lab.clear() == (), (
+        "Docker's own networks come and go before our rules"
+    )
     box.run(f"iptables -I DOCKER-USER -s {v4('a')} -d {OUTSIDE} -p tcp --dport 81 -j DROP")
-    assert lab.call("a", OUTSIDE, 81, "o", 81) == "silence", "what an administrator forbids stays forbidden"
+    assert lab.call("a", OUTSIDE, 81, "o", 81) == "silence", (
+        "what an administrator forbids stays forbidden"
+    )
     box.run("kill $(cat /run/docker.pid)", "while test -e /run/docker.pid; do sleep 0.1; done")
     assert all(lab.reached())
     box.run(START_DOCKER)
@@ -191,4 +232,6 @@ def test_docker(lab: Lab, box: Box) -> None:
     rules = lab.run("h", "iptables -S FORWARD")
     assert all(f"virtuary:{bridge}:0" in rules for bridge in BRIDGES)
     lab.on_host(obstacles.restore)
-    assert lab.reached() == [False, True, False, True, False] and "virtuary:" not in lab.run("h", "iptables -S")
+    assert lab.reached() == [False, True, False, True, False] and "virtuary:" not in lab.run(
+        "h", "iptables -S"
+    )

@@ -14,8 +14,8 @@ from netlab import HOST, HOST6, OUTSIDE, Lab, forward, lab_of, nets, ports, v4, 
 from virtuary.model.firewall import Match
 from virtuary.network import conntrack, flows, ruleset
 from virtuary.network.conntrack import SOURCE_TRANSLATED, TARGET_TRANSLATED, End, Flow, Glance
+from virtuary.network.filtered import External, Forward
 from virtuary.network.flows import World
-from virtuary.network.ruleset import External, Forward
 
 DENY = (Match("in", "deny", "any", (), None),)
 SILENT = (Match("out", "reject", "tcp", (), None),)
@@ -33,10 +33,22 @@ def flow(
     seen: str | None = None,
     protocol: str = "tcp",
 ) -> Flow:
-    """A connection from `source` to `target`. `by`: who is called in place of the target; `seen`: as whom the caller is."""
+    """A connection from `source` to `target`. `by`: who is called in place of the target; `seen`:
+    as whom the caller is.
+    """
     original = End(ip_address(source), ip_address(target), port, 40000 if port else None)
-    reply = End(ip_address(by or target), ip_address(seen or source), 40000 if port else None, by_port or port)
-    return Flow(protocol, original, reply, (TARGET_TRANSLATED if by else 0) | (SOURCE_TRANSLATED if seen else 0))
+    reply = End(
+        ip_address(by or target),
+        ip_address(seen or source),
+        40000 if port else None,
+        by_port or port,
+    )
+    return Flow(
+        protocol,
+        original,
+        reply,
+        (TARGET_TRANSLATED if by else 0) | (SOURCE_TRANSLATED if seen else 0),
+    )
 
 
 def world(
@@ -48,7 +60,9 @@ def world(
     **rules: tuple[Match, ...],
 ) -> World:
     cards = [card for card in ports(**rules) if card.interface != f"tap{without}"]
-    return World(tuple(nets(**(net or {}))), tuple(cards), published, externals, tuple(map(ip_address, left)))
+    return World(
+        tuple(nets(**(net or {}))), tuple(cards), published, externals, tuple(map(ip_address, left))
+    )
 
 
 A80 = forward("0.0.0.0", 8080, v4("a"))
@@ -64,31 +78,41 @@ STAYS = {
     "what a server calls outside": (world(a=DENY), flow(v4("a"), OUTSIDE, 80, seen=HOST)),
     "under an address outside": (world(externals=(TO_A,)), flow(v4("a"), OUTSIDE, 80, seen=OUTER)),
     "to an address outside": (world(externals=(TO_A,)), flow(OUTSIDE, OUTER, 80, by=v4("a"))),
-    "a ping of that": (world(externals=(TO_A,)), flow(OUTSIDE, OUTER, None, by=v4("a"), protocol="icmp")),
+    "a ping of that": (world(externals=(TO_A,)), flow(OUTSIDE, OUTER, None, by=v4("a"),
+    protocol="icmp")),
     "an answer of the host": (world(), flow(v4("a"), "10.1.0.1", 53, protocol="udp")),
-    "names where that port is published": (world(forward("0.0.0.0", 53, v4("b"), 53, "udp")), flow(v4("a"), "10.1.0.1", 53, protocol="udp")),
+    "names where that port is published": (world(forward("0.0.0.0", 53, v4("b"), 53, "udp")),
+    flow(v4("a"), "10.1.0.1", 53, protocol="udp")),
     "an open host": (world(net={"host_access": True}), flow(v4("a"), "10.1.0.1", 80)),
     "strangers": (world(), flow(OUTSIDE, HOST, 22)),
     "what others translate": (world(), flow(OUTSIDE, HOST, 80, by="172.17.0.2")),
     "a bridge's": (world(), flow(v4("f"), v4("g"), 80)),
     "another server's rule": (world(b=DENY), flow(v4("b"), v4("a"), 80)),
-    "another protocol's rule": (world(a=SILENT), flow(v4("a"), OUTSIDE, 53, seen=HOST, protocol="udp")),
+    "another protocol's rule": (world(a=SILENT), flow(v4("a"), OUTSIDE, 53, seen=HOST,
+    protocol="udp")),
 }  # fmt: skip
 ENDS = {
     "what is published no more": (world(), PUBLISHED),
     "what is published by another one": (world(B80), PUBLISHED),
     "what leads to another port": (world(forward("0.0.0.0", 8080, v4("a"), 81)), PUBLISHED),
-    "what the host calls by a port that is gone": (world(), flow(HOST, "127.0.0.1", 8080, by=v4("a"), by_port=80)),
-    "what was the host's own and is published now": (world(A80), flow(OUTSIDE, HOST, 8080, protocol="tcp")),
+    "what the host calls by a port that is gone": (world(), flow(HOST, "127.0.0.1", 8080,
+    by=v4("a"), by_port=80)),
+    "what was the host's own and is published now": (world(A80), flow(OUTSIDE, HOST, 8080,
+    protocol="tcp")),
     "what a rule denies now": (world(b=DENY), flow(v4("a"), v4("b"), 80)),
     "what the caller's rule denies now": (world(a=SILENT), flow(v4("a"), OUTSIDE, 80, seen=HOST)),
-    "a ping to a server that is gone": (world(without="b"), flow(v4("a"), v4("b"), None, protocol="icmp")),
+    "a ping to a server that is gone": (world(without="b"), flow(v4("a"), v4("b"), None,
+    protocol="icmp")),
     "calls of a server that is gone": (world(without="a"), flow(v4("a"), OUTSIDE, 80, seen=HOST)),
     "what a published port's server denies now": (world(A80, a=DENY), PUBLISHED),
-    "to an address outside that is another's": (world(externals=(TO_A,)), flow(OUTSIDE, OUTER, 80, by=v4("b"))),
-    "to an address outside that is nobody's": (world(left=(OUTER,)), flow(OUTSIDE, OUTER, 80, by=v4("a"))),
-    "under an address outside that is another's": (world(externals=(TO_A,)), flow(v4("b"), OUTSIDE, 80, seen=OUTER)),
-    "under an address outside that is nobody's": (world(left=(OUTER,)), flow(v4("a"), OUTSIDE, 80, seen=OUTER)),
+    "to an address outside that is another's": (world(externals=(TO_A,)), flow(OUTSIDE, OUTER, 80,
+    by=v4("b"))),
+    "to an address outside that is nobody's": (world(left=(OUTER,)), flow(OUTSIDE, OUTER, 80,
+    by=v4("a"))),
+    "under an address outside that is another's": (world(externals=(TO_A,)), flow(v4("b"), OUTSIDE,
+    80, seen=OUTER)),
+    "under an address outside that is nobody's": (world(left=(OUTER,)), flow(v4("a"), OUTSIDE, 80,
+    seen=OUTER)),
     "an isolated server's way out": (world(), flow(v4("d"), OUTSIDE, 80, seen=HOST)),
     "a host that is closed now": (world(), flow(v4("a"), "10.1.0.1", 80)),
     "another network's default": (world(net={"default_in": "deny"}), flow(v4("a"), v4("b"), 80)),
@@ -124,7 +148,9 @@ NARROWER = {
 def test_connections_are_judged_where_something_went_or_changed(case: str) -> None:
     before, after, expected = NARROWER[case]
     assert after.narrows(before) == expected
-    assert after.after(before).left == ((ip_address(OUTER),) if case == "an address outside less" else ())
+    assert after.after(before).left == (
+        (ip_address(OUTER),) if case == "an address outside less" else ()
+    )
 
 
 # ---- in a kernel
@@ -137,7 +163,9 @@ def lab() -> Iterator[Lab]:
 
 def use(lab: Lab, rules: World) -> int:
     """Load these rules as the daemon does; how many connections ended."""
-    lab.on_host(ruleset.apply, ruleset.render(rules.nets, rules.ports, rules.forwards, rules.externals))
+    lab.on_host(
+        ruleset.apply, ruleset.render(rules.nets, rules.ports, rules.forwards, rules.externals)
+    )
     return int(lab.on_host(flows.end_those_over, rules))
 
 
@@ -162,12 +190,23 @@ IN_A_KERNEL = {
 @pytest.mark.host
 @pytest.mark.slow
 @pytest.mark.parametrize("case", IN_A_KERNEL)
-def test_a_connection_ends_with_what_allowed_it_and_another_one_goes_on(lab: Lab, case: str) -> None:
+def test_a_connection_ends_with_what_allowed_it_and_another_one_goes_on(
+    lab: Lab, case: str
+) -> None:
     before, after, call = IN_A_KERNEL[case]
     use(lab, replace(before, forwards=(*before.forwards, forward("0.0.0.0", 9090, v4("a"), 81))))
-    with lab.connect(*call) as (_, client, server), lab.connect("o", HOST, 9090, "a", 81) as (_, other, its):
+    with (
+        lab.connect(*call) as (_, client, server),
+        lab.connect("o", HOST, 9090, "a", 81) as (_, other, its),
+    ):
         assert goes_on(client, server) and goes_on(other, its)
-        assert use(lab, replace(after, forwards=(*after.forwards, forward("0.0.0.0", 9090, v4("a"), 81)))) >= 1
+        assert (
+            use(
+                lab,
+                replace(after, forwards=(*after.forwards, forward("0.0.0.0", 9090, v4("a"), 81))),
+            )
+            >= 1
+        )
         assert not goes_on(client, server)
         assert goes_on(other, its)
 
@@ -184,7 +223,9 @@ def test_a_glance_sees_what_a_whole_look_sees(lab: Lab) -> None:
         lab.inside("h"),
         conntrack.open_socket() as sock,
     ):
-        conntrack.find(sock, lambda one: seen.append(one) or True, lambda one: found.append(one) or False)  # type: ignore[func-returns-value]
+        conntrack.find(
+            sock, lambda one: seen.append(one) or True, lambda one: found.append(one) or False
+        )  # type: ignore[func-returns-value]
     assert len(found) >= 3 and [
         Glance(
             one.original.source.packed,
@@ -202,10 +243,12 @@ def test_a_glance_sees_what_a_whole_look_sees(lab: Lab) -> None:
 def test_whatever_ends_is_worth_a_look(case: str) -> None:
     rules, one = ENDS[case]
     ends = one.original.source, one.original.target, one.reply.source, one.reply.target
-    assert rules.concerned(OWN)(Glance(*(address.packed for address in ends), one.original.port or 0))
-    assert not rules.concerned(OWN)(Glance(*(ip_address(text).packed for text in (OUTSIDE, HOST, HOST, OUTSIDE)), 22)), (
-        "and nothing else"
+    assert rules.concerned(OWN)(
+        Glance(*(address.packed for address in ends), one.original.port or 0)
     )
+    assert not rules.concerned(OWN)(
+        Glance(*(ip_address(text).packed for text in (OUTSIDE, HOST, HOST, OUTSIDE)), 22)
+    ), "and nothing else"
 
 
 @pytest.mark.host

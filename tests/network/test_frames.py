@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtuary.network.frames import ACK, GUEST_MAC, SYN, Segment, accept, announcement, checksum, parse_segment
+from virtuary.network.frames import (
+    ACK,
+    GUEST_MAC,
+    SYN,
+    Segment,
+    accept,
+    announcement,
+    checksum,
+    parse_segment,
+)
 
 VECTORS = {
     "RFC 1071": (bytes.fromhex("0001f203f4f5f6f7"), 0x220D),
@@ -42,8 +51,10 @@ def test_any_tcp_frame_is_a_segment_or_nothing(frame: bytes, head: int) -> None:
 
 
 segments = st.builds(
-    Segment, peer_mac=st.binary(min_size=6, max_size=6), source=st.binary(min_size=4, max_size=4), target=st.binary(min_size=4, max_size=4),
-    source_port=st.integers(1, 65535), target_port=st.integers(1, 65535), sequence=st.integers(0, 2**32 - 1), acknowledged=st.just(0), flags=st.just(SYN),
+    Segment, peer_mac=st.binary(min_size=6, max_size=6), source=st.binary(min_size=4, max_size=4),
+    target=st.binary(min_size=4, max_size=4),
+    source_port=st.integers(1, 65535), target_port=st.integers(1, 65535), sequence=st.integers(0,
+    2**32 - 1), acknowledged=st.just(0), flags=st.just(SYN),
 )  # fmt: skip
 
 
@@ -58,7 +69,9 @@ def test_the_answer_to_a_syn_is_whole_and_goes_back(segment: Segment, sequence: 
     assert answer.flags == SYN | ACK
     ip, tcp = frame[14:34], frame[34:]
     assert checksum(ip) == 0, "the header's"
-    assert checksum(answer.source + answer.target + struct.pack(">BBH", 0, 6, len(tcp)) + tcp) == 0, "and the segment's"
+    assert (
+        checksum(answer.source + answer.target + struct.pack(">BBH", 0, 6, len(tcp)) + tcp) == 0
+    ), "and the segment's"
     assert struct.unpack_from(">H", ip, 2)[0] == len(frame) - 14
 
 

@@ -1,4 +1,6 @@
-"""Where networks are: a namespace of a user's own, made when it is needed, which outlives who made it and leaves nothing."""
+"""Where networks are: a namespace of a user's own, made when it is needed, which outlives who made
+it and leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,18 @@ from virtuary.base.known import RECORD, recorded, recording
 from virtuary.base.proc import identify, run
 from virtuary.model.bandwidth import Bandwidth, Rate
 from virtuary.model.firewall import Match
-from virtuary.network import bridge, flows, ground, leases, nft, routes, ruleset, shaping, within
+from virtuary.network import (
+    bridge,
+    filtered,
+    flows,
+    ground,
+    leases,
+    nft,
+    routes,
+    ruleset,
+    shaping,
+    within,
+)
 from virtuary.network.ground import Host, Private
 
 pytestmark = pytest.mark.host
@@ -58,7 +71,10 @@ async def test_what_is_made_there_is_not_on_the_host_and_is_seen_from_it(own: Pr
     handle = await own.lend(bridge.open_tap, "vtown", "vbown", apart=True)
     try:
         assert not bridge.is_there("vbown") and bridge.is_there("vbown", own.net)
-        assert bridge.ports_of("vbown", own.net) == {"vtown"} and bridge.read_traffic("vtown", own.net) is not None
+        assert (
+            bridge.ports_of("vbown", own.net) == {"vtown"}
+            and bridge.read_traffic("vtown", own.net) is not None
+        )
         assert await own.call(bridge.find_bridges, "vb") == {"vbown"}
     finally:
         os.close(handle)
@@ -86,7 +102,8 @@ async def test_a_port_is_set_apart_or_not_and_again(own: Private, apart: bool) -
         port = own.net / "vtown/brport"
         told = (port / "isolated").read_text().strip(), (port / "hairpin_mode").read_text().strip()
         place = ("nsenter", "-t", str(holders(own)[0]), "-U", "-n", "--preserve-credentials", "cat")
-        settings = await run(*place, *map(str, bridge.FILTERED), check=False)  # the namespace has its own
+        # the namespace has its own
+        settings = await run(*place, *map(str, bridge.FILTERED), check=False)
         filtered = b"1" in settings.stdout
         assert told == (("0", "1") if apart and filtered else ("1", "0") if apart else ("0", "0"))
     finally:
@@ -103,24 +120,38 @@ async def test_rules_and_bandwidth_are_taken_there_as_on_the_host(own: Private) 
     try:
         leaf: shaping.Leaf = await own.call(shaping.probe)
         wished = Bandwidth(inbound=Rate(limit=10_000_000))
-        segment = shaping.Segment("vbown", 100_000_000, (shaping.Port("vtown", shaping.FIRST_NUMBER, wished),))
+        segment = shaping.Segment(
+            "vbown", 100_000_000, (shaping.Port("vtown", shaping.FIRST_NUMBER, wished),)
+        )
         assert await own.call(shaping.apply, segment, leaf)
         assert await own.call(shaping.apply, segment, leaf) == [], "the second time it is there"
     finally:
         os.close(handle)
 
 
-async def test_connections_and_leases_are_ended_there_as_on_the_host(own: Private, tmp_path: Path) -> None:
+async def test_connections_and_leases_are_ended_there_as_on_the_host(
+    own: Private, tmp_path: Path
+) -> None:
     deny = Match("in", "deny", "any", ((1, 2),), (ip_network("10.0.0.0/8"), ip_network("fd00::/8")))
     card = ruleset.Port(
-        "vtown", "vbown", "52:54:00:00:00:01", (ip_address("10.9.9.2"), ip_address("fd09::2")), frozenset({"ipv4"}), (deny,)
+        "vtown",
+        "vbown",
+        "52:54:00:00:00:01",
+        (ip_address("10.9.9.2"), ip_address("fd09::2")),
+        frozenset({"ipv4"}),
+        (deny,),
     )
-    net = ruleset.Net("vbown", "nat", (ip_network("10.9.9.0/24"), ip_network("fd09::/64")))
-    way = ruleset.Forward("tcp", ip_address("10.0.2.15"), 8080, ip_address("10.9.9.2"), 80)
+    net = filtered.Net("vbown", "nat", (ip_network("10.9.9.0/24"), ip_network("fd09::/64")))
+    way = filtered.Forward("tcp", ip_address("10.0.2.15"), 8080, ip_address("10.9.9.2"), 80)
     world = flows.World((net,), (card,), (way,), left=(ip_address("203.0.113.7"),))
     assert await own.call(flows.end_those_over, world) == 0
-    gone = [leases.Taken("52:54:00:00:00:01", "10.9.9.2", "web1"), leases.Taken("", "fd09::2", "web1", 7, "00:01")]
-    assert await own.call(leases.release, str(tmp_path), "vbown", "10.9.9.1", gone), "nobody serves there, and nothing is leased"
+    gone = [
+        leases.Taken("52:54:00:00:00:01", "10.9.9.2", "web1"),
+        leases.Taken("", "fd09::2", "web1", 7, "00:01"),
+    ]
+    assert await own.call(leases.release, str(tmp_path), "vbown", "10.9.9.1", gone), (
+        "nobody serves there, and nothing is leased"
+    )
 
 
 async def test_what_a_function_raises_is_raised_here(own: Private) -> None:
@@ -139,7 +170,13 @@ async def test_only_functions_of_this_room_are_called() -> None:
         "virtuary.network.ground:Private",
         "virtuary.network.bridge:nothing",
     )
-    for name in ("os:system", "virtuary.base.proc:run", "virtuary.network.bridge:os.system", "virtuary.networks:x", *taken_in):
+    for name in (
+        "os:system",
+        "virtuary.base.proc:run",
+        "virtuary.network.bridge:os.system",
+        "virtuary.networks:x",
+        *taken_in,
+    ):
         with pytest.raises(Failed):
             within.find_function(name)
 
@@ -173,7 +210,9 @@ async def test_who_serves_there_is_replaced(own: Private) -> None:
     assert await own.call(bridge.find_bridges, "vb") == {"vbown"}
 
 
-async def test_with_nobody_left_in_it_a_new_one_is_made_and_what_served_the_old_one_ends(own: Private, tmp_path: Path) -> None:
+async def test_with_nobody_left_in_it_a_new_one_is_made_and_what_served_the_old_one_ends(
+    own: Private, tmp_path: Path
+) -> None:
     await own.call(bridge.ensure_bridge, "vbown", [])
     record = tmp_path / RECORD
     sleeper = await asyncio.create_subprocess_exec(*recording(record, "/usr/bin/sleep", "1000"))
@@ -183,17 +222,25 @@ async def test_with_nobody_left_in_it_a_new_one_is_made_and_what_served_the_old_
     assert await asyncio.wait_for(sleeper.wait(), 5) == -signal.SIGKILL
 
 
-async def test_calls_side_by_side_get_their_own_answers_and_a_call_given_up_disturbs_none(own: Private) -> None:
+async def test_calls_side_by_side_get_their_own_answers_and_a_call_given_up_disturbs_none(
+    own: Private,
+) -> None:
     await own.call(bridge.ensure_bridge, "vbown", [])
     given_up = asyncio.create_task(own.lend(bridge.open_tap, "vtgone", "vbown", apart=True))
     await asyncio.sleep(0)
     given_up.cancel()
-    opened = await asyncio.gather(*(own.lend(bridge.open_tap, f"vt{number}", "vbown", apart=True) for number in range(8)))
+    opened = await asyncio.gather(
+        *(own.lend(bridge.open_tap, f"vt{number}", "vbown", apart=True) for number in range(8))
+    )
     try:
-        assert bridge.ports_of("vbown", own.net) - {"vtgone"} == {f"vt{number}" for number in range(8)}
+        assert bridge.ports_of("vbown", own.net) - {"vtgone"} == {
+            f"vt{number}" for number in range(8)
+        }
         for number, handle in enumerate(opened):
             os.close(handle)
-            assert not bridge.is_there(f"vt{number}", own.net), "the descriptor was that of this tap"
+            assert not bridge.is_there(f"vt{number}", own.net), (
+                "the descriptor was that of this tap"
+            )
     finally:
         await asyncio.gather(given_up, return_exceptions=True)
     assert not bridge.is_there("vtgone", own.net), "nobody has the one that was given up"
@@ -205,11 +252,15 @@ async def test_nothing_stays(tmp_path: Path) -> None:
     inside = [*servers(place), *holders(place)]
     assert len(inside) == 2
     await place.leave()
-    assert not any(command_line(pid) for pid in inside) and not list((tmp_path / "networks").iterdir())
+    assert not any(command_line(pid) for pid in inside) and not list(
+        (tmp_path / "networks").iterdir()
+    )
     await place.leave()
 
 
-async def test_a_host_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_host_that_refuses_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert await ground.prove() is None
     missing = tmp_path / "no-tun"
     monkeypatch.setattr(ground, "TUN", missing)
@@ -221,6 +272,9 @@ async def test_a_host_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch, tmp
 
 async def test_on_the_host_a_function_is_just_called() -> None:
     here = Host()
-    assert await here.call(bridge.is_there, "lo") and await here.call(routes.call, "127.0.0.1", 1, 1) == "refused"
+    assert (
+        await here.call(bridge.is_there, "lo")
+        and await here.call(routes.call, "127.0.0.1", 1, 1) == "refused"
+    )
     with pytest.raises(VirtuaryError):
         await here.lend(bridge.open_tap, "vtown", "nobridge", apart=True)

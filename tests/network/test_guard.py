@@ -1,7 +1,8 @@
-"""Spoofed frames: ten thousand of each kind, and none is delivered to a neighbour, the host or the world outside.
+"""Spoofed frames: ten thousand of each kind, and none is delivered to a neighbour, the host or the
+world outside.
 
-The servers f and g share a bridge with the world outside, where nothing but the guard stands between them. That the
-watchers would see each kind is shown first, with a card that is not guarded.
+The servers f and g share a bridge with the world outside, where nothing but the guard stands
+between them. That the watchers would see each kind is shown first, with a card that is not guarded.
 """
 
 from __future__ import annotations
@@ -36,8 +37,18 @@ def ether(kind: int, data: bytes, source: bytes = OWN, target: bytes = ALL) -> b
     return target + source + struct.pack(">H", kind) + data
 
 
-def arp(sender_mac: bytes = OWN, sender: bytes = IP, operation: int = 1, target: bytes = GATEWAY_IP) -> bytes:
-    return ether(0x0806, struct.pack(">HHBBH", 1, 0x0800, 6, 4, operation) + sender_mac + sender + bytes(6) + target + MARK)
+def arp(
+    sender_mac: bytes = OWN, sender: bytes = IP, operation: int = 1, target: bytes = GATEWAY_IP
+) -> bytes:
+    return ether(
+        0x0806,
+        struct.pack(">HHBBH", 1, 0x0800, 6, 4, operation)
+        + sender_mac
+        + sender
+        + bytes(6)
+        + target
+        + MARK,
+    )
 
 
 def udp(source_port: int, target_port: int) -> bytes:
@@ -56,7 +67,9 @@ def ip4(source: bytes, data: bytes, target: bytes = b"\xff" * 4, /, **frame: byt
     return ether(0x0800, head + data, **frame)
 
 
-def ip6(source: bytes, data: bytes, following: int = 17, target: bytes = ALL6, hops: int = 255) -> bytes:
+def ip6(
+    source: bytes, data: bytes, following: int = 17, target: bytes = ALL6, hops: int = 255
+) -> bytes:
     head = struct.pack(">IHBB", 0x60000000, len(data), following, hops) + source + target
     return ether(0x86DD, head + data, target=TO_ALL6)
 
@@ -94,13 +107,16 @@ SPOOFED = {
     "advertisement of another's address": icmp6(IP6, 136, ADVERT + OTHER_IP6 + option(2, OWN)),
     "advertisement with another's MAC": icmp6(IP6, 136, ADVERT + IP6 + option(2, OTHER)),
     "advertisement from another": icmp6(OTHER_IP6, 136, ADVERT + IP6 + option(2, OWN)),
-    "advertisement with two options": icmp6(IP6, 136, ADVERT + IP6 + option(2, OWN) + option(2, OTHER)),
-    "advertisement in a fragment": icmp6(IP6, 136, ADVERT + OTHER_IP6 + option(2, OWN), bytes([58, 0, 0, 1, 0, 0, 0, 9])),
+    "advertisement with two options": icmp6(IP6, 136, ADVERT + IP6 + option(2, OWN) + option(2,
+    OTHER)),
+    "advertisement in a fragment": icmp6(IP6, 136, ADVERT + OTHER_IP6 + option(2, OWN), bytes([58,
+    0, 0, 1, 0, 0, 0, 9])),
     "solicitation with another's MAC": icmp6(IP6, 135, bytes(4) + GATEWAY_IP6 + option(1, OTHER)),
     "detection of another's address": icmp6(NOTHING6, 135, bytes(4) + OTHER_IP6),
     "router solicitation with another's MAC": icmp6(LINK, 133, bytes(4) + option(1, OTHER)),
     "router advertisement": icmp6(LINK, 134, ROUTER),
-    "router advertisement in a fragment": icmp6(LINK, 134, ROUTER, bytes([58, 0, 0, 1, 0, 0, 0, 9])),
+    "router advertisement in a fragment": icmp6(LINK, 134, ROUTER, bytes([58, 0, 0, 1, 0, 0, 0,
+    9])),
     "redirect": icmp6(LINK, 137, bytes(4) + GATEWAY_IP6 + IP6),
     "DHCP request for another": ip4(bytes(4), bootp(OTHER)),
     "DHCP release of another's": ip4(IP, bootp(OTHER), GATEWAY_IP),
@@ -130,7 +146,8 @@ HONEST = {
     "advertisement without option": icmp6(LINK, 136, ADVERT + LINK),
     "solicitation": icmp6(IP6, 135, bytes(4) + GATEWAY_IP6 + option(1, OWN)),
     "detection of its address": icmp6(NOTHING6, 135, bytes(4) + IP6),
-    "detection of its link-local address": icmp6(NOTHING6, 135, bytes(4) + LINK + option(14, b"nonce!")),
+    "detection of its link-local address": icmp6(NOTHING6, 135, bytes(4) + LINK + option(14,
+    b"nonce!")),
     "router solicitation": icmp6(LINK, 133, bytes(4) + option(1, OWN)),
     "router solicitation without address": icmp6(NOTHING6, 133, bytes(4)),
     "multicast report without address": icmp6(NOTHING6, 143, bytes(4)),
@@ -149,13 +166,15 @@ class Wire:
     def __init__(self, lab: Lab) -> None:
         self.sender = self._open(lab, "f", "eth0")
         self.watchers = {
-            "neighbour": self._open(lab, "g", "eth0"), "host": self._open(lab, "h", "vbr4"), "outside": self._open(lab, "o", "eth4"),
+            "neighbour": self._open(lab, "g", "eth0"), "host": self._open(lab, "h", "vbr4"),
+            "outside": self._open(lab, "o", "eth4"),
         }  # fmt: skip
 
     @staticmethod
     def _open(lab: Lab, place: str, interface: str) -> socket.socket:
         made = lab.socket(place, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        made.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE: a watcher must not miss any
+        # SO_RCVBUFFORCE: a watcher must not miss any
+        made.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)
         with lab.inside(place):
             made.bind((interface, 3))
         made.setblocking(False)
@@ -198,7 +217,8 @@ def test_the_watchers_see_each_kind_when_nothing_is_checked(lab: Lab, wire: Wire
     for name, frame in {**SPOOFED, **HONEST}.items():
         wire.send(frame, 20)
         found = wire.seen()
-        wanted = {**EVERYBODY, "host": found["host"]} if "VLAN" in name else EVERYBODY  # a host without VLANs takes none in
+        # a host without VLANs takes none in
+        wanted = {**EVERYBODY, "host": found["host"]} if "VLAN" in name else EVERYBODY
         assert found == ({**NONE} if name.endswith("in a fragment") else wanted), name
 
 
@@ -253,7 +273,11 @@ PASSED_BY: dict[str, set[str]] = {
     "arp": {name for name in SPOOFED if name.startswith("ARP ")} | {"nothing at all"},
     "ipv4": {"IPv4 source", "IPv4 source nobody"},
     "ipv6": {
-        name for name in SPOOFED if name.startswith(("IPv6", "advertisement", "solicitation", "detection", "router solicitation"))
+        name
+        for name in SPOOFED
+        if name.startswith(
+            ("IPv6", "advertisement", "solicitation", "detection", "router solicitation")
+        )
     }
     - {"advertisement in a fragment"},
     "dhcp": {"DHCP server", "DHCPv6 server"} | ASKED,
@@ -266,8 +290,13 @@ PASSED_BY: dict[str, set[str]] = {
 @pytest.mark.host
 @pytest.mark.slow
 def test_a_trunk_passes_its_tags_and_no_other_either_way(lab: Lab, wire: Wire) -> None:
-    def delivered(sender: tuple[tuple[int, int], ...], neighbour: tuple[tuple[int, int], ...], frame: bytes) -> tuple[int, int]:
-        cards = [Port(**{**vars(port(name)), "trunk": trunk}) for name, trunk in (("f", sender), ("g", neighbour))]
+    def delivered(
+        sender: tuple[tuple[int, int], ...], neighbour: tuple[tuple[int, int], ...], frame: bytes
+    ) -> tuple[int, int]:
+        cards = [
+            Port(**{**vars(port(name)), "trunk": trunk})
+            for name, trunk in (("f", sender), ("g", neighbour))
+        ]
         lab.on_host(ruleset.apply, render(nets(), cards))
         wire.seen()
         wire.send(frame, 20)
@@ -277,9 +306,15 @@ def test_a_trunk_passes_its_tags_and_no_other_either_way(lab: Lab, wire: Wire) -
     seven, others = ((3, 3), (5, 9)), ((8, 4094),)
     assert delivered(seven, seven, vlan(0x8100)) == (20, 20)
     assert delivered(seven, others, vlan(0x8100)) == (20, 0), "another trunk's"
-    assert delivered(seven, (), vlan(0x8100)) == (20, 0), "tags of a wire are not for servers without a trunk"
+    assert delivered(seven, (), vlan(0x8100)) == (20, 0), (
+        "tags of a wire are not for servers without a trunk"
+    )
     assert delivered(others, seven, vlan(0x8100)) == (0, 0)
-    assert delivered(seven, seven, vlan(0x88A8)) == (0, 0) == delivered(seven, seven, vlan(0x8100, 0x8100))
+    assert (
+        delivered(seven, seven, vlan(0x88A8))
+        == (0, 0)
+        == delivered(seven, seven, vlan(0x8100, 0x8100))
+    )
     assert delivered(seven, seven, HONEST["IPv4"]) == (20, 20), "and what has no tag"
     spoofed = vlan(0x8100)[:6] + OTHER + vlan(0x8100)[12:]
     assert delivered(seven, seven, spoofed) == (0, 0), "a tag hides no spoofed frame"
@@ -290,16 +325,27 @@ def test_a_trunk_passes_its_tags_and_no_other_either_way(lab: Lab, wire: Wire) -
 @pytest.mark.host
 @pytest.mark.slow
 @pytest.mark.parametrize("free", [False, True])
-def test_frames_to_a_link_local_mac_do_not_reach_the_host_past_its_bridge(lab: Lab, wire: Wire, free: bool) -> None:
+def test_frames_to_a_link_local_mac_do_not_reach_the_host_past_its_bridge(
+    lab: Lab, wire: Wire, free: bool
+) -> None:
     """The kernel hands those to the IP stack as the tap's own, whatever filters the bridge has."""
     listening = lab.socket("h", socket.AF_INET, socket.SOCK_DGRAM)
     listening.settimeout(0.1)
     listening.bind(("", 999))
     frames = [
-        ip4(IP, udp(9, 999), IPv4Address("10.4.0.1").packed, target=bytes.fromhex(f"0180c20000{last:02x}")) for last in range(16)
+        ip4(
+            IP,
+            udp(9, 999),
+            IPv4Address("10.4.0.1").packed,
+            target=bytes.fromhex(f"0180c20000{last:02x}"),
+        )
+        for last in range(16)
     ]
     for guarded in (True, False):
-        lab.on_host(ruleset.apply if guarded else ruleset.remove, *([render(nets(), [port("f", free=free)])] if guarded else []))
+        lab.on_host(
+            ruleset.apply if guarded else ruleset.remove,
+            *([render(nets(), [port("f", free=free)])] if guarded else []),
+        )
         for frame in frames:
             wire.send(frame, 1)
         received: Callable[[], bytes] = lambda: listening.recv(99)  # noqa: E731
@@ -312,7 +358,9 @@ def test_frames_to_a_link_local_mac_do_not_reach_the_host_past_its_bridge(lab: L
 
 
 @given(st.integers(0, 2**46 - 1), st.integers(1, 2**128 - 1))
-def test_every_identity_stands_in_the_table_as_text_and_as_number(number: int, address: int) -> None:
+def test_every_identity_stands_in_the_table_as_text_and_as_number(
+    number: int, address: int
+) -> None:
     text = f"52:54:{':'.join(f'{(number >> shift) & 255:02x}' for shift in (24, 16, 8, 0))}"
     card = Port("tap0", "vbr1", text, (IPv6Address(address),))
     table = bridge_table([card], {"vbr1"})
@@ -321,14 +369,18 @@ def test_every_identity_stands_in_the_table_as_text_and_as_number(number: int, a
 
 
 @pytest.mark.host
-def test_what_a_tap_calls_itself_is_heard_where_nobody_gave_it_an_address(lab: Lab, wire: Wire) -> None:
+def test_what_a_tap_calls_itself_is_heard_where_nobody_gave_it_an_address(
+    lab: Lab, wire: Wire
+) -> None:
     lab.on_host(ruleset.apply, render(nets(), [port("f", free=True), port("g")]))
     tap = port("f").interface
     for last in (20, 21, 22, 23, 24):
         wire.send(arp(sender=IPv4Address(f"10.4.0.{last}").packed), 1)
     wire.send(arp(sender=bytes(4)), 1)
     heard = lab.on_host(ruleset.find_heard)
-    assert set(heard) == {tap} and len(heard[tap]) == ruleset.MOST_HEARD, "and not one that only asks whether an address is taken"
+    assert set(heard) == {tap} and len(heard[tap]) == ruleset.MOST_HEARD, (
+        "and not one that only asks whether an address is taken"
+    )
     assert set(heard[tap]) <= {f"10.4.0.{last}" for last in (20, 21, 22, 23, 24)}
     lab.on_host(ruleset.apply, render(nets(), [port("f", free=True)]))
     for source, target in (("fd04::77", "fd04::1"), ("fe80::77", "fd04::1"), ("::", "fd04::78")):
@@ -343,7 +395,9 @@ def test_what_a_tap_calls_itself_is_heard_where_nobody_gave_it_an_address(lab: L
 
 @pytest.mark.host
 def test_a_tap_of_a_server_that_belongs_to_nobody_passes_nothing(lab: Lab, wire: Wire) -> None:
-    """One that outlived its server, or is not known yet. Others' interfaces on the bridge are none of ours."""
+    """One that outlived its server, or is not known yet. Others' interfaces on the bridge are none
+    of ours.
+    """
     lab.on_host(ruleset.apply, render(nets(), [port("g", free=True)]))
     wire.seen()
     rename(lab, "tapf", "vtforgotten")
@@ -357,4 +411,6 @@ def test_a_tap_of_a_server_that_belongs_to_nobody_passes_nothing(lab: Lab, wire:
 
 
 def rename(lab: Lab, name: str, new: str) -> None:
-    lab.run("h", f"ip link set {name} down", f"ip link set {name} name {new}", f"ip link set {new} up")
+    lab.run(
+        "h", f"ip link set {name} down", f"ip link set {name} name {new}", f"ip link set {new} up"
+    )

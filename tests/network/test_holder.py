@@ -1,4 +1,6 @@
-"""Ports that are published are held as long as they are, and one that a program has is told and tried again."""
+"""Ports that are published are held as long as they are, and one that a program has is told and
+tried again.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ def test_a_port_that_a_program_has_is_refused_until_it_is_free(free: int) -> Non
         program.bind(("127.0.0.1", free))
         program.listen()
         holder.keep([place])
-        assert holder.refused == {place: "is in use on this host by another program"} and not holder.places
+        assert (
+            holder.refused == {place: "is in use on this host by another program"}
+            and not holder.places
+        )
     holder.keep([place])
     assert holder.refused == {} and not is_free(free)
     holder.keep([])

@@ -1,4 +1,6 @@
-"""Leases: what dnsmasq remembers, and that it forgets what its NIC outlived, so that an address can be another one's at once."""
+"""Leases: what dnsmasq remembers, and that it forgets what its NIC outlived, so that an address can
+be another one's at once.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,14 @@ from virtuary.node.serving import Serving
 
 FOUR = "1795984132 52:54:00:00:01:02 10.1.0.2 web1 *"
 SIX = "1795984132 305419896 fd01::2 web1 00:01:00:01:32:9f:39:74:52:54:00:00:01:02"
-FILE = f"{FOUR}\nduid 00:01:00:01:32:9f:39:74:86:51:a0:c2:5d:93\n{SIX}\nrubbish\n1 2\n5 T77 fd01::9 x y z\n"
-LEFT = [Taken("52:54:00:00:01:02", "10.1.0.2", "web1"), Taken("", "fd01::2", "web1", 305419896, SIX.split()[-1])]
+FILE = (
+    f"{FOUR}\nduid 00:01:00:01:32:9f:39:74:86:51:a0:c2:5d:93\n{SIX}\nrubbish\n1 2\n5 T77 "
+    "fd01::9 x y z\n"
+)
+LEFT = [
+    Taken("52:54:00:00:01:02", "10.1.0.2", "web1"),
+    Taken("", "fd01::2", "web1", 305419896, SIX.split()[-1]),
+]
 
 
 def test_leases_of_both_families_are_read_and_rubbish_is_none(tmp_path: Path) -> None:
@@ -43,7 +51,9 @@ def test_leases_of_both_families_are_read_and_rubbish_is_none(tmp_path: Path) ->
         (Reservation("other", "52:54:00:00:01:99", "10.1.0.2", "fd01::99"), LEFT),
     ],
 )
-def test_a_lease_outlives_its_nic_by_mac_or_by_address(there: Reservation, gone: list[Taken]) -> None:
+def test_a_lease_outlives_its_nic_by_mac_or_by_address(
+    there: Reservation, gone: list[Taken]
+) -> None:
     assert leases.outlived(LEFT, [there]) == gone
 
 
@@ -64,7 +74,10 @@ def lab() -> Iterator[Lab]:
     """Its first network has the bridge of ours."""
     for lab in lab_of(False):
         lab.run(
-            "h", f"ip link set vbr1 down name {BRIDGE}", f"ip link set {BRIDGE} up", f"ip addr add fd01::1/64 dev {BRIDGE} nodad"
+            "h",
+            f"ip link set vbr1 down name {BRIDGE}",
+            f"ip link set {BRIDGE} up",
+            f"ip addr add fd01::1/64 dev {BRIDGE} nodad",
         )
         yield lab
 
@@ -75,7 +88,11 @@ class Site:
     def __init__(self, lab: Lab, folder: Path, subnet: str) -> None:
         self.lab, self.folder, self.there = lab, folder, list[Reservation]()
         spec = NetworkSpec(ipv4=subnet, ipv6="fd01::/64")
-        self.network = Network(meta=Meta(name="lan", id=str(UUID(int=1 << 88))), spec=spec, status=NetworkStatus(boot_id="now"))
+        self.network = Network(
+            meta=Meta(name="lan", id=str(UUID(int=1 << 88))),
+            spec=spec,
+            status=NetworkStatus(boot_id="now"),
+        )
         self.serving = Serving(folder, Host(), lambda: None)
         self.starts = 0
 
@@ -87,7 +104,9 @@ class Site:
 
 
 def churn(site: Site, held: int, rounds: int) -> list[int]:
-    """Rounds of create, ask and delete beside `held` servers; those in which nobody answered. Half of the guests know their address, as copies do."""
+    """Rounds of create, ask and delete beside `held` servers; those in which nobody answered. Half
+    of the guests know their address, as copies do.
+    """
 
     async def work() -> list[int]:
         unanswered = []
@@ -102,7 +121,8 @@ def churn(site: Site, held: int, rounds: int) -> list[int]:
             told = None
             if number % 2:
                 told = confirm_address(site.lab, "a", asked, str(new.ipv4), tries=40, patience=0.03)
-            if told is None or told[1] == REFUSED:  # dnsmasq may not have read its list yet: a guest then begins anew
+            # dnsmasq may not have read its list yet: a guest then begins anew
+            if told is None or told[1] == REFUSED:
                 told = ask_address(site.lab, "a", asked, tries=40, patience=0.03)
             if told != (new.ipv4, ACK):
                 unanswered.append(number)
@@ -119,13 +139,20 @@ def churn(site: Site, held: int, rounds: int) -> list[int]:
 def reserve(site: Site, name: str) -> Reservation:
     assert site.network.spec.ipv4
     its_mac = mac_of(name)
-    return Reservation(name, its_mac, choose_ipv4(site.network.spec.ipv4, its_mac, [str(item.ipv4) for item in site.there]), None)
+    return Reservation(
+        name,
+        its_mac,
+        choose_ipv4(site.network.spec.ipv4, its_mac, [str(item.ipv4) for item in site.there]),
+        None,
+    )
 
 
 @pytest.mark.host
 @pytest.mark.slow
 @pytest.mark.parametrize(("subnet", "held"), [("10.1.0.0/28", 12), ("10.1.0.0/24", 240)])
-def test_servers_after_each_other_are_all_answered(lab: Lab, short: Path, subnet: str, held: int) -> None:
+def test_servers_after_each_other_are_all_answered(
+    lab: Lab, short: Path, subnet: str, held: int
+) -> None:
     site = Site(lab, short / "net", subnet)
     assert churn(site, held, 150) == []
     assert site.starts == 1, "dnsmasq was never interrupted"
@@ -188,14 +215,19 @@ def test_an_address_of_ipv6_is_released_too(lab: Lab, short: Path) -> None:
 
 @pytest.mark.host
 @pytest.mark.slow
-def test_a_dnsmasq_that_does_not_hear_of_it_is_started_again_without_the_lease(lab: Lab, short: Path) -> None:
+def test_a_dnsmasq_that_does_not_hear_of_it_is_started_again_without_the_lease(
+    lab: Lab, short: Path
+) -> None:
     site = Site(lab, short / "net", "10.1.0.0/24")
 
     async def work() -> None:
         site.there = [Reservation("a", mac("a"), "10.1.0.2", None)]
         await site.keep()
         assert ask_address(lab, "a", own("a")) == ("10.1.0.2", ACK)
-        os.system("nft add table ip deaf; nft add chain ip deaf in '{ type filter hook input priority 0; }'")
+        os.system(
+            "nft add table ip deaf; nft add chain ip deaf in '{ type filter hook input priority "
+            "0; }'"
+        )
         os.system("nft add rule ip deaf in iifname lo udp dport 67 drop")
         site.there = [Reservation("b", mac("b"), "10.1.0.2", None)]
         await site.keep()

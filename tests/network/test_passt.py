@@ -20,19 +20,26 @@ TCP = (Forward("tcp", "127.0.0.1", 2222, 22), Forward("tcp", "::1", 8080, 80))
 UDP = (Forward("udp", "0.0.0.0", 53, 5353),)
 
 
-@pytest.mark.parametrize(("name", "forwards"), {"none": (), "tcp": TCP, "udp": UDP, "both": TCP + UDP}.items())
+@pytest.mark.parametrize(
+    ("name", "forwards"), {"none": (), "tcp": TCP, "udp": UDP, "both": TCP + UDP}.items()
+)
 def test_the_command_line_is_the_one_that_was_reviewed(
     name: str, forwards: tuple[Forward, ...], golden: Callable[[str, str], None]
 ) -> None:
     line = command("/usr/bin/passt", 7, forwards)
-    text = "".join(f"\n{word}" if word.startswith("-") else f" {word}" for word in line).strip() + "\n"
+    text = (
+        "".join(f"\n{word}" if word.startswith("-") else f" {word}" for word in line).strip() + "\n"
+    )
     golden(f"passt-{name}.txt", text)
 
 
 def test_without_forwards_nothing_is_published() -> None:
     """Left out, the options would publish every port of the guest."""
     line = command("passt", 7, ())
-    assert [line[line.index(option) + 1] for option in ("--tcp-ports", "--udp-ports")] == ["none", "none"]
+    assert [line[line.index(option) + 1] for option in ("--tcp-ports", "--udp-ports")] == [
+        "none",
+        "none",
+    ]
 
 
 def frame(data: bytes) -> bytes:
@@ -41,7 +48,9 @@ def frame(data: bytes) -> bytes:
 
 def syn(port: int) -> bytes:
     """What passt sends a guest when somebody calls: made by turning an answer around."""
-    caller = Segment(b"\x52\x54\0\0\0\2", bytes([10, 0, 2, 15]), bytes([10, 0, 2, 2]), 25, port, 0, 0, 0)
+    caller = Segment(
+        b"\x52\x54\0\0\0\2", bytes([10, 0, 2, 15]), bytes([10, 0, 2, 2]), 25, port, 0, 0, 0
+    )
     made = bytearray(accept(caller, 5000))
     made[47] = SYN
     return bytes(made)
@@ -86,7 +95,12 @@ async def play(answer: str) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "verdict"), {"completes": None, "is silent": "never", "hangs up": "it ended while a test guest was called"}.items()
+    ("answer", "verdict"),
+    {
+        "completes": None,
+        "is silent": "never",
+        "hangs up": "it ended while a test guest was called",
+    }.items(),
 )
 @pytest.mark.slow
 async def test_only_a_completed_handshake_is_a_proof(answer: str, verdict: str | None) -> None:
@@ -94,7 +108,9 @@ async def test_only_a_completed_handshake_is_a_proof(answer: str, verdict: str |
 
 
 has_passt = pytest.mark.skipif(
-    not any(os.access(f"{place}/passt", os.X_OK) for place in ("/usr/bin", "/usr/local/bin", "/bin")),
+    not any(
+        os.access(f"{place}/passt", os.X_OK) for place in ("/usr/bin", "/usr/local/bin", "/bin")
+    ),
     reason="passt is not installed",
 )
 
@@ -134,7 +150,9 @@ async def test_the_proof_ends_in_time_with_a_verdict() -> None:
     assert fault is None or len(fault) > 10
 
 
-def test_a_port_that_is_listened_to_is_told_from_one_that_is_not_and_asking_disturbs_nobody() -> None:
+def test_a_port_that_is_listened_to_is_told_from_one_that_is_not_and_asking_disturbs_nobody() -> (
+    None
+):
     with socket.socket() as service:
         service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         service.bind(("127.0.0.1", 0))

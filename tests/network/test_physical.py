@@ -28,10 +28,12 @@ def net(tmp_path: Path) -> Path:
 def proc(tmp_path: Path) -> Path:
     """Routes and IPv6 addresses of the host: all by nic0, but for a link-local one."""
     (tmp_path / "route").write_text(
-        "Iface Destination Gateway Flags RefCnt Use Metric Mask\nbr0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+        "Iface Destination Gateway Flags RefCnt Use Metric "
+        "Mask\nbr0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
     )
     (tmp_path / "ipv6_route").write_text(
-        f"{'0' * 32} 00 {'0' * 32} 00 fe800000000000000000000000000001 00000400 1 0 00000003     nic0\n"
+        f"{'0' * 32} 00 {'0' * 32} 00 fe800000000000000000000000000001 00000400 1 0 00000003     "
+        "nic0\n"
     )
     (tmp_path / "if_inet6").write_text("fe800000000000000000000000000002 03 40 20 80     nic1\n")
     return tmp_path
@@ -47,15 +49,20 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("interface", "tagged"), FAULTS)
-def test_what_would_be_missed_is_not_taken(net: Path, proc: Path, interface: str, tagged: bool) -> None:
+def test_what_would_be_missed_is_not_taken(
+    net: Path, proc: Path, interface: str, tagged: bool
+) -> None:
     found = find_fault(interface, "vb0123456789", tagged=tagged, net=net, proc=proc)
     assert found and found[0].startswith(FAULTS[interface, tagged]) and found[1]
 
 
 @pytest.mark.parametrize(
-    ("interface", "tagged"), [("nic0", True), ("nic1", True), ("br0", False), ("bond0", False), ("nic3", False)]
+    ("interface", "tagged"),
+    [("nic0", True), ("nic1", True), ("br0", False), ("bond0", False), ("nic3", False)],
 )
-def test_what_is_nobodys_is_joined_and_a_vlan_takes_nothing_away(net: Path, proc: Path, interface: str, tagged: bool) -> None:
+def test_what_is_nobodys_is_joined_and_a_vlan_takes_nothing_away(
+    net: Path, proc: Path, interface: str, tagged: bool
+) -> None:
     assert find_fault(interface, "vb0123456789", tagged=tagged, net=net, proc=proc) is None
 
 

@@ -62,7 +62,9 @@ def test_the_largest_packet_is_that_of_the_narrowest_way_out(tmp_path: Path) -> 
     (tmp_path / "route").write_text("head\n" + "".join(ways))
     assert find_mtu(tmp_path, tmp_path) == 1500
     (tmp_path / "ipv6_route").write_text(
-        "".join(f"{'0' * 32} 00 {'0' * 32} 00 {'0' * 32} 0 1 0 3 {name}\n" for name in ("tun0", "lo"))
+        "".join(
+            f"{'0' * 32} 00 {'0' * 32} 00 {'0' * 32} 0 1 0 3 {name}\n" for name in ("tun0", "lo")
+        )
     )
     assert find_mtu(tmp_path, tmp_path) == 1400
     assert find_mtu(tmp_path / "nowhere", tmp_path) is None
@@ -70,7 +72,8 @@ def test_the_largest_packet_is_that_of_the_narrowest_way_out(tmp_path: Path) -> 
 
 def test_nameservers_are_found_beside_lines_that_mean_nothing(tmp_path: Path) -> None:
     (tmp_path / "resolv.conf").write_text(
-        "nameserver 198.51.100.1,\nnameserver 127.0.0.53\nnameserver fe80::1%eth0\nnameserver 198.51.100.2\n"
+        "nameserver 198.51.100.1,\nnameserver 127.0.0.53\nnameserver fe80::1%eth0\nnameserver "
+        "198.51.100.2\n"
     )
     assert find_nameservers(tmp_path / "resolv.conf") == ["198.51.100.2"]
     assert find_nameservers(tmp_path / "missing") == []

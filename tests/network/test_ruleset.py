@@ -1,4 +1,6 @@
-"""The packet filter: the script as it was reviewed, and what it does to real packets between namespaces."""
+"""The packet filter: the script as it was reviewed, and what it does to real packets between
+namespaces.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netlab import HOST, HOST6, OUTSIDE, OUTSIDE6, Lab, forward, knows_bridge_filtering, lab_of, mac, nets, port, ports, v4, v6
+from netlab import (
+    HOST,
+    HOST6,
+    OUTSIDE,
+    OUTSIDE6,
+    Lab,
+    forward,
+    knows_bridge_filtering,
+    lab_of,
+    mac,
+    nets,
+    port,
+    ports,
+    v4,
+    v6,
+)
 from virtuary.base.errors import Failed, Invalid
 from virtuary.model.firewall import Card, Group, Match, Rule, decide, resolve_all
 from virtuary.network import ruleset
-from virtuary.network.ruleset import External, Forward, Net, Port, fingerprint, render
+from virtuary.network.filtered import External, Forward, Net
+from virtuary.network.ruleset import Port, fingerprint, render
 
 WEB = Match("in", "allow", "tcp", ((80, 80), (8000, 8100), (8101, 8101)), None)
 FROM_TWO = Match("in", "reject", "any", (), (ip_network("10.2.0.0/24"), ip_network("fd02::/64")))
 NO_MAIL = Match("out", "deny", "tcp", ((25, 25),), (ip_network("0.0.0.0/0"),))
-PING = Match("in", "allow", "icmp", (), (ip_network("192.0.2.0/25"), ip_network("192.0.2.128/25"), ip_network("192.0.2.9/32")))
+PING = Match(
+    "in",
+    "allow",
+    "icmp",
+    (),
+    (ip_network("192.0.2.0/25"), ip_network("192.0.2.128/25"), ip_network("192.0.2.9/32")),
+)
 NOBODY = Match("in", "allow", "udp", (), ())
 PUBLISHED = (
-    forward("0.0.0.0", 8080, v4("a")), forward("::", 8080, v6("a")), forward(HOST, 8081, v4("b")), forward("127.0.0.1", 8082, v4("a")),
+    forward("0.0.0.0", 8080, v4("a")), forward("::", 8080, v6("a")), forward(HOST, 8081, v4("b")),
+    forward("127.0.0.1", 8082, v4("a")),
     forward("0.0.0.0", 8083, v4("d")), forward("::", 8083, v6("d")),
     forward("0.0.0.0", 5353, v4("a"), 53, "udp"), forward("0.0.0.0", 53, v4("a"), 80),
 )  # fmt: skip
 EXTERNAL, EXTERNAL6 = "198.51.100.7", "2001:db8:7::7"
 LEADING = (
-    External(ip_address(EXTERNAL), ip_address(v4("b"))), External(ip_address(EXTERNAL6), ip_address(v6("b"))),
+    External(ip_address(EXTERNAL), ip_address(v4("b"))), External(ip_address(EXTERNAL6),
+    ip_address(v6("b"))),
     External(ip_address("198.51.100.8"), ip_address(v4("b"))),
 )  # fmt: skip
 
@@ -44,7 +70,13 @@ LEADING = (
 
 
 def test_the_script_is_the_one_that_was_reviewed(golden: Callable[[str, str], None]) -> None:
-    cards = [port("a", WEB, FROM_TWO, NO_MAIL, PING, NOBODY), port("b"), port("c", free=True), port("d"), port("f", WEB)]
+    cards = [
+        port("a", WEB, FROM_TWO, NO_MAIL, PING, NOBODY),
+        port("b"),
+        port("c", free=True),
+        port("d"),
+        port("f", WEB),
+    ]
     golden("ruleset.nft", render(nets(default_in="deny"), cards, PUBLISHED, LEADING))
 
 
@@ -75,7 +107,10 @@ def test_each_ruleset_has_its_own_fingerprint() -> None:
 
 
 def test_cards_with_the_same_rules_share_their_chains() -> None:
-    alike, different = render(nets(), ports(a=(WEB,), b=(WEB,))), render(nets(), ports(a=(WEB,), b=(PING,)))
+    alike, different = (
+        render(nets(), ports(a=(WEB,), b=(WEB,))),
+        render(nets(), ports(a=(WEB,), b=(PING,))),
+    )
     assert alike.count("chain rules_") == 3 and different.count("chain rules_") == 4
 
 
@@ -97,19 +132,26 @@ def test_any_text_as_a_mac_or_check_is_refused(text: str) -> None:
 
 REFUSED: dict[str, Callable[[], Any]] = {
     "a group's MAC": lambda: Port("tap0", "vbr1", "53:54:00:00:00:01"),
-    "an address with a scope": lambda: Port("tap0", "vbr1", "52:54:00:00:00:01", (ip_address("fe80::1%;drop"),)),
-    "a rule with a scope": lambda: Port("tap0", "vbr1", "52:54:00:00:00:01", rules=(WEB._replace(peers=(ip_network("fe80::1%x"),)),)),
+    "an address with a scope": lambda: Port("tap0", "vbr1", "52:54:00:00:00:01",
+    (ip_address("fe80::1%;drop"),)),
+    "a rule with a scope": lambda: Port("tap0", "vbr1", "52:54:00:00:00:01",
+    rules=(WEB._replace(peers=(ip_network("fe80::1%x"),)),)),
     "the same tap twice": lambda: render(nets(), [port("a"), port("a")]),
     "an unknown bridge": lambda: render((), [port("a")]),
     "the same bridge twice": lambda: render([*nets(), *nets()], ()),
-    "an address of elsewhere": lambda: render(nets(), [Port("tap0", "vbr1", "52:54:00:00:00:01", (ip_address("10.9.0.1"),))]),
-    "an address twice": lambda: render(nets(), [port("a"), Port("tap0", "vbr1", "52:54:00:00:00:01", (ip_address(v4("a")),))]),
-    "a port published twice": lambda: render(nets(), ports(), [forward(HOST, 1, v4("a")), forward(HOST, 1, v4("b"))]),
+    "an address of elsewhere": lambda: render(nets(), [Port("tap0", "vbr1", "52:54:00:00:00:01",
+    (ip_address("10.9.0.1"),))]),
+    "an address twice": lambda: render(nets(), [port("a"), Port("tap0", "vbr1", "52:54:00:00:00:01",
+    (ip_address(v4("a")),))]),
+    "a port published twice": lambda: render(nets(), ports(), [forward(HOST, 1, v4("a")),
+    forward(HOST, 1, v4("b"))]),
     "a port of nobody": lambda: render(nets(), ports(), [forward(HOST, 1, "10.1.0.99")]),
     "families that differ": lambda: forward(HOST, 80, v6("a")),
     "the IPv6 loopback": lambda: forward("::1", 80, v6("a")),
-    "an address of nobody": lambda: render(nets(), ports(), (), [External(ip_address(EXTERNAL), ip_address("10.1.0.99"))]),
-    "an address led twice": lambda: render(nets(), ports(), (), [External(ip_address(EXTERNAL), ip_address(v4(x))) for x in "ab"]),
+    "an address of nobody": lambda: render(nets(), ports(), (), [External(ip_address(EXTERNAL),
+    ip_address("10.1.0.99"))]),
+    "an address led twice": lambda: render(nets(), ports(), (), [External(ip_address(EXTERNAL),
+    ip_address(v4(x))) for x in "ab"]),
     "an address of another family": lambda: External(ip_address(EXTERNAL), ip_address(v6("b"))),
     "port 0": lambda: forward(HOST, 0, v4("a")),
     "another protocol": lambda: forward(HOST, 80, v4("a"), protocol="tcp; drop"),
@@ -138,13 +180,21 @@ def made(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(made: Lab) -> Iterator[Lab]:
-    made.run("o", f"ip route replace {EXTERNAL} via {HOST}", f"ip route replace {EXTERNAL6} via {HOST6}")
+    made.run(
+        "o", f"ip route replace {EXTERNAL} via {HOST}", f"ip route replace {EXTERNAL6} via {HOST6}"
+    )
     use(made, published=PUBLISHED)
     yield made
     made.on_host(ruleset.remove)
 
 
-def use(lab: Lab, *, published: tuple[Forward, ...] = (), net: dict[str, Any] | None = None, **rules: tuple[Match, ...]) -> str:
+def use(
+    lab: Lab,
+    *,
+    published: tuple[Forward, ...] = (),
+    net: dict[str, Any] | None = None,
+    **rules: tuple[Match, ...],
+) -> str:
     script = render(nets(**(net or {})), ports(**rules), published, LEADING)
     lab.on_host(ruleset.apply, script)
     return fingerprint(script)
@@ -183,7 +233,8 @@ CALLS = {
     "one published on loopback, from a server": ("a", "10.1.0.1", 8082, "a", "refused"),
     "an address that leads to it": ("o", EXTERNAL, 80, "b", OUTSIDE),
     "an address that leads to it (6)": ("o", EXTERNAL6, 80, "b", OUTSIDE6),
-    "one that leads to it, a port that is published elsewhere": ("o", EXTERNAL, 8080, "a", "refused"),
+    "one that leads to it, a port that is published elsewhere": ("o", EXTERNAL, 8080, "a",
+    "refused"),
     "out, as the address that leads to it": ("b", OUTSIDE, 80, "o", EXTERNAL),
     "out, as the address that leads to it (6)": ("b", OUTSIDE6, 80, "o", EXTERNAL6),
     "an address that leads to a neighbour": ("a", EXTERNAL, 80, "b", "10.1.0.1"),
@@ -214,7 +265,9 @@ def test_an_isolated_server_does_not_reach_what_others_publish(lab: Lab) -> None
 @pytest.mark.host
 @pytest.mark.slow
 @pytest.mark.parametrize("address", ["10.1.0.1", HOST, "fd01::1"])
-def test_the_host_is_closed_to_servers_except_for_dns_unless_the_network_opens_it(lab: Lab, address: str) -> None:
+def test_the_host_is_closed_to_servers_except_for_dns_unless_the_network_opens_it(
+    lab: Lab, address: str
+) -> None:
     assert lab.call("a", address, 22, "h", 22) == "refused"
     if address != HOST:  # there port 53 is published
         assert lab.call("a", address, 53, "h", 53) in (v4("a"), v6("a"))
@@ -244,7 +297,11 @@ def test_the_dns_of_a_network_stays_the_hosts_though_its_port_is_published(lab: 
 @pytest.mark.host
 @pytest.mark.slow
 def test_a_server_does_not_reach_the_loopback_of_the_host(lab: Lab) -> None:
-    lab.run("a", "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet", "ip route replace 127.0.0.9 via 10.1.0.1")
+    lab.run(
+        "a",
+        "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet",
+        "ip route replace 127.0.0.9 via 10.1.0.1",
+    )
     use(lab, net={"host_access": True})
     seen = lab.socket("h", socket.AF_INET, socket.SOCK_DGRAM)
     seen.settimeout(0.2)
@@ -278,7 +335,12 @@ def test_udp_is_published_and_answered(lab: Lab) -> None:
 @pytest.mark.slow
 def test_what_is_open_stays_open_when_rules_change_and_new_calls_are_judged(lab: Lab) -> None:
     shut = (Match("in", "reject", "any", (), None), Match("out", "reject", "any", (), None))
-    calls = [("a", v4("b"), 80, "b"), ("o", HOST, 8080, "a"), ("a", OUTSIDE, 80, "o"), ("b", HOST, 8080, "a")]
+    calls = [
+        ("a", v4("b"), 80, "b"),
+        ("o", HOST, 8080, "a"),
+        ("a", OUTSIDE, 80, "o"),
+        ("b", HOST, 8080, "a"),
+    ]
     for call in calls:
         use(lab, published=PUBLISHED)
         with lab.connect(*call) as (_, client, server):
@@ -295,15 +357,25 @@ def test_what_is_open_stays_open_when_rules_change_and_new_calls_are_judged(lab:
 @pytest.mark.host
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "call", [("a", OUTSIDE, 80, "o"), ("a", OUTSIDE6, 80, "o"), ("o", HOST, 8080, "a"), ("o", HOST6, 8080, "a")]
+    "call",
+    [
+        ("a", OUTSIDE, 80, "o"),
+        ("a", OUTSIDE6, 80, "o"),
+        ("o", HOST, 8080, "a"),
+        ("o", HOST6, 8080, "a"),
+    ],
 )
-def test_who_calls_by_a_narrow_way_is_told_to_send_less(lab: Lab, call: tuple[str, str, int, str]) -> None:
+def test_who_calls_by_a_narrow_way_is_told_to_send_less(
+    lab: Lab, call: tuple[str, str, int, str]
+) -> None:
     """Else a download over an uplink of 1400 bytes would hang where nobody is told of it."""
     headers = 60 if ":" in call[1] else 40
     lab.run("h", "ip link set up0 mtu 1400")
     try:
         with lab.connect(*call) as (_, client, server):
-            assert {sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for sock in (client, server)} <= {
+            assert {
+                sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for sock in (client, server)
+            } <= {
                 1400 - headers,
                 1400 - headers - 12,
             }
@@ -317,17 +389,33 @@ def test_who_calls_by_a_narrow_way_is_told_to_send_less(lab: Lab, call: tuple[st
 @pytest.mark.slow
 @pytest.mark.parametrize("known", ["ab", "a", "b"])
 def test_no_frame_passes_from_tap_to_tap_of_a_routed_network(lab: Lab, known: str) -> None:
-    """Whether or not the ports are isolated ones, and also while one of the two is not in the ruleset."""
+    """Whether or not the ports are isolated ones, and also while one of the two is not in the
+    ruleset.
+    """
     lab.on_host(ruleset.apply, render(nets(), [port(server) for server in known]))
-    sender, watcher = (lab.socket(server, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) for server in "ab")
+    sender, watcher = (
+        lab.socket(server, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) for server in "ab"
+    )
     for server, one in (("a", sender), ("b", watcher)):
         with lab.inside(server):
             one.bind(("eth0", 3))
     watcher.settimeout(0.2)
-    head = bytes.fromhex(mac("a").replace(":", "")) + b"\x08\x00\x45\x00\x00\x20" + bytes(4) + b"\x40\x11" + bytes(2)
+    head = (
+        bytes.fromhex(mac("a").replace(":", ""))
+        + b"\x08\x00\x45\x00\x00\x20"
+        + bytes(4)
+        + b"\x40\x11"
+        + bytes(2)
+    )
     for target in (bytes.fromhex(mac("b").replace(":", "")), b"\xff" * 6):
         for _ in range(100):
-            sender.send(target + head + ip_address(v4("a")).packed + ip_address(v4("b")).packed + b"from tap to tap")
+            sender.send(
+                target
+                + head
+                + ip_address(v4("a")).packed
+                + ip_address(v4("b")).packed
+                + b"from tap to tap"
+            )
     seen = []
     with contextlib.suppress(TimeoutError):
         while True:
@@ -339,12 +427,18 @@ def test_no_frame_passes_from_tap_to_tap_of_a_routed_network(lab: Lab, known: st
 
 @pytest.mark.host
 @pytest.mark.slow
-def test_a_server_that_may_lead_on_to_other_addresses_does_and_its_neighbour_may_not(lab: Lab) -> None:
-    """As a router or the end of a tunnel: its address checks are off, and the host knows the way."""
+def test_a_server_that_may_lead_on_to_other_addresses_does_and_its_neighbour_may_not(
+    lab: Lab,
+) -> None:
+    """As a router or the end of a tunnel: its address checks are off, and the host knows the
+    way.
+    """
     try:
         lab.run("a", "ip addr add 10.77.0.1/32 dev lo")
         lab.run("h", "ip route add 10.77.0.0/24 via 10.1.0.2")
-        assert lab.call("b", "10.77.0.1", 80, "a") in ("refused", "silence"), "nobody knows that address"
+        assert lab.call("b", "10.77.0.1", 80, "a") in ("refused", "silence"), (
+            "nobody knows that address"
+        )
         for default, wanted in (("allow", v4("b")), ("reject", "refused")):
             script = render(nets(default_in=default), [port("a", free=True), port("b")])
             lab.on_host(ruleset.apply, script)
@@ -378,20 +472,28 @@ def test_a_group_without_members_is_nobody_not_anybody(lab: Lab) -> None:
 def test_the_kernel_does_what_decide_says(lab: Lab) -> None:
     chance = random.Random(7)
     peers = ("10.1.0.0/24", "fd00::/8", "group:web", "server:a", "192.0.2.2", "10.1.0.3", "fd01::3")
-    members = {"group:web": (ip_network(v4("a")), ip_network(v6("b"))), "server:a": (ip_network(v4("a")), ip_network(v6("a")))}
+    members = {
+        "group:web": (ip_network(v4("a")), ip_network(v6("b"))),
+        "server:a": (ip_network(v4("a")), ip_network(v6("a"))),
+    }
     calls = [("a", v4, "b"), ("a", v6, "b"), ("b", v4, "a"), ("b", v6, "a")]
     for _ in range(12):
         groups = tuple(
             Group(f"g{n}", tuple(
-                Rule(direction=chance.choice(["in", "out"]), action=chance.choice(["allow", "reject"]), protocol=chance.choice(["tcp", "any", "icmp"]),
-                     peers=chance.sample(peers, chance.randint(0, 2))) for _ in range(chance.randint(1, 3))))
+                Rule(direction=chance.choice(["in", "out"]), action=chance.choice(["allow",
+                "reject"]), protocol=chance.choice(["tcp", "any", "icmp"]),
+                     peers=chance.sample(peers, chance.randint(0,
+                     2))) for _ in range(chance.randint(1, 3))))
             for n in range(2)
         )  # fmt: skip
         cards = {
             name: Card(name, "one", attached, chance.choice(["allow", "reject"]), "allow")
             for name, attached in (("a", groups[:1]), ("b", groups[::-1]))
         }
-        kept = [Port(**{**vars(port(name)), "rules": resolve_all(card, members)}) for name, card in cards.items()]
+        kept = [
+            Port(**{**vars(port(name)), "rules": resolve_all(card, members)})
+            for name, card in cards.items()
+        ]
         default_in = cards["a"].default_in
         cards["b"] = cards["b"]._replace(default_in=default_in)
         lab.on_host(ruleset.apply, render(nets(default_in=default_in), kept))
@@ -401,7 +503,10 @@ def test_the_kernel_does_what_decide_says(lab: Lab) -> None:
                 source_card=cards[caller], destination_card=cards[called], members=members,
             )  # fmt: skip
             found = lab.call(caller, address(called), 80, called)
-            assert (found == address(caller)) == (verdict.action == "allow"), (verdict.sentence, found)
+            assert (found == address(caller)) == (verdict.action == "allow"), (
+                verdict.sentence,
+                found,
+            )
 
 
 @pytest.mark.host
@@ -432,10 +537,16 @@ def test_tables_of_others_are_left_alone_and_a_bad_script_changes_nothing(lab: L
     mark = use(lab)
     lab.run("h", "nft add table inet theirs", "nft add chain inet theirs keep")
     with pytest.raises(Failed, match=r"nft failed: .*[a-z]"):
-        lab.on_host(ruleset.apply, render(nets(), ports()) + "table inet virtuary {\n    nonsense\n}\n")
+        lab.on_host(
+            ruleset.apply, render(nets(), ports()) + "table inet virtuary {\n    nonsense\n}\n"
+        )
     assert lab.on_host(ruleset.is_applied, mark)
     lab.on_host(ruleset.remove)
-    tables = [item["table"]["name"] for item in json.loads(lab.run("h", "nft -j list tables"))["nftables"] if "table" in item]
+    tables = [
+        item["table"]["name"]
+        for item in json.loads(lab.run("h", "nft -j list tables"))["nftables"]
+        if "table" in item
+    ]
     assert tables == ["theirs"]
     lab.run("h", "nft delete table inet theirs")
 
@@ -455,13 +566,22 @@ def test_two_hundred_cards_with_rules_of_their_own_are_applied_at_once() -> None
         addresses = (ip_address(f"10.1.1.{i}"), ip_address(f"fd01::1:{i:x}"))
         cards.append(Port(f"vt{i}", "vbr1", f"52:54:00:00:00:{i:02x}", addresses, rules=rules))
     net = Net("vbr1", "nat", (ip_network("10.1.0.0/16"), ip_network("fd01::/64")))
-    script = render([net], cards, [forward("0.0.0.0", 10000 + i, str(card.addresses[0])) for i, card in enumerate(cards)])
+    script = render(
+        [net],
+        cards,
+        [forward("0.0.0.0", 10000 + i, str(card.addresses[0])) for i, card in enumerate(cards)],
+    )
     subprocess.run(["ip", "netns", "add", name], check=True, timeout=10)
     try:
         took = []
         for _ in range(5):
             began = time.perf_counter()
-            subprocess.run(["ip", "netns", "exec", name, "nft", "-f", "-"], input=script.encode(), check=True, timeout=30)
+            subprocess.run(
+                ["ip", "netns", "exec", name, "nft", "-f", "-"],
+                input=script.encode(),
+                check=True,
+                timeout=30,
+            )
             took.append(time.perf_counter() - began)
         assert min(took) < 0.3, took
     finally:

@@ -8,7 +8,7 @@ from typing import Literal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtuary.network.ruleset import Forward
+from virtuary.network.filtered import Forward
 from virtuary.network.uplink import ADDRESS, Held, lead, parse_held
 
 TOLD = """Hub 0 (user):
@@ -21,13 +21,16 @@ TOLD = """Hub 0 (user):
 Protocol = Literal["tcp", "udp"]
 
 
-def forward(protocol: Protocol, address: str, port: int, guest: str = "10.1.0.2", guest_port: int = 80) -> Forward:
+def forward(
+    protocol: Protocol, address: str, port: int, guest: str = "10.1.0.2", guest_port: int = 80
+) -> Forward:
     return Forward(protocol, ip_address(address), port, ip_address(guest), guest_port)
 
 
 def test_what_qemu_says_is_held_is_read() -> None:
     assert parse_held(TOLD) == {
-        Held("tcp", "127.0.0.1", 2222, 2222), Held("tcp", "0.0.0.0", 8080, 65535), Held("udp", "192.0.2.1", 53, 53),
+        Held("tcp", "127.0.0.1", 2222, 2222), Held("tcp", "0.0.0.0", 8080, 65535), Held("udp",
+        "192.0.2.1", 53, 53),
     }  # fmt: skip
     assert parse_held("") == set()
 
@@ -39,15 +42,27 @@ def test_a_port_is_told_to_qemu_and_taken_back() -> None:
 
 
 def test_the_number_is_kept_where_one_address_has_it() -> None:
-    web, mail, ssh = forward("tcp", "0.0.0.0", 8080), forward("udp", "0.0.0.0", 8080), forward("tcp", "127.0.0.1", 2222)
+    web, mail, ssh = (
+        forward("tcp", "0.0.0.0", 8080),
+        forward("udp", "0.0.0.0", 8080),
+        forward("tcp", "127.0.0.1", 2222),
+    )
     assert [held.inner for held, _ in lead([web, mail, ssh])] == [2222, 8080, 8080]
     one, other = forward("tcp", "192.0.2.1", 8080), forward("tcp", "192.0.2.2", 8080, "10.1.0.3")
-    found = {inside.guest: (held.inner, inside.port, str(inside.address)) for held, inside in lead([other, one])}
-    assert found == {ip_address("10.1.0.2"): (8080, 8080, ADDRESS), ip_address("10.1.0.3"): (65535, 65535, ADDRESS)}
+    found = {
+        inside.guest: (held.inner, inside.port, str(inside.address))
+        for held, inside in lead([other, one])
+    }
+    assert found == {
+        ip_address("10.1.0.2"): (8080, 8080, ADDRESS),
+        ip_address("10.1.0.3"): (65535, 65535, ADDRESS),
+    }
 
 
 PLACES = st.tuples(
-    st.sampled_from(["tcp", "udp"]), st.sampled_from(["0.0.0.0", "127.0.0.1", "192.0.2.1"]), st.integers(65530, 65535)
+    st.sampled_from(["tcp", "udp"]),
+    st.sampled_from(["0.0.0.0", "127.0.0.1", "192.0.2.1"]),
+    st.integers(65530, 65535),
 )
 
 
@@ -59,9 +74,14 @@ def test_no_two_meet_and_each_leads_where_it_shall(places: set[tuple[Protocol, s
     inner = [(held.protocol, held.inner) for held, _ in found]
     assert len(set(inner)) == len(inner)
     for held, inside in found:
-        assert (inside.protocol, inside.port) == (held.protocol, held.inner) and str(inside.address) == ADDRESS
+        assert (inside.protocol, inside.port) == (held.protocol, held.inner) and str(
+            inside.address
+        ) == ADDRESS
         (meant,) = [
-            item for item in wanted if (item.protocol, str(item.address), item.port) == (held.protocol, held.address, held.host)
+            item
+            for item in wanted
+            if (item.protocol, str(item.address), item.port)
+            == (held.protocol, held.address, held.host)
         ]
         assert inside.guest_port == meant.guest_port
     assert lead(reversed(wanted)) == found, "whatever the order in which they are named"

@@ -1,4 +1,6 @@
-"""The ways of packets through this host: routes that lead astray, and interfaces from which nothing is passed on."""
+"""The ways of packets through this host: routes that lead astray, and interfaces from which nothing
+is passed on.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
-    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/conf/vbr1/forwarding", "ipv4/conf/up0/forwarding"):
+    for name in (
+        "ipv4/ip_forward",
+        "ipv6/conf/all/forwarding",
+        "ipv4/conf/vbr1/forwarding",
+        "ipv4/conf/up0/forwarding",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1\n")
     return tmp_path
@@ -35,10 +42,14 @@ def settings(tmp_path: Path) -> Path:
         ("ipv4/conf/up0/forwarding", 6, ""),
     ],
 )
-def test_an_interface_from_which_nothing_is_passed_on_is_named(settings: Path, off: str, version: int, why: str) -> None:
+def test_an_interface_from_which_nothing_is_passed_on_is_named(
+    settings: Path, off: str, version: int, why: str
+) -> None:
     if off:
         (settings / off).write_text("0\n")
-    assert [item.sentence for item in ways.not_passed_on(("vbr1", "up0", ""), version, settings)] == ([why] if why else [])
+    assert [
+        item.sentence for item in ways.not_passed_on(("vbr1", "up0", ""), version, settings)
+    ] == ([why] if why else [])
 
 
 @pytest.mark.host
@@ -59,7 +70,12 @@ def test_routes_that_lead_elsewhere_are_named_also_those_of_a_policy(lab: Lab) -
             f"what goes to {v6('a')} is routed to vbr2, and not to vbr1",
         ]
     finally:
-        lab.run("h", f"ip route del {v4('b')}/32", f"ip -6 rule del to {v6('a')} lookup 77", "ip -6 route flush table 77")
+        lab.run(
+            "h",
+            f"ip route del {v4('b')}/32",
+            f"ip -6 rule del to {v6('a')} lookup 77",
+            "ip -6 route flush table 77",
+        )
 
 
 @pytest.mark.host
@@ -75,10 +91,14 @@ def test_what_is_in_the_way_of_a_network_is_told_once_and_only_what_is_certain(l
             "iptables -A FORWARD -m mark --mark 7 -j ACCEPT",
             "iptables -A FORWARD -p icmp -j DROP",
         )
-        assert lab.on_host(survey) == ["iptables drops what servers send outside (tcp) in ip filter FORWARD"]
+        assert lab.on_host(survey) == [
+            "iptables drops what servers send outside (tcp) in ip filter FORWARD"
+        ]
     finally:
         lab.run("h", "iptables -F", "ip route del default")
 
 
 async def survey() -> list[str]:
-    return [item.sentence for item in await ways.survey("vbr1", "10.1.0.1", [v4("a")], outside=True)]
+    return [
+        item.sentence for item in await ways.survey("vbr1", "10.1.0.1", [v4("a")], outside=True)
+    ]

@@ -1,4 +1,6 @@
-"""The serial console: viewers see all, the disk bears a pace, and a guest that prints without end holds nobody up."""
+"""The serial console: viewers see all, the disk bears a pace, and a guest that prints without end
+holds nobody up.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,16 @@ from virtuary.node.console import LOG_BURST, LOG_CAP, LOG_RATE, Console, latest,
 
 
 @asynccontextmanager
-async def printing(folder: Path, heard: list[bytes] | None = None) -> AsyncIterator[tuple[Console, socket.socket]]:
+async def printing(
+    folder: Path, heard: list[bytes] | None = None
+) -> AsyncIterator[tuple[Console, socket.socket]]:
     """A console that is followed, and the guest's end of it."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "serial"))
         listener.listen()
-        console = Console(folder / "console.log", heard.append if heard is not None else lambda chunk: None)
+        console = Console(
+            folder / "console.log", heard.append if heard is not None else lambda chunk: None
+        )
         following = asyncio.create_task(console.follow(folder / "serial"))
         guest, _ = await asyncio.to_thread(listener.accept)
         with guest:
@@ -33,7 +39,9 @@ async def printing(folder: Path, heard: list[bytes] | None = None) -> AsyncItera
             await following
 
 
-async def pour(guest: socket.socket, seconds: float, chunk: bytes = b"0123456789abcde\n" * 1024) -> int:
+async def pour(
+    guest: socket.socket, seconds: float, chunk: bytes = b"0123456789abcde\n" * 1024
+) -> int:
     """Print without end for a while; how much was taken."""
     until, loop, sent = time.monotonic() + seconds, asyncio.get_running_loop(), 0
     with contextlib.suppress(TimeoutError):
@@ -61,18 +69,29 @@ async def test_of_earlier_runs_nothing_is_shown_to_whoever_attaches_now(short: P
         guest.sendall(b"new [started by hand]\n")
         await asyncio.wait_for(queue.get(), 5)
     told = tail(short / "console.log")
-    assert latest(told) == b"new [started by hand]\n" and b"old boot\n\n[started 2026-01-02T04:04:05Z]\n" in told
+    assert (
+        latest(told) == b"new [started by hand]\n"
+        and b"old boot\n\n[started 2026-01-02T04:04:05Z]\n" in told
+    )
     assert latest(b"no mark\n") == b"no mark\n" and latest(b"") == b""
 
 
-async def test_the_disk_bears_a_burst_and_then_a_pace_and_the_log_says_what_it_lacks(short: Path) -> None:
+async def test_the_disk_bears_a_burst_and_then_a_pace_and_the_log_says_what_it_lacks(
+    short: Path,
+) -> None:
     async with printing(short) as (_, guest):
         began = time.monotonic()
         sent = await pour(guest, 1.5)
         seconds = time.monotonic() - began
     log = short / "console.log"
-    text = log.with_suffix(".old").read_bytes() + log.read_bytes() if log.with_suffix(".old").exists() else log.read_bytes()
-    marks = re.findall(rb"\n\[(\d+) bytes were not kept: they came faster than \d+ a second\]\n", text)
+    text = (
+        log.with_suffix(".old").read_bytes() + log.read_bytes()
+        if log.with_suffix(".old").exists()
+        else log.read_bytes()
+    )
+    marks = re.findall(
+        rb"\n\[(\d+) bytes were not kept: they came faster than \d+ a second\]\n", text
+    )
     kept = len(re.sub(rb"\n\[\d+ bytes were not kept[^\n]*\]\n", b"", text))
     assert sent > 2 * LOG_BURST, "the guest was held up instead"
     assert kept + sum(int(mark) for mark in marks) == sent
@@ -80,7 +99,10 @@ async def test_the_disk_bears_a_burst_and_then_a_pace_and_the_log_says_what_it_l
 
 
 async def test_a_boot_is_kept_whole(short: Path) -> None:
-    boot = b"".join(b"[%5d.%06d] a line of a kernel that boots\n" % (number // 100, number) for number in range(20_000))
+    boot = b"".join(
+        b"[%5d.%06d] a line of a kernel that boots\n" % (number // 100, number)
+        for number in range(20_000)
+    )
     assert LOG_RATE < len(boot) < LOG_BURST
     async with printing(short) as (_, guest):
         await asyncio.get_running_loop().sock_sendall(guest, boot)

@@ -25,7 +25,10 @@ async def test_servers_that_end_at_logout_are_told_of_with_what_keeps_them(
     monkeypatch.setattr(doctor, "LINGER", tmp_path)
     monkeypatch.setattr(doctor.getpass, "getuser", lambda: "anna")
     said = await doctor.session(site)
-    assert (said.state, said.remedy) == ("note", "loginctl enable-linger anna") and "when anna has logged out" in said.found
+    assert (said.state, said.remedy) == (
+        "note",
+        "loginctl enable-linger anna",
+    ) and "when anna has logged out" in said.found
     (tmp_path / "anna").touch()
     assert (await doctor.session(site)).state == "ok"
     monkeypatch.setattr(doctor, "SYSTEMD", tmp_path / "nothing")
@@ -42,12 +45,23 @@ async def test_servers_that_end_at_logout_are_told_of_with_what_keeps_them(
     ],
 )
 async def test_control_groups_are_told_by_what_there_is_not_by_who_asks(
-    site: Site, monkeypatch: pytest.MonkeyPatch, gap: str | None, missing: tuple[str, ...], state: str, word: str
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    gap: str | None,
+    missing: tuple[str, ...],
+    state: str,
+    word: str,
 ) -> None:
     monkeypatch.setattr(doctor.groups, "find_gap", lambda: gap)
     monkeypatch.setattr(doctor.groups, "find_missing", lambda: missing)
     said = await doctor.cgroups(site)
-    assert said.state == state and word in said.found and (said.remedy is None) == (not gap and not missing)
+    assert (
+        said.state == state
+        and word in said.found
+        and (said.remedy is None) == (not gap and not missing)
+    )
     if missing:
         site.paths = replace(site.paths, mode="system")
-        assert (await doctor.cgroups(site)).remedy is None, "nothing of a user's session mends a host's daemon"
+        assert (await doctor.cgroups(site)).remedy is None, (
+            "nothing of a user's session mends a host's daemon"
+        )

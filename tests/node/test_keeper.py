@@ -1,4 +1,6 @@
-"""The keeper of the host's memory with machines that are tables: what it writes, what it asks, whom it waits for, what it survives."""
+"""The keeper of the host's memory with machines that are tables: what it writes, what it asks, whom
+it waits for, what it survives.
+"""
 
 from __future__ import annotations
 
@@ -63,17 +65,23 @@ class Monitor:
 class FakeWorker:
     """A server that runs: its document, and a run that can be asked."""
 
-    def __init__(self, number: int, spec: dict[str, Any], runs: str = "running", deaf: bool = False) -> None:
+    def __init__(
+        self, number: int, spec: dict[str, Any], runs: str = "running", deaf: bool = False
+    ) -> None:
         shape = Shape(memory=spec["memory"], max_cpus=4, max_memory=8 * GIB)
         runtime = Runtime(
-            generation=1, restarts=0, boot_id="boot", pid=2**22 - 1, start=1, uid=1, accel="tcg", level="L1", shape=shape, started=WALL,
+            generation=1, restarts=0, boot_id="boot", pid=2**22 - 1, start=1, uid=1, accel="tcg",
+            level="L1", shape=shape, started=WALL,
         )  # fmt: skip
         self.vm_id = f"00000000-0000-4000-8000-{number:012}"
         meta = Meta(id=self.vm_id, name=f"vm{number}", created=WALL)
-        status = VmStatus(state="running", runtime=runtime, identity=meta.name, memory=spec["memory"], cpus=1)
+        status = VmStatus(
+            state="running", runtime=runtime, identity=meta.name, memory=spec["memory"], cpus=1
+        )
         self.vm: Vm | None = Vm(meta=meta, spec=VmSpec(image="tiny", **spec), status=status)
         self.run: Any = SimpleNamespace(
-            ended=False, silent=False, quiet=False, qemu_status=runs, size=Size(1, spec["memory"]), base=spec["memory"], runtime=runtime,
+            ended=False, silent=False, quiet=False, qemu_status=runs, size=Size(1, spec["memory"]),
+            base=spec["memory"], runtime=runtime,
         )  # fmt: skip
         self.run.monitor = self.monitor = Monitor(self, deaf)
         self.written: list[dict[str, Any]] = []
@@ -106,9 +114,13 @@ class Bench:
         self.keeper = Keeper(self.site, lambda: list(self.workers.values()), self.metrics)  # type: ignore[arg-type]
 
     def says(self, available: int) -> None:
-        (self.proc / "meminfo").write_text(f"MemTotal: {TOTAL // 1024} kB\nMemAvailable: {available // 1024} kB\n")
+        (self.proc / "meminfo").write_text(
+            f"MemTotal: {TOTAL // 1024} kB\nMemAvailable: {available // 1024} kB\n"
+        )
 
-    def add(self, number: int, runs: str = "running", deaf: bool = False, **spec: Any) -> FakeWorker:
+    def add(
+        self, number: int, runs: str = "running", deaf: bool = False, **spec: Any
+    ) -> FakeWorker:
         worker = FakeWorker(number, {"memory": GIB, **spec}, runs, deaf)
         self.workers[worker.vm_id] = worker
         told = Told(worker.run, "mac")
@@ -130,7 +142,9 @@ class Bench:
         for _ in range(seconds):
             self.clock.passed += 1
             tasks: set[Any] = set()
-            group: Any = SimpleNamespace(create_task=lambda work, tasks=tasks: tasks.add(asyncio.create_task(work)))
+            group: Any = SimpleNamespace(
+                create_task=lambda work, tasks=tasks: tasks.add(asyncio.create_task(work))
+            )
             pause = self.keeper.look(group)
             if tasks:
                 await asyncio.wait(tasks, timeout=0.05)
@@ -178,7 +192,12 @@ async def test_memory_is_taken_down_to_the_floor_marked_first_and_given_back(ben
     assert sure.written == [] and sure.monitor.asked == []
     bench.says(4 * GIB)
     await bench.live(60)
-    assert one.run.size.memory == GIB and one.vm and not one.vm.status.reclaimed and bench.keeper.ledgers[one.vm_id].asked is None
+    assert (
+        one.run.size.memory == GIB
+        and one.vm
+        and not one.vm.status.reclaimed
+        and bench.keeper.ledgers[one.vm_id].asked is None
+    )
 
 
 async def test_a_guest_that_is_just_being_resized_is_left_alone(bench: Bench) -> None:
@@ -209,7 +228,11 @@ async def test_who_is_paused_is_written_down_and_goes_on(bench: Bench) -> None:
     low, high = bench.add(1, memory_min=GIB, priority=1), bench.add(2, memory_min=GIB, priority=90)
     bench.says(50 * MIB)
     await bench.live(2)
-    assert low.vm and low.vm.status.held_for_memory and "its priority (1) is the lowest" in low.vm.status.held_for_memory.why
+    assert (
+        low.vm
+        and low.vm.status.held_for_memory
+        and "its priority (1) is the lowest" in low.vm.status.held_for_memory.why
+    )
     low.run.qemu_status = "paused"
     bench.says(600 * MIB)
     await bench.live(20)
@@ -232,7 +255,9 @@ async def test_a_new_keeper_goes_on_where_the_last_one_stopped(bench: Bench) -> 
     assert low.vm.status.held_for_memory is None
 
 
-async def test_one_that_its_owner_let_go_on_is_spared_until_the_shortage_is_over(bench: Bench) -> None:
+async def test_one_that_its_owner_let_go_on_is_spared_until_the_shortage_is_over(
+    bench: Bench,
+) -> None:
     one = bench.add(1, memory_min=GIB)
     bench.says(50 * MIB)
     await bench.live(2)
@@ -249,7 +274,9 @@ async def test_one_that_its_owner_let_go_on_is_spared_until_the_shortage_is_over
 
 
 @pytest.mark.parametrize("spec", [{"power": "paused"}, {"power": "stopped"}, {"restarts": 1}])
-async def test_one_that_is_not_wished_running_is_not_paused(bench: Bench, spec: dict[str, Any]) -> None:
+async def test_one_that_is_not_wished_running_is_not_paused(
+    bench: Bench, spec: dict[str, Any]
+) -> None:
     one = bench.add(1, memory_min=GIB, **spec)
     bench.says(50 * MIB)
     await bench.live(10)
@@ -283,9 +310,13 @@ async def test_its_answers_are_asked_for_again_while_they_matter(bench: Bench) -
     assert told.next["memory"] <= bench.clock.now()
 
 
-async def test_weights_follow_who_runs_and_what_it_is_sure_of(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_weights_follow_who_runs_and_what_it_is_sure_of(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[tuple[str, float]] = []
-    monkeypatch.setattr(module.shares, "set_weight", lambda vm_id, weight: given.append((vm_id, round(weight))))
+    monkeypatch.setattr(
+        module.shares, "set_weight", lambda vm_id, weight: given.append((vm_id, round(weight)))
+    )
     monkeypatch.setattr(Site, "capacity", 200)
     a, b = bench.add(1), bench.add(2, cpu={"weight": 50})
     await bench.live(2)
@@ -315,7 +346,9 @@ async def test_all_servers_together_weigh_as_much_as_one_by_one(bench: Bench) ->
     assert bench.together == [100, 400, 300]
 
 
-async def test_the_kernels_order_follows_the_priority(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_kernels_order_follows_the_priority(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores: list[int] = []
     monkeypatch.setattr(module.oom, "set_score", lambda pid, score: scores.append(score))
     one = bench.add(1, priority=0)
@@ -327,7 +360,9 @@ async def test_the_kernels_order_follows_the_priority(bench: Bench, monkeypatch:
     assert scores == [900, 100]
 
 
-async def test_a_defect_is_told_once_and_the_keeper_goes_on(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_defect_is_told_once_and_the_keeper_goes_on(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     one = bench.add(1)
     one.load = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     task = asyncio.create_task(bench.keeper.run())

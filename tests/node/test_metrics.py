@@ -1,4 +1,6 @@
-"""Looking at machines: what is looked at and when, what is told of them, what is asked; machines are processes of the test's own."""
+"""Looking at machines: what is looked at and when, what is told of them, what is asked; machines
+are processes of the test's own.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,12 @@ class Monitor:
 def machine(pid: int = 1, **changes: Any) -> Any:
     """What is known of a running machine; the process may be any."""
     runtime = SimpleNamespace(
-        pid=pid, start=start_time(pid), network_pid=None, network_start=None, network="qemu-user", nics=(Nic(),)
+        pid=pid,
+        start=start_time(pid),
+        network_pid=None,
+        network_start=None,
+        network="qemu-user",
+        nics=(Nic(),),
     )
     facts = {
         "runtime": runtime,
@@ -83,7 +90,11 @@ def machine(pid: int = 1, **changes: Any) -> Any:
 
 
 def document(vm_id: str = "a", **status: Any) -> dict[str, Any]:
-    return {"meta": {"id": vm_id, "name": f"vm-{vm_id}"}, "spec": {"cpus": 2, "memory": 2**30}, "status": {"state": "running"}}
+    return {
+        "meta": {"id": vm_id, "name": f"vm-{vm_id}"},
+        "spec": {"cpus": 2, "memory": 2**30},
+        "status": {"state": "running"},
+    }
 
 
 @pytest.fixture
@@ -132,9 +143,18 @@ async def test_a_busy_machine_and_an_idle_one_are_told_apart(
     assert look(metrics, 1.0, really=1.0)
     busy, idle = metrics.usage(document("a")), metrics.usage(document("b"))
     assert busy.cpu and idle.cpu is not None and busy.cpu > 0.2 > 0.1 > idle.cpu
-    assert busy.resident and busy.resident > 2**20 and busy.age == 0 and busy.guest is None and busy.network is None
+    assert (
+        busy.resident
+        and busy.resident > 2**20
+        and busy.age == 0
+        and busy.guest is None
+        and busy.network is None
+    )
     seconds = await metrics.history("a", "second")
-    assert seconds[-1].mean["cpu"] == pytest.approx(busy.cpu, rel=0.01) and "guest_used" not in seconds[-1].mean
+    assert (
+        seconds[-1].mean["cpu"] == pytest.approx(busy.cpu, rel=0.01)
+        and "guest_used" not in seconds[-1].mean
+    )
     assert (await metrics.history(None, "second"))[-1].mean["vms"] == 2
 
 
@@ -147,7 +167,12 @@ def test_a_paused_machine_is_looked_at_once_and_moves_no_more(
     runs["a"].qemu_status = "paused"
     assert look(metrics) is False and look(metrics, 30) is False
     usage = metrics.usage(document())
-    assert usage.cpu == 0 and usage.resident and usage.age == 30 and metrics.machines["a"].process is None
+    assert (
+        usage.cpu == 0
+        and usage.resident
+        and usage.age == 30
+        and metrics.machines["a"].process is None
+    )
     runs["a"].qemu_status = "running"
     assert look(metrics) is True and metrics.usage(document()).cpu is None
     assert any(look(metrics, really=0.1) and metrics.usage(document()).cpu for _ in range(50))
@@ -170,7 +195,9 @@ def test_what_has_ended_is_forgotten_and_its_files_are_closed(
     assert len(os.listdir("/proc/self/fd")) == before + 2  # the pipes to the two processes
 
 
-def test_a_restarted_machine_is_another_one(metrics: Metrics, runs: dict[str, Any], start: Callable[[str], int]) -> None:
+def test_a_restarted_machine_is_another_one(
+    metrics: Metrics, runs: dict[str, Any], start: Callable[[str], int]
+) -> None:
     runs["a"] = machine(start(IDLE))
     look(metrics)
     look(metrics)
@@ -180,14 +207,20 @@ def test_a_restarted_machine_is_another_one(metrics: Metrics, runs: dict[str, An
 
 
 def test_one_that_can_t_be_written_disturbs_no_other(
-    metrics: Metrics, runs: dict[str, Any], start: Callable[[str], int], caplog: pytest.LogCaptureFixture
+    metrics: Metrics,
+    runs: dict[str, Any],
+    start: Callable[[str], int],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     runs |= {"a": machine(start(IDLE)), "b": machine(start(IDLE))}
     shutil.rmtree(metrics.site.paths.vm("a").home)
     metrics.site.paths.history.mkdir()
     for _ in range(5):
         look(metrics)
-    assert metrics.usage(document("a")).cpu is not None and metrics.usage(document("b")).cpu is not None
+    assert (
+        metrics.usage(document("a")).cpu is not None
+        and metrics.usage(document("b")).cpu is not None
+    )
     assert metrics.site.paths.vm("b").history.exists()
     assert caplog.text.count("history of the host can't be written") == 1
 
@@ -237,16 +270,28 @@ def test_only_so_many_are_asked_at_once_those_that_waited_longest_first() -> Non
 
 
 @pytest.mark.parametrize(
-    "changes", [{"ended": True}, {"silent": True}, {"monitor": None}, {"qemu_status": "running", "quiet": True}], ids=str
+    "changes",
+    [
+        {"ended": True},
+        {"silent": True},
+        {"monitor": None},
+        {"qemu_status": "running", "quiet": True},
+    ],
+    ids=str,
 )
 def test_who_can_t_answer_is_not_asked(changes: dict[str, Any]) -> None:
     one = Told(machine(**{"monitor": Monitor({}), "agent": True, **changes}), "")
-    assert {question for _, question in due([one], True, 1.0)} <= ({"blocks"} if "quiet" in changes else set())
+    assert {question for _, question in due([one], True, 1.0)} <= (
+        {"blocks"} if "quiet" in changes else set()
+    )
 
 
 def test_a_guest_without_agent_is_not_asked_for_its_traffic() -> None:
     assert {question for _, question in due([told()], True, 1.0)} == {"memory", "blocks"}
-    assert {question for _, question in due([told(agent=True, signals={})], True, 1.0)} == {"memory", "blocks"}
+    assert {question for _, question in due([told(agent=True, signals={})], True, 1.0)} == {
+        "memory",
+        "blocks",
+    }
 
 
 def test_unwatched_only_memory_is_asked_and_seldom() -> None:
@@ -263,19 +308,33 @@ async def ask(one: Told, clock: Clock, seconds: int) -> None:
         clock.passed += 1
 
 
-STATS = {"stat-total-memory": 1000, "stat-available-memory": 600, "stat-free-memory": 500, "stat-swap-in": 0, "stat-swap-out": 0}
+STATS = {
+    "stat-total-memory": 1000,
+    "stat-available-memory": 600,
+    "stat-free-memory": 500,
+    "stat-swap-in": 0,
+    "stat-swap-out": 0,
+}
 
 
 async def test_the_balloon_is_told_to_ask_and_then_read() -> None:
-    monitor = Monitor({"qom-set": {}, "qom-get": {"last-update": 5, "stats": STATS}, "query-blockstats": []})
+    monitor = Monitor(
+        {"qom-set": {}, "qom-get": {"last-update": 5, "stats": STATS}, "query-blockstats": []}
+    )
     one, clock = Told(machine(monitor=monitor), ""), Clock()
     await ask(one, clock, 3)
     assert [word for word in monitor.asked if word.startswith("qom")] == ["qom-set", "qom-get"]
-    assert one.memory and (one.memory.total, one.memory.available) == (1000, 600) and one.fresh("memory", clock.now())
+    assert (
+        one.memory
+        and (one.memory.total, one.memory.available) == (1000, 600)
+        and one.fresh("memory", clock.now())
+    )
 
 
 async def test_a_guest_that_comes_up_is_asked_again_soon_but_not_for_ever() -> None:
-    monitor = Monitor({"qom-set": {}, "qom-get": {"last-update": 0, "stats": {}}, "query-blockstats": []})
+    monitor = Monitor(
+        {"qom-set": {}, "qom-get": {"last-update": 0, "stats": {}}, "query-blockstats": []}
+    )
     one, clock = Told(machine(monitor=monitor), ""), Clock()
     await ask(one, clock, 15)
     assert one.memory is None and 4 <= monitor.asked.count("qom-get") <= 5
@@ -284,7 +343,9 @@ async def test_a_guest_that_comes_up_is_asked_again_soon_but_not_for_ever() -> N
 
 
 async def test_a_monitor_that_is_silent_is_left_alone_for_a_while() -> None:
-    monitor = Monitor({"qom-set": GuestSilent("no answer"), "query-blockstats": CommandFailed("unknown")})
+    monitor = Monitor(
+        {"qom-set": GuestSilent("no answer"), "query-blockstats": CommandFailed("unknown")}
+    )
     one, clock = Told(machine(monitor=monitor), ""), Clock()
     await ask(one, clock, 29)
     assert monitor.asked == ["qom-set", "query-blockstats"]
@@ -294,10 +355,21 @@ async def test_a_monitor_that_is_silent_is_left_alone_for_a_while() -> None:
 
 @pytest.mark.parametrize(
     "odd",
-    [None, 5, "x", {}, [5], [{"stats": 5}], [{"stats": {"rd_operations": "1"}}], [{"stats": {"wr_operations": -1}}]],
+    [
+        None,
+        5,
+        "x",
+        {},
+        [5],
+        [{"stats": 5}],
+        [{"stats": {"rd_operations": "1"}}],
+        [{"stats": {"wr_operations": -1}}],
+    ],
     ids=str,
 )
-async def test_an_odd_answer_is_said_once_and_asked_for_more_seldom(odd: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_odd_answer_is_said_once_and_asked_for_more_seldom(
+    odd: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     monitor = Monitor({"qom-set": GuestSilent("no answer"), "query-blockstats": odd})
     one, clock = Told(machine(monitor=monitor), ""), Clock()
     await ask(one, clock, 65)
@@ -314,7 +386,9 @@ async def test_a_defect_mutes_one_question_of_one_machine(
     monkeypatch.setitem(asking.QUESTIONS, "memory", broken)
     one, clock = Told(machine(monitor=Monitor({"query-blockstats": []})), ""), Clock()
     await ask(one, clock, 20)
-    assert one.mute == {"memory"} and caplog.text.count("a defect") >= 1 and "blocks" in one.answered
+    assert (
+        one.mute == {"memory"} and caplog.text.count("a defect") >= 1 and "blocks" in one.answered
+    )
 
 
 numbers = st.integers(-(2**64), 2**65) | st.floats() | st.none() | st.text(max_size=3)
@@ -338,11 +412,18 @@ def test_a_burst_of_pages_is_no_want_of_memory_and_steady_reading_is() -> None:
 
 
 def blocks(operations: int, nanoseconds: int) -> list[dict[str, Any]]:
-    facts = {"rd_operations": operations, "wr_operations": 0, "rd_total_time_ns": nanoseconds, "wr_total_time_ns": 0}
+    facts = {
+        "rd_operations": operations,
+        "wr_operations": 0,
+        "rd_total_time_ns": nanoseconds,
+        "wr_total_time_ns": 0,
+    }
     return [{"stats": facts}, {"stats": {}}]
 
 
-def test_latency_is_time_by_operation(metrics: Metrics, runs: dict[str, Any], start: Callable[[str], int]) -> None:
+def test_latency_is_time_by_operation(
+    metrics: Metrics, runs: dict[str, Any], start: Callable[[str], int]
+) -> None:
     runs["a"] = machine(start(IDLE))
     look(metrics)
     one = metrics.machines["a"].told
@@ -350,10 +431,17 @@ def test_latency_is_time_by_operation(metrics: Metrics, runs: dict[str, Any], st
     assert one.next["blocks"] == 1003  # a second answer makes a rate of it
     note_blocks(one, blocks(150, 2 * 10**9), 1006)
     disk = metrics.usage(document()).disk
-    assert (disk.reads, disk.read_latency, disk.writes, disk.write_latency) == (10, pytest.approx(0.02), 0, None)
+    assert (disk.reads, disk.read_latency, disk.writes, disk.write_latency) == (
+        10,
+        pytest.approx(0.02),
+        0,
+        None,
+    )
 
 
-async def test_what_was_told_long_ago_is_no_history(metrics: Metrics, runs: dict[str, Any], start: Callable[[str], int]) -> None:
+async def test_what_was_told_long_ago_is_no_history(
+    metrics: Metrics, runs: dict[str, Any], start: Callable[[str], int]
+) -> None:
     runs["a"] = machine(start(IDLE))
     look(metrics)
     one = metrics.machines["a"].told
@@ -362,6 +450,9 @@ async def test_what_was_told_long_ago_is_no_history(metrics: Metrics, runs: dict
     for seconds in (1, 1, 60):
         look(metrics, seconds)
     first, second, last = await metrics.history("a", "second")
-    assert first.mean["network_sent"] == second.mean["network_sent"] == 200 and "network_sent" not in last.mean
+    assert (
+        first.mean["network_sent"] == second.mean["network_sent"] == 200
+        and "network_sent" not in last.mean
+    )
     network = metrics.usage(document()).network
     assert network and network.sent == 200 and network.age == 61  # told, with its age

@@ -11,7 +11,8 @@ from virtuary.model.operation import LOG_LINES
 from virtuary.node import operations
 from virtuary.store.memory import MemoryStore
 
-sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; this one shares a file
+# test folders are no packages; this one shares a file
+sys.path.insert(0, str(Path(__file__).parent))
 from worlds import operation
 
 KEY = operation("launch").key
@@ -29,7 +30,11 @@ async def test_the_first_note_begins_it_and_each_note_is_told_once() -> None:
     before = store.revision
     await operations.note(store, KEY, "making the disk", stage="disk")
     found = operations.load(store, KEY)
-    assert found and (found.status.phase, found.status.stage, len(found.status.log)) == ("running", "disk", 1)
+    assert found and (found.status.phase, found.status.stage, len(found.status.log)) == (
+        "running",
+        "disk",
+        1,
+    )
     assert found.status.started and store.revision == before
 
 
@@ -39,15 +44,24 @@ async def test_the_end_is_final() -> None:
     await operations.finish(store, KEY)
     await operations.note(store, KEY, "too late")
     found = operations.load(store, KEY)
-    assert found and found.status.phase == "failed" and found.status.error and found.status.error["hint"] == "mend it"
-    assert [line.text for line in found.status.log] == ["it broke"] and operations.open_operations(store) == []
+    assert (
+        found
+        and found.status.phase == "failed"
+        and found.status.error
+        and found.status.error["hint"] == "mend it"
+    )
+    assert [line.text for line in found.status.log] == ["it broke"] and operations.open_operations(
+        store
+    ) == []
 
 
 async def test_notes_at_the_same_time_are_all_kept() -> None:
     store = await begun()
     await asyncio.gather(*(operations.note(store, KEY, f"note {number}") for number in range(30)))
     found = operations.load(store, KEY)
-    assert found and {line.text for line in found.status.log} == {f"note {number}" for number in range(30)}
+    assert found and {line.text for line in found.status.log} == {
+        f"note {number}" for number in range(30)
+    }
 
 
 async def test_the_log_is_capped() -> None:
@@ -55,7 +69,11 @@ async def test_the_log_is_capped() -> None:
     for number in range(LOG_LINES + 5):
         await operations.note(store, KEY, str(number))
     found = operations.load(store, KEY)
-    assert found and len(found.status.log) == LOG_LINES and found.status.log[-1].text == str(LOG_LINES + 4)
+    assert (
+        found
+        and len(found.status.log) == LOG_LINES
+        and found.status.log[-1].text == str(LOG_LINES + 4)
+    )
 
 
 async def test_a_note_on_what_is_gone_is_harmless() -> None:

@@ -1,4 +1,6 @@
-"""Memory when there is not enough of it: levels, floors, order, whom a pause meets. Then a small host on which it takes effect, second by second."""
+"""Memory when there is not enough of it: levels, floors, order, whom a pause meets. Then a small
+host on which it takes effect, second by second.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +46,16 @@ from virtuary.node.pressure import (
 
 TOTAL = 8 * GIB
 LIMITS = limits_of(TOTAL, 512 * MIB)
-PLENTY, TIGHT, SHORT, CRITICAL = (HostMemory(TOTAL, size) for size in (4 * GIB, 600 * MIB, 400 * MIB, 100 * MIB))
+PLENTY, TIGHT, SHORT, CRITICAL = (
+    HostMemory(TOTAL, size) for size in (4 * GIB, 600 * MIB, 400 * MIB, 100 * MIB)
+)
 
 
 def guest(name: str = "a", **facts: Any) -> Guest:
     """A guest of 1 GiB with a floor of a half, which uses little."""
     known = {
-        "id": name, "name": name, "priority": 50, "weight": 100, "wished": GIB, "floor": GIB // 2, "has": GIB,
+        "id": name, "name": name, "priority": 50, "weight": 100, "wished": GIB, "floor": GIB // 2,
+        "has": GIB,
         "said": Said(900 * MIB, 800 * MIB, GIB, 1.0),
     }  # fmt: skip
     return Guest(**{**known, **facts})
@@ -64,7 +69,8 @@ def moves(acts: list[Act]) -> dict[str, int]:
 
 LEVELS = [
     (HostMemory(TOTAL, 4 * GIB), Level.CALM),
-    (HostMemory(TOTAL, 4 * GIB, some=50, full=50), Level.CALM),  # somebody's own limit: taking from others would not help
+    # somebody's own limit: taking from others would not help
+    (HostMemory(TOTAL, 4 * GIB, some=50, full=50), Level.CALM),
     (HostMemory(TOTAL, 800 * MIB), Level.CALM),
     (HostMemory(TOTAL, 800 * MIB, some=3), Level.TIGHT),
     (HostMemory(TOTAL, 1 * GIB, some=15), Level.SHORT),
@@ -81,17 +87,31 @@ def test_a_host_is(host: HostMemory, level: Level) -> None:
     assert level_of(host, LIMITS) is level
 
 
-@given(st.integers(0, 64 * GIB), st.integers(0, 64 * GIB), st.floats(0, 100), st.floats(0, 100), st.integers(0, 64 * GIB))
-def test_less_memory_and_more_waiting_are_never_a_better_level(a: int, b: int, some: float, full: float, reserve: int) -> None:
+@given(
+    st.integers(0, 64 * GIB),
+    st.integers(0, 64 * GIB),
+    st.floats(0, 100),
+    st.floats(0, 100),
+    st.integers(0, 64 * GIB),
+)
+def test_less_memory_and_more_waiting_are_never_a_better_level(
+    a: int, b: int, some: float, full: float, reserve: int
+) -> None:
     limits = limits_of(64 * GIB, reserve)
     low, high = sorted((a, b))
-    assert level_of(HostMemory(64 * GIB, low, some, full), limits) >= level_of(HostMemory(64 * GIB, high, some, full), limits)
-    assert level_of(HostMemory(64 * GIB, low, some, full), limits) >= level_of(HostMemory(64 * GIB, low), limits)
+    assert level_of(HostMemory(64 * GIB, low, some, full), limits) >= level_of(
+        HostMemory(64 * GIB, high, some, full), limits
+    )
+    assert level_of(HostMemory(64 * GIB, low, some, full), limits) >= level_of(
+        HostMemory(64 * GIB, low), limits
+    )
     assert limits.critical <= limits.short <= limits.aim <= limits.calm <= 64 * GIB
 
 
 @given(st.integers(0, GIB), st.floats(0, 100))
-def test_a_host_that_keeps_nothing_for_itself_is_never_short_by_our_judgement(available: int, some: float) -> None:
+def test_a_host_that_keeps_nothing_for_itself_is_never_short_by_our_judgement(
+    available: int, some: float
+) -> None:
     assert level_of(HostMemory(GIB, available, some, some), limits_of(GIB, 0)) is Level.CALM
 
 
@@ -111,8 +131,10 @@ FLOORS = [
     ("what the overcommit leaves", spec(), shape(), 4, 256 * MIB),
     ("nothing is taken where nothing is promised twice", spec(), shape(), 1, GIB),
     ("its own, above what the overcommit leaves", spec(memory_min=GIB), shape(), 16, GIB),
-    ("a copy's base", spec(memory_min=64 * MIB), shape(memory=512 * MIB, borrowed=True), 4, 512 * MIB),
-    ("a copy's base, though its floor is higher", spec(memory_min=768 * MIB), shape(memory=512 * MIB, borrowed=True), 4, 768 * MIB),
+    ("a copy's base", spec(memory_min=64 * MIB), shape(memory=512 * MIB, borrowed=True), 4,
+    512 * MIB),
+    ("a copy's base, though its floor is higher", spec(memory_min=768 * MIB),
+    shape(memory=512 * MIB, borrowed=True), 4, 768 * MIB),
     ("huge pages", spec(memory_pages="huge", memory_min=64 * MIB), shape(), 4, GIB),
     ("the least there is", spec(memory=128 * MIB), shape(memory=128 * MIB), 16, MIN_MEMORY),
 ]  # fmt: skip
@@ -130,7 +152,10 @@ SPARED = {
     "what it said is of the future": {"said": Said(900 * MIB, 800 * MIB, GIB, -5)},
     "it has little left": {"said": Said(60 * MIB, 60 * MIB, GIB, 1)},
     "it swaps": {"said": Said(900 * MIB, 800 * MIB, GIB, 1, struggles=True)},
-    "it works, and what it does not use are caches": {"idle": False, "said": Said(900 * MIB, 50 * MIB, GIB, 1)},
+    "it works, and what it does not use are caches": {
+        "idle": False,
+        "said": Said(900 * MIB, 50 * MIB, GIB, 1),
+    },
     "it is booting": {"ready": False},
     "it is paused": {"runs": False},
     "it is paused by us": {"waits": GIB},
@@ -146,8 +171,17 @@ def test_nothing_is_taken_when(case: str) -> None:
 
 
 def test_a_step_is_a_sixteenth_or_64_mib_and_a_quarter_when_memory_runs_out() -> None:
-    large = {"wished": 8 * GIB, "has": 8 * GIB, "floor": GIB, "said": Said(7 * GIB, 7 * GIB, 8 * GIB, 1)}
-    assert (takeable(guest()), takeable(guest(**large)), takeable(guest(**large), 4)) == (QUANTUM, GIB // 2, 2 * GIB)
+    large = {
+        "wished": 8 * GIB,
+        "has": 8 * GIB,
+        "floor": GIB,
+        "said": Said(7 * GIB, 7 * GIB, 8 * GIB, 1),
+    }
+    assert (takeable(guest()), takeable(guest(**large)), takeable(guest(**large), 4)) == (
+        QUANTUM,
+        GIB // 2,
+        2 * GIB,
+    )
 
 
 def test_what_was_taken_since_it_spoke_is_no_more_there() -> None:
@@ -158,30 +192,49 @@ def test_what_was_taken_since_it_spoke_is_no_more_there() -> None:
 
 def test_the_least_important_gives_first_then_what_weighs_least_then_what_uses_least() -> None:
     guests = [
-        guest("important", priority=90), guest("heavy", weight=200), guest("user", said=Said(700 * MIB, 600 * MIB, GIB, 1)), guest("idler"),
+        guest("important", priority=90), guest("heavy", weight=200), guest("user",
+        said=Said(700 * MIB, 600 * MIB, GIB, 1)), guest("idler"),
         guest("last", priority=1),
     ]  # fmt: skip
-    assert [item.name for item in sorted(guests, key=by_use)] == ["last", "idler", "user", "heavy", "important"]
+    assert [item.name for item in sorted(guests, key=by_use)] == [
+        "last",
+        "idler",
+        "user",
+        "heavy",
+        "important",
+    ]
     acts, _ = decide(10, HostMemory(TOTAL, 500 * MIB), LIMITS, guests, Past())
-    assert list(moves(acts)) == ["last", "idler", "user"], "no more than is needed: 140 MiB to the aim"
+    assert list(moves(acts)) == ["last", "idler", "user"], (
+        "no more than is needed: 140 MiB to the aim"
+    )
 
 
 def test_waiting_alone_takes_a_step_at_a_time() -> None:
-    acts, past = decide(10, HostMemory(TOTAL, GIB, some=30), LIMITS, [guest("a"), guest("b")], Past())
+    acts, past = decide(
+        10, HostMemory(TOTAL, GIB, some=30), LIMITS, [guest("a"), guest("b")], Past()
+    )
     assert moves(acts) == {"a": GIB - QUANTUM} and past.level is Level.SHORT
 
 
 def test_what_is_on_its_way_is_counted() -> None:
     giving = guest("a", asked=GIB - 200 * MIB)
     assert moves(decide(10, SHORT, LIMITS, [giving, guest("b")], Past())[0]) == {"b": GIB - QUANTUM}
-    assert moves(decide(10, HostMemory(TOTAL, 500 * MIB), LIMITS, [giving, guest("b")], Past())[0]) == {}
+    assert (
+        moves(decide(10, HostMemory(TOTAL, 500 * MIB), LIMITS, [giving, guest("b")], Past())[0])
+        == {}
+    )
 
 
 # ---- given back
 
 
 def test_memory_is_given_back_after_a_while_of_calm_the_most_important_first() -> None:
-    taken = {"has": GIB // 2, "asked": GIB // 2, "taken": True, "said": Said(300 * MIB, 200 * MIB, GIB // 2, 1)}
+    taken = {
+        "has": GIB // 2,
+        "asked": GIB // 2,
+        "taken": True,
+        "said": Said(300 * MIB, 200 * MIB, GIB // 2, 1),
+    }
     guests = [guest("low", priority=10, **taken), guest("high", priority=90, **taken)]
     acts, past = decide(100, PLENTY, LIMITS, guests, Past())
     assert acts == []
@@ -190,28 +243,41 @@ def test_memory_is_given_back_after_a_while_of_calm_the_most_important_first() -
     acts, past = decide(100 + GIVE_AFTER, PLENTY, LIMITS, guests, past)
     assert moves(acts) == {"high": GIB // 2 + QUANTUM}
     assert decide(101 + GIVE_AFTER, PLENTY, LIMITS, guests, past)[0] == [], "a step at a time"
-    assert decide(200, TIGHT, LIMITS, guests, past) == ([], replace(past, level=Level.TIGHT, calm_since=None))
+    assert decide(200, TIGHT, LIMITS, guests, past) == (
+        [],
+        replace(past, level=Level.TIGHT, calm_since=None),
+    )
 
 
 def test_no_more_is_given_back_than_keeps_the_host_calm() -> None:
     taken = guest(has=GIB // 2, asked=GIB // 2, taken=True)
     past = Past(calm_since=0.0)
-    assert moves(decide(100, HostMemory(TOTAL, LIMITS.calm + 40 * MIB), LIMITS, [taken], past)[0]) == {"a": GIB // 2 + 40 * MIB}
+    assert moves(
+        decide(100, HostMemory(TOTAL, LIMITS.calm + 40 * MIB), LIMITS, [taken], past)[0]
+    ) == {"a": GIB // 2 + 40 * MIB}
     assert decide(100, HostMemory(TOTAL, LIMITS.calm + 10 * MIB), LIMITS, [taken], past)[0] == []
 
 
 @pytest.mark.parametrize("host", [PLENTY, TIGHT, SHORT])
 def test_a_guest_that_is_short_itself_is_given_back_at_once(host: HostMemory) -> None:
-    poor = guest(has=GIB // 2, asked=GIB // 2, taken=True, said=Said(10 * MIB, 5 * MIB, GIB // 2, 1))
+    poor = guest(
+        has=GIB // 2, asked=GIB // 2, taken=True, said=Said(10 * MIB, 5 * MIB, GIB // 2, 1)
+    )
     assert moves(decide(100, host, LIMITS, [poor], Past())[0]) == {"a": GIB // 2 + QUANTUM}
     assert moves(decide(100, CRITICAL, LIMITS, [poor], Past())[0]) == {}
-    assert moves(decide(100, host, LIMITS, [replace(poor, taken=False, asked=None)], Past())[0]) == {}, (
-        "its own wish is another's matter"
-    )
+    assert (
+        moves(decide(100, host, LIMITS, [replace(poor, taken=False, asked=None)], Past())[0]) == {}
+    ), "its own wish is another's matter"
 
 
 def test_a_floor_that_was_raised_is_given() -> None:
-    low = guest(has=GIB // 2, asked=GIB // 2, taken=True, floor=768 * MIB, said=Said(300 * MIB, 200 * MIB, GIB // 2, 1))
+    low = guest(
+        has=GIB // 2,
+        asked=GIB // 2,
+        taken=True,
+        floor=768 * MIB,
+        said=Said(300 * MIB, 200 * MIB, GIB // 2, 1),
+    )
     assert moves(decide(100, SHORT, LIMITS, [low], Past())[0]) == {"a": GIB // 2 + QUANTUM}
 
 
@@ -234,7 +300,8 @@ def test_the_least_important_is_paused_and_of_those_the_largest() -> None:
     pause = paused(decide(10, CRITICAL, LIMITS, guests, Past())[0])
     assert pause and pause.id == "large" and pause.room == LIMITS.calm + GIB // 4
     assert pause.why == (
-        "the host's memory ran out: paused, because it is the largest of those with the lowest priority (10); "
+        "the host's memory ran out: paused, because it is the largest of those with the lowest "
+        "priority (10); "
         "it goes on by itself when 1 GiB are free"
     )
     pause = paused(decide(10, CRITICAL, LIMITS, guests[:2], Past())[0])
@@ -263,7 +330,13 @@ def test_a_second_pause_waits_for_what_the_first_one_brings() -> None:
 
 
 def test_one_that_its_owner_let_go_on_is_not_paused_again() -> None:
-    acts, _ = decide(10, CRITICAL, LIMITS, [guest("a", priority=1, spared=True, **FULL), guest("b", **FULL)], Past())
+    acts, _ = decide(
+        10,
+        CRITICAL,
+        LIMITS,
+        [guest("a", priority=1, spared=True, **FULL), guest("b", **FULL)],
+        Past(),
+    )
     assert paused(acts) and (paused(acts) or guest()).id == "b"
     assert decide(10, CRITICAL, LIMITS, [guest("a", spared=True, **FULL)], Past())[0] == []
 
@@ -272,7 +345,14 @@ def test_the_paused_go_on_in_the_order_of_importance_and_before_memory_is_given_
     guests = [
         guest("low", priority=10, runs=False, waits=LIMITS.calm + MIB),
         guest("high", priority=50, runs=False, waits=2 * GIB),
-        guest("taken", priority=90, has=GIB // 2, asked=GIB // 2, taken=True, said=Said(300 * MIB, 200 * MIB, GIB // 2, 1)),
+        guest(
+            "taken",
+            priority=90,
+            has=GIB // 2,
+            asked=GIB // 2,
+            taken=True,
+            said=Said(300 * MIB, 200 * MIB, GIB // 2, 1),
+        ),
     ]
     past = Past(calm_since=0.0)
     assert decide(RELEASE_AFTER - 1, PLENTY, LIMITS, guests, past)[0] == []
@@ -294,25 +374,43 @@ def test_the_room_that_is_waited_for_can_come(has: int, total: int, reserve: int
 # ---- whatever guests say
 
 NUMBERS = st.one_of(st.integers(-(2**64), 2**64), st.integers(0, 2 * GIB))
-LIES = st.builds(Said, NUMBERS, st.one_of(st.none(), NUMBERS), NUMBERS, st.floats(-100, 100), st.booleans())
+LIES = st.builds(
+    Said, NUMBERS, st.one_of(st.none(), NUMBERS), NUMBERS, st.floats(-100, 100), st.booleans()
+)
 
 
 @st.composite
 def any_guest(draw: st.DrawFn, name: str) -> Guest:
     wished = draw(st.integers(32, 1024)) * 2 * MIB
     floor = draw(st.integers(32, wished // BLOCK)) * BLOCK
-    has = draw(st.one_of(st.none(), st.integers(floor // BLOCK, wished // BLOCK).map(lambda blocks: blocks * BLOCK)))
-    asked = draw(st.one_of(st.none(), st.integers(floor // BLOCK, wished // BLOCK).map(lambda blocks: blocks * BLOCK)))
+    has = draw(
+        st.one_of(
+            st.none(),
+            st.integers(floor // BLOCK, wished // BLOCK).map(lambda blocks: blocks * BLOCK),
+        )
+    )
+    asked = draw(
+        st.one_of(
+            st.none(),
+            st.integers(floor // BLOCK, wished // BLOCK).map(lambda blocks: blocks * BLOCK),
+        )
+    )
     return guest(
-        name, priority=draw(st.integers(0, 100)), weight=draw(st.sampled_from([10, 100, 1000])), wished=wished, floor=floor, has=has,
-        asked=asked, said=draw(st.one_of(st.none(), LIES)), idle=draw(st.booleans()), ready=draw(st.booleans()), runs=draw(st.booleans()),
-        spared=draw(st.booleans()), taken=draw(st.booleans()), waits=draw(st.one_of(st.none(), st.integers(0, TOTAL))),
+        name, priority=draw(st.integers(0, 100)), weight=draw(st.sampled_from([10, 100, 1000])),
+        wished=wished, floor=floor, has=has,
+        asked=asked, said=draw(st.one_of(st.none(), LIES)), idle=draw(st.booleans()),
+        ready=draw(st.booleans()), runs=draw(st.booleans()),
+        spared=draw(st.booleans()), taken=draw(st.booleans()), waits=draw(st.one_of(st.none(),
+        st.integers(0, TOTAL))),
     )  # fmt: skip
 
 
-HOSTS = st.builds(HostMemory, st.just(TOTAL), st.integers(0, TOTAL), st.floats(0, 100), st.floats(0, 100))
+HOSTS = st.builds(
+    HostMemory, st.just(TOTAL), st.integers(0, TOTAL), st.floats(0, 100), st.floats(0, 100)
+)
 PASTS = st.builds(
-    Past, calm_since=st.one_of(st.none(), st.floats(0, 100)), critical_since=st.one_of(st.none(), st.floats(0, 100)), paused_at=st.floats(0, 100)
+    Past, calm_since=st.one_of(st.none(), st.floats(0, 100)), critical_since=st.one_of(st.none(),
+    st.floats(0, 100)), paused_at=st.floats(0, 100)
 )  # fmt: skip
 
 
@@ -332,9 +430,15 @@ def test_whatever_guests_say_no_floor_is_broken_and_none_gets_more_than_its_own(
             assert one.ready and one.runs and one.has is not None
             assert one.floor <= act.target <= one.wished or act.target > one.target
             assert act.target <= one.wished
-            assert act.target >= one.target or (not wants(one) and (left(one) or 0) >= KEPT and one.target - act.target >= SLACK)
+            assert act.target >= one.target or (
+                not wants(one) and (left(one) or 0) >= KEPT and one.target - act.target >= SLACK
+            )
         elif isinstance(act, Pause):
-            others = [item for item in guests.values() if item.runs and item.waits is None and not item.spared]
+            others = [
+                item
+                for item in guests.values()
+                if item.runs and item.waits is None and not item.spared
+            ]
             assert (
                 level_of(host, LIMITS) is Level.CRITICAL
                 and one in others
@@ -342,18 +446,23 @@ def test_whatever_guests_say_no_floor_is_broken_and_none_gets_more_than_its_own(
             )
         else:
             waiting = [item for item in guests.values() if item.waits is not None]
-            assert level_of(host, LIMITS) is Level.CALM and one.priority == max(item.priority for item in waiting)
+            assert level_of(host, LIMITS) is Level.CALM and one.priority == max(
+                item.priority for item in waiting
+            )
 
 
 @settings(max_examples=300)
 @given(st.data(), st.integers(2, 6), HOSTS)
 @pytest.mark.slow
-def test_no_guest_gives_while_a_less_important_one_could_and_does_not(data: st.DataObject, number: int, host: HostMemory) -> None:
+def test_no_guest_gives_while_a_less_important_one_could_and_does_not(
+    data: st.DataObject, number: int, host: HostMemory
+) -> None:
     guests = [data.draw(any_guest(name)) for name in map(str, range(number))]
     taken = {
         act.id
         for act in decide(100.0, host, LIMITS, guests, Past())[0]
-        if isinstance(act, Move) and act.target < next(one.target for one in guests if one.id == act.id)
+        if isinstance(act, Move)
+        and act.target < next(one.target for one in guests if one.id == act.id)
     }
     if paused(decide(100.0, host, LIMITS, guests, Past())[0]):
         return
@@ -368,7 +477,9 @@ def test_no_guest_gives_while_a_less_important_one_could_and_does_not(data: st.D
 
 @dataclass
 class Machine:
-    """A guest: what it is, what its programs use, and how quickly it follows. Whatever it has is taken from the host."""
+    """A guest: what it is, what its programs use, and how quickly it follows. Whatever it has is
+    taken from the host.
+    """
 
     one: Guest
     uses: int
@@ -404,7 +515,11 @@ class House:
                 if machine.one.asked is not None and self.second - machine.since >= machine.slow:
                     machine.one = replace(machine.one, has=machine.one.asked)
             acts, self.past = decide(
-                float(self.second), HostMemory(TOTAL, self.available), LIMITS, [item.one for item in self.machines], self.past
+                float(self.second),
+                HostMemory(TOTAL, self.available),
+                LIMITS,
+                [item.one for item in self.machines],
+                self.past,
             )
             for act in acts:
                 self._do(act)
@@ -417,14 +532,19 @@ class House:
             rest = max(one.has - machine.uses, 0)
             machine.one = replace(one, said=Said(rest, rest, one.has, 0.0))
         elif one.said:
-            machine.one = replace(one, said=one.said._replace(age=float(self.second - machine.spoke)))
+            machine.one = replace(
+                one, said=one.said._replace(age=float(self.second - machine.spoke))
+            )
 
     def _do(self, act: Act) -> None:
         self.log.append((self.second, act))
         machine = next(item for item in self.machines if item.one.id == act.id)
         if isinstance(act, Move):
             assert machine.one.floor <= act.target or act.target > machine.one.target
-            machine.one, machine.since = replace(machine.one, asked=act.target, taken=True), self.second
+            machine.one, machine.since = (
+                replace(machine.one, asked=act.target, taken=True),
+                self.second,
+            )
         elif isinstance(act, Pause):
             machine.one = replace(machine.one, runs=False, waits=act.room)
         else:
@@ -445,7 +565,12 @@ def machines(draw: st.DrawFn, number: int) -> list[Machine]:
             said=None,
         )
         made.append(
-            Machine(one, uses=draw(st.integers(16 * MIB, wished)), slow=draw(st.integers(1, 4)), lags=draw(st.integers(5, 12)))
+            Machine(
+                one,
+                uses=draw(st.integers(16 * MIB, wished)),
+                slow=draw(st.integers(1, 4)),
+                lags=draw(st.integers(5, 12)),
+            )
         )
     return made
 
@@ -453,15 +578,21 @@ def machines(draw: st.DrawFn, number: int) -> list[Machine]:
 @settings(max_examples=120)
 @given(st.data(), st.integers(1, 5), st.integers(0, 900))
 @pytest.mark.slow
-def test_it_comes_to_rest_and_everything_is_given_back(data: st.DataObject, number: int, missing: int) -> None:
+def test_it_comes_to_rest_and_everything_is_given_back(
+    data: st.DataObject, number: int, missing: int
+) -> None:
     house = House(data.draw(machines(number)), 0)
-    house.others = TOTAL - sum(item.one.has or 0 for item in house.machines) - LIMITS.calm + missing * MIB
+    house.others = (
+        TOTAL - sum(item.one.has or 0 for item in house.machines) - LIMITS.calm + missing * MIB
+    )
     if house.available < LIMITS.critical:
         house.others -= LIMITS.critical - house.available
     house.live(240)
     assert house.live(120) == [], f"it swings: {house.log[-6:]}"
     if house.past.level is Level.SHORT:
-        assert all(takeable(item.one) == 0 for item in house.machines), "short, and there would be something to take"
+        assert all(takeable(item.one) == 0 for item in house.machines), (
+            "short, and there would be something to take"
+        )
     house.others = 0
     house.live(600)
     assert all(item.one.has == item.one.wished and item.one.runs for item in house.machines)
@@ -470,7 +601,17 @@ def test_it_comes_to_rest_and_everything_is_given_back(data: st.DataObject, numb
 
 def test_a_host_that_fills_up_ends_with_pauses_and_all_go_on_when_it_empties() -> None:
     full = [
-        Machine(guest(str(number), priority=number, has=512 * MIB, wished=512 * MIB, floor=256 * MIB, said=None), 100 * MIB)
+        Machine(
+            guest(
+                str(number),
+                priority=number,
+                has=512 * MIB,
+                wished=512 * MIB,
+                floor=256 * MIB,
+                said=None,
+            ),
+            100 * MIB,
+        )
         for number in range(5)
     ]
     house = House(full, 0)
@@ -487,4 +628,6 @@ def test_a_host_that_fills_up_ends_with_pauses_and_all_go_on_when_it_empties() -
     house.others = 0
     house.live(300)
     released = [int(act.id) for _, act in house.log if isinstance(act, Release)]
-    assert released == sorted(stopped, reverse=True) and all(item.one.has == 512 * MIB for item in full)
+    assert released == sorted(stopped, reverse=True) and all(
+        item.one.has == 512 * MIB for item in full
+    )

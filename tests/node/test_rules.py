@@ -1,4 +1,6 @@
-"""The packet filter as documents want it: groups become rules of cards, their peers the addresses that servers have now."""
+"""The packet filter as documents want it: groups become rules of cards, their peers the addresses
+that servers have now.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,13 @@ from virtuary.node.networks import Networks
 from virtuary.node.rules import Wanted
 from virtuary.store.memory import MemoryStore
 
-sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; this one shares a file
+# test folders are no packages; this one shares a file
+sys.path.insert(0, str(Path(__file__).parent))
 from worlds import runtime
 
 LAN = Network(
-    meta=Meta(name="lan"), spec=NetworkSpec(ipv4="10.1.0.0/24", ipv6="fd00:1::/64", default_in="deny", default_out="reject"),
+    meta=Meta(name="lan"), spec=NetworkSpec(ipv4="10.1.0.0/24", ipv6="fd00:1::/64",
+    default_in="deny", default_out="reject"),
     status=NetworkStatus(state="ready", bridge="vb1"),
 )  # fmt: skip
 WEB = [
@@ -42,7 +46,13 @@ def moment(day: int) -> datetime:
 
 
 def server(name: str, number: int, *groups: str, **meta: Any) -> Vm:
-    nic = Nic(network="lan", network_id=LAN.id, ipv4=f"10.1.0.{number}", ipv6=f"fd00:1::{number}", groups=groups)
+    nic = Nic(
+        network="lan",
+        network_id=LAN.id,
+        ipv4=f"10.1.0.{number}",
+        ipv6=f"fd00:1::{number}",
+        groups=groups,
+    )
     return Vm(meta=Meta(name=name, **meta), spec=VmSpec(image="tiny", nics=(nic,)))
 
 
@@ -63,9 +73,15 @@ async def script(*documents: Any) -> str:
 def judged(text: str, number: int, way: str = "arrives4") -> list[str]:
     """The rules of the chain that judges a server's connections."""
     (name,) = set(
-        re.findall(rf'"vb1" \. 10\.1\.0\.{number} : goto (\w+)', text.partition(f"map {way} {{")[2].partition("\n    }\n")[0])
+        re.findall(
+            rf'"vb1" \. 10\.1\.0\.{number} : goto (\w+)',
+            text.partition(f"map {way} {{")[2].partition("\n    }\n")[0],
+        )
     )
-    return [line.strip() for line in text.partition(f"chain {name} {{\n")[2].partition("    }")[0].splitlines()]
+    return [
+        line.strip()
+        for line in text.partition(f"chain {name} {{\n")[2].partition("    }")[0].splitlines()
+    ]
 
 
 def group(name: str, rules: list[Any]) -> Firewall:
@@ -73,9 +89,20 @@ def group(name: str, rules: list[Any]) -> Firewall:
 
 
 async def test_the_groups_of_a_card_are_its_rules_in_order_and_then_the_networks_default() -> None:
-    more = group("more", [{"direction": "in", "action": "reject", "protocol": "tcp", "ports": ["22"]}])
-    text = await script(group("web", WEB), more, server("a", 2, "web", "more"), server("b", 3, "more", "web"), server("c", 4))
-    let = ["ip saddr 10.1.0.2/31 tcp dport 80 accept", "ip6 saddr fd00:1::2/127 tcp dport 80 accept"]
+    more = group(
+        "more", [{"direction": "in", "action": "reject", "protocol": "tcp", "ports": ["22"]}]
+    )
+    text = await script(
+        group("web", WEB),
+        more,
+        server("a", 2, "web", "more"),
+        server("b", 3, "more", "web"),
+        server("c", 4),
+    )
+    let = [
+        "ip saddr 10.1.0.2/31 tcp dport 80 accept",
+        "ip6 saddr fd00:1::2/127 tcp dport 80 accept",
+    ]
     assert judged(text, 2) == [*let, "tcp dport 22 goto refuse", "drop"]
     assert judged(text, 3) == ["tcp dport 22 goto refuse", *let, "drop"]
     assert judged(text, 2, "leaves4") == ["meta l4proto udp drop", "goto refuse"]
@@ -93,7 +120,9 @@ async def test_peers_are_who_is_there_now() -> None:
 @pytest.mark.parametrize("peer", ["server:db", "group:web"])
 async def test_a_peer_that_is_nobody_lets_nobody_in(peer: str) -> None:
     rules = [{"direction": "in", "peers": [peer]}]
-    assert judged(await script(group("web", []), group("other", rules), server("a", 2, "other")), 2) == ["drop"]
+    assert judged(
+        await script(group("web", []), group("other", rules), server("a", 2, "other")), 2
+    ) == ["drop"]
 
 
 # ---- documents that contradict each other
@@ -111,7 +140,8 @@ def elements(text: str, name: str) -> str:
 
 async def test_a_server_with_an_address_twice_is_shut_off_and_the_others_have_their_rules() -> None:
     first, second, third = (
-        server(name, number, created=moment(age)) for age, name, number in ((1, "a", 2), (2, "b", 2), (3, "c", 4))
+        server(name, number, created=moment(age))
+        for age, name, number in ((1, "a", 2), (2, "b", 2), (3, "c", 4))
     )
     found = await wanted(group("web", WEB), third, runs(second, 8080), first)
     assert (
@@ -119,17 +149,20 @@ async def test_a_server_with_an_address_twice_is_shut_off_and_the_others_have_th
         and "10.1.0.2 on vb1 is given twice" in found.left_out[tap_of(second.id, 0)]
     )
     assert judged(found.script, 2) == judged(found.script, 4) == ["drop"]
-    assert all(tap_of(vm.id, 0) in elements(found.script, "taps") for vm in (first, second, third)), (
-        "its frames are still looked at"
-    )
-    assert tap_of(first.id, 0) in elements(found.script, "four") and tap_of(second.id, 0) not in elements(found.script, "four")
+    assert all(
+        tap_of(vm.id, 0) in elements(found.script, "taps") for vm in (first, second, third)
+    ), "its frames are still looked at"
+    assert tap_of(first.id, 0) in elements(found.script, "four") and tap_of(
+        second.id, 0
+    ) not in elements(found.script, "four")
     assert "8080" not in found.script, "what it publishes does not lead to the other"
 
 
 async def test_of_two_networks_on_one_bridge_the_older_one_stays() -> None:
     office, desk = (
         Network(
-            meta=Meta(name=name, created=moment(age)), spec=NetworkSpec(kind="bridge", interface="br0"),
+            meta=Meta(name=name, created=moment(age)), spec=NetworkSpec(kind="bridge",
+            interface="br0"),
             status=NetworkStatus(state="ready", bridge="br0"),
         ) for age, name in ((1, "office"), (2, "desk"))
     )  # fmt: skip
@@ -146,7 +179,9 @@ async def test_of_two_networks_on_one_bridge_the_older_one_stays() -> None:
         inside.id: "the bridge vb1 of the network inside is that of lan already",
     }
     assert judged(found.script, 2) == ["drop"]
-    assert tap_of(spy.id, 0) in elements(found.script, "taps") and tap_of(spy.id, 0) not in elements(found.script, "free_mac")
+    assert tap_of(spy.id, 0) in elements(found.script, "taps") and tap_of(
+        spy.id, 0
+    ) not in elements(found.script, "free_mac")
 
 
 async def test_a_port_or_an_address_outside_that_two_have_leads_to_the_older_one() -> None:
@@ -155,8 +190,13 @@ async def test_a_port_or_an_address_outside_that_two_have_leads_to_the_older_one
         return vm.but(spec=vm.spec.but(nics=(vm.spec.nics[0].but(external=("203.0.113.7",)),)))
 
     found = await wanted(led("b", 2, 3), led("a", 1, 2))
-    assert list(found.left_out) == ["published port 127.0.0.1 tcp 8080", "external address 203.0.113.7"]
-    assert "10.1.0.2 . 7" in elements(found.script, "exact4") and "10.1.0.3" not in elements(found.script, "exact4")
+    assert list(found.left_out) == [
+        "published port 127.0.0.1 tcp 8080",
+        "external address 203.0.113.7",
+    ]
+    assert "10.1.0.2 . 7" in elements(found.script, "exact4") and "10.1.0.3" not in elements(
+        found.script, "exact4"
+    )
     assert "203.0.113.7 : 10.1.0.2" in elements(found.script, "outer4")
 
 
@@ -171,13 +211,25 @@ async def own_wanted(folder: Path, *documents: Any) -> Wanted:
     return found
 
 
-async def test_what_is_published_of_a_users_own_networks_is_led_in_by_the_way_out(tmp_path: Path) -> None:
+async def test_what_is_published_of_a_users_own_networks_is_led_in_by_the_way_out(
+    tmp_path: Path,
+) -> None:
     vm = runs(server("a", 2), 8080)
-    vm = vm.but(status=VmStatus(runtime=runtime(network="tap", ssh_host="127.0.0.1", ssh_port=40022, nics=vm.spec.nics)))
+    vm = vm.but(
+        status=VmStatus(
+            runtime=runtime(network="tap", ssh_host="127.0.0.1", ssh_port=40022, nics=vm.spec.nics)
+        )
+    )
     found = await own_wanted(tmp_path, vm)
-    assert found.led_in == (Held("tcp", "127.0.0.1", 8080, 8080), Held("tcp", "127.0.0.1", 40022, 40022)), "with our own way in"
+    assert found.led_in == (
+        Held("tcp", "127.0.0.1", 8080, 8080),
+        Held("tcp", "127.0.0.1", 40022, 40022),
+    ), "with our own way in"
     exact = elements(found.script, "exact4")
-    assert f"{ADDRESS} . tcp . 8080 : 10.1.0.2 . 7" in exact and f"{ADDRESS} . tcp . 40022 : 10.1.0.2 . 22" in exact
+    assert (
+        f"{ADDRESS} . tcp . 8080 : 10.1.0.2 . 7" in exact
+        and f"{ADDRESS} . tcp . 40022 : 10.1.0.2 . 22" in exact
+    )
     assert "127.0.0.1" not in exact
     assert (await wanted(vm)).led_in == (), "of the host's, nothing is"
     assert " . 22" not in elements((await wanted(vm)).script, "exact4")
@@ -209,15 +261,27 @@ BACK = Network(
 
 
 def moved(**began: Any) -> Vm:
-    """A server whose two NICs changed places, its first being in a group now; both lead where they did when it was started."""
+    """A server whose two NICs changed places, its first being in a group now; both lead where they
+    did when it was started.
+    """
     first = Nic(network="lan", network_id=LAN.id, ipv4="10.1.0.2", mac="52:54:00:00:00:01")
     second = Nic(number=1, network="back", network_id=BACK.id, ipv4="10.2.0.2")
     wished = (
-        Nic(network="back", network_id=BACK.id, ipv4="10.2.0.9", groups=("web",), external=("203.0.113.7",)),
+        Nic(
+            network="back",
+            network_id=BACK.id,
+            ipv4="10.2.0.9",
+            groups=("web",),
+            external=("203.0.113.7",),
+        ),
         Nic(number=1, network="lan", network_id=LAN.id, ipv4="10.1.0.9"),
     )
     status = VmStatus(runtime=runtime(network="tap", nics=(first, second), **began))
-    return Vm(meta=Meta(name="a"), spec=VmSpec(image="tiny", nics=wished, publish=(Publish(host=8080, guest=7),)), status=status)
+    return Vm(
+        meta=Meta(name="a"),
+        spec=VmSpec(image="tiny", nics=wished, publish=(Publish(host=8080, guest=7),)),
+        status=status,
+    )
 
 
 async def test_a_nic_is_where_it_was_plugged_and_its_groups_are_as_wished() -> None:
@@ -228,8 +292,12 @@ async def test_a_nic_is_where_it_was_plugged_and_its_groups_are_as_wished() -> N
     assert (first.groups, first.external) == (("web",), ("203.0.113.7",))
     assert (second.number, second.ipv4) == (1, "10.2.0.2")
     text = (await wanted(group("web", WEB), BACK, vm)).script
-    assert "10.1.0.2" in elements(text, "four") and "10.1.0.9" not in text and "10.2.0.9" not in text
-    assert "10.1.0.2 . 7" in elements(text, "exact4"), "what is published leads to the address that the guest has"
+    assert (
+        "10.1.0.2" in elements(text, "four") and "10.1.0.9" not in text and "10.2.0.9" not in text
+    )
+    assert "10.1.0.2 . 7" in elements(text, "exact4"), (
+        "what is published leads to the address that the guest has"
+    )
 
 
 async def test_with_the_next_start_it_is_where_it_is_wished() -> None:
@@ -238,7 +306,9 @@ async def test_with_the_next_start_it_is_where_it_is_wished() -> None:
     assert [member.nic for member in (*found["back"], *found["lan"])] == list(vm.spec.nics)
 
 
-async def test_a_nic_that_is_to_be_taken_out_is_guarded_until_it_is_and_leads_nowhere_from_outside() -> None:
+async def test_a_nic_that_is_to_be_taken_out_is_guarded_until_it_is_and_leads_nowhere_from_outside() -> (
+    None
+):
     vm = moved()
     vm = vm.but(spec=vm.spec.but(nics=vm.spec.nics[:1], publish=()))
     (leaving,) = (await members(LAN, BACK, vm))["back"]
@@ -249,7 +319,11 @@ async def test_a_nic_that_is_to_be_taken_out_is_guarded_until_it_is_and_leads_no
 async def test_a_nic_that_is_to_be_plugged_has_its_rules_before() -> None:
     vm = moved()
     runs = vm.but(
-        status=vm.status.but(runtime=runtime(network="tap", nics=vm.status.runtime.nics[:1] if vm.status.runtime else ()))
+        status=vm.status.but(
+            runtime=runtime(
+                network="tap", nics=vm.status.runtime.nics[:1] if vm.status.runtime else ()
+            )
+        )
     )
     (_, coming) = (await members(LAN, BACK, runs))["lan"]
     assert coming.nic == vm.spec.nics[1]
@@ -267,7 +341,8 @@ def lab() -> Iterator[Lab]:
 
 
 OFFICE = Network(
-    meta=Meta(name="office"), spec=NetworkSpec(kind="bridge", interface="vbr4"), status=NetworkStatus(state="ready", bridge="vbr4")
+    meta=Meta(name="office"), spec=NetworkSpec(kind="bridge", interface="vbr4"),
+    status=NetworkStatus(state="ready", bridge="vbr4")
 )  # fmt: skip
 
 
@@ -282,11 +357,15 @@ async def follow(folder: Path, *documents: Any) -> None:
 
 @pytest.mark.host
 @pytest.mark.slow
-def test_nothing_is_left_in_others_chains_when_only_bridged_networks_remain(lab: Lab, tmp_path: Path) -> None:
+def test_nothing_is_left_in_others_chains_when_only_bridged_networks_remain(
+    lab: Lab, tmp_path: Path
+) -> None:
     lab.on_host(follow, tmp_path, LAN, OFFICE)
     assert "virtuary:vb1:0" in lab.run("h", "nft list table inet theirs")
     lab.on_host(follow, tmp_path, OFFICE)
-    assert "virtuary:" not in lab.run("h", "nft list table inet theirs") and "vbr4" in lab.run("h", "nft list ruleset")
+    assert "virtuary:" not in lab.run("h", "nft list table inet theirs") and "vbr4" in lab.run(
+        "h", "nft list ruleset"
+    )
     lab.on_host(follow, tmp_path)
 
 
@@ -297,7 +376,9 @@ def test_a_daemon_removes_what_one_before_it_did_not_come_to_remove_and_nothing_
 ) -> None:
     lab.on_host(follow, tmp_path, LAN)
     lab.on_host(follow, tmp_path / "another")
-    assert "virtuary:vb1:0" in lab.run("h", "nft list ruleset") and "inet virtuary" in lab.run("h", "nft list tables")
+    assert "virtuary:vb1:0" in lab.run("h", "nft list ruleset") and "inet virtuary" in lab.run(
+        "h", "nft list tables"
+    )
     lab.on_host(follow, tmp_path)
     assert "virtuary" not in lab.run("h", "nft list ruleset") and not list(tmp_path.iterdir())
 
@@ -313,7 +394,9 @@ async def follow_beside(folder: Path, notes: Path, name: str, *documents: Any) -
 
 @pytest.mark.host
 @pytest.mark.slow
-def test_of_two_instances_with_networks_the_second_neither_changes_nor_removes_rules(lab: Lab, tmp_path: Path) -> None:
+def test_of_two_instances_with_networks_the_second_neither_changes_nor_removes_rules(
+    lab: Lab, tmp_path: Path
+) -> None:
     one, two, notes = tmp_path / "one", tmp_path / "two", tmp_path / "notes"
     lab.on_host(follow_beside, one, notes, "state", LAN)
     before = lab.run("h", "nft list ruleset")

@@ -1,4 +1,6 @@
-"""Listening to a machine whose QEMU is an adversary's: a lie ends neither the listening nor anybody else's, and is asked for ever more seldom."""
+"""Listening to a machine whose QEMU is an adversary's: a lie ends neither the listening nor anybody
+else's, and is asked for ever more seldom.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,27 @@ from worlds import runtime
 
 
 @asynccontextmanager
-async def listening(folder: Path, talk: Talk, agent: Talk | None = None) -> AsyncIterator[tuple[Run, list[int]]]:
-    """A machine that is a process, and a monitor that answers as `talk` says; times it was woken."""
+async def listening(
+    folder: Path, talk: Talk, agent: Talk | None = None
+) -> AsyncIterator[tuple[Run, list[int]]]:
+    """A machine that is a process, and a monitor that answers as `talk` says; times it was
+    woken.
+    """
     paths, woken = VmPaths(folder, folder), []
     process = subprocess.Popen(["sleep", "60"])
     identity = identify(process.pid)
     assert identity
     async with lying(folder, talk), lying(folder, agent or silent, "agent"):
-        facts = runtime(pid=identity.pid, start=identity.start, ssh_port=None, network_pid=None, network_start=None)
-        run = Run(paths, facts, os.pidfd_open(process.pid), None, SystemClock(), lambda: woken.append(1))
+        facts = runtime(
+            pid=identity.pid,
+            start=identity.start,
+            ssh_port=None,
+            network_pid=None,
+            network_start=None,
+        )
+        run = Run(
+            paths, facts, os.pidfd_open(process.pid), None, SystemClock(), lambda: woken.append(1)
+        )
         run.open()
         try:
             yield run, woken
@@ -57,7 +71,17 @@ async def until(what: Callable[[], Any], seconds: float = 5) -> None:
         await asyncio.sleep(0.01)
 
 
-ODD: list[Any] = [None, 5, "running", [], {}, {"status": 5}, {"status": ["x"]}, {"status": {"a": 1}}, {"status": None}]
+ODD: list[Any] = [
+    None,
+    5,
+    "running",
+    [],
+    {},
+    {"status": 5},
+    {"status": ["x"]},
+    {"status": {"a": 1}},
+    {"status": None},
+]
 
 
 @pytest.mark.parametrize("odd", ODD, ids=str)
@@ -81,7 +105,9 @@ async def test_a_monitor_that_refuses_to_say_how_it_is_counts_as_silent(short: P
         await liar.greet()
         liar.say({"return": {"status": "running"}, "id": (await liar.asked())["id"]})
         while True:
-            liar.say({"error": {"class": "GenericError", "desc": "no"}, "id": (await liar.asked())["id"]})
+            liar.say(
+                {"error": {"class": "GenericError", "desc": "no"}, "id": (await liar.asked())["id"]}
+            )
 
     async with listening(short, talk) as (run, _):
         await until(lambda: run.qemu_status == "running" and run.monitor)
@@ -92,9 +118,16 @@ async def test_a_monitor_that_refuses_to_say_how_it_is_counts_as_silent(short: P
 
 @pytest.mark.parametrize(
     "lie",
-    [b"rubbish\n", b'{"event": 5}\n', b'{"event": "STOP", "data": 5}\n', b'{"event": "VSERPORT_CHANGE", "data": {"open": 5}}\n'],
+    [
+        b"rubbish\n",
+        b'{"event": 5}\n',
+        b'{"event": "STOP", "data": 5}\n',
+        b'{"event": "VSERPORT_CHANGE", "data": {"open": 5}}\n',
+    ],
 )
-async def test_a_liar_is_listened_to_ever_more_seldom(short: Path, lie: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_liar_is_listened_to_ever_more_seldom(
+    short: Path, lie: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     calls: list[float] = []
 
     async def talk(liar: Liar) -> None:
@@ -127,7 +160,9 @@ async def test_a_monitor_that_goes_away_is_found_again(short: Path) -> None:
         await until(lambda: run.qemu_status == "running" and run.monitor)
 
 
-async def test_a_defect_in_listening_is_said_and_does_not_end_it(short: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_defect_in_listening_is_said_and_does_not_end_it(
+    short: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def talk(liar: Liar) -> None:
         await liar.greet()
         await liar.serve(lambda name: {"status": "running"} if name == "query-status" else [])
@@ -150,7 +185,10 @@ async def test_a_flood_of_events_is_heeded_at_a_pace(short: Path) -> None:
 
     async def flood(liar: Liar) -> None:
         while True:
-            liar.raw(b'{"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 0}}\n' * 50)
+            liar.raw(
+                b'{"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 0}}\n'
+                * 50
+            )
             await liar.writer.drain()
             await asyncio.sleep(0.01)
 
@@ -177,12 +215,19 @@ async def test_a_flood_of_events_is_heeded_at_a_pace(short: Path) -> None:
 async def test_an_agent_that_lies_is_asked_again_and_its_addresses_are_learned_once_it_does_not(
     short: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answers: dict[str, Any] = {"guest-ping": {}, "guest-network-get-interfaces": [{"ip-addresses": 5}]}
+    answers: dict[str, Any] = {
+        "guest-ping": {},
+        "guest-network-get-interfaces": [{"ip-addresses": 5}],
+    }
 
     async def talk(liar: Liar) -> None:
         await liar.greet()
         ports = [{"label": "agent", "frontend-open": True}]
-        await liar.serve(lambda name: {"query-status": {"status": "running"}, "query-chardev": ports}.get(name, {}))
+        await liar.serve(
+            lambda name: {"query-status": {"status": "running"}, "query-chardev": ports}.get(
+                name, {}
+            )
+        )
 
     async def agent(liar: Liar) -> None:
         while True:
@@ -198,7 +243,10 @@ async def test_an_agent_that_lies_is_asked_again_and_its_addresses_are_learned_o
         await until(lambda: any("not a list" in line for line in caplog.messages))
         assert run.addresses == ()
         answers["guest-network-get-interfaces"] = [
-            {"name": "eth0", "ip-addresses": [{"ip-address": "10.9.8.7"}, {"ip-address": "\x1b[2J"}]}
+            {
+                "name": "eth0",
+                "ip-addresses": [{"ip-address": "10.9.8.7"}, {"ip-address": "\x1b[2J"}],
+            }
         ]
         await until(lambda: run.addresses == ("10.9.8.7",))
 

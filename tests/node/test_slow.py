@@ -1,4 +1,6 @@
-"""A start that hangs is looked into when it takes thrice as long as usual, and told in words; one of which nothing can come ends."""
+"""A start that hangs is looked into when it takes thrice as long as usual, and told in words; one
+of which nothing can come ends.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ def at_stage(stage: str, why: str = "", kind: str = "launch") -> Operation:
 
 
 def hanging(stage: str, seconds: float, kind: str = "launch", **facts: Any) -> World:
-    signals = {"firmware": {}, "kernel": {"kernel": 4.0}, "ssh": {"kernel": 4.0, "agent": 20.0, "network": 21.0}}[stage]
+    signals = {
+        "firmware": {},
+        "kernel": {"kernel": 4.0},
+        "ssh": {"kernel": 4.0, "agent": 20.0, "network": 21.0},
+    }[stage]
     heard = max(signals.values(), default=0.0)
     return replace(
         alive(status=STARTING, signals=signals, operation=at_stage(stage, kind=kind)),
@@ -51,23 +57,37 @@ def test_only_starts_that_somebody_waits_for_are_looked_into() -> None:
     assert explaining(replace(hanging("kernel", 999), operation=None)) is None
     assert explaining(replace(hanging("kernel", 999), qemu="paused")) is None
     stopping = hanging("kernel", 999, kind="restart")
-    assert explaining(replace(stopping, vm=stopping.vm.but(spec=stopping.vm.spec.but(restarts=1)))) is None, (
-        "the one before is meant"
-    )
+    assert (
+        explaining(replace(stopping, vm=stopping.vm.but(spec=stopping.vm.spec.but(restarts=1))))
+        is None
+    ), "the one before is meant"
 
 
 def test_a_start_that_waits_for_its_network_says_so_at_once_and_once() -> None:
-    waiting = at_rest(network=("failed", "the network lan is not there"), operation=at_stage("disk"))
+    waiting = at_rest(
+        network=("failed", "the network lan is not there"), operation=at_stage("disk")
+    )
     assert explaining(waiting) == Step("tell_why", Finding("the network lan is not there"))
-    assert explaining(replace(waiting, operation=at_stage("disk", "the network lan is not there"))) is None
+    assert (
+        explaining(replace(waiting, operation=at_stage("disk", "the network lan is not there")))
+        is None
+    )
 
 
 def test_what_is_usual_is_learned_from_servers_of_the_same_image_and_accelerator() -> None:
     usual = Usual()
-    started = vm(runtime=runtime(), stages={"kernel": 8.0, "agent": 50.0, "network": 50.5, "ssh": 51.0})
+    started = vm(
+        runtime=runtime(), stages={"kernel": 8.0, "agent": 50.0, "network": 50.5, "ssh": 51.0}
+    )
     assert usual.of(started) == FIRST["tcg"]
     usual.learn(started)
-    assert usual.of(started) == {"firmware": 8.0, "kernel": 42.0, "agent": 10.0, "network": LEAST, "ssh": LEAST}
+    assert usual.of(started) == {
+        "firmware": 8.0,
+        "kernel": 42.0,
+        "agent": 10.0,
+        "network": LEAST,
+        "ssh": LEAST,
+    }
     usual.learn(vm(runtime=runtime(), stages={"kernel": 4.0, "agent": 50.0}))
     assert usual.of(started)["firmware"] == 6.0
     for other in (
@@ -75,7 +95,12 @@ def test_what_is_usual_is_learned_from_servers_of_the_same_image_and_accelerator
         vm(runtime=runtime(template="t")),
         vm(runtime=runtime(accel="kvm")),
     ):
-        assert usual.of(other) == FIRST["kvm" if other.status.runtime and other.status.runtime.accel == "kvm" else "tcg"]
+        assert (
+            usual.of(other)
+            == FIRST[
+                "kvm" if other.status.runtime and other.status.runtime.accel == "kvm" else "tcg"
+            ]
+        )
     usual.learn(vm())  # it has ended meanwhile
 
 
@@ -86,12 +111,15 @@ def test_stages_last_from_one_signal_to_the_next() -> None:
 
 
 CONSOLES = {
-    b"Booting from Hard Disk...\r\nBoot failed: not a bootable disk\r\n\r\nNo bootable device.\r\n": ("boot from", True),
+    b"Booting from Hard Disk...\r\nBoot failed: not a bootable disk\r\n\r\nNo bootable "
+    b"device.\r\n": ("boot from", True),
     b"BdsDxe: No bootable option or device was found.\r\n": ("boot from", True),
-    b"[    1.2] VFS: Unable to mount root fs on unknown-block(0,0)\r\n[    1.2] Kernel panic - not syncing: VFS": ("root file system", True),
+    b"[    1.2] VFS: Unable to mount root fs on unknown-block(0,0)\r\n[    1.2] Kernel panic - "
+    b"not syncing: VFS": ("root file system", True),
     b"[    3.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000009": ("panicked", True),
     b"[    0.9] Initramfs unpacking failed: write error": ("memory is too small", False),
-    b"error: no such partition.\r\nEntering rescue mode...\r\ngrub rescue> ": ("boot loader", False),
+    b"error: no such partition.\r\nEntering rescue mode...\r\ngrub rescue> ": ("boot loader",
+    False),
     b"You are in emergency mode. After logging in, type": ("emergency mode", False),
     b"BusyBox v1.36 built-in shell (ash)\r\n(initramfs) ": ("emergency mode", False),
     b"systemd[1]: Failed to write /run/x: No space left on device": ("disk is full", False),
@@ -106,5 +134,8 @@ def test_what_a_console_says_is_understood(said: bytes) -> None:
 
 
 def test_an_ordinary_console_says_nothing_of_the_kind() -> None:
-    said = b"[    0.0] Linux version 6.1\r\n[  OK  ] Reached target multi-user.target\r\nDebian GNU/Linux 12 web1 ttyS0\r\n\r\nweb1 login: "
+    said = (
+        b"[    0.0] Linux version 6.1\r\n[  OK  ] Reached target multi-user.target\r\nDebian "
+        b"GNU/Linux 12 web1 ttyS0\r\n\r\nweb1 login: "
+    )
     assert not [finding for sign, finding in SIGNS if sign.search(said)]

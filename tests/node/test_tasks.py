@@ -80,7 +80,9 @@ async def test_with_its_worker_it_is_ended_first() -> None:
         (KeyError("x"), Bug, "making the thing met a defect: KeyError('x')"),
     ],
 )
-async def test_what_goes_wrong_is_of_a_kind(fault: Exception, kind: type[Exception], words: str) -> None:
+async def test_what_goes_wrong_is_of_a_kind(
+    fault: Exception, kind: type[Exception], words: str
+) -> None:
     work = Work(fault)
     task = await begin(work, asyncio.Event(), [])
     work.go.set()
@@ -88,7 +90,9 @@ async def test_what_goes_wrong_is_of_a_kind(fault: Exception, kind: type[Excepti
         await task
 
 
-async def test_a_host_key_that_nobody_needs_is_not_written_into_a_folder_that_goes(tmp_path: Path) -> None:
+async def test_a_host_key_that_nobody_needs_is_not_written_into_a_folder_that_goes(
+    tmp_path: Path,
+) -> None:
     for pause in (0, 0.002, 0.005, 0.01):
         folder = tmp_path / f"after-{pause}"
         folder.mkdir()

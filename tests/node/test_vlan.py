@@ -21,9 +21,15 @@ ip link add v3 type bridge vlan_filtering 1
 def test_a_server_is_in_its_vlan_and_in_those_of_its_trunk_and_in_no_other() -> None:
     if subprocess.run([*INSIDE, KNOWS], capture_output=True, check=False).returncode:
         pytest.skip("this kernel knows no VLANs, or none on bridges")
-    script = f"mount -t sysfs sysfs /sys; exec {sys.executable} {Path(__file__).with_name('vlan_story.py')}"
-    done = subprocess.run([*INSIDE, script], capture_output=True, text=True, timeout=60, check=False)
+    script = (
+        f"mount -t sysfs sysfs /sys; exec {sys.executable} "
+        f"{Path(__file__).with_name('vlan_story.py')}"
+    )
+    done = subprocess.run(
+        [*INSIDE, script], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
-        "vlan 7": {"in": ["for 7"], "out": [7]}, "left behind": [], "trunk": {"in": ["for 10 tagged", "for 21 tagged"], "out": [0]},
+        "vlan 7": {"in": ["for 7"], "out": [7]}, "left behind": [],
+        "trunk": {"in": ["for 10 tagged", "for 21 tagged"], "out": [0]},
     }  # fmt: skip

@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from worlds import ID, ME, alive
 
 
-async def test_a_machine_that_runs_on_however_often_it_is_paused_does_not_keep_the_daemon_busy(paths: Paths) -> None:
+async def test_a_machine_that_runs_on_however_often_it_is_paused_does_not_keep_the_daemon_busy(
+    paths: Paths,
+) -> None:
     paused: list[str] = []
 
     class Stubborn(Worker):
@@ -43,4 +45,7 @@ async def test_a_machine_that_runs_on_however_often_it_is_paused_does_not_keep_t
     await asyncio.sleep(1)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert set(paused) == {"stop"} and len(paused) <= working.STEPS_AT_ONCE + 2 * working.STEPS_A_SECOND
+    assert (
+        set(paused) == {"stop"}
+        and len(paused) <= working.STEPS_AT_ONCE + 2 * working.STEPS_A_SECOND
+    )

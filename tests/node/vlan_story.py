@@ -1,4 +1,6 @@
-"""Run in a network namespace of its own: a server's card on a VLAN of an interface, and one on a trunk; what passes, as JSON."""
+"""Run in a network namespace of its own: a server's card on a VLAN of an interface, and one on a
+trunk; what passes, as JSON.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,19 @@ from virtuary.model.network import Network, NetworkSpec
 from virtuary.network import bridge, physical
 from virtuary.node.network_worker import vlan_of
 
-ALL, GUEST, OTHER, KIND = b"\xff" * 6, bytes.fromhex("525400000001"), bytes.fromhex("525400000099"), b"\x88\xb5"
+ALL, GUEST, OTHER, KIND = (
+    b"\xff" * 6,
+    bytes.fromhex("525400000001"),
+    bytes.fromhex("525400000099"),
+    b"\x88\xb5",
+)
 SOL_PACKET, AUXDATA = 263, 8
 
 
 def ip(*lines: str) -> str:
-    return subprocess.run(["sh", "-ec", "\n".join(lines)], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["sh", "-ec", "\n".join(lines)], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def frame(tag: int | None) -> bytes:
@@ -69,7 +78,9 @@ async def main() -> None:
     wire.bind(("far", 0))
     wire.setsockopt(SOL_PACKET, AUXDATA, 1)
     wire.setblocking(False)
-    network = Network(meta=Meta(name="seven"), spec=NetworkSpec(kind="bridge", interface="wire", vlan=7))
+    network = Network(
+        meta=Meta(name="seven"), spec=NetworkSpec(kind="bridge", interface="wire", vlan=7)
+    )
     told: dict[str, object] = {}
     name = await physical.join("wire", network.bridge, 7, vlan_of(network))
     tap = bridge.open_tap("vt0123456789n0", name, apart=False)

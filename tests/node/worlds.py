@@ -1,4 +1,6 @@
-"""Worlds to plan for, and a tiny host on which planned steps take effect: a simulation without processes, files or clocks."""
+"""Worlds to plan for, and a tiny host on which planned steps take effect: a simulation without
+processes, files or clocks.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
 from virtuary.model.vm import Crash, MemoryHold, Origin, Runtime, Shape, Vm, VmSpec, VmStatus
-from virtuary.node.plan import CRASH_WINDOW, Step, never_handed_out, plan
+from virtuary.node.birth import never_handed_out
+from virtuary.node.plan import CRASH_WINDOW, Step, plan
 from virtuary.node.slow import Finding
 from virtuary.node.tuning import Tuning, untuned
 from virtuary.node.world import World
@@ -38,7 +41,8 @@ def image(**status: Any) -> Image:
 
 def runtime(**changes: Any) -> Runtime:
     facts = {
-        "generation": 1, "restarts": 0, "boot_id": BOOT, "pid": 7, "start": 7, "uid": 7, "accel": "tcg", "level": "L1",
+        "generation": 1, "restarts": 0, "boot_id": BOOT, "pid": 7, "start": 7, "uid": 7,
+        "accel": "tcg", "level": "L1",
         "network": "passt", "ssh_port": 2222, "started": WALL, "network_pid": 8, "network_start": 8,
     }  # fmt: skip
     return Runtime.model_validate({**facts, **changes})
@@ -46,7 +50,11 @@ def runtime(**changes: Any) -> Runtime:
 
 def vm(spec: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, **status: Any) -> Vm:
     wish = {"image": "debian:12", "image_id": "image-id", "owner": ME, **(spec or {})}
-    return Vm(meta=Meta(id=ID, name="web1", created=WALL, **(meta or {})), spec=VmSpec(**wish), status=VmStatus(**status))
+    return Vm(
+        meta=Meta(id=ID, name="web1", created=WALL, **(meta or {})),
+        spec=VmSpec(**wish),
+        status=VmStatus(**status),
+    )
 
 
 def source(meta: dict[str, Any] | None = None) -> Vm:
@@ -66,7 +74,9 @@ def copy_of_it(mode: str) -> Vm:
 
 
 def operation(kind: str, cancel: bool = False, **params: Any) -> Operation:
-    spec = OperationSpec(kind=kind, target=f"vm/{ID}", target_name="web1", params=params, cancel=cancel)
+    spec = OperationSpec(
+        kind=kind, target=f"vm/{ID}", target_name="web1", params=params, cancel=cancel
+    )
     return Operation(meta=Meta(id="operation-id", name=kind, created=WALL), spec=spec)
 
 
@@ -79,20 +89,33 @@ def world(machine: Vm, **facts: Any) -> World:
 
 
 def at_rest(
-    spec: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **facts: Any
+    spec: dict[str, Any] | None = None,
+    meta: dict[str, Any] | None = None,
+    status: dict[str, Any] | None = None,
+    **facts: Any,
 ) -> World:
     """No process; the disk is made."""
-    seen = {"state": "stopped", "disk_ready": True, "disk_size": 2**30, "applied": 1, **(status or {})}
+    seen = {
+        "state": "stopped",
+        "disk_ready": True,
+        "disk_size": 2**30,
+        "applied": 1,
+        **(status or {}),
+    }
     return world(vm(spec, meta, **seen), **{"files": frozenset({"disk"}), **facts})
 
 
 def alive(
-    spec: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, status: dict[str, Any] | None = None, **facts: Any
+    spec: dict[str, Any] | None = None,
+    meta: dict[str, Any] | None = None,
+    status: dict[str, Any] | None = None,
+    **facts: Any,
 ) -> World:
     """A guest that runs, is reached and has its identity; all of it is written down."""
     stages = {"kernel": 1.0, "agent": 2.0, "network": 3.0, "ssh": 4.0}
     seen = {
-        "state": "running", "disk_ready": True, "disk_size": 2**30, "runtime": runtime(), "identity": "web1", "stages": stages, "applied": 1,
+        "state": "running", "disk_ready": True, "disk_size": 2**30, "runtime": runtime(),
+        "identity": "web1", "stages": stages, "applied": 1,
         **(status or {}),
     }  # fmt: skip
     live = {
@@ -108,7 +131,9 @@ def alive(
 
 @dataclass
 class Host:
-    """One server on one host. `apply` does to this value what the step of that name does to a real machine."""
+    """One server on one host. `apply` does to this value what the step of that name does to a real
+    machine.
+    """
 
     vm: Vm | None
     image: Image = field(default_factory=image)
@@ -123,11 +148,15 @@ class Host:
     asked_last: float = 0.0
     now: float = 1000.0
     warm: str = ""
-    """Whether a template is there, and whether copies of it are good: "", "good", "breaks", "refuses"."""
+    """Whether a template is there, and whether copies of it are good: "", "good", "breaks",
+    "refuses".
+    """
     used: bool = False
     """Whether a guest has run on the disk that is there."""
     copies: list[Vm] = field(default_factory=list)
-    """Copies that wait for what this server has to give; those that were told why not, and those that got it."""
+    """Copies that wait for what this server has to give; those that were told why not, and those
+    that got it.
+    """
     refused: list[str] = field(default_factory=list)
     given: list[str] = field(default_factory=list)
     source: Vm | None = None
@@ -149,15 +178,21 @@ class Host:
         if self.vm is None:
             return None
         return World(
-            vm=self.vm, wall=WALL + timedelta(seconds=self.now), now=self.now, image=self.image, operation=self.operation,
+            vm=self.vm, wall=WALL + timedelta(seconds=self.now), now=self.now, image=self.image,
+            operation=self.operation,
             process=self.process,  # type: ignore[arg-type]
-            connected=self.connected, qemu=self.qemu, network_alive=self.network, signals=dict(self.signals), files=frozenset(self.files),
-            asked_to_stop=self.asked, asked_last=self.asked_last, copies=tuple(self.copies), source=self.source,
-            tuned=self.tuned, cpus=self.cpus, memory=self.memory, reclaimed=self.vm.status.reclaimed,
+            connected=self.connected, qemu=self.qemu, network_alive=self.network,
+            signals=dict(self.signals), files=frozenset(self.files),
+            asked_to_stop=self.asked, asked_last=self.asked_last, copies=tuple(self.copies),
+            source=self.source,
+            tuned=self.tuned, cpus=self.cpus, memory=self.memory,
+            reclaimed=self.vm.status.reclaimed,
         )  # fmt: skip
 
     def settle(self, limit: int = 200) -> int:
-        """Look, plan, one step, until there is nothing to do even after waiting; how many steps it took."""
+        """Look, plan, one step, until there is nothing to do even after waiting; how many steps it
+        took.
+        """
         idle = 0
         for number in range(limit):
             seen = self.look()
@@ -186,7 +221,9 @@ class Host:
             if not self.deaf and self.qemu == "running":
                 self.qemu = "shutdown"
             return True
-        stages = [stage for stage in ("kernel", "agent", "network", "ssh") if stage not in self.signals]
+        stages = [
+            stage for stage in ("kernel", "agent", "network", "ssh") if stage not in self.signals
+        ]
         if self.qemu == "running" and stages:
             self.signals[stages[0]] = self.now
             return True
@@ -195,14 +232,24 @@ class Host:
     def _waits(self) -> bool:
         vm, operation = self.vm, self.operation
         return bool(
-            vm and vm.spec.origin and not vm.status.copied and not vm.meta.purge and operation and operation.spec.kind == "copy"
+            vm
+            and vm.spec.origin
+            and not vm.status.copied
+            and not vm.meta.purge
+            and operation
+            and operation.spec.kind == "copy"
         )
 
     def _get(self) -> None:
         """The source gives: what it does is one transaction."""
         assert self.vm and self.vm.spec.origin
         mode = self.vm.spec.origin.mode
-        self._status(copied=True, renew=mode != "live" and self.image.status.agent, disk_size=2**30, disk_ready=mode != "overlay")
+        self._status(
+            copied=True,
+            renew=mode != "live" and self.image.status.agent,
+            disk_size=2**30,
+            disk_ready=mode != "overlay",
+        )
         self.files |= {"disk", "state"} if mode == "live" else {"disk"} if mode == "full" else set()
         self.used = True
 
@@ -223,8 +270,14 @@ class Host:
     def make_disk(self, seen: World, _: Any) -> None:
         self.files.add("disk")
         template = "template-id" if self.warm and not seen.vm.status.cold else None
-        cold = None if template or seen.vm.spec.power == "stopped" else seen.vm.status.cold or "there is no template"
-        self._status(disk_ready=True, disk_size=seen.vm.spec.disk or 2**30, template=template, cold=cold)
+        cold = (
+            None
+            if template or seen.vm.spec.power == "stopped"
+            else seen.vm.status.cold or "there is no template"
+        )
+        self._status(
+            disk_ready=True, disk_size=seen.vm.spec.disk or 2**30, template=template, cold=cold
+        )
 
     def grow_disk(self, _: World, size: int) -> None:
         self._status(disk_size=size)
@@ -234,15 +287,25 @@ class Host:
 
     def start(self, seen: World, _: Any) -> None:
         assert self.process == "absent", "a machine is never started twice"
-        self.process, self.qemu, self.connected, self.network, self.signals = "alive", "prelaunch", True, False, {}
+        self.process, self.qemu, self.connected, self.network, self.signals = (
+            "alive",
+            "prelaunch",
+            True,
+            False,
+            {},
+        )
         spec = seen.vm.spec
         self.tuned, self.cpus, self.memory = untuned(spec.cpus), spec.cpus, spec.memory
-        shape = Shape(memory=spec.memory, cpus=spec.cpus, max_cpus=8, max_memory=spec.memory + 2**33)
+        shape = Shape(
+            memory=spec.memory, cpus=spec.cpus, max_cpus=8, max_memory=spec.memory + 2**33
+        )
         begun = runtime(restarts=spec.restarts, started=seen.wall, shape=shape)
         self._status(runtime=begun, state="starting", stages={}, reason=None)
 
     def start_warm(self, seen: World, _: Any) -> None:
-        assert seen.vm.status.identity is None and not self.used, "a copy is only ever resumed on a disk that nobody used"
+        assert seen.vm.status.identity is None and not self.used, (
+            "a copy is only ever resumed on a disk that nobody used"
+        )
         self.start(seen, None)
         self.qemu = "inmigrate"
         assert self.vm and self.vm.status.runtime
@@ -282,7 +345,9 @@ class Host:
         self._status(disk_size=wanted)
 
     def _resize(self, seen: World, what: str, wanted: int) -> None:
-        assert seen.qemu == "running" and seen.vm.status.identity is not None, "a guest is asked only when it is up and itself"
+        assert seen.qemu == "running" and seen.vm.status.identity is not None, (
+            "a guest is asked only when it is up and itself"
+        )
         if self.stubborn:
             self._spec(**{what: getattr(self, what)})
             self.operation = None
@@ -292,14 +357,18 @@ class Host:
     # ---- copies
 
     def share_disk(self, seen: World, copy: Vm) -> None:
-        assert self.process == "absent" and "leftover" not in self.files, "nobody writes to what becomes a layer"
+        assert self.process == "absent" and "leftover" not in self.files, (
+            "nobody writes to what becomes a layer"
+        )
         self.given.append(self.copies.pop(0).spec.origin.mode)  # type: ignore[union-attr]
 
     def convert_disk(self, seen: World, copy: Vm) -> None:
         self.share_disk(seen, copy)
 
     def save_live(self, seen: World, copy: Vm) -> None:
-        assert (self.qemu == "running" and seen.vm.status.identity is not None) or not self.image.status.agent
+        assert (
+            self.qemu == "running" and seen.vm.status.identity is not None
+        ) or not self.image.status.agent
         self.given.append(self.copies.pop(0).spec.origin.mode)  # type: ignore[union-attr]
 
     def refuse_copy(self, _: World, refused: tuple[Vm, str]) -> None:
@@ -398,21 +467,35 @@ class Host:
     def collect(self, seen: World, end: Any) -> None:
         assert self.process == "absent" and self.vm
         self.asked = None
-        recent = tuple(crash for crash in self.vm.status.crashes if seen.wall - crash.at < CRASH_WINDOW)
+        recent = tuple(
+            crash for crash in self.vm.status.crashes if seen.wall - crash.at < CRASH_WINDOW
+        )
         if end.crashed:
             recent += (Crash(at=seen.wall, why=end.reason or ""),)
         if never_handed_out(self.vm):
-            self._status(disk_ready=False, disk_size=None, template=None, cold=self.vm.status.cold or "it ended")
+            self._status(
+                disk_ready=False,
+                disk_size=None,
+                template=None,
+                cold=self.vm.status.cold or "it ended",
+            )
             self.files.discard("disk")
             self.used = False
         self._status(
-            runtime=None, state=end.state, reason=end.reason, crashes=recent, addresses=(), held_for_memory=None, reclaimed=False
+            runtime=None,
+            state=end.state,
+            reason=end.reason,
+            crashes=recent,
+            addresses=(),
+            held_for_memory=None,
+            reclaimed=False,
         )
         self._spec(power=self.vm.spec.power if end.again else "stopped")
         if (
             not end.again
             and self.operation
-            and self.operation.spec.kind in ("launch", "copy", "start", "restart", "resume", "pause")
+            and self.operation.spec.kind
+            in ("launch", "copy", "start", "restart", "resume", "pause")
         ):
             self.operation = None
 
@@ -421,7 +504,9 @@ class Host:
 
     def note(self, _: World, stage: str) -> None:
         assert self.operation
-        self.operation = self.operation.but(status=self.operation.status.but(stage=stage, phase="running"))
+        self.operation = self.operation.but(
+            status=self.operation.status.but(stage=stage, phase="running")
+        )
 
     def explain(self, seen: World, _: str) -> None:
         self.tell_why(seen, Finding("nobody knows"))
@@ -446,7 +531,11 @@ class Host:
         if self.process == "alive":
             self.kill(seen, "cancel")
         self._spec(power="stopped")
-        self.vm = self.vm.but(meta=self.vm.meta.but(purge=self.vm.meta.purge or found.spec.kind in ("launch", "create", "copy")))
+        self.vm = self.vm.but(
+            meta=self.vm.meta.but(
+                purge=self.vm.meta.purge or found.spec.kind in ("launch", "create", "copy")
+            )
+        )
         self.operation = None
 
     def forget(self, *_: Any) -> None:

@@ -36,13 +36,19 @@ def fleet(count: int, size: float = 1.4, seed: int = 1) -> list[ServerLoad]:
         kind = chance.choice(KINDS)
         cpu = chance.lognormvariate(0.0, 0.7) * size
         memory = chance.choice([1, 2, 4, 4, 8, 8, 16]) * GIB * chance.uniform(0.4, 0.95) * size
-        disk, network = chance.lognormvariate(2.5, 1.0) * 2**20 * size, chance.lognormvariate(1.0, 1.0) * 2**20 * size
+        disk, network = (
+            chance.lognormvariate(2.5, 1.0) * 2**20 * size,
+            chance.lognormvariate(1.0, 1.0) * 2**20 * size,
+        )
         busy = [activity(kind, hour) * chance.uniform(0.85, 1.0) for hour in range(HOURS)]
         needs = {
             "cpu": [round(cpu * share, 4) for share in busy],
             "memory": [float(round(memory * (0.8 + 0.2 * share))) for share in busy],
         }
-        needs |= {name: [float(round(most * share)) for share in busy] for name, most in (("disk", disk), ("network", network))}
+        needs |= {
+            name: [float(round(most * share)) for share in busy]
+            for name, most in (("disk", disk), ("network", network))
+        }
         servers.append(ServerLoad.model_validate({"name": f"server-{number:04}", **needs}))
     return servers
 
@@ -59,7 +65,9 @@ def check(wanted: ConsolidationWish, plan: ConsolidationPlan) -> None:
     """What must be true of every plan, held against the wish alone, in plain floating point."""
     loads = {server.name: server for server in wanted.servers}
     placed = [name for host in plan.hosts for name in host.servers]
-    assert sorted([*placed, *(item.server for item in plan.unplaced)]) == sorted(loads), "each server stands once"
+    assert sorted([*placed, *(item.server for item in plan.unplaced)]) == sorted(loads), (
+        "each server stands once"
+    )
     assert len(plan.hosts) == plan.hosts_used >= plan.bound.hosts
     assert plan.hosts_needed == plan.hosts_used + plan.hosts_spare <= (wanted.hosts or 10**9)
     for host in plan.hosts:
@@ -74,20 +82,31 @@ def check(wanted: ConsolidationWish, plan: ConsolidationPlan) -> None:
 def check_limits(wanted: ConsolidationWish, servers: list[ServerLoad], headroom: float) -> None:
     for resource in (name for name, limit in wanted.host if limit is not None):
         limit = getattr(wanted.host, resource) * (1 - headroom)
-        sums = [sum(values) for values in zip(*(week(getattr(server, resource)) for server in servers), strict=True)]
+        sums = [
+            sum(values)
+            for values in zip(*(week(getattr(server, resource)) for server in servers), strict=True)
+        ]
         assert max(sums) * (1 + wanted.growth) <= limit * (1 + 1e-9) + 1e-6, resource
 
 
 def check_failure(wanted: ConsolidationWish, plan: ConsolidationPlan, lost: str) -> None:
-    """Where the servers of a failed host go, they have room; with the headroom kept, or used where it is said."""
+    """Where the servers of a failed host go, they have room; with the headroom kept, or used where
+    it is said.
+    """
     loads = {server.name: server for server in wanted.servers}
     host = next(host for host in plan.hosts if host.name == lost)
     moved = {move.server for move in host.failure.moves}
-    assert sorted([*moved, *(item.server for item in host.failure.stranded)]) == sorted(host.servers)
+    assert sorted([*moved, *(item.server for item in host.failure.stranded)]) == sorted(
+        host.servers
+    )
     for name in {move.host for move in host.failure.moves}:
         assert name != lost
         there = [server for other in plan.hosts if other.name == name for server in other.servers]
         there += [move.server for move in host.failure.moves if move.host == name]
-        check_limits(wanted, [loads[server] for server in there], wanted.headroom if host.failure.verdict == "placed" else 0)
+        check_limits(
+            wanted,
+            [loads[server] for server in there],
+            wanted.headroom if host.failure.verdict == "placed" else 0,
+        )
         for group in wanted.apart:
             assert len(set(group) & set(there)) <= 1

@@ -1,4 +1,6 @@
-"""Plans: what is true of each, whatever the servers; how good they are; what is told when something does not fit."""
+"""Plans: what is true of each, whatever the servers; how good they are; what is told when something
+does not fit.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ amounts = st.floats(0, 5, allow_nan=False).map(lambda value: round(value, 3))
 weeks = st.one_of(
     amounts,
     st.tuples(amounts, amounts, st.integers(0, 23), st.integers(1, 24)).map(
-        lambda given: tuple(given[0] if (hour - given[2]) % 24 < given[3] else given[1] for hour in range(HOURS))
+        lambda given: tuple(
+            given[0] if (hour - given[2]) % 24 < given[3] else given[1] for hour in range(HOURS)
+        )
     ),
 )
 
@@ -46,29 +50,52 @@ weeks = st.one_of(
 def wishes(draw: st.DrawFn) -> ConsolidationWish:
     count = draw(st.integers(1, 12))
     servers = [
-        server(f"s{number}", draw(weeks), draw(st.integers(0, 9 * GIB)), network=draw(st.integers(0, 10**8)))
+        server(
+            f"s{number}",
+            draw(weeks),
+            draw(st.integers(0, 9 * GIB)),
+            network=draw(st.integers(0, 10**8)),
+        )
         for number in range(count)
     ]
     names = [item.name for item in servers]
-    apart = draw(st.lists(st.lists(st.sampled_from(names), min_size=2, max_size=4, unique=True), max_size=2)) if count > 1 else []
-    host = HostShape(cpu=draw(st.sampled_from([3, 6.5])), memory=8 * GIB, network=draw(st.sampled_from([None, 2 * 10**8])))
+    apart = (
+        draw(
+            st.lists(
+                st.lists(st.sampled_from(names), min_size=2, max_size=4, unique=True), max_size=2
+            )
+        )
+        if count > 1
+        else []
+    )
+    host = HostShape(
+        cpu=draw(st.sampled_from([3, 6.5])),
+        memory=8 * GIB,
+        network=draw(st.sampled_from([None, 2 * 10**8])),
+    )
     return wish(
-        servers, host, headroom=draw(st.sampled_from([0, 0.1, 0.5])), growth=draw(st.sampled_from([0, 0.2])),
-        spare=draw(st.integers(0, 2)), hosts=draw(st.sampled_from([None, None, 3, 5])), apart=tuple(map(tuple, apart)), solver_seconds=0.2,
+        servers, host, headroom=draw(st.sampled_from([0, 0.1, 0.5])),
+        growth=draw(st.sampled_from([0, 0.2])),
+        spare=draw(st.integers(0, 2)), hosts=draw(st.sampled_from([None, None, 3, 5])),
+        apart=tuple(map(tuple, apart)), solver_seconds=0.2,
     )  # fmt: skip
 
 
 @given(wishes())
 @settings(max_examples=150)
 @pytest.mark.slow
-def test_every_plan_places_each_server_once_and_exceeds_no_limit_at_any_hour(wanted: ConsolidationWish) -> None:
+def test_every_plan_places_each_server_once_and_exceeds_no_limit_at_any_hour(
+    wanted: ConsolidationWish,
+) -> None:
     check(wanted, consolidate(wanted))
 
 
 @given(wishes(), st.randoms(use_true_random=False))
 @settings(max_examples=40)
 @pytest.mark.slow
-def test_the_order_of_the_servers_changes_nothing(wanted: ConsolidationWish, chance: random.Random) -> None:
+def test_the_order_of_the_servers_changes_nothing(
+    wanted: ConsolidationWish, chance: random.Random
+) -> None:
     wanted = wanted.but(solver_seconds=0)
     servers = list(wanted.servers)
     chance.shuffle(servers)
@@ -80,7 +107,10 @@ def test_the_order_of_the_servers_changes_nothing(wanted: ConsolidationWish, cha
 @pytest.mark.slow
 def test_the_solver_never_needs_more_hosts_than_the_greedy(wanted: ConsolidationWish) -> None:
     wanted = wanted.but(hosts=None, spare=0)
-    exact, greedy = consolidate(wanted.but(solver_seconds=1)), consolidate(wanted.but(solver_seconds=0))
+    exact, greedy = (
+        consolidate(wanted.but(solver_seconds=1)),
+        consolidate(wanted.but(solver_seconds=0)),
+    )
     assert greedy.bound.hosts <= exact.bound.hosts <= exact.hosts_used <= greedy.hosts_used
 
 
@@ -103,16 +133,26 @@ def test_servers_that_work_at_different_hours_share_a_host() -> None:
     day, night = at_hours(3, range(8, 18)), at_hours(3, range(20, 24))
     plan = consolidate(wish([server("office", day), server("backup", night)], SMALL))
     assert plan.hosts_used == 1 and plan.optimal
-    assert plan.hosts[0].peaks["cpu"].hour == 8 and plan.hosts[0].peaks["cpu"].value == pytest.approx(3.1)
+    assert plan.hosts[0].peaks["cpu"].hour == 8 and plan.hosts[0].peaks[
+        "cpu"
+    ].value == pytest.approx(3.1)
     assert plan.hosts[0].peaks["cpu"].headroom == pytest.approx(1 - 3.1 / 4)
     plan = consolidate(wish([server("office", day), server("shop", day)], SMALL))
-    assert plan.hosts_used == 2 and plan.bound.kind in ("volume", "large") and plan.bound.resource == "cpu"
+    assert (
+        plan.hosts_used == 2
+        and plan.bound.kind in ("volume", "large")
+        and plan.bound.resource == "cpu"
+    )
 
 
 def test_the_hosts_limit_may_be_met_exactly() -> None:
-    plan = consolidate(wish([server(f"s{number}", 0.1, 2 * GIB) for number in range(4)], SMALL, headroom=0))
+    plan = consolidate(
+        wish([server(f"s{number}", 0.1, 2 * GIB) for number in range(4)], SMALL, headroom=0)
+    )
     assert plan.hosts_used == 1 and plan.hosts[0].peaks["memory"].headroom == 0
-    plan = consolidate(wish([server(f"s{number}", 0.4, 0) for number in range(10)], SMALL, headroom=0))
+    plan = consolidate(
+        wish([server(f"s{number}", 0.4, 0) for number in range(10)], SMALL, headroom=0)
+    )
     assert plan.hosts_used == 1
 
 
@@ -124,7 +164,11 @@ def test_headroom_and_growth_count(field: str, value: float) -> None:
 
 
 def test_large_servers_that_cannot_share_raise_the_bound() -> None:
-    plan = consolidate(wish([server(f"s{number}", 2.1) for number in range(5)], SMALL, headroom=0, solver_seconds=0))
+    plan = consolidate(
+        wish(
+            [server(f"s{number}", 2.1) for number in range(5)], SMALL, headroom=0, solver_seconds=0
+        )
+    )
     assert plan.bound.kind == "large" and plan.bound.hosts == plan.hosts_used == 5 and plan.optimal
 
 
@@ -137,10 +181,18 @@ def test_servers_to_be_kept_apart_are() -> None:
 
 
 def test_what_fits_on_no_host_is_named_with_what_it_lacks() -> None:
-    plan = consolidate(wish([server("big", at_hours(5, range(9, 10)), 20 * GIB), server("small")], SMALL, headroom=0))
+    plan = consolidate(
+        wish(
+            [server("big", at_hours(5, range(9, 10)), 20 * GIB), server("small")], SMALL, headroom=0
+        )
+    )
     (big,) = plan.unplaced
     assert big.server == "big" and [lack.resource for lack in big.lacks] == ["cpu", "memory"]
-    assert big.lacks[0].missing == pytest.approx(1) and big.lacks[0].hour == 9 and big.lacks[1].missing == 12 * GIB
+    assert (
+        big.lacks[0].missing == pytest.approx(1)
+        and big.lacks[0].hour == 9
+        and big.lacks[1].missing == 12 * GIB
+    )
     assert plan.hosts[0].servers == ("small",)
 
 
@@ -155,19 +207,40 @@ def test_with_too_few_hosts_the_others_are_named_and_it_is_told_how_many_would_d
 def test_a_spare_host_is_added_only_where_the_others_have_no_room() -> None:
     tight = consolidate(wish([server(f"s{number}", 3) for number in range(3)], SMALL, spare=1))
     assert tight.hosts_spare == 1 and tight.survives_failure and tight.hosts_needed == 4
-    roomy = consolidate(wish([server("a", 0.3), server("b", 0.3)], SMALL, spare=1, apart=(("a", "b"),)))
+    roomy = consolidate(
+        wish([server("a", 0.3), server("b", 0.3)], SMALL, spare=1, apart=(("a", "b"),))
+    )
     assert roomy.hosts_spare == 1, "kept apart also after a failure"
     sizes = (2.5, 2.5, 1.2, 1.2, 1.2)
-    loose = consolidate(wish([server(f"s{number}", size) for number, size in enumerate(sizes)], SMALL, headroom=0, spare=1))
-    check(wish([server(f"s{number}", size) for number, size in enumerate(sizes)], SMALL, headroom=0, spare=1), loose)
+    loose = consolidate(
+        wish(
+            [server(f"s{number}", size) for number, size in enumerate(sizes)],
+            SMALL,
+            headroom=0,
+            spare=1,
+        )
+    )
+    check(
+        wish(
+            [server(f"s{number}", size) for number, size in enumerate(sizes)],
+            SMALL,
+            headroom=0,
+            spare=1,
+        ),
+        loose,
+    )
     assert loose.survives_failure and loose.hosts_used == 3
 
 
 def test_hosts_in_use_may_have_room_for_one_that_fails() -> None:
     servers = [server(f"s{number}", 2.2) for number in range(3)] + [server("tiny", 0.5)]
-    plan = consolidate(wish([*servers, server("b", 0.1)], SMALL, headroom=0, spare=1, apart=(("tiny", "b"),)))
+    plan = consolidate(
+        wish([*servers, server("b", 0.1)], SMALL, headroom=0, spare=1, apart=(("tiny", "b"),))
+    )
     assert plan.survives_failure and plan.hosts_spare == 1
-    easy = consolidate(wish([server("a", 1.5), server("b", 1.5)], SMALL, headroom=0, hosts=2, spare=1))
+    easy = consolidate(
+        wish([server("a", 1.5), server("b", 1.5)], SMALL, headroom=0, hosts=2, spare=1)
+    )
     assert easy.hosts_used == 1 and easy.hosts_spare == 1
 
 
@@ -188,7 +261,8 @@ def test_the_solver_finds_what_the_greedy_misses_or_proves_that_there_is_nothing
     servers = [server(f"s{number}", size) for number, size in enumerate(sizes)]
     plan = consolidate(wish(servers, HostShape(cpu=10, memory=64 * GIB), headroom=0))
     assert plan.hosts_used == 3 and plan.optimal
-    servers = [server(f"s{number}", 0.34) for number in range(8)]  # the bound says 3; only two of them share
+    # the bound says 3; only two of them share
+    servers = [server(f"s{number}", 0.34) for number in range(8)]
     plan = consolidate(wish(servers, HostShape(cpu=1, memory=64 * GIB), headroom=0))
     assert plan.hosts_used == 4 and plan.optimal and plan.bound.kind == "search" and plan.searched
 
@@ -196,13 +270,21 @@ def test_the_solver_finds_what_the_greedy_misses_or_proves_that_there_is_nothing
 @pytest.mark.slow
 def test_a_solver_without_time_claims_nothing() -> None:
     servers = [server(f"s{number}", 0.34) for number in range(14)]
-    plan = consolidate(wish(servers, HostShape(cpu=1, memory=64 * GIB), headroom=0, solver_seconds=1e-9))
+    plan = consolidate(
+        wish(servers, HostShape(cpu=1, memory=64 * GIB), headroom=0, solver_seconds=1e-9)
+    )
     assert plan.hosts_used == 7 and not plan.optimal and plan.searched and plan.bound.hosts == 5
 
 
 def test_hosts_of_terabytes_are_counted_in_larger_units() -> None:
     huge = HostShape(cpu=512, memory=16 * 2**40, network=2**40)
-    plan = consolidate(wish([server(f"s{number}", 30, 2**40, network=2**35) for number in range(20)], huge, headroom=0))
+    plan = consolidate(
+        wish(
+            [server(f"s{number}", 30, 2**40, network=2**35) for number in range(20)],
+            huge,
+            headroom=0,
+        )
+    )
     assert plan.hosts_used == 2 and plan.hosts[0].peaks["memory"].value == 16 * 2**40
 
 
@@ -233,10 +315,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_wish_that_makes_no_sense_is_refused(case: str) -> None:
     fields, words = REFUSED[case]
     with pytest.raises(ValidationError, match=words):
-        ConsolidationWish.model_validate({"servers": [server("a"), server("b")], "host": SMALL, **fields})
+        ConsolidationWish.model_validate(
+            {"servers": [server("a"), server("b")], "host": SMALL, **fields}
+        )
 
 
-@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 2.0**61, (1.0,) * 167, (1.0,) * 169, "many", [[1]]])
+@pytest.mark.parametrize(
+    "value", [-1, float("nan"), float("inf"), 2.0**61, (1.0,) * 167, (1.0,) * 169, "many", [[1]]]
+)
 def test_a_load_that_is_none_is_refused(value: Any) -> None:
     with pytest.raises(ValidationError):
         ServerLoad(name="a", cpu=value)

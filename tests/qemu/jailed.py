@@ -1,6 +1,8 @@
-"""Starts one machine in its jail, as whoever runs this, and prints as JSON what can be seen of it from outside.
+"""Starts one machine in its jail, as whoever runs this, and prints as JSON what can be seen of it
+from outside.
 
-A program of its own, so that the same look is taken as root and as an ordinary user: `python jailed.py FOLDER`.
+A program of its own, so that the same look is taken as root and as an ordinary user: `python
+jailed.py FOLDER`.
 """
 
 from __future__ import annotations
@@ -36,33 +38,50 @@ def image_tool(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def free(disk: Path) -> bool:
-    """Whether another program could open the disk for writing: QEMU's image lock does not stand against it."""
+    """Whether another program could open the disk for writing: QEMU's image lock does not stand
+    against it.
+    """
     return image_tool("resize", "-q", "-f", "qcow2", str(disk), "2M").returncode == 0
 
 
 def seen(pid: int) -> dict[str, Any]:
     """What the kernel says about a process."""
-    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    status = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if ":\t" in line
+    )
     names = ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "NoNewPrivs", "Seccomp")
     found: dict[str, Any] = {name: status[name].split() for name in names}
     found["foreign namespaces"] = [
-        name for name in ("mnt", "net", "pid", "ipc", "uts", "user") if os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+        name for name in ("mnt", "net", "pid", "ipc", "uts",
+        "user") if os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
     ]  # fmt: skip
     root = Path(f"/proc/{pid}/root")
     found["root"] = sorted(
-        str(path.relative_to(root)) for top in root.iterdir() if top.name not in ("usr", "lib", "lib64")
+        str(path.relative_to(root)) for top in root.iterdir() if top.name not in ("usr", "lib",
+        "lib64")
         for path in top.rglob("*") if not path.is_dir()
     )  # fmt: skip
     found["home"] = os.path.exists(f"/proc/{pid}/root{Path(__file__)}")
     found["environment"] = Path(f"/proc/{pid}/environ").read_bytes().decode()
     found["session"] = os.getsid(pid) == pid
-    found["cores"] = next(line.split()[4] for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core" in line)
+    found["cores"] = next(
+        line.split()[4]
+        for line in Path(f"/proc/{pid}/limits").read_text().splitlines()
+        if "core" in line
+    )
     return found
 
 
 async def main(folder: Path) -> dict[str, Any]:
     become_subreaper()
-    base, disk, runtime, canary = folder / "base", folder / "disk", folder / "run", folder / "canary"
+    base, disk, runtime, canary = (
+        folder / "base",
+        folder / "disk",
+        folder / "run",
+        folder / "canary",
+    )
     runtime.mkdir(mode=0o711)
     canary.write_text("secret of the host")
     canary.chmod(0o666)
@@ -72,7 +91,8 @@ async def main(folder: Path) -> dict[str, Any]:
     jail = choose_jail(host, 2_000_000_000 if host.root else os.getuid())
     program = find_program("qemu-system-x86_64")
     machine = Machine(
-        uuid=ID, platform=Q35, machine_type="q35", accel="tcg", cpus=1, memory=64 * MIB, disk=disk, disk_size=MIB, layers=(base,), firmware=BIOS,
+        uuid=ID, platform=Q35, machine_type="q35", accel="tcg", cpus=1, memory=64 * MIB, disk=disk,
+        disk_size=MIB, layers=(base,), firmware=BIOS,
         runtime=runtime, mac="52:54:00:12:34:56",
     )  # fmt: skip
     parts = describe(machine)
@@ -81,11 +101,21 @@ async def main(folder: Path) -> dict[str, Any]:
         path.write_bytes(bytes(512))
         path.chmod(0o666)
     launch = Launch(
-        command(program, parts), parts.grants, [given["readable"]], jail, runtime, writable=[given["writable"]], groups=(GROUP,)
+        command(program, parts),
+        parts.grants,
+        [given["readable"]],
+        jail,
+        runtime,
+        writable=[given["writable"]],
+        groups=(GROUP,),
     )
     open_before = set(os.listdir("/proc/self/fd"))
     started = await start(launch)
-    told: dict[str, Any] = {"level": jail.level, "gaps": [*jail.gaps, *started.gaps], "uid": jail.uid}
+    told: dict[str, Any] = {
+        "level": jail.level,
+        "gaps": [*jail.gaps, *started.gaps],
+        "uid": jail.uid,
+    }
     told["left open"] = (
         len(set(os.listdir("/proc/self/fd")) - open_before) - 2
     )  # the one its words are read by, and the launcher's
@@ -95,11 +125,17 @@ async def main(folder: Path) -> dict[str, Any]:
     told["refused"] = []
     for path in (str(canary), "/etc/passwd", "/proc/1/environ", "/dev/mem"):
         try:
-            await monitor.run("blockdev-add", driver="file", filename=path, **{"node-name": "thief"})
+            await monitor.run(
+                "blockdev-add", driver="file", filename=path, **{"node-name": "thief"}
+            )
         except VirtuaryError as error:
             told["refused"].append(error.sentence)
-    told["opened to write"] = [name for name in given if await opens(monitor, given[name], read_only=False)]
-    told["opened to read"] = [name for name in given if await opens(monitor, given[name], read_only=True)]
+    told["opened to write"] = [
+        name for name in given if await opens(monitor, given[name], read_only=False)
+    ]
+    told["opened to read"] = [
+        name for name in given if await opens(monitor, given[name], read_only=True)
+    ]
     told["free while alive"] = free(disk)
     await monitor.close()
     handle = adopt(started.identity)
@@ -116,7 +152,10 @@ async def main(folder: Path) -> dict[str, Any]:
 async def opens(monitor: Monitor, path: Path, *, read_only: bool) -> bool:
     """Whether QEMU can open a file by its path."""
     try:
-        await monitor.run("blockdev-add", **{"driver": "file", "filename": str(path), "node-name": "it", "read-only": read_only})
+        await monitor.run(
+            "blockdev-add",
+            **{"driver": "file", "filename": str(path), "node-name": "it", "read-only": read_only},
+        )
         await monitor.run("blockdev-del", **{"node-name": "it"})
     except VirtuaryError:
         return False

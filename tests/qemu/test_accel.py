@@ -11,20 +11,60 @@ from pathlib import Path
 import pytest
 
 from virtuary.base.errors import HostLacks
-from virtuary.qemu.accel import PASSED, STAGES, Verdict, choose, device_fault, image, judge, prove, run_probe
+from virtuary.qemu.accel import (
+    PASSED,
+    STAGES,
+    Verdict,
+    choose,
+    device_fault,
+    image,
+    judge,
+    prove,
+    run_probe,
+)
 from virtuary.qemu.platform import Q35
 from virtuary.qemu.probe import find_binary
 
 ENDS = {
     "all stages": (PASSED, STAGES, "", True, "a test guest passed all 9 stages"),
-    "noise between the stages": (PASSED, "R?P\nLIAUFCS", "", True, "a test guest passed all 9 stages"),
+    "noise between the stages": (
+        PASSED,
+        "R?P\nLIAUFCS",
+        "",
+        True,
+        "a test guest passed all 9 stages",
+    ),
     "nothing at all": (None, "", "", False, "a test guest hung before its first instruction"),
     "hung in paging": (None, "RP", "", False, "a test guest hung at long mode with paging"),
     "hung at the end": (None, STAGES, "", False, "a test guest hung"),
-    "exception": (33, "RPLIAU!", "", False, "a test guest met an unexpected CPU exception at a page fault"),
-    "triple fault": (0, "RPL", "", False, "a test guest reset itself (triple fault) at a timer interrupt"),
-    "killed": (-11, "RPLI", "", False, "a test guest made QEMU die of SIGSEGV at an APIC timer interrupt"),
-    "bad start": (1, "", "no such CPU", False, "a test guest could not be started (no such CPU) before its first instruction"),
+    "exception": (
+        33,
+        "RPLIAU!",
+        "",
+        False,
+        "a test guest met an unexpected CPU exception at a page fault",
+    ),
+    "triple fault": (
+        0,
+        "RPL",
+        "",
+        False,
+        "a test guest reset itself (triple fault) at a timer interrupt",
+    ),
+    "killed": (
+        -11,
+        "RPLI",
+        "",
+        False,
+        "a test guest made QEMU die of SIGSEGV at an APIC timer interrupt",
+    ),
+    "bad start": (
+        1,
+        "",
+        "no such CPU",
+        False,
+        "a test guest could not be started (no such CPU) before its first instruction",
+    ),
     "bad start without words": (
         1,
         "",
@@ -32,7 +72,13 @@ ENDS = {
         False,
         "a test guest could not be started (exit status 1) before its first instruction",
     ),
-    "right end, stage missing": (PASSED, "RPLIAUFC", "", False, "a test guest could not be started (exit status 85) at SSE2"),
+    "right end, stage missing": (
+        PASSED,
+        "RPLIAUFC",
+        "",
+        False,
+        "a test guest could not be started (exit status 85) at SSE2",
+    ),
     "stages out of order": (
         PASSED,
         "PRLIAUFCS",
@@ -55,9 +101,17 @@ GOOD, BAD = Verdict(True, "kvm", "host", "proven"), Verdict(False, "kvm", "host"
 
 @pytest.mark.parametrize(
     ("wanted", "kvm", "accel"),
-    [("auto", GOOD, "kvm"), ("kvm", GOOD, "kvm"), ("tcg", GOOD, "tcg"), ("auto", BAD, "tcg"), ("tcg", BAD, "tcg")],
+    [
+        ("auto", GOOD, "kvm"),
+        ("kvm", GOOD, "kvm"),
+        ("tcg", GOOD, "tcg"),
+        ("auto", BAD, "tcg"),
+        ("tcg", BAD, "tcg"),
+    ],
 )
-def test_the_accelerator_is_chosen_by_wish_and_verdict(wanted: str, kvm: Verdict, accel: str) -> None:
+def test_the_accelerator_is_chosen_by_wish_and_verdict(
+    wanted: str, kvm: Verdict, accel: str
+) -> None:
     choice = choose(wanted, kvm)
     assert choice.accel == accel
     assert accel == "kvm" or "not isolated by hardware" in choice.why
@@ -82,12 +136,17 @@ def test_the_probe_starts_at_the_reset_vector() -> None:
     assert rom[0xFFF0] == 0xE9 and target == 0, "a near jump to the first byte"
 
 
-@pytest.mark.skipif(not (shutil.which("as") and shutil.which("objcopy")), reason="needs as and objcopy")
+@pytest.mark.skipif(
+    not (shutil.which("as") and shutil.which("objcopy")), reason="needs as and objcopy"
+)
 def test_the_probe_is_what_its_source_says(tmp_path: Path) -> None:
     source = tmp_path / "probe.S"
     source.write_bytes((files("virtuary.qemu") / "accel_probe.S").read_bytes())
     subprocess.run(["as", "-o", tmp_path / "probe.o", source], check=True)
-    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", tmp_path / "probe.o", tmp_path / "probe"], check=True)
+    subprocess.run(
+        ["objcopy", "-O", "binary", "-j", ".text", tmp_path / "probe.o", tmp_path / "probe"],
+        check=True,
+    )
     code = (files("virtuary.qemu") / "accel_probe.bin").read_bytes()
     assembled = (tmp_path / "probe").read_bytes()
     assert assembled[: len(code)] == code and set(assembled[len(code) : 0xFFF0]) <= {0xF4, 0x00}
@@ -120,14 +179,18 @@ async def test_a_probe_qemu_refuses_is_told_in_its_words(program: Path) -> None:
 
 
 @pytest.mark.qemu
-async def test_a_verdict_is_remembered_until_something_changes(program: Path, tmp_path: Path) -> None:
+async def test_a_verdict_is_remembered_until_something_changes(
+    program: Path, tmp_path: Path
+) -> None:
     first = await prove(program, Q35, "tcg", "max", tmp_path)
     (kept,) = tmp_path.iterdir()
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "reason": "remembered"}))
     assert (await prove(program, Q35, "tcg", "max", tmp_path)).reason == "remembered"
     assert not (await prove(program, Q35, "tcg", "no-such-cpu", tmp_path)).works
     kept.write_text("broken")
-    assert (await prove(program, Q35, "tcg", "max", tmp_path)).works == first.works, "a broken note is asked again"
+    assert (await prove(program, Q35, "tcg", "max", tmp_path)).works == first.works, (
+        "a broken note is asked again"
+    )
 
 
 @pytest.mark.qemu

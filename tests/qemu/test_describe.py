@@ -1,4 +1,6 @@
-"""A machine is data: the exact command line for every case stands in tests/golden, and nobody's string gets into it."""
+"""A machine is data: the exact command line for every case stands in tests/golden, and nobody's
+string gets into it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ TEMPLATE = Path("/state/templates/beef")
 UEFI = Firmware("uefi", Path("/usr/share/OVMF/CODE.fd"), Path("/usr/share/OVMF/VARS.fd"))
 
 PLAIN = Machine(
-    uuid=ID, platform=Q35, machine_type="pc-q35-10.0", accel="tcg", cpus=2, memory=2 * GIB, disk=HOME / "disk.qcow2", disk_size=8 * GIB,
+    uuid=ID, platform=Q35, machine_type="pc-q35-10.0", accel="tcg", cpus=2, memory=2 * GIB,
+    disk=HOME / "disk.qcow2", disk_size=8 * GIB,
     layers=(IMAGE / "disk.qcow2",), firmware=BIOS, runtime=RUN, mac="52:54:00:12:34:56",
     max_cpus=8, max_memory=10 * GIB,
 )  # fmt: skip
@@ -72,7 +75,9 @@ CASES |= {
     "tcg-bios-disk-full": replace(PLAIN, layers=()),
     "tcg-bios-disk-fixed": replace(PLAIN, max_cpus=0, max_memory=0, merge=True, node=0),
     "kvm-bios-disk-tap": replace(PLAIN, accel="kvm", tap="vt0123456789n0"),
-    "kvm-uefi-disk-huge": replace(PLAIN, accel="kvm", cpus=4, sockets=2, threads=2, max_cpus=7, huge_pages=True, **WITH_UEFI),
+    "kvm-uefi-disk-huge": replace(
+        PLAIN, accel="kvm", cpus=4, sockets=2, threads=2, max_cpus=7, huge_pages=True, **WITH_UEFI
+    ),
 }
 
 
@@ -92,9 +97,15 @@ def whole(machine: Machine) -> str:
     parts = describe(machine)
     grants = "".join(f"# {grant.number} {grant.mode} {grant.path}\n" for grant in parts.grants)
     bounds = (
-        f"# at most {parts.memory} bytes of memory, {parts.bounds.processes} threads, {parts.bounds.file_size} bytes a file\n"
+        f"# at most {parts.memory} bytes of memory, {parts.bounds.processes} threads, "
+        f"{parts.bounds.file_size} bytes a file\n"
     )
-    return shown(line_of(machine)) + grants + "".join(f"# by path {path}\n" for path in parts.readable) + bounds
+    return (
+        shown(line_of(machine))
+        + grants
+        + "".join(f"# by path {path}\n" for path in parts.readable)
+        + bounds
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -103,18 +114,25 @@ def test_the_command_line_is_the_one_that_was_reviewed(case: str, golden: Golden
 
 
 OTHER: dict[str, Any] = {
-    "uuid": "00000000-0000-4000-8000-000000000000", "platform": replace(Q35, tcg_cpu="qemu64"), "machine_type": "pc-q35-9.2",
-    "accel": "kvm", "cpus": 3, "memory": 3 * GIB, "disk": Path("/other/disk"), "disk_size": 64 * GIB, "layers": (Path("/other/base"),), "firmware": UEFI,
-    "runtime": Path("/other/run"), "mac": "52:54:00:00:00:01", "vars_file": Path("/other/vars"), "seed": Path("/other/seed"),
-    "kernel": Path("/other/kernel"), "initrd": Path("/other/initrd"), "kernel_args": "other", "warm": replace(WARM, ram=Path("/other/ram")),
-    "state": Path("/other/state"), "wished": 8 * GIB, "max_cpus": 4, "max_memory": 20 * GIB, "sockets": 2, "threads": 2, "node": 1, "huge_pages": True, "merge": True,
+    "uuid": "00000000-0000-4000-8000-000000000000", "platform": replace(Q35, tcg_cpu="qemu64"),
+    "machine_type": "pc-q35-9.2",
+    "accel": "kvm", "cpus": 3, "memory": 3 * GIB, "disk": Path("/other/disk"),
+    "disk_size": 64 * GIB, "layers": (Path("/other/base"),), "firmware": UEFI,
+    "runtime": Path("/other/run"), "mac": "52:54:00:00:00:01", "vars_file": Path("/other/vars"),
+    "seed": Path("/other/seed"),
+    "kernel": Path("/other/kernel"), "initrd": Path("/other/initrd"), "kernel_args": "other",
+    "warm": replace(WARM, ram=Path("/other/ram")),
+    "state": Path("/other/state"), "wished": 8 * GIB, "max_cpus": 4, "max_memory": 20 * GIB,
+    "sockets": 2, "threads": 2, "node": 1, "huge_pages": True, "merge": True,
     "reporting": False, "wakes": True, "generation": "x", "tap": "vtother0000n0",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Machine)])
 def test_no_field_of_a_machine_goes_untested(field: str) -> None:
-    """Changing any field changes some golden line; a field that changes none is dead, or has no golden case."""
+    """Changing any field changes some golden line; a field that changes none is dead, or has no
+    golden case.
+    """
     changed = []
     for case, machine in CASES.items():
         other = replace(machine, **{field: OTHER[field]})
@@ -136,39 +154,68 @@ def test_no_field_of_what_makes_a_machine_warm_goes_untested(field: str) -> None
     }
     machine = CASES["tcg-bios-disk-copy"]
     assert machine.warm
-    assert whole(replace(machine, warm=replace(machine.warm, **{field: other[field]}))) != whole(machine)
+    assert whole(replace(machine, warm=replace(machine.warm, **{field: other[field]}))) != whole(
+        machine
+    )
 
 
 def test_a_copy_meets_the_machine_its_template_was() -> None:
-    """What QEMU compares when it reads a state: every device with its place, and how far the machine can grow."""
+    """What QEMU compares when it reads a state: every device with its place, and how far the
+    machine can grow.
+    """
     template, copy = (describe(CASES[f"tcg-bios-disk-{kind}"]) for kind in ("template", "copy"))
     devices = [
-        [part.args for part in parts.parts if part.kind == "device" and part.args["driver"] != "vmgenid"]
+        [
+            part.args
+            for part in parts.parts
+            if part.kind == "device" and part.args["driver"] != "vmgenid"
+        ]
         for parts in (template, copy)
     ]
     assert devices[0] == devices[1]
-    alike = [{name: value for name, value in parts.settings if name != "incoming"} for parts in (template, copy)]
+    alike = [
+        {name: value for name, value in parts.settings if name != "incoming"}
+        for parts in (template, copy)
+    ]
     assert alike[0] == alike[1]
 
 
-@pytest.mark.parametrize(("source", "live"), [("disk", "disk-live"), ("disk-copy", "disk-copy-live")])
+@pytest.mark.parametrize(
+    ("source", "live"), [("disk", "disk-live"), ("disk-copy", "disk-copy-live")]
+)
 def test_a_live_copy_meets_the_machine_its_source_is(source: str, live: str) -> None:
     before, after = (describe(CASES[f"tcg-bios-{case}"]) for case in (source, live))
-    devices = [[part.args for part in parts.parts if part.kind == "device"] for parts in (before, after)]
+    devices = [
+        [part.args for part in parts.parts if part.kind == "device"] for parts in (before, after)
+    ]
     assert devices[0] == devices[1]
-    alike = [{name: value for name, value in parts.settings if name != "incoming"} for parts in (before, after)]
+    alike = [
+        {name: value for name, value in parts.settings if name != "incoming"}
+        for parts in (before, after)
+    ]
     assert alike[0] == alike[1]
 
 
 def test_a_live_copy_needs_nothing_of_a_template_but_its_disk() -> None:
     live = describe(CASES["tcg-bios-disk-copy-live"])
-    assert live.readable == [] and [grant.path for grant in live.grants if grant.role == "state"] == [HOME / "state"]
-    assert {grant.path for grant in live.grants if grant.path.is_relative_to(TEMPLATE)} == {TEMPLATE / "disk.qcow2"}
-    assert next(part.args for part in live.parts if part.args.get("id") == "ram0")["qom-type"] == "memory-backend-ram"
+    assert live.readable == [] and [
+        grant.path for grant in live.grants if grant.role == "state"
+    ] == [HOME / "state"]
+    assert {grant.path for grant in live.grants if grant.path.is_relative_to(TEMPLATE)} == {
+        TEMPLATE / "disk.qcow2"
+    }
+    assert (
+        next(part.args for part in live.parts if part.args.get("id") == "ram0")["qom-type"]
+        == "memory-backend-ram"
+    )
 
 
 def test_a_disk_that_stands_alone_never_asks_its_header_what_lies_below() -> None:
-    disk = next(part.args for part in describe(CASES["tcg-bios-disk-full"]).parts if part.args.get("node-name") == "disk0")
+    disk = next(
+        part.args
+        for part in describe(CASES["tcg-bios-disk-full"]).parts
+        if part.args.get("node-name") == "disk0"
+    )
     assert disk["backing"] is None
 
 
@@ -184,7 +231,9 @@ def test_nothing_may_write_to_a_template_but_the_template() -> None:
 @pytest.mark.parametrize("field", ["machine_options", "tcg_cpu", "kvm_cpu", "serial_device"])
 def test_no_field_of_a_platform_goes_untested(field: str) -> None:
     other = replace(Q35, **{field: (("smm", "on"),) if field == "machine_options" else "other"})
-    assert any(whole(replace(machine, platform=other)) != whole(machine) for machine in CASES.values())
+    assert any(
+        whole(replace(machine, platform=other)) != whole(machine) for machine in CASES.values()
+    )
 
 
 def test_the_same_machine_gives_the_same_line() -> None:
@@ -214,9 +263,15 @@ def test_every_device_has_its_own_slot_and_every_block_node_its_format(case: str
     parts = describe(CASES[case]).parts
     places = [part.args["addr"] for part in parts if "addr" in part.args and part.kind == "device"]
     assert len(set(places)) == len(places) > 4
-    assert all(part.args["driver"] in ("qcow2", "raw", "file") for part in parts if part.kind == "blockdev")
+    assert all(
+        part.args["driver"] in ("qcow2", "raw", "file") for part in parts if part.kind == "blockdev"
+    )
     files = [part.args.get("file", part.args) for part in parts if part.kind == "blockdev"]
-    assert all(str(file["filename"]).startswith("/dev/fdset/") for file in files if isinstance(file, dict) and "filename" in file)
+    assert all(
+        str(file["filename"]).startswith("/dev/fdset/")
+        for file in files
+        if isinstance(file, dict) and "filename" in file
+    )
 
 
 def test_adding_a_seed_moves_no_other_device() -> None:
@@ -239,21 +294,42 @@ def test_slots_of_the_bus_are_distinct_and_leave_room_for_hot_plug() -> None:
 # ---- no string of a user gets in
 
 HOSTILE = st.text(min_size=1, max_size=40) | st.sampled_from(
-    ["q35,accel=kvm", "a -drive file=/etc/shadow", "x,id=y", "/dev/fdset/1", '{"a":1}', "a\n-S", "::1%a,b", "$(id)"]
+    [
+        "q35,accel=kvm",
+        "a -drive file=/etc/shadow",
+        "x,id=y",
+        "/dev/fdset/1",
+        '{"a":1}',
+        "a\n-S",
+        "::1%a,b",
+        "$(id)",
+    ]
 )
-FIELDS = [name for name, field in VmWish.model_fields.items() if name not in ("name", "image", "labels", "user_data", "ssh_keys")]
+FIELDS = [
+    name
+    for name, field in VmWish.model_fields.items()
+    if name not in ("name", "image", "labels", "user_data", "ssh_keys")
+]
 
 
 @given(st.sampled_from(FIELDS), HOSTILE)
 def test_no_field_that_reaches_the_engine_takes_a_free_string(field: str, text: str) -> None:
-    for value in (text, [{"host": 80, "guest": 80, "address": text}], [{"host": 80, "guest": 80, "protocol": text}]):
+    for value in (
+        text,
+        [{"host": 80, "guest": 80, "address": text}],
+        [{"host": 80, "guest": 80, "protocol": text}],
+    ):
         try:
             wish = VmWish.model_validate({"image": "tiny", field: value})
         except ValidationError:
             continue
         kept = getattr(wish, field)
         words = [port.address for port in kept] if field == "publish" else [kept]
-        assert all(not isinstance(word, str) or set(word) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.:") for word in words)
+        assert all(
+            not isinstance(word, str)
+            or set(word) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.:")
+            for word in words
+        )
 
 
 @given(
@@ -277,7 +353,9 @@ def test_what_is_text_in_a_wish_is_nowhere_in_the_line(wish: VmWish) -> None:
 
 def test_a_name_is_no_part_of_the_line() -> None:
     vm = Vm(meta=Meta(name="web1", labels={"role": "frontend"}), spec=VmSpec(image="tiny"))
-    assert not any(word in " ".join(line_of(replace(PLAIN, uuid=vm.id))) for word in ("web1", "frontend"))
+    assert not any(
+        word in " ".join(line_of(replace(PLAIN, uuid=vm.id))) for word in ("web1", "frontend")
+    )
 
 
 # ---- the helper of QEMU's own user network

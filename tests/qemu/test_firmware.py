@@ -1,4 +1,6 @@
-"""UEFI is found by the descriptors distributions install; the first that fits wins, a broken one is passed over."""
+"""UEFI is found by the descriptors distributions install; the first that fits wins, a broken one is
+passed over.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def descriptor(folder: Path, name: str, **changes: Any) -> None:
         "features": ["acpi-s3"],
     }
     mapping = changes.pop("mapping", {})
-    (folder / f"{name}.json").write_text(json.dumps({**body, **changes, "mapping": {**body["mapping"], **mapping}}))
+    (folder / f"{name}.json").write_text(
+        json.dumps({**body, **changes, "mapping": {**body["mapping"], **mapping}})
+    )
 
 
 def found(*folders: Path) -> str:
@@ -40,7 +44,11 @@ def test_the_first_in_order_of_names_wins(tmp_path: Path) -> None:
     for name in ("60-b", "50-a", "70-c"):
         descriptor(tmp_path, name)
     firmware = find_uefi("x86_64", folders=(tmp_path,))
-    assert (firmware.kind, firmware.code, firmware.vars_template) == ("uefi", tmp_path / "50-a.code", tmp_path / "50-a.vars")
+    assert (firmware.kind, firmware.code, firmware.vars_template) == (
+        "uefi",
+        tmp_path / "50-a.code",
+        tmp_path / "50-a.vars",
+    )
 
 
 def test_the_administrators_folder_masks_a_name(tmp_path: Path) -> None:

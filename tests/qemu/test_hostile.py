@@ -1,7 +1,8 @@
-"""Whatever a monitor or an agent answers, who asked it gets what was promised, or an error of ours, and nothing else comes out.
+"""Whatever a monitor or an agent answers, who asked it gets what was promised, or an error of ours,
+and nothing else comes out.
 
-Everything in the source that asks one of them something is here, on a real socket; that nothing is forgotten is checked by the types: what a
-peer answers is an `object` until it was read.
+Everything in the source that asks one of them something is here, on a real socket; that nothing is
+forgotten is checked by the types: what a peer answers is an `object` until it was read.
 """
 
 from __future__ import annotations
@@ -36,18 +37,25 @@ from virtuary.qemu import live, plug, rtc, tune, warm
 from virtuary.qemu.qmp import Monitor, open_monitor
 
 NAMES = (
-    "status", "id", "error", "error-desc", "current-progress", "total-progress", "ram", "total", "remaining", "capability", "state", "node-name",
-    "image", "virtual-size", "fds", "opaque", "fdset-id", "props", "core-id", "socket-id", "type", "qom-path", "actual", "thread-id", "name", "UUID",
-    "label", "frontend-open", "tm_year", "tm_mon", "tm_mday", "tm_hour", "tm_min", "tm_sec", "stats", "stat-total-memory", "stat-free-memory",
-    "last-update", "rd_operations", "wr_total_time_ns", "desc", "driver", "command", "deadline", "self",
+    "status", "id", "error", "error-desc", "current-progress", "total-progress", "ram", "total",
+    "remaining", "capability", "state", "node-name",
+    "image", "virtual-size", "fds", "opaque", "fdset-id", "props", "core-id", "socket-id", "type",
+    "qom-path", "actual", "thread-id", "name", "UUID",
+    "label", "frontend-open", "tm_year", "tm_mon", "tm_mday", "tm_hour", "tm_min", "tm_sec",
+    "stats", "stat-total-memory", "stat-free-memory",
+    "last-update", "rd_operations", "wr_total_time_ns", "desc", "driver", "command", "deadline",
+    "self",
 )  # fmt: skip
 WORDS = (
-    "running", "completed", "failed", "active", "ready", "concluded", "pre-switchover", "copy0", "copy0-file", "disk0", "agent", "net1-device",
+    "running", "completed", "failed", "active", "ready", "concluded", "pre-switchover", "copy0",
+    "copy0-file", "disk0", "agent", "net1-device",
     "\x1b[2J", "\u009b", "\u202e", "\ud800", "fe80::1%\x1b", "10.0.0.1", "::1", "", "a" * 300,
 )  # fmt: skip
 AGENT_NAMES = (
-    "pid", "exited", "exitcode", "signal", "out-data", "err-data", "out-truncated", "name", "ip-addresses", "ip-address", "hardware-address",
-    "statistics", "rx-bytes", "tx-bytes", "paths", "trimmed", "online", "error", "desc", "return", "buf-b64", "count",
+    "pid", "exited", "exitcode", "signal", "out-data", "err-data", "out-truncated", "name",
+    "ip-addresses", "ip-address", "hardware-address",
+    "statistics", "rx-bytes", "tx-bytes", "paths", "trimmed", "online", "error", "desc", "return",
+    "buf-b64", "count",
 )  # fmt: skip
 
 
@@ -56,7 +64,9 @@ def values(names: tuple[str, ...]) -> st.SearchStrategy[Any]:
     scalars = st.none() | st.booleans() | numbers | st.floats() | st.sampled_from(WORDS)
     return st.recursive(
         scalars,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(names), inner, max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(names), inner, max_size=5)
+        ),
         max_leaves=12,
     )
 
@@ -80,7 +90,15 @@ async def lent(monitor: Monitor) -> None:
 
 async def saved(monitor: Monitor) -> None:
     with open(os.devnull) as file:
-        await live.save(monitor, file.fileno(), file.fileno(), "below", (), lambda text, share: None, lambda: None)
+        await live.save(
+            monitor,
+            file.fileno(),
+            file.fileno(),
+            "below",
+            (),
+            lambda text, share: None,
+            lambda: None,
+        )
 
 
 async def usernet(monitor: Monitor) -> None:
@@ -122,8 +140,10 @@ QUESTIONS: dict[str, Callable[[Monitor], Awaitable[object]]] = {
     "user network": usernet,
 }
 PROMISED = {
-    "status": str, "give": int, "size": tune.Size, "disk": int, "threads": list, "clock": float | None, "ports": bool,
-    "addresses": tuple, "traffic": tuple | None, "trim": int | None, "cpus in use": int, "command": tuple, "session": list, "clock set": float,
+    "status": str, "give": int, "size": tune.Size, "disk": int, "threads": list,
+    "clock": float | None, "ports": bool,
+    "addresses": tuple, "traffic": tuple | None, "trim": int | None, "cpus in use": int,
+    "command": tuple, "session": list, "clock set": float,
 }  # fmt: skip
 ASKED: dict[str, Callable[[Agent], Awaitable[object]]] = {
     "addresses": lambda agent: agent.addresses(),
@@ -136,11 +156,16 @@ ASKED: dict[str, Callable[[Agent], Awaitable[object]]] = {
     "any": lambda agent: agent.run("guest-ping"),
     "history": lambda agent: ask_traffic(told(agent=agent), SystemClock()),
 }
-given_any = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+given_any = settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 async def judged(name: str, work: Awaitable[object]) -> None:
-    """It ends with what it promises or with an error of ours; waiting for a change that never comes is cut short."""
+    """It ends with what it promises or with an error of ours; waiting for a change that never comes
+    is cut short.
+    """
     with contextlib.suppress(TimeoutError, Misbehaves, GuestSilent, Failed):
         async with asyncio.timeout(0.2):
             found = await work
@@ -150,7 +175,9 @@ async def judged(name: str, work: Awaitable[object]) -> None:
 @pytest.mark.parametrize("name", QUESTIONS)
 @given_any
 @given(answers=st.lists(values(NAMES), min_size=1, max_size=4))
-def test_whatever_a_monitor_answers_is_what_was_promised_or_an_error_of_ours(short: Path, name: str, answers: list[Any]) -> None:
+def test_whatever_a_monitor_answers_is_what_was_promised_or_an_error_of_ours(
+    short: Path, name: str, answers: list[Any]
+) -> None:
     async def talk(liar: Liar) -> None:
         await liar.greet()
         said = iter(answers)
@@ -178,13 +205,15 @@ RIGHT: dict[str, Any] = {
     "query-cpus-fast": [{"thread-id": 7, "qom-path": "/x"}],
     "query-hotpluggable-cpus": [CPU, {**CPU, "qom-path": "/machine/peripheral/cpu0"}],
     "query-balloon": {"actual": 1 << 29},
-    "query-named-block-nodes": [{"node-name": "disk0", "image": {"virtual-size": 5}}, {"node-name": "copy0"}],
+    "query-named-block-nodes": [{"node-name": "disk0", "image": {"virtual-size": 5}},
+    {"node-name": "copy0"}],
     "query-migrate": MIGRATION,
     "query-migrate-capabilities": [{"capability": "mapped-ram", "state": False}],
     "query-jobs": [JOB],
     "query-fdsets": [{"fdset-id": 3, "fds": [{"opaque": "copy0"}]}],
     "query-chardev": [{"label": "agent", "frontend-open": True}],
-    "query-blockstats": [{"stats": {"rd_operations": 1, "wr_operations": 1, "rd_total_time_ns": 1, "wr_total_time_ns": 1}}],
+    "query-blockstats": [{"stats": {"rd_operations": 1, "wr_operations": 1, "rd_total_time_ns": 1,
+    "wr_total_time_ns": 1}}],
     "qom-list": [{"name": "net1-device"}],
     "add-fd": {"fdset-id": 3, "fd": 9},
     "human-monitor-command": "TCP[HOST_FORWARD]  9 127.0.0.1 80 10.0.2.15 80 0 0\r\n",
@@ -192,9 +221,11 @@ RIGHT: dict[str, Any] = {
     "guest-get-time": 1_050_000_000,
     "guest-file-open": 5,
     "guest-file-read": {"count": 9, "buf-b64": "bwQAAABzYWlk", "eof": False},
-    "guest-exec-status": {"exited": True, "exitcode": 0, "out-data": "aGk=", "err-data": "aGk=", "out-truncated": False},
+    "guest-exec-status": {"exited": True, "exitcode": 0, "out-data": "aGk=", "err-data": "aGk=",
+    "out-truncated": False},
     "guest-network-get-interfaces": [
-        {"name": "eth0", "hardware-address": "52:54:00:00:00:01", "ip-addresses": [{"ip-address": "10.0.0.1"}], "statistics": {"rx-bytes": 1, "tx-bytes": 2}}
+        {"name": "eth0", "hardware-address": "52:54:00:00:00:01",
+        "ip-addresses": [{"ip-address": "10.0.0.1"}], "statistics": {"rx-bytes": 1, "tx-bytes": 2}}
     ],
     "guest-fstrim": {"paths": [{"path": "/", "trimmed": 5}]},
     "guest-get-vcpus": [{"online": True, "logical-id": 0}],
@@ -225,7 +256,13 @@ ODD: list[Any] = [
 
 def places(value: Any) -> list[tuple[Any, ...]]:
     """The way to each part of a value, the whole one first."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [(), *((key, *rest) for key, item in inner for rest in places(item))]
 
 
@@ -243,7 +280,11 @@ def but(value: Any, place: tuple[Any, ...], odd: Any) -> Any:
 
 def spoiled(chance: random.Random, right: Any) -> Any:
     """Right, or wrong in one place."""
-    return right if chance.random() < 0.4 else but(right, chance.choice(places(right)), chance.choice([..., *ODD]))
+    return (
+        right
+        if chance.random() < 0.4
+        else but(right, chance.choice(places(right)), chance.choice([..., *ODD]))
+    )
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -255,7 +296,9 @@ def test_a_monitor_that_lies_in_one_place_is_found_out(short: Path, name: str, s
     async def talk(liar: Liar) -> None:
         await liar.greet()
         await liar.serve(
-            lambda command: spoiled(chance, RIGHT.get(command, QOM.get(name, 1 << 21) if command == "qom-get" else {}))
+            lambda command: spoiled(
+                chance, RIGHT.get(command, QOM.get(name, 1 << 21) if command == "qom-get" else {})
+            )
         )
 
     async def play() -> None:
@@ -276,7 +319,9 @@ def test_an_agent_that_lies_in_one_place_is_found_out(short: Path, name: str, se
     chance = random.Random(seed)
 
     async def play() -> None:
-        async with lying(short, agent_of(lambda command: spoiled(chance, RIGHT.get(command, {}))), "agent") as place:
+        async with lying(
+            short, agent_of(lambda command: spoiled(chance, RIGHT.get(command, {}))), "agent"
+        ) as place:
             agent = await open_agent(place)
             try:
                 await judged(name, ASKED[name](agent))
@@ -294,7 +339,10 @@ async def test_who_says_what_is_right_is_understood(short: Path, name: str) -> N
         await liar.greet()
         await liar.serve(lambda command: RIGHT.get(command, CLOCK if name == "clock" else 1 << 21))
 
-    async with lying(short, talk) as place, lying(short, agent_of(lambda command: RIGHT.get(command, {})), "agent") as port:
+    async with (
+        lying(short, talk) as place,
+        lying(short, agent_of(lambda command: RIGHT.get(command, {})), "agent") as port,
+    ):
         monitor, agent = await open_monitor(place), await open_agent(port)
         found = await (QUESTIONS[name](monitor) if name in QUESTIONS else ASKED[name](agent))
         assert isinstance(found, PROMISED[name]) and (found or name in ("threads", "clock"))
@@ -318,11 +366,15 @@ def agent_of(answer: Callable[[str], Any]) -> Talk:
 @pytest.mark.parametrize("name", ASKED)
 @given_any
 @given(answers=st.lists(values(AGENT_NAMES), min_size=1, max_size=3))
-def test_whatever_an_agent_answers_is_what_was_promised_or_an_error_of_ours(short: Path, name: str, answers: list[Any]) -> None:
+def test_whatever_an_agent_answers_is_what_was_promised_or_an_error_of_ours(
+    short: Path, name: str, answers: list[Any]
+) -> None:
     said = iter(answers)
 
     async def play() -> None:
-        async with lying(short, agent_of(lambda command: next(said, answers[-1])), "agent") as place:
+        async with lying(
+            short, agent_of(lambda command: next(said, answers[-1])), "agent"
+        ) as place:
             agent = await open_agent(place)
             try:
                 await judged(name, ASKED[name](agent))
@@ -336,9 +388,12 @@ def test_whatever_an_agent_answers_is_what_was_promised_or_an_error_of_ours(shor
 def test_a_part_of_an_answer_is_of_its_type_or_refused(value: Any, name: str) -> None:
     answer = read(value)
     ways: dict[Callable[[], object], Any] = {
-        lambda: answer.text(name): str, lambda: answer.text(name, None): str | None, lambda: answer.number(name): int,
-        lambda: answer.number(name, 0): int, lambda: answer.flag(name): bool, lambda: answer.items(name): list, lambda: answer.fields(name): dict,
-        lambda: answer.words(name, "none"): str, lambda: answer.sensible(name): int | None, lambda: name in answer: bool,
+        lambda: answer.text(name): str, lambda: answer.text(name, None): str | None,
+        lambda: answer.number(name): int,
+        lambda: answer.number(name, 0): int, lambda: answer.flag(name): bool,
+        lambda: answer.items(name): list, lambda: answer.fields(name): dict,
+        lambda: answer.words(name, "none"): str, lambda: answer.sensible(name): int | None,
+        lambda: name in answer: bool,
         lambda: answer.text(): str, lambda: answer.number(): int, lambda: answer.items(): list,
     }  # fmt: skip
     for way, kind in ways.items():

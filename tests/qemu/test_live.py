@@ -1,4 +1,6 @@
-"""A machine saved while it runs: with a real QEMU and no guest, so that everything that can go wrong can be tried quickly."""
+"""A machine saved while it runs: with a real QEMU and no guest, so that everything that can go
+wrong can be tried quickly.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ from virtuary.storage.directory import ensure_overlay
 
 pytestmark = pytest.mark.qemu
 SIZE = 8 * MIB
-MACHINE = ("-nodefaults", "-display", "none", "-S", "-machine", "q35,memory-backend=ram0", "-m", "64M")
+MACHINE = (
+    "-nodefaults",
+    "-display",
+    "none",
+    "-S",
+    "-machine",
+    "q35,memory-backend=ram0",
+    "-m",
+    "64M",
+)
 MEMORY = ("-object", '{"qom-type":"memory-backend-ram","id":"ram0","size":67108864}')
 
 
@@ -56,7 +67,8 @@ def qemu(folder: Path, disk: Path, *words: str) -> Iterator[Path]:
     line = [word for node in nodes for word in ("-blockdev", node)]
     place = folder / f"qmp-{disk.name}"
     process = subprocess.Popen(
-        ["qemu-system-x86_64", *MACHINE, *MEMORY, *line, "-device", "virtio-blk-pci,drive=disk0", "-qmp", f"unix:{place},server=on,wait=off", *words],
+        ["qemu-system-x86_64", *MACHINE, *MEMORY, *line, "-device", "virtio-blk-pci,drive=disk0",
+        "-qmp", f"unix:{place},server=on,wait=off", *words],
         stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -72,11 +84,18 @@ def qemu(folder: Path, disk: Path, *words: str) -> Iterator[Path]:
 
 @pytest.fixture
 async def place(short: Path) -> AsyncIterator[Place]:
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(short / "base.qcow2"), str(SIZE)], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", str(short / "base.qcow2"), str(SIZE)],
+        check=True,
+    )
     disk, copy = short / "disk.qcow2", short / "copy.qcow2"
     for path in (disk, copy):
         await ensure_overlay(path, short / "base.qcow2", SIZE, None)
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 5 1M 1M", str(disk)], check=True, capture_output=True)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write -P 5 1M 1M", str(disk)],
+        check=True,
+        capture_output=True,
+    )
     with qemu(short, disk) as socket:
         monitor = await open_monitor(socket)
         try:
@@ -86,7 +105,9 @@ async def place(short: Path) -> AsyncIterator[Place]:
             await monitor.close()
 
 
-async def save(place: Place, disk_flags: int = os.O_RDWR, fail_after: int | None = None) -> live.Still:
+async def save(
+    place: Place, disk_flags: int = os.O_RDWR, fail_after: int | None = None
+) -> live.Still:
     """Save into the files of the place; `fail_after` so many checks somebody wants it no more."""
     left = [fail_after]
 
@@ -100,7 +121,9 @@ async def save(place: Place, disk_flags: int = os.O_RDWR, fail_after: int | None
     state = os.open(place.state, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     disk = os.open(place.disk, disk_flags)
     try:
-        return await live.save(place.monitor, state, disk, "disk0-base", (disk,), lambda text, share: None, check)
+        return await live.save(
+            place.monitor, state, disk, "disk0-base", (disk,), lambda text, share: None, check
+        )
     finally:
         os.close(state)
         os.close(disk)
@@ -111,8 +134,16 @@ async def as_before(place: Place) -> None:
     monitor = place.monitor
     assert await monitor.status() == "running"
     assert await monitor.run("query-jobs") == [] and await monitor.run("query-fdsets") == []
-    assert not [node for node in await monitor.run("query-named-block-nodes") if live.NAME in node["node-name"]]
-    on = {item["capability"] for item in await monitor.run("query-migrate-capabilities") if item["state"]}
+    assert not [
+        node
+        for node in await monitor.run("query-named-block-nodes")
+        if live.NAME in node["node-name"]
+    ]
+    on = {
+        item["capability"]
+        for item in await monitor.run("query-migrate-capabilities")
+        if item["state"]
+    }
     assert not on & {"pause-before-switchover", "events", "x-ignore-shared"}
 
 
@@ -135,7 +166,9 @@ async def test_it_runs_on_and_its_disk_and_memory_are_in_the_files(place: Place)
         finally:
             await other.close()
     read = subprocess.run(
-        ["qemu-io", "-r", "-f", "qcow2", "-c", "read -P 5 1M 1M", str(place.disk)], capture_output=True, check=True
+        ["qemu-io", "-r", "-f", "qcow2", "-c", "read -P 5 1M 1M", str(place.disk)],
+        capture_output=True,
+        check=True,
     )
     assert b"verification failed" not in read.stdout
     await as_before(place)
@@ -149,7 +182,9 @@ async def test_a_disk_that_can_not_be_written_leaves_everything_as_it_was(place:
 
 
 @pytest.mark.parametrize("checks", range(3))
-async def test_whenever_it_is_not_wanted_any_more_everything_is_as_it_was(place: Place, checks: int) -> None:
+async def test_whenever_it_is_not_wanted_any_more_everything_is_as_it_was(
+    place: Place, checks: int
+) -> None:
     with contextlib.suppress(Failed):  # it may be faster than so many checks
         await save(place, fail_after=checks)
     await as_before(place)
@@ -157,21 +192,35 @@ async def test_whenever_it_is_not_wanted_any_more_everything_is_as_it_was(place:
 
 @pytest.mark.parametrize(
     ("seconds", "too_much", "limit"),
-    [(0, False, 20), (2.9, False, 20), (3.1, False, 50), (29, False, 50), (31, False, 2_000_000), (1, True, 2_000_000)],
+    [
+        (0, False, 20),
+        (2.9, False, 20),
+        (3.1, False, 50),
+        (29, False, 50),
+        (31, False, 2_000_000),
+        (1, True, 2_000_000),
+    ],
 )
-def test_the_longer_it_takes_the_longer_it_may_stand_still(seconds: float, too_much: bool, limit: int) -> None:
+def test_the_longer_it_takes_the_longer_it_may_stand_still(
+    seconds: float, too_much: bool, limit: int
+) -> None:
     assert live.choose_limit(seconds, too_much) == limit
 
 
 @pytest.mark.parametrize("moment", ["pre-switchover", "completed"])
 async def test_what_another_daemon_left_is_put_away(place: Place, moment: str) -> None:
     monitor = place.monitor
-    handles = [os.open(place.state, os.O_WRONLY | os.O_CREAT, 0o600), os.open(place.disk, os.O_RDWR)]
+    handles = [
+        os.open(place.state, os.O_WRONLY | os.O_CREAT, 0o600),
+        os.open(place.disk, os.O_RDWR),
+    ]
     state, disk = [await monitor.give(handle, live.NAME) for handle in handles]
     for handle in handles:
         os.close(handle)
     with monitor.hearing("JOB_STATUS_CHANGE") as heard:
-        await live._mirror(monitor, heard, disk, "disk0-base", lambda text, share: None, lambda: None)
+        await live._mirror(
+            monitor, heard, disk, "disk0-base", lambda text, share: None, lambda: None
+        )
     await live._set(monitor, {"pause-before-switchover": moment == "pre-switchover"})
     if moment == "completed":  # as it is when the disk was done with
         await monitor.run("block-job-cancel", device=live.NAME)

@@ -1,4 +1,6 @@
-"""The jail: chosen by a table, and looked at from outside while a real QEMU sits in it, as root and as an ordinary user."""
+"""The jail: chosen by a table, and looked at from outside while a real QEMU sits in it, as root and
+as an ordinary user.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,20 @@ from virtuary.qemu.process import Launch, listening_socket, start
 
 ALL = ("mnt", "pid", "ipc", "uts", "net")
 JAILS: dict[str, tuple[Capabilities, tuple[Any, ...]]] = {
-    # root, namespaces, landlock -> level, own user namespace, namespaces, empty root, landlock, gaps
+    # root, namespaces, landlock -> level, own user namespace, namespaces, empty root, landlock,
+    # gaps
     "root with everything": (Capabilities(True, True, 6), ("L3", False, ALL, True, True, 0)),
     "root without Landlock": (Capabilities(True, True, 0), ("L2", False, ALL, True, False, 1)),
     "user with everything": (Capabilities(False, True, 6), ("L1", True, ALL, True, True, 0)),
     "user without Landlock": (Capabilities(False, True, 0), ("L1", True, ALL, True, False, 1)),
-    "root without namespaces": (Capabilities(True, False, 6, "denied"), ("L0", False, (), False, True, 1)),
-    "user with nothing": (Capabilities(False, False, 0, "denied"), ("L0", False, (), False, False, 2)),
+    "root without namespaces": (
+        Capabilities(True, False, 6, "denied"),
+        ("L0", False, (), False, True, 1),
+    ),
+    "user with nothing": (
+        Capabilities(False, False, 0, "denied"),
+        ("L0", False, (), False, False, 2),
+    ),
 }
 
 
@@ -33,7 +42,14 @@ JAILS: dict[str, tuple[Capabilities, tuple[Any, ...]]] = {
 def test_the_jail_is_the_strongest_this_host_allows(case: str) -> None:
     host, wanted = JAILS[case]
     jail = choose_jail(host, 4711)
-    found = (jail.level, jail.own_user_namespace, jail.namespaces, jail.empty_root, jail.landlock, len(jail.gaps))
+    found = (
+        jail.level,
+        jail.own_user_namespace,
+        jail.namespaces,
+        jail.empty_root,
+        jail.landlock,
+        len(jail.gaps),
+    )
     assert found == wanted and jail.uid == 4711
     assert host.namespaces or "denied" in jail.gaps[0]
 
@@ -48,7 +64,9 @@ PEOPLE = ["root", "user"]
 
 
 @pytest.fixture(scope="module", params=PEOPLE)
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def told(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What jailed.py told, run as this person."""
     folder = Path("/tmp") / f"vt-jail-{request.param}-{os.getpid()}"
     folder.mkdir(mode=0o755)
@@ -62,7 +80,11 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd="/")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if request.param == "user" and "Permission denied" in done.stderr and "Traceback" not in done.stderr:
+    if (
+        request.param == "user"
+        and "Permission denied" in done.stderr
+        and "Traceback" not in done.stderr
+    ):
         pytest.skip("the source is closed to other users here")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -83,7 +105,9 @@ class TestARealMachine:
     def test_has_a_user_of_its_own_and_no_power(self, told: dict[str, Any]) -> None:
         process = told["process"]
         assert process["Uid"] == [str(told["uid"])] * 4 and len(set(process["Gid"])) == 1
-        assert process["Groups"] == ["2000000777"] or told["level"] == "L1", "the group it was given, and no other"
+        assert process["Groups"] == ["2000000777"] or told["level"] == "L1", (
+            "the group it was given, and no other"
+        )
         assert int(process["CapEff"][0], 16) == int(process["CapPrm"][0], 16) == 0
         assert process["NoNewPrivs"] == ["1"] and process["Seccomp"] == ["2"]
 
@@ -96,22 +120,32 @@ class TestARealMachine:
         assert beyond == {"etc/ld.so.cache", "dev/null", "dev/urandom"}
         assert not told["process"]["home"]
 
-    def test_has_an_empty_environment_a_session_and_leaves_no_core(self, told: dict[str, Any]) -> None:
+    def test_has_an_empty_environment_a_session_and_leaves_no_core(
+        self, told: dict[str, Any]
+    ) -> None:
         process = told["process"]
         assert (process["environment"], process["session"], process["cores"]) == ("", True, "0")
 
     def test_can_open_nothing_it_was_not_given(self, told: dict[str, Any]) -> None:
         """Not even when its monitor is told to: QMP in the wrong hands is not the host's files."""
         assert len(told["refused"]) == 4
-        assert all("Could not open" in sentence or "Permission denied" in sentence for sentence in told["refused"])
+        assert all(
+            "Could not open" in sentence or "Permission denied" in sentence
+            for sentence in told["refused"]
+        )
 
     def test_opens_what_it_was_given_to_read_or_to_write(self, told: dict[str, Any]) -> None:
-        assert told["opened to write"] == ["writable"] and told["opened to read"] == ["readable", "writable"]
+        assert told["opened to write"] == ["writable"] and told["opened to read"] == [
+            "readable",
+            "writable",
+        ]
 
     def test_leaves_no_descriptor_open_in_the_daemon(self, told: dict[str, Any]) -> None:
         assert told["left open"] == 0
 
-    def test_holds_the_lock_of_its_disk_while_it_lives_and_no_longer(self, told: dict[str, Any]) -> None:
+    def test_holds_the_lock_of_its_disk_while_it_lives_and_no_longer(
+        self, told: dict[str, Any]
+    ) -> None:
         assert told["gone"]
         assert not told["free while alive"] and told["free afterwards"]
 
@@ -119,7 +153,9 @@ class TestARealMachine:
         assert "no-such-cpu" in told["words"]
 
 
-@pytest.mark.parametrize(("mode", "access"), [("ro", os.O_RDONLY), ("wo", os.O_WRONLY), ("rw", os.O_RDWR)])
+@pytest.mark.parametrize(
+    ("mode", "access"), [("ro", os.O_RDONLY), ("wo", os.O_WRONLY), ("rw", os.O_RDWR)]
+)
 def test_a_grant_opens_its_file_for_what_it_says_and_no_more(mode: Mode, access: int) -> None:
     assert Grant("state", 20, Path("state"), mode).flags == access | os.O_CLOEXEC
 
@@ -127,8 +163,13 @@ def test_a_grant_opens_its_file_for_what_it_says_and_no_more(mode: Mode, access:
 NO_JAIL = Jail(os.getuid(), os.getgid(), False, (), False, False)
 
 
-async def test_a_file_that_is_not_there_stops_the_start_and_leaves_nothing_open(short: Path) -> None:
-    grants = [Grant("serial", 20, short / "serial", "socket"), Grant("disk0", 21, short / "nothing", "rw")]
+async def test_a_file_that_is_not_there_stops_the_start_and_leaves_nothing_open(
+    short: Path,
+) -> None:
+    grants = [
+        Grant("serial", 20, short / "serial", "socket"),
+        Grant("disk0", 21, short / "nothing", "rw"),
+    ]
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(Failed, match="disk0 can't be opened: No such file"):
         await start(Launch(["/bin/true"], grants, [], NO_JAIL, short))
@@ -138,7 +179,9 @@ async def test_a_file_that_is_not_there_stops_the_start_and_leaves_nothing_open(
 async def test_a_disk_that_is_a_link_is_not_followed(short: Path) -> None:
     (short / "link").symlink_to("/etc/passwd")
     with pytest.raises(Failed, match="disk0 can't be opened"):
-        await start(Launch(["/bin/true"], [Grant("disk0", 20, short / "link", "ro")], [], NO_JAIL, short))
+        await start(
+            Launch(["/bin/true"], [Grant("disk0", 20, short / "link", "ro")], [], NO_JAIL, short)
+        )
 
 
 async def test_a_program_that_is_not_there_is_a_fault_of_the_jail(short: Path) -> None:
@@ -147,7 +190,9 @@ async def test_a_program_that_is_not_there_is_a_fault_of_the_jail(short: Path) -
 
 
 def test_a_socket_at_which_qemu_listens_does_not_block_it(short: Path) -> None:
-    """Two threads of a QEMU that starts may see one caller: the second would wait for ever, and nobody would be answered."""
+    """Two threads of a QEMU that starts may see one caller: the second would wait for ever, and
+    nobody would be answered.
+    """
     handle = listening_socket(short / "qmp")
     try:
         assert not os.get_blocking(handle)

@@ -1,4 +1,6 @@
-"""The monitor's session: whatever QEMU says, somebody waits for it at most so long, and what it says takes neither memory nor time of others."""
+"""The monitor's session: whatever QEMU says, somebody waits for it at most so long, and what it
+says takes neither memory nor time of others.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from virtuary.base.errors import GuestSilent, Misbehaves
 from virtuary.qemu.qmp import QUEUE_CAP, CommandFailed, open_monitor
 
 FLOODS = {
-    "events": b'{"event": "STOP", "data": {"a": [[], [], {}]}, "timestamp": {"seconds": 1, "microseconds": 1}}\r\n' * 700,
+    "events": b'{"event": "STOP", "data": {"a": [[], [], {}]}, "timestamp": {"seconds": 1, "microseconds": 1}}\r\n'
+    * 700,
     "events nobody waits for": b'{"event": "X"}\n' * 4000,
     "late answers": b'{"return": {}, "id": 77777}\n' * 2000,
 }
@@ -56,7 +59,10 @@ async def test_a_refusal_is_told_in_words_that_can_be_shown(short: Path) -> None
         await liar.greet()
         liar.say(
             {
-                "error": {"class": "X", "desc": "no\x1b]0;title\x07 \u202esuch \u009b2Jthing" + "x" * 1000},
+                "error": {
+                    "class": "X",
+                    "desc": "no\x1b]0;title\x07 \u202esuch \u009b2Jthing" + "x" * 1000,
+                },
                 "id": (await liar.asked())["id"],
             }
         )
@@ -88,17 +94,24 @@ async def test_a_missed_deadline_is_silence_and_the_session_goes_on(short: Path)
 
 
 LIES = {
-    "no JSON": b"rubbish\n", "an empty line": b"\n", "a number": b"5\n", "a list": b"[]\n", "neither": b'{"x": 1}\n',
-    "an event without a name": b'{"event": 5}\n', "an event without a clock": b'{"event": "STOP", "timestamp": {"seconds": "x"}}\n',
-    "data that is none": b'{"event": "STOP", "data": 5}\n', "a large event": b'{"event": "STOP", "data": {"a": "' + b"x" * 5000 + b'"}}\n',
-    "an id that is none": b'{"return": 1, "id": {}}\n', "a long line": b"x" * (LINE_CAP + 2), "many parts": b"[" + b"[]," * 300_000 + b"1]\n",
-    "deep": b"[" * 1000 + b"]" * 1000 + b"\n", "not ASCII": '{"event": "é"}\n'.encode(), "a constant": b'{"return": NaN, "id": 1}\n',
+    "no JSON": b"rubbish\n", "an empty line": b"\n", "a number": b"5\n", "a list": b"[]\n",
+    "neither": b'{"x": 1}\n',
+    "an event without a name": b'{"event": 5}\n',
+    "an event without a clock": b'{"event": "STOP", "timestamp": {"seconds": "x"}}\n',
+    "data that is none": b'{"event": "STOP", "data": 5}\n',
+    "a large event": b'{"event": "STOP", "data": {"a": "' + b"x" * 5000 + b'"}}\n',
+    "an id that is none": b'{"return": 1, "id": {}}\n', "a long line": b"x" * (LINE_CAP + 2),
+    "many parts": b"[" + b"[]," * 300_000 + b"1]\n",
+    "deep": b"[" * 1000 + b"]" * 1000 + b"\n", "not ASCII": '{"event": "é"}\n'.encode(),
+    "a constant": b'{"return": NaN, "id": 1}\n',
     "many digits": b'{"return": ' + b"9" * 5000 + b', "id": 1}\n',
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_a_line_that_makes_no_sense_ends_the_session_and_says_so(short: Path, lie: str) -> None:
+async def test_a_line_that_makes_no_sense_ends_the_session_and_says_so(
+    short: Path, lie: str
+) -> None:
     async def talk(liar: Liar) -> None:
         await liar.greet()
         await liar.asked()
@@ -170,7 +183,10 @@ async def test_what_waits_to_be_heard_is_bounded_and_the_newest_of_it(short: Pat
         monitor = await open_monitor(place)
         await monitor.gone()
         numbers = [data.number("number") async for _, data in monitor.events()]
-        assert numbers == list(range(3 * QUEUE_CAP))[-len(numbers) :] and QUEUE_CAP // 2 < len(numbers) <= QUEUE_CAP
+        assert (
+            numbers == list(range(3 * QUEUE_CAP))[-len(numbers) :]
+            and QUEUE_CAP // 2 < len(numbers) <= QUEUE_CAP
+        )
 
 
 @pytest.mark.parametrize("flood", FLOODS)
@@ -202,7 +218,11 @@ async def test_a_flood_takes_a_share_of_the_loop_and_no_memory(short: Path, floo
         await asyncio.sleep(0.01)
     monitor = await open_monitor(place)
     await asyncio.sleep(0.5)  # what may be taken at once is taken
-    before, began, spent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic(), time.thread_time()
+    before, began, spent = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        time.monotonic(),
+        time.thread_time(),
+    )
     slowest = 0.0
     while time.monotonic() - began < 1.0:
         at = time.thread_time()
@@ -218,7 +238,9 @@ async def test_a_flood_takes_a_share_of_the_loop_and_no_memory(short: Path, floo
     assert slowest < 0.05
 
 
-async def test_a_descriptor_is_handed_over_with_its_command_and_one_from_there_is_not_taken(short: Path) -> None:
+async def test_a_descriptor_is_handed_over_with_its_command_and_one_from_there_is_not_taken(
+    short: Path,
+) -> None:
     place, got = short / "qmp", []
 
     def serve(listener: socket.socket) -> None:
@@ -231,7 +253,10 @@ async def test_a_descriptor_is_handed_over_with_its_command_and_one_from_there_i
             request = json.loads(data)
             got.append((request["execute"], request["arguments"], os.read(handles[0], 9)))
             os.close(handles[0])
-            answer = json.dumps({"return": {"fdset-id": 3, "fd": 1}, "id": request["id"]}).encode() + b"\n"
+            answer = (
+                json.dumps({"return": {"fdset-id": 3, "fd": 1}, "id": request["id"]}).encode()
+                + b"\n"
+            )
             socket.send_fds(sock, [answer], [ours.fileno()] * 8)
 
     with socket.socket(socket.AF_UNIX) as listener:

@@ -23,7 +23,16 @@ OURS = ("-machine", "q35", "-rtc", "base=utc,clock=host")
 async def machine(folder: Path, *words: str) -> AsyncIterator[Monitor]:
     """The monitor of a QEMU whose guest has not begun."""
     place = folder / "qmp"
-    line = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-S", *words, "-qmp", f"unix:{place},server=on,wait=off"]
+    line = [
+        "qemu-system-x86_64",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-S",
+        *words,
+        "-qmp",
+        f"unix:{place},server=on,wait=off",
+    ]
     with subprocess.Popen(line, stderr=subprocess.DEVNULL) as process:
         try:
             monitor = await reached(place, process)
@@ -44,7 +53,9 @@ async def reached(place: Path, process: subprocess.Popen[bytes]) -> Monitor:
 
 
 @pytest.mark.parametrize("part", [0.1, 0.4, 0.7])
-async def test_a_clock_is_behind_by_the_part_of_a_second_at_which_its_machine_was_started(part: float, tmp_path: Path) -> None:
+async def test_a_clock_is_behind_by_the_part_of_a_second_at_which_its_machine_was_started(
+    part: float, tmp_path: Path
+) -> None:
     await asyncio.sleep((part - time.time()) % 1)
     began = time.time()
     async with machine(tmp_path, *OURS) as monitor:
@@ -53,10 +64,18 @@ async def test_a_clock_is_behind_by_the_part_of_a_second_at_which_its_machine_wa
     assert found is not None
     # The machine's clock was made after the start of its process and before its monitor answered.
     after = (found - began + 0.06) % 1
-    assert after <= latest + 0.12, f"{found} of a machine started at {began % 1:.2f} to {(began + latest) % 1:.2f}"
+    assert after <= latest + 0.12, (
+        f"{found} of a machine started at {began % 1:.2f} to {(began + latest) % 1:.2f}"
+    )
 
 
-@pytest.mark.parametrize("words", [("-machine", "q35", "-rtc", "base=2001-02-03T04:05:06"), ("-machine", "none")], ids=" ".join)
-async def test_nothing_is_said_of_a_clock_with_a_time_of_its_own_or_of_none(words: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [("-machine", "q35", "-rtc", "base=2001-02-03T04:05:06"), ("-machine", "none")],
+    ids=" ".join,
+)
+async def test_nothing_is_said_of_a_clock_with_a_time_of_its_own_or_of_none(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
     async with machine(tmp_path, *words) as monitor:
         assert await rtc.lag(monitor) is None

@@ -1,4 +1,6 @@
-"""Disks in a folder: an overlay is there whole or not at all, knows its image by a relative name, and only grows."""
+"""Disks in a folder: an overlay is there whole or not at all, knows its image by a relative name,
+and only grows.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ def base(tmp_path: Path) -> Path:
 
 
 def facts(disk: Path) -> dict[str, object]:
-    done = subprocess.run(["qemu-img", "info", "-f", "qcow2", "--output=json", str(disk)], capture_output=True, check=True)
+    done = subprocess.run(
+        ["qemu-img", "info", "-f", "qcow2", "--output=json", str(disk)],
+        capture_output=True,
+        check=True,
+    )
     found: dict[str, object] = json.loads(done.stdout)
     return found
 
@@ -37,7 +43,10 @@ async def test_an_overlay_names_its_image_and_its_format(base: Path, tmp_path: P
     disk = tmp_path / "vms/web1/disk.qcow2"
     assert await ensure_overlay(disk, base, 4 * MIB, None) == 4 * MIB
     found = facts(disk)
-    assert found["backing-filename"] == "../../images/one/disk.qcow2" and found["backing-filename-format"] == "qcow2"
+    assert (
+        found["backing-filename"] == "../../images/one/disk.qcow2"
+        and found["backing-filename-format"] == "qcow2"
+    )
     assert found["virtual-size"] == 4 * MIB and disk.stat().st_mode & 0o777 == 0o600
     assert os.listdir(disk.parent) == ["disk.qcow2"]
 
@@ -73,7 +82,14 @@ async def test_a_disk_grows(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "kept"), [(100 * GIB, 5 * GIB), (10 * GIB, GIB), (GIB, GIB // 10), (100 * MIB, 64 * MIB), (10 * TIB, TIB // 2)]
+    ("total", "kept"),
+    [
+        (100 * GIB, 5 * GIB),
+        (10 * GIB, GIB),
+        (GIB, GIB // 10),
+        (100 * MIB, 64 * MIB),
+        (10 * TIB, TIB // 2),
+    ],
 )
 def test_a_share_of_the_pool_stays_free(total: int, kept: int) -> None:
     assert reserve(total) == kept

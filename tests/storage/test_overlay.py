@@ -1,4 +1,6 @@
-"""The overlay we write is the one qemu-img would: QEMU's own tools find no fault in it, and read and write through it."""
+"""The overlay we write is the one qemu-img would: QEMU's own tools find no fault in it, and read
+and write through it.
+"""
 
 from __future__ import annotations
 
@@ -46,37 +48,75 @@ def tool(*words: str) -> str:
 
 
 def facts(disk: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(tool("qemu-img", "info", "-f", "qcow2", "--output=json", str(disk)))
+    found: dict[str, Any] = json.loads(
+        tool("qemu-img", "info", "-f", "qcow2", "--output=json", str(disk))
+    )
     return found
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_it_is_what_qemu_img_makes_and_nothing_is_wrong_with_it(tmp_path: Path, base: Path, size: int) -> None:
+def test_it_is_what_qemu_img_makes_and_nothing_is_wrong_with_it(
+    tmp_path: Path, base: Path, size: int
+) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     write_overlay(ours, "base.qcow2", size)
     options = "extended_l2=on,cluster_size=128k,lazy_refcounts=off"
-    tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2", "-o", options, str(theirs), str(size))
+    tool(
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "qcow2",
+        "-b",
+        "base.qcow2",
+        "-o",
+        options,
+        str(theirs),
+        str(size),
+    )
     assert "No errors" in tool("qemu-img", "check", "-f", "qcow2", str(ours))
     told = [
-        {key: value for key, value in facts(disk).items() if key not in ("filename", "actual-size", "full-backing-filename", "children")}
+        {key: value for key, value in facts(disk).items() if key not in ("filename", "actual-size",
+        "full-backing-filename", "children")}
         for disk in (ours, theirs)
     ]  # fmt: skip
     assert told[0] == told[1]
-    assert told[0]["backing-filename-format"] == "qcow2" and told[0]["format-specific"]["data"]["extended-l2"]
+    assert (
+        told[0]["backing-filename-format"] == "qcow2"
+        and told[0]["format-specific"]["data"]["extended-l2"]
+    )
     assert ours.stat().st_mode & 0o777 == 0o600 and ours.stat().st_blocks * 512 <= 64 * KIB
 
 
 @pytest.mark.parametrize("size", [4 * MIB, 3 * MIB + 512, 64 * TIB])
-def test_what_is_not_written_is_the_images_and_what_is_written_stays(tmp_path: Path, base: Path, size: int) -> None:
+def test_what_is_not_written_is_the_images_and_what_is_written_stays(
+    tmp_path: Path, base: Path, size: int
+) -> None:
     disk = tmp_path / "disk"
     write_overlay(disk, "base.qcow2", size)
     last = size - 512
-    commands = ["read -P 0x5a 0 1M", "read -P 0 1M 2M", "write -P 7 4k 4k", f"write -P 9 {last} 512", "read -P 0x5a 0 4k"]
+    commands = [
+        "read -P 0x5a 0 1M",
+        "read -P 0 1M 2M",
+        "write -P 7 4k 4k",
+        f"write -P 9 {last} 512",
+        "read -P 0x5a 0 4k",
+    ]
     commands += ["read -P 7 4k 4k", "read -P 0x5a 8k 1016k", f"read -P 9 {last} 512"]
-    said = tool("qemu-io", "-f", "qcow2", *(word for command in commands for word in ("-c", command)), str(disk))
+    said = tool(
+        "qemu-io",
+        "-f",
+        "qcow2",
+        *(word for command in commands for word in ("-c", command)),
+        str(disk),
+    )
     assert "failed" not in said
     assert "No errors" in tool("qemu-img", "check", "-f", "qcow2", str(disk))
-    assert "Pattern" not in tool("qemu-io", "-f", "qcow2", "-c", "read -P 0x5a 0 1M", str(base)), "the image is untouched"
+    assert "Pattern" not in tool("qemu-io", "-f", "qcow2", "-c", "read -P 0x5a 0 1M", str(base)), (
+        "the image is untouched"
+    )
 
 
 def test_it_grows_by_qemus_own_means(tmp_path: Path, base: Path) -> None:
@@ -114,4 +154,6 @@ def test_a_size_that_qcow2_has_no_room_for_is_refused(size: int) -> None:
 
 def test_its_tables_lie_side_by_side_in_clusters_of_their_own() -> None:
     assert [offset // CLUSTER for offset, _ in pieces("base.qcow2", MIB)] == [0, 1, 2, 3]
-    assert all(offset % CLUSTER == 0 and content for offset, content in pieces("base.qcow2", 64 * TIB))
+    assert all(
+        offset % CLUSTER == 0 and content for offset, content in pieces("base.qcow2", 64 * TIB)
+    )

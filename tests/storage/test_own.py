@@ -1,4 +1,6 @@
-"""A disk of ours whose header a hostile QEMU has written is refused before any tool sees it; what Virtuary and QEMU write is not."""
+"""A disk of ours whose header a hostile QEMU has written is refused before any tool sees it; what
+Virtuary and QEMU write is not.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ from virtuary.storage.own import LAYOUT, Damaged, check_disk, check_header, open
 
 SIZE = 4 * MIB
 FIELDS = {
-    "magic": 0, "version": 1, "backing_offset": 2, "backing_length": 3, "cluster_bits": 4, "size": 5, "encryption": 6, "l1_entries": 7,
-    "l1_offset": 8, "refcount_offset": 9, "refcount_clusters": 10, "snapshots": 11, "snapshots_offset": 12, "incompatible": 13,
+    "magic": 0, "version": 1, "backing_offset": 2, "backing_length": 3, "cluster_bits": 4,
+    "size": 5, "encryption": 6, "l1_entries": 7,
+    "l1_offset": 8, "refcount_offset": 9, "refcount_clusters": 10, "snapshots": 11,
+    "snapshots_offset": 12, "incompatible": 13,
     "compatible": 14, "autoclear": 15, "refcount_order": 16, "header_length": 17,
 }  # fmt: skip
 
@@ -88,7 +92,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-async def test_a_hostile_header_is_refused_by_every_verb(disk: Path, tmp_path: Path, case: str) -> None:
+async def test_a_hostile_header_is_refused_by_every_verb(
+    disk: Path, tmp_path: Path, case: str
+) -> None:
     spoil(disk, **HOSTILE[case])
     before = disk.read_bytes()
     with pytest.raises(Damaged):
@@ -96,11 +102,15 @@ async def test_a_hostile_header_is_refused_by_every_verb(disk: Path, tmp_path: P
     with pytest.raises(Damaged):
         await grow(disk, layers(disk), SIZE + (0 if case == "more than the disk has" else 4 * MIB))
     with pytest.raises(Damaged):
-        await flatten((*layers(disk), disk), tmp_path / "copy.qcow2", SIZE, lambda text, fraction: None)
+        await flatten(
+            (*layers(disk), disk), tmp_path / "copy.qcow2", SIZE, lambda text, fraction: None
+        )
     assert disk.read_bytes() == before and not (tmp_path / "copy.qcow2").exists()
 
 
-async def test_a_file_of_the_host_named_by_an_extension_is_neither_grown_nor_copied(disk: Path, tmp_path: Path) -> None:
+async def test_a_file_of_the_host_named_by_an_extension_is_neither_grown_nor_copied(
+    disk: Path, tmp_path: Path
+) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"of the host" * 100)
     for incompatible in (1 << 4 | 1 << 2, 1 << 4):
@@ -108,7 +118,9 @@ async def test_a_file_of_the_host_named_by_an_extension_is_neither_grown_nor_cop
         with pytest.raises(Damaged):
             await grow(disk, layers(disk), 300 * MIB)
         with pytest.raises(Damaged):
-            await flatten((*layers(disk), disk), tmp_path / "copy.qcow2", SIZE, lambda text, fraction: None)
+            await flatten(
+                (*layers(disk), disk), tmp_path / "copy.qcow2", SIZE, lambda text, fraction: None
+            )
     assert secret.read_bytes() == b"of the host" * 100
 
 
@@ -130,7 +142,9 @@ async def test_what_is_no_disk_any_more_holds_nobody_up(disk: Path, kind: str) -
 async def test_a_disk_whose_every_cluster_is_the_same_one_ends_at_what_is_reserved_for_its_copy(
     disk: Path, tmp_path: Path
 ) -> None:
-    """One L2 table for all of it, whose entries all name one cluster: a file of 400 KiB that stands for 6 GiB."""
+    """One L2 table for all of it, whose entries all name one cluster: a file of 400 KiB that stands
+    for 6 GiB.
+    """
     size, cluster = 6 * GIB, 1 << 17
     disk.unlink()
     write_overlay(disk, os.path.relpath(layers(disk)[0], disk.parent), size)
@@ -144,7 +158,9 @@ async def test_a_disk_whose_every_cluster_is_the_same_one_ends_at_what_is_reserv
             file.seek(place)
             file.write(content)
     with pytest.raises(Damaged, match="more than its file can hold"):
-        await flatten((*layers(disk), disk), tmp_path / "copy.qcow2", size, lambda text, fraction: None)
+        await flatten(
+            (*layers(disk), disk), tmp_path / "copy.qcow2", size, lambda text, fraction: None
+        )
     assert not list(tmp_path.glob("*copy*"))
 
 
@@ -155,7 +171,9 @@ async def test_a_disk_that_became_a_link_is_not_followed(disk: Path) -> None:
         check_disk(disk, layers(disk), SIZE)
 
 
-async def test_what_is_ours_passes_before_and_after_qemu_wrote_to_it(disk: Path, tmp_path: Path) -> None:
+async def test_what_is_ours_passes_before_and_after_qemu_wrote_to_it(
+    disk: Path, tmp_path: Path
+) -> None:
     assert check_disk(disk, layers(disk), SIZE) == SIZE
     write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", "-c", "discard 2M 64k", str(disk)]
     subprocess.run(write, check=True, capture_output=True)
@@ -165,7 +183,11 @@ async def test_what_is_ours_passes_before_and_after_qemu_wrote_to_it(disk: Path,
     alone = tmp_path / "alone.qcow2"
     make_empty(alone, SIZE)
     assert check_disk(alone, (), SIZE) == SIZE
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", str(alone)], check=True, capture_output=True)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", str(alone)],
+        check=True,
+        capture_output=True,
+    )
     assert check_disk(alone, (), SIZE) == SIZE
 
 
@@ -179,9 +201,17 @@ async def test_a_disk_that_was_made_a_layer_since_passes_where_it_lies_now(disk:
 
 async def test_a_name_that_ends_like_the_image_is_not_the_image(disk: Path) -> None:
     wanted = os.fsencode(os.path.relpath(layers(disk)[0], disk.parent))
-    for name in (b"/etc/disk.qcow2", b"../../images/two/disk.qcow2", b"isk.qcow2", b"../..", b"json:{}/disk.qcow2"):
+    for name in (
+        b"/etc/disk.qcow2",
+        b"../../images/two/disk.qcow2",
+        b"isk.qcow2",
+        b"../..",
+        b"json:{}/disk.qcow2",
+    ):
         with pytest.raises(Damaged):
-            check_header(header(name, SIZE, 1).ljust(65536, b"\0"), GIB, layers(disk)[0], SIZE, "it")
+            check_header(
+                header(name, SIZE, 1).ljust(65536, b"\0"), GIB, layers(disk)[0], SIZE, "it"
+            )
     check_header(header(wanted, SIZE, 1).ljust(65536, b"\0"), GIB, layers(disk)[0], SIZE, "it")
 
 

@@ -48,7 +48,9 @@ def test_one_bit_in_any_block_is_seen(tmp_path: Path) -> None:
     assert len(found) == 5
 
 
-def test_the_same_content_at_another_place_or_of_another_size_is_another_file(tmp_path: Path) -> None:
+def test_the_same_content_at_another_place_or_of_another_size_is_another_file(
+    tmp_path: Path,
+) -> None:
     write(tmp_path / "a", {1: b"text"}, holes=True)
     write(tmp_path / "b", {2: b"text"}, holes=True)
     write(tmp_path / "c", {1: b"text"}, holes=True, size=SIZE + BLOCK)
@@ -60,7 +62,9 @@ def test_zeroes_are_given_back(tmp_path: Path) -> None:
     write(path, {7: b"text"}, holes=False)
     os.sync()
     before = path.stat().st_blocks
-    assert punch(path) == 7 * BLOCK and path.stat().st_blocks < before and path.stat().st_size == SIZE
+    assert (
+        punch(path) == 7 * BLOCK and path.stat().st_blocks < before and path.stat().st_size == SIZE
+    )
 
 
 def test_an_empty_file_has_a_digest(tmp_path: Path) -> None:
@@ -68,7 +72,9 @@ def test_an_empty_file_has_a_digest(tmp_path: Path) -> None:
     assert len(digest(tmp_path / "empty")) == 64 and punch(tmp_path / "empty") == 0
 
 
-def test_a_file_of_its_own_has_the_same_content_holes_and_mode_and_nobody_has_it_open(tmp_path: Path) -> None:
+def test_a_file_of_its_own_has_the_same_content_holes_and_mode_and_nobody_has_it_open(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "disk"
     with path.open("wb") as file:
         file.write(b"begin")
@@ -81,4 +87,6 @@ def test_a_file_of_its_own_has_the_same_content_holes_and_mode_and_nobody_has_it
         detach(path)
         kept.write(b"later")
     assert path.read_bytes() == before and path.stat().st_mode & 0o777 == 0o640
-    assert path.stat().st_blocks * 512 < 1 << 20 and [item.name for item in tmp_path.iterdir()] == ["disk"]
+    assert path.stat().st_blocks * 512 < 1 << 20 and [item.name for item in tmp_path.iterdir()] == [
+        "disk"
+    ]

@@ -1,4 +1,6 @@
-"""What SQLite adds: durable before it is acknowledged, and honest about a file it can't or must not use."""
+"""What SQLite adds: durable before it is acknowledged, and honest about a file it can't or must not
+use.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ async def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None
     again = SqliteStore(tmp_path / "db")
     assert again.list("").records == [Record("a", b"3", 2)] and again.revision == 2
     changes = again.watch("", 1)
-    assert {await anext(changes), await anext(changes)} == {Change(2, "a", b"3"), Change(2, "b", None)}
+    assert {await anext(changes), await anext(changes)} == {
+        Change(2, "a", b"3"),
+        Change(2, "b", None),
+    }
     await again.close()
 
 
@@ -57,7 +62,9 @@ async def test_a_damaged_file_is_refused_with_a_way_out(tmp_path: Path, damage: 
         place.write_bytes(content[:8192] + b"\xa5" * 8192 + content[16384:])
     with pytest.raises(StoreAway) as caught:
         SqliteStore(place)
-    assert str(place) in caught.value.sentence and "restore it from a copy" in str(caught.value.hint)
+    assert str(place) in caught.value.sentence and "restore it from a copy" in str(
+        caught.value.hint
+    )
 
 
 async def test_a_store_that_is_nowhere_is_told(tmp_path: Path) -> None:
@@ -81,7 +88,9 @@ asyncio.run(main())
 @pytest.mark.parametrize("after", [1, 20, 45])
 async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, after: int) -> None:
     place = tmp_path / "db"
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(place)], stdout=subprocess.PIPE, text=True) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(place)], stdout=subprocess.PIPE, text=True
+    ) as writer:
         assert writer.stdout
         lines = [writer.stdout.readline() for _ in range(after)]
         writer.kill()
@@ -90,7 +99,9 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, after: int)
     store = SqliteStore(place)
     there = {record.key for record in store.list("n/", limit=None).records}
     assert {f"n/{number}" for number in numbers} <= there
-    assert len(there) in (len(numbers), len(numbers) + 1), "at most the one that was under way is there as well"
+    assert len(there) in (len(numbers), len(numbers) + 1), (
+        "at most the one that was under way is there as well"
+    )
     assert store.revision == len(there), "and no transaction is there by half"
     await store.close()
 
@@ -107,8 +118,12 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(("point", "keys"), [("store.before_commit:2", ["first"]), ("store.after_commit:2", ["second"])])
-async def test_killed_around_the_commit_it_is_the_old_or_the_new(tmp_path: Path, point: str, keys: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("point", "keys"), [("store.before_commit:2", ["first"]), ("store.after_commit:2", ["second"])]
+)
+async def test_killed_around_the_commit_it_is_the_old_or_the_new(
+    tmp_path: Path, point: str, keys: list[str]
+) -> None:
     environment = {**os.environ, "VIRTUARY_CRASH": point}
     done = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path / "db")], env=environment)
     assert done.returncode == -signal.SIGKILL
@@ -129,7 +144,9 @@ async def test_a_full_disk_is_told_and_nothing_is_changed(tmp_path: Path) -> Non
             await store.txn({"kept": first}, {"kept": b"2", "big": os.urandom(2_000_000)}, [])
         assert store.get("kept") == Record("kept", b"1", first) and store.get("big") is None
         assert store.revision == first
-        assert await store.txn({"kept": first}, {"kept": b"3"}) == first + 1, "when there is room it goes on"
+        assert await store.txn({"kept": first}, {"kept": b"3"}) == first + 1, (
+            "when there is room it goes on"
+        )
         await store.close()
         again = SqliteStore(small / "db")
         assert again.get("kept") == Record("kept", b"3", first + 1)
@@ -139,7 +156,9 @@ async def test_a_full_disk_is_told_and_nothing_is_changed(tmp_path: Path) -> Non
 
 
 @pytest.mark.host
-async def test_on_a_disk_that_others_filled_the_store_is_written_all_the_same(tmp_path: Path) -> None:
+async def test_on_a_disk_that_others_filled_the_store_is_written_all_the_same(
+    tmp_path: Path,
+) -> None:
     """Whoever fills the disk goes on doing so: each piece that is given up may be taken by them."""
     small = tmp_path / "small"
     small.mkdir()
@@ -155,7 +174,9 @@ async def test_on_a_disk_that_others_filled_the_store_is_written_all_the_same(tm
                 await store.txn({}, {f"key/{number % 4}": os.urandom(50_000)})
         assert 0 < (small / "ballast").stat().st_size < SIZE
         os.unlink(small / "others")
-        assert Ballast(small / "ballast").give() and (small / "ballast").stat().st_size == SIZE - PIECE, "it was filled again"
+        assert (
+            Ballast(small / "ballast").give() and (small / "ballast").stat().st_size == SIZE - PIECE
+        ), "it was filled again"
         await store.close()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
@@ -166,7 +187,9 @@ def test_a_disk_without_room_has_no_ballast(tmp_path: Path) -> None:
 
 
 async def test_the_log_is_cut_and_what_is_cut_is_refused(tmp_path: Path) -> None:
-    """An old store: its counter is put forward, so that the next transaction is one that cuts the log."""
+    """An old store: its counter is put forward, so that the next transaction is one that cuts the
+    log.
+    """
     store = SqliteStore(tmp_path / "db")
     await store.txn({}, {"old": b"1"})
     await store.close()

@@ -110,7 +110,10 @@ async def test_deleting_is_a_change_and_deleting_nothing_is_none(store: Store) -
     since = await fill(store, "a")
     deleted = await store.txn({}, {}, ["a", "nobody"])
     await fill(store, "b")
-    assert await take(store.watch("", since), 2) == [Change(deleted, "a", None), Change(deleted + 1, "b", b"b")]
+    assert await take(store.watch("", since), 2) == [
+        Change(deleted, "a", None),
+        Change(deleted + 1, "b", b"b"),
+    ]
     assert store.get("a") is None
 
 
@@ -122,7 +125,9 @@ async def test_an_empty_transaction_is_harmless(store: Store) -> None:
 
 async def test_of_many_at_once_with_one_expectation_one_wins(store: Store) -> None:
     first = await fill(store, "a")
-    done = await asyncio.gather(*(store.txn({"a": first}, {"a": b"%d" % n}) for n in range(20)), return_exceptions=True)
+    done = await asyncio.gather(
+        *(store.txn({"a": first}, {"a": b"%d" % n}) for n in range(20)), return_exceptions=True
+    )
     assert sum(isinstance(item, int) for item in done) == 1
     assert sum(isinstance(item, Conflict) for item in done) == 19
 
@@ -182,7 +187,9 @@ async def test_watchers_hear_changes_while_others_write(store: Store) -> None:
     async def follow() -> list[int]:
         since = store.revision
         heard = await take(store.watch("k", since), total - since)
-        return ([change.revision for change in heard] == list(range(since + 1, total + 1)) and [1]) or [0]
+        return (
+            [change.revision for change in heard] == list(range(since + 1, total + 1)) and [1]
+        ) or [0]
 
     tasks = []
     for number in range(total):
@@ -202,7 +209,9 @@ async def test_a_watch_ends_when_the_store_closes(store: Store) -> None:
         assert await waiting is None
 
 
-async def test_a_write_that_is_cancelled_is_still_told_to_watchers_and_stays_cancelled(store: Store) -> None:
+async def test_a_write_that_is_cancelled_is_still_told_to_watchers_and_stays_cancelled(
+    store: Store,
+) -> None:
     changes = store.watch("", store.revision)
     heard = asyncio.create_task(take(changes, 1))
     await asyncio.sleep(0)
@@ -242,7 +251,9 @@ async def test_a_change_of_many_keys_is_forgotten_whole() -> None:
 
 
 class Model(RuleBasedStateMachine):
-    """A dictionary and a list of changes are the model; the store must agree with them after every step."""
+    """A dictionary and a list of changes are the model; the store must agree with them after every
+    step.
+    """
 
     folders: Iterator[Path]
     kind = "memory"
@@ -269,7 +280,9 @@ class Model(RuleBasedStateMachine):
         bad=st.booleans(),
         data=st.data(),
     )
-    def transact(self, puts: dict[str, bytes], deletes: set[str], bad: bool, data: st.DataObject) -> None:
+    def transact(
+        self, puts: dict[str, bytes], deletes: set[str], bad: bool, data: st.DataObject
+    ) -> None:
         deletes -= set(puts)
         watched = data.draw(st.sets(self.names, max_size=2))
         expect = {key: self.model[key].revision if key in self.model else ABSENT for key in watched}
@@ -280,7 +293,9 @@ class Model(RuleBasedStateMachine):
             return
         self.revision = revision = self.run(self.store.txn(expect, puts, sorted(deletes)))
         self.changes += [Change(revision, key, value) for key, value in puts.items()]
-        self.changes += [Change(revision, key, None) for key in sorted(deletes) if self.model.pop(key, None)]
+        self.changes += [
+            Change(revision, key, None) for key in sorted(deletes) if self.model.pop(key, None)
+        ]
         self.model |= {key: Record(key, value, revision) for key, value in puts.items()}
 
     @rule(
@@ -290,7 +305,9 @@ class Model(RuleBasedStateMachine):
     )
     def look(self, prefix: str, after: str, limit: int | None) -> None:
         page = self.store.list(prefix, after, limit)
-        wanted = [self.model[key] for key in sorted(self.model) if key.startswith(prefix) and key > after]
+        wanted = [
+            self.model[key] for key in sorted(self.model) if key.startswith(prefix) and key > after
+        ]
         assert page.records == wanted[:limit] and page.revision == self.revision
 
     @rule(data=st.data())
@@ -320,14 +337,21 @@ class Model(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.slow
-def test_the_store_agrees_with_its_model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_store_agrees_with_its_model(
+    kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     numbers = count()
     home = tmp_path_factory.mktemp(kind)
     fresh: Callable[[], Path] = lambda: _mkdir(home / str(next(numbers)))  # noqa: E731
     machine = type(f"Model_{kind}", (Model,), {"kind": kind, "folders": iter(fresh, None)})
-    steps = settings(max_examples=40 if kind == "memory" else 12, stateful_step_count=20, derandomize=True, deadline=None)
+    steps = settings(
+        max_examples=40 if kind == "memory" else 12,
+        stateful_step_count=20,
+        derandomize=True,
+        deadline=None,
+    )
     run_state_machine_as_test(machine, settings=steps)  # type: ignore[no-untyped-call]
 
 

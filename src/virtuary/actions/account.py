@@ -1,8 +1,10 @@
-"""The account of a host: what it has, what is promised to servers, what is left, and who holds it. Pure.
+"""The account of a host: what it has, what is promised to servers, what is left, and who holds it.
+Pure.
 
-A promise is made when a server is created, started, grown or copied. What is promised is never kept as a number of its own: it
-is the sum over the servers' documents, so it can't drift from them. Whoever makes a promise also rewrites the host's *turn*
-document in the same transaction; of two who counted the same room, one is refused by the store and counts again.
+A promise is made when a server is created, started, grown or copied. What is promised is never kept
+as a number of its own: it is the sum over the servers' documents, so it can't drift from them.
+Whoever makes a promise also rewrites the host's *turn* document in the same transaction; of two who
+counted the same room, one is refused by the store and counts again.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Claim(NamedTuple):
 
 
 WORDS = {
-    "cpus": "virtual CPUs", "floor_cpu": "guaranteed processor time", "memory": "memory", "floor_memory": "guaranteed memory",
+    "cpus": "virtual CPUs", "floor_cpu": "guaranteed processor time", "memory": "memory",
+    "floor_memory": "guaranteed memory",
     "disk": "disk space", "bandwidth": "bandwidth", "huge_pages": "memory in huge pages",
 }  # fmt: skip
 REMEDIES = {
@@ -54,30 +57,42 @@ REMEDIES = {
 """What each part of a claim is called, and what to do when there is not enough of it."""
 
 
-def claim(spec: VmSpec, size: int | None, host: HostStatus, *, running: bool, began: int | None = None) -> Claim:
-    """What a server takes; `size`: of its disk as it is, when it is there; `began`: bytes of memory its process began with. One that does not
-    run holds its disk only."""
+def claim(
+    spec: VmSpec, size: int | None, host: HostStatus, *, running: bool, began: int | None = None
+) -> Claim:
+    """What a server takes; `size`: of its disk as it is, when it is there; `began`: bytes of memory
+    its process began with. One that does not run holds its disk only.
+    """
     disk = max(spec.disk or 0, size or 0)
     if not running:
         return Claim(disk=disk)
     extra = overhead.of(spec, host.accel if spec.accel == "auto" else spec.accel, began)
     if spec.memory_pages == "huge":
         return Claim(spec.cpus, spec.cpu.reserve, extra, extra, disk, spec.memory)
-    floor = spec.memory_min if spec.memory_min is not None else int(spec.memory / host.policy.memory_overcommit)
+    floor = (
+        spec.memory_min
+        if spec.memory_min is not None
+        else int(spec.memory / host.policy.memory_overcommit)
+    )
     return Claim(spec.cpus, spec.cpu.reserve, spec.memory + extra, floor + extra, disk)
 
 
 def claim_of(vm: Vm, host: HostStatus) -> Claim:
-    """What a server that is there takes: also while it is being stopped, and its disk while it lies in the trash."""
+    """What a server that is there takes: also while it is being stopped, and its disk while it lies
+    in the trash.
+    """
     running = (vm.spec.power != "stopped" and not vm.meta.deleted) or vm.status.runtime is not None
     runtime = vm.status.runtime
     began = runtime.shape.memory if runtime and runtime.shape else None
     found = claim(vm.spec, vm.status.disk_size, host, running=running, began=began)
     if runtime is None:
         return found
-    kept = max((vm.status.memory or 0) - vm.spec.memory, 0)  # what it is to give back and has not yet
+    # what it is to give back and has not yet
+    kept = max((vm.status.memory or 0) - vm.spec.memory, 0)
     return found._replace(
-        cpus=max(found.cpus, vm.status.cpus or 0), memory=found.memory + kept, floor_memory=found.floor_memory + kept
+        cpus=max(found.cpus, vm.status.cpus or 0),
+        memory=found.memory + kept,
+        floor_memory=found.floor_memory + kept,
     )
 
 
@@ -94,7 +109,14 @@ def balances(host: HostStatus, vms: Iterable[Vm]) -> dict[str, Balance]:
         int((host.disk - host.reserve_disk) * policy.disk_overcommit),
         host.huge_memory,
     )
-    total = Claim(host.cpus, host.cpus * 100, host.ordinary_memory, host.ordinary_memory, host.disk, host.huge_memory)
+    total = Claim(
+        host.cpus,
+        host.cpus * 100,
+        host.ordinary_memory,
+        host.ordinary_memory,
+        host.disk,
+        host.huge_memory,
+    )
     return {
         field: _balance(total[index], may[index], [(item[index], name) for name, item in claims])
         for index, field in enumerate(Claim._fields)
@@ -111,8 +133,11 @@ def _balance(total: int, usable: int, held: Iterable[tuple[int, str]]) -> Balanc
     )
 
 
-def bandwidths(networks: Iterable[Network], links: Sequence[Link], vms: Sequence[Vm]) -> dict[str, dict[Direction, Balance]]:
-    """The floors promised of each network's link, bits a second; without networks whose link's speed nobody knows.
+def bandwidths(
+    networks: Iterable[Network], links: Sequence[Link], vms: Sequence[Vm]
+) -> dict[str, dict[Direction, Balance]]:
+    """The floors promised of each network's link, bits a second; without networks whose link's
+    speed nobody knows.
 
     Stopped servers keep theirs, so that they can always be started; those in the trash do not.
     """
@@ -122,19 +147,29 @@ def bandwidths(networks: Iterable[Network], links: Sequence[Link], vms: Sequence
         if speed is None:
             continue
         found[network.name] = {
-            direction: _balance(speed, usable(speed), [(_floor(vm, network, direction), vm.name) for vm in vms])
+            direction: _balance(
+                speed, usable(speed), [(_floor(vm, network, direction), vm.name) for vm in vms]
+            )
             for direction in DIRECTIONS
         }
     return found
 
 
 def _floor(vm: Vm, network: Network, direction: Direction) -> int:
-    rates = (nic.bandwidth.rate(direction) for nic in vm.spec.nics if nic.network_id == network.id and not vm.meta.deleted)
+    rates = (
+        nic.bandwidth.rate(direction)
+        for nic in vm.spec.nics
+        if nic.network_id == network.id and not vm.meta.deleted
+    )
     return sum(rate.floor or 0 for rate in rates)
 
 
-def shortage(wanted: Claim, account: dict[str, Balance], held: Claim | None = None) -> list[VirtuaryError]:
-    """Everything there is not enough of for a claim, with the number that is missing and who holds it; `held`: what the same server has."""
+def shortage(
+    wanted: Claim, account: dict[str, Balance], held: Claim | None = None
+) -> list[VirtuaryError]:
+    """Everything there is not enough of for a claim, with the number that is missing and who holds
+    it; `held`: what the same server has.
+    """
     short: dict[str, VirtuaryError] = {}
     for field, asked, has in zip(Claim._fields, wanted, held or Claim(), strict=True):
         balance = account[field]
@@ -154,19 +189,24 @@ def _no_room(field: str, asked: int, balance: Balance) -> NoRoom:
     missing = asked - max(balance.free, 0)
     held = ", ".join(f"{name} {say(field, amount)}" for name, amount in balance.holders.items())
     sentence = (
-        f"{say(field, asked)} of {WORDS[field]} were asked for and this host has {say(field, max(balance.free, 0))} left of "
+        f"{say(field, asked)} of {WORDS[field]} were asked for and this host has "
+        f"{say(field, max(balance.free, 0))} left of "
         f"{say(field, balance.usable)}: {say(field, missing)} are missing"
     )
     return NoRoom(
         sentence + (f" (most is held by {held})" if held else ""), REMEDIES[field],
-        resource=field, asked=asked, free=max(balance.free, 0), missing=missing, holders=balance.holders,
+        resource=field, asked=asked, free=max(balance.free, 0), missing=missing,
+        holders=balance.holders,
     )  # fmt: skip
 
 
 def full(host: HostStatus, asked: int, free: int) -> NoRoom:
-    """Why no disk is made or grown, however much may be promised: too little of the pool is free."""
+    """Why no disk is made or grown, however much may be promised: too little of the pool is
+    free.
+    """
     return NoRoom(
-        f"the pool has {format_size(free)} free, and {format_size(host.reserve_disk)} are kept: no disk is made or grown",
+        f"the pool has {format_size(free)} free, and {format_size(host.reserve_disk)} are kept: "
+        "no disk is made or grown",
         "delete and purge servers, or images nobody uses; resources.reserve_disk is what is kept",
         resource="disk", asked=asked, free=0, missing=host.reserve_disk - free,
     )  # fmt: skip
@@ -191,7 +231,8 @@ def alone(spec: VmSpec, host: HostStatus) -> list[VirtuaryError]:
     if spec.cpus > most:
         blockers.append(
             NoRoom(
-                f"{spec.cpus} virtual CPUs were asked for and this host has {host.cpus} CPUs, which allow {most}",
+                f"{spec.cpus} virtual CPUs were asked for and this host has {host.cpus} CPUs, "
+                f"which allow {most}",
                 f"ask for at most --cpus {most}",
                 resource="cpus",
                 asked=spec.cpus,
@@ -211,7 +252,8 @@ def alone(spec: VmSpec, host: HostStatus) -> list[VirtuaryError]:
     if spec.cpu.node is not None and spec.cpu.node not in nodes:
         blockers.append(
             NoRoom(
-                f"NUMA node {spec.cpu.node} is not there: this host has {', '.join(map(str, nodes))}",
+                f"NUMA node {spec.cpu.node} is not there: this host has "
+                f"{', '.join(map(str, nodes))}",
                 f"--numa {nodes[0]}",
                 resource="cpus",
             )
@@ -224,12 +266,16 @@ WATCHED = 6 * 3600
 
 
 def forecast(used: Sequence[tuple[int, float]], free: int) -> float | None:
-    """Seconds until `free` more bytes are used, by the straight line through what was in use at which second; None when it does not fill."""
+    """Seconds until `free` more bytes are used, by the straight line through what was in use at
+    which second; None when it does not fill.
+    """
     if len(used) < 3 or used[-1][0] - used[0][0] < WATCHED:
         return None
     middle = sum(at for at, _ in used) / len(used)
     mean = sum(amount for _, amount in used) / len(used)
-    pace = sum((at - middle) * (amount - mean) for at, amount in used) / sum((at - middle) ** 2 for at, _ in used)
+    pace = sum((at - middle) * (amount - mean) for at, amount in used) / sum(
+        (at - middle) ** 2 for at, _ in used
+    )
     return max(free, 0) / pace if pace > 0 else None
 
 
@@ -244,16 +290,25 @@ class Fit(NamedTuple):
 
 
 def fit(
-    spec: VmSpec, host: HostStatus, vms: Iterable[Vm], floor: int = 0, link: Mapping[Direction, Balance] | None = None
+    spec: VmSpec,
+    host: HostStatus,
+    vms: Iterable[Vm],
+    floor: int = 0,
+    link: Mapping[Direction, Balance] | None = None,
 ) -> Fit:
     """How often a server like this could be added, by the same rules by which one is admitted.
 
-    `floor`: bits a second that each is sure of in both directions on a network of whose link `link` is promised.
+    `floor`: bits a second that each is sure of in both directions on a network of whose link `link`
+    is promised.
     """
     each = claim(spec, None, host, running=True)
     account = balances(host, vms)
     never = {str(error.details["resource"]): 0 for error in alone(spec, host)}
-    by = {field: max(account[field].free, 0) // amount for field, amount in zip(Claim._fields, each, strict=True) if amount > 0}
+    by = {
+        field: max(account[field].free, 0) // amount
+        for field, amount in zip(Claim._fields, each, strict=True)
+        if amount > 0
+    }
     if floor and link:
         by["bandwidth"] = min(max(balance.free, 0) for balance in link.values()) // floor
     if host.disk_free < host.reserve_disk:

@@ -1,8 +1,10 @@
-"""Right-sizing: whether a server has too much or too little, judged by its history. Pure, and careful in one direction.
+"""Right-sizing: whether a server has too much or too little, judged by its history. Pure, and
+careful in one direction.
 
-To call a server too big its busiest twentieth of time is looked at, by the minute and by the hour, and its highest need of memory ever
-seen; that takes a day of history. Too small shows sooner, because waiting hurts. What is advised leaves room: processors are to be
-busy six tenths of the time at most, memory used seven tenths at its peak.
+To call a server too big its busiest twentieth of time is looked at, by the minute and by the hour,
+and its highest need of memory ever seen; that takes a day of history. Too small shows sooner,
+because waiting hurts. What is advised leaves room: processors are to be busy six tenths of the time
+at most, memory used seven tenths at its peak.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ BUSY = 0.6
 SATURATED = 0.9
 """Share of its processors from which on it could use more."""
 CROWDED = 0.2
-"""Share of the wanted processor time that was waited for from which on the host, not the server, is too small."""
+"""Share of the wanted processor time that was waited for from which on the host, not the server, is
+too small.
+"""
 FULL, ROOMY = 0.9, 0.7
-"""Share of memory in use: from FULL on too little; what is advised is used up to ROOMY at its peak."""
+"""Share of memory in use: from FULL on too little; what is advised is used up to ROOMY at its peak.
+"""
 SWAPPING = 64 * 1024
 """Bytes a second to and from swap, over hours, that a server with enough memory does not show."""
 WORTH = 0.7
@@ -55,12 +60,17 @@ class Past(NamedTuple):
 
 
 def advise(vm: Vm, minutes: Sequence[Point], hours: Sequence[Point], limits: Limits) -> Advice:
-    """What there is to say about a server's size. `minutes` and `hours` are its history, oldest first."""
+    """What there is to say about a server's size. `minutes` and `hours` are its history, oldest
+    first.
+    """
     early = [point for point in hours if not minutes or point.at + HOUR <= minutes[0].at]
     past = Past(minutes, hours, sum(point.covered for point in (*early, *minutes)))
     findings = (judge_cpus(vm, past, limits), judge_memory(vm, past, limits))
     change = {item.resource: item.wanted for item in findings if item.wanted is not None}
-    words = [f"--{name} {value if name == 'cpus' else f'{value // MIB}MiB'}" for name, value in change.items()]
+    words = [
+        f"--{name} {value if name == 'cpus' else f'{value // MIB}MiB'}"
+        for name, value in change.items()
+    ]
     return Advice(
         id=vm.id,
         name=vm.name,
@@ -70,7 +80,9 @@ def advise(vm: Vm, minutes: Sequence[Point], hours: Sequence[Point], limits: Lim
         findings=findings,
         change=change,
         command=f"virtuary set {vm.name} {' '.join(words)}" if change else None,
-        saves={item.resource: item.now - item.wanted for item in findings if item.wanted is not None},
+        saves={
+            item.resource: item.now - item.wanted for item in findings if item.wanted is not None
+        },
     )
 
 
@@ -78,23 +90,35 @@ def advise(vm: Vm, minutes: Sequence[Point], hours: Sequence[Point], limits: Lim
 
 
 def judge_cpus(vm: Vm, past: Past, limits: Limits) -> Finding:
-    """Whether it has too many or too few virtual processors, or whether something else holds it back."""
+    """Whether it has too many or too few virtual processors, or whether something else holds it
+    back.
+    """
     cpus = vm.spec.cpus
     busy = quantile(past.minutes, 0.95, "cpu"), quantile(past.hours, 0.95, "cpu")
     known = [value for value in busy if value is not None]
     if past.watched < SMALL_ENOUGH or not known:
-        return Finding(resource="cpus", verdict="unknown", now=cpus, evidence=(_too_short(past, SMALL_ENOUGH),))
+        return Finding(
+            resource="cpus", verdict="unknown", now=cpus, evidence=(_too_short(past, SMALL_ENOUGH),)
+        )
     high, recent = max(known), known[0]
-    evidence = f"its processors were busy {_percent(recent / cpus)} or more in the busiest twentieth of {_span(past)}"
+    evidence = (
+        f"its processors were busy {_percent(recent / cpus)} or more in the busiest "
+        f"twentieth of {_span(past)}"
+    )
     if held := _held_back(vm, past):
         return Finding(
-            resource="cpus", verdict="too-small", now=cpus, evidence=(evidence, held), confidence=_sure(past, HOUR, DAY)
+            resource="cpus",
+            verdict="too-small",
+            now=cpus,
+            evidence=(evidence, held),
+            confidence=_sure(past, HOUR, DAY),
         )
     if recent >= SATURATED * cpus:
         wanted = _whole_cores(vm, min(2 * cpus, limits.cpus), math.floor)
         lack = () if wanted > cpus else (f"this host has no more than {limits.cpus} processors",)
         return Finding(
-            resource="cpus", verdict="too-small", now=cpus, wanted=wanted if wanted > cpus else None, evidence=(evidence, *lack),
+            resource="cpus", verdict="too-small", now=cpus,
+            wanted=wanted if wanted > cpus else None, evidence=(evidence, *lack),
             confidence=_sure(past, HOUR, DAY),
         )  # fmt: skip
     return _perhaps_fewer(vm, past, limits, high, evidence)
@@ -103,13 +127,31 @@ def judge_cpus(vm: Vm, past: Past, limits: Limits) -> Finding:
 def _perhaps_fewer(vm: Vm, past: Past, limits: Limits, high: float, evidence: str) -> Finding:
     cpus = vm.spec.cpus
     rare = quantile(past.minutes, 0.99, "cpu") or 0.0
-    wanted = _whole_cores(vm, max(1, math.ceil(high / BUSY), math.ceil(rare / SATURATED)), math.ceil)
+    wanted = _whole_cores(
+        vm, max(1, math.ceil(high / BUSY), math.ceil(rare / SATURATED)), math.ceil
+    )
     if wanted >= cpus:
-        return Finding(resource="cpus", verdict="right", now=cpus, evidence=(evidence,), confidence=_sure(past, DAY, 7 * DAY))
+        return Finding(
+            resource="cpus",
+            verdict="right",
+            now=cpus,
+            evidence=(evidence,),
+            confidence=_sure(past, DAY, 7 * DAY),
+        )
     if past.watched < limits.enough:
-        return Finding(resource="cpus", verdict="unknown", now=cpus, evidence=(evidence, _too_short(past, limits.enough)))
+        return Finding(
+            resource="cpus",
+            verdict="unknown",
+            now=cpus,
+            evidence=(evidence, _too_short(past, limits.enough)),
+        )
     return Finding(
-        resource="cpus", verdict="too-big", now=cpus, wanted=wanted, evidence=(evidence,), confidence=_sure(past, DAY, 7 * DAY)
+        resource="cpus",
+        verdict="too-big",
+        now=cpus,
+        wanted=wanted,
+        evidence=(evidence,),
+        confidence=_sure(past, DAY, 7 * DAY),
     )
 
 
@@ -120,40 +162,76 @@ def _whole_cores(vm: Vm, cpus: int, rounding: Callable[[float], int]) -> int:
 
 
 def _held_back(vm: Vm, past: Past) -> str | None:
-    """What keeps it from the processor time it wants, when that is not its own number of processors."""
+    """What keeps it from the processor time it wants, when that is not its own number of
+    processors.
+    """
     cpu, steal = average(past.minutes, "cpu"), average(past.minutes, "steal")
     limit = average(past.minutes, "throttled")
     if limit is not None and limit > CROWDED * vm.spec.cpus:
-        return f"a limit of its processor time held it back {_percent(limit / vm.spec.cpus)} of the time: raise that, more processors do not help"
-    if cpu is None or steal is None or steal < 0.05 * vm.spec.cpus or steal < CROWDED * (cpu + steal):
+        return (
+            f"a limit of its processor time held it back {_percent(limit / vm.spec.cpus)} of "
+            "the time: raise that, more processors do not help"
+        )
+    if (
+        cpu is None
+        or steal is None
+        or steal < 0.05 * vm.spec.cpus
+        or steal < CROWDED * (cpu + steal)
+    ):
         return None
-    return f"it waited {_percent(steal / (cpu + steal))} of its processor time for the host, which is too busy: more processors do not help"
+    return (
+        f"it waited {_percent(steal / (cpu + steal))} of its processor time for the host, "
+        "which is too busy: more processors do not help"
+    )
 
 
 # ---- memory
 
 
 def judge_memory(vm: Vm, past: Past, limits: Limits) -> Finding:
-    """Whether it has too much or too little memory, by what its guest says, or if that says nothing by what it ever touched."""
+    """Whether it has too much or too little memory, by what its guest says, or if that says nothing
+    by what it ever touched.
+    """
     memory = vm.spec.memory
     every = (*past.minutes, *past.hours)
     told = any("guest_used" in point.mean for point in every)
     if past.watched < SMALL_ENOUGH or not every:
-        return Finding(resource="memory", verdict="unknown", now=memory, evidence=(_too_short(past, SMALL_ENOUGH),))
+        return Finding(
+            resource="memory",
+            verdict="unknown",
+            now=memory,
+            evidence=(_too_short(past, SMALL_ENOUGH),),
+        )
     if told and (finding := _too_little(vm, past, limits)):
         return finding
     series = "guest_used" if told else "resident"
     peak = max((point.peak[series] for point in every if series in point.peak), default=None)
     if peak is None:
-        return Finding(resource="memory", verdict="unknown", now=memory, evidence=("nobody could tell what it uses",))
+        return Finding(
+            resource="memory",
+            verdict="unknown",
+            now=memory,
+            evidence=("nobody could tell what it uses",),
+        )
     need = peak + (_reserved(vm, every) if told else 0)
     who = "its guest used" if told else "its guest says nothing; it never occupied more than"
     evidence = f"{who} {format_size(int(peak))} at most in {_span(past)}"
     wanted = max(rounded(need / ROOMY), smallest(vm))
     if wanted > WORTH * memory:
-        return Finding(resource="memory", verdict="right", now=memory, evidence=(evidence,), confidence=_sure(past, DAY, 7 * DAY))
+        return Finding(
+            resource="memory",
+            verdict="right",
+            now=memory,
+            evidence=(evidence,),
+            confidence=_sure(past, DAY, 7 * DAY),
+        )
     if past.watched < limits.enough:
-        return Finding(resource="memory", verdict="unknown", now=memory, evidence=(evidence, _too_short(past, limits.enough)))
+        return Finding(
+            resource="memory",
+            verdict="unknown",
+            now=memory,
+            evidence=(evidence, _too_short(past, limits.enough)),
+        )
     return Finding(
         resource="memory",
         verdict="too-big",
@@ -172,12 +250,17 @@ def _too_little(vm: Vm, past: Past, limits: Limits) -> Finding | None:
     swaps = swap is not None and swap >= SWAPPING
     if full is None or (full < FULL and not swaps):
         return None
-    evidence = [f"its guest used {_percent(full)} of its memory or more in the busiest twentieth of {_span(past)}"]
+    evidence = [
+        f"its guest used {_percent(full)} of its memory or more in the busiest twentieth of "
+        f"{_span(past)}"
+    ]
     if swaps:
         evidence.append(f"it swapped {format_size(int(swap or 0))} a second")
     most = limits.memory // MIB * MIB
     own = vm.spec.memory_max
-    wanted: int | None = min(rounded(max(full / ROOMY, 2.0 if swaps else 1.25) * memory), most, own or most)
+    wanted: int | None = min(
+        rounded(max(full / ROOMY, 2.0 if swaps else 1.25) * memory), most, own or most
+    )
     if wanted is not None and wanted <= memory:
         wanted = None
         evidence.append(
@@ -200,14 +283,22 @@ def _share(point: Point) -> float:
 
 
 def _reserved(vm: Vm, every: Sequence[Point]) -> float:
-    """What the guest's kernel keeps from its memory at boot; a balloon that holds some of it looks alike and counts a quarter at most."""
-    total = max((point.mean["guest_total"] for point in every if "guest_total" in point.mean), default=0.0)
+    """What the guest's kernel keeps from its memory at boot; a balloon that holds some of it looks
+    alike and counts a quarter at most.
+    """
+    total = max(
+        (point.mean["guest_total"] for point in every if "guest_total" in point.mean), default=0.0
+    )
     return max(0.0, min(vm.spec.memory - total, vm.spec.memory / 4))
 
 
 def smallest(vm: Vm) -> int:
-    """The least memory that is advised: what its image boots with for certain, and never less than its floor."""
-    return max(min(default_memory(vm.spec.image), 512 * MIB, vm.spec.memory), vm.spec.memory_min or 0)
+    """The least memory that is advised: what its image boots with for certain, and never less than
+    its floor.
+    """
+    return max(
+        min(default_memory(vm.spec.image), 512 * MIB, vm.spec.memory), vm.spec.memory_min or 0
+    )
 
 
 def rounded(size: float) -> int:
@@ -222,8 +313,13 @@ def rounded(size: float) -> int:
 
 
 def quantile(points: Sequence[Point], share: float, series: str) -> float | None:
-    """The mean below which a server was for this share of the time it was watched; None when nobody could tell."""
-    return weighted([(point.mean[series], max(point.covered, 1)) for point in points if series in point.mean], share)
+    """The mean below which a server was for this share of the time it was watched; None when nobody
+    could tell.
+    """
+    return weighted(
+        [(point.mean[series], max(point.covered, 1)) for point in points if series in point.mean],
+        share,
+    )
 
 
 def weighted(values: Sequence[tuple[float, int]], share: float) -> float | None:
@@ -237,7 +333,9 @@ def weighted(values: Sequence[tuple[float, int]], share: float) -> float | None:
 
 
 def average(points: Sequence[Point], series: str) -> float | None:
-    known = [(point.mean[series], max(point.covered, 1)) for point in points if series in point.mean]
+    known = [
+        (point.mean[series], max(point.covered, 1)) for point in points if series in point.mean
+    ]
     total = sum(weight for _, weight in known)
     return sum(value * weight for value, weight in known) / total if total else None
 

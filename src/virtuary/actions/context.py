@@ -1,4 +1,6 @@
-"""Who asks, and how: every action gets a context and makes exactly one store transaction through it."""
+"""Who asks, and how: every action gets a context and makes exactly one store transaction through
+it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class Context:
     host_id: str
     catalogue: Catalogue
     mark: tuple[str, str] | None = None
-    """Key and body digest of an idempotent request; written in the same transaction as its effect."""
+    """Key and body digest of an idempotent request; written in the same transaction as its effect.
+    """
     disk_free: int | None = None
     """Bytes free now in the pool of this host, where the caller can look."""
 
@@ -43,15 +46,21 @@ class Context:
     own_addresses: Callable[[], Collection[str]] = tuple
     """Every address this host has, where the caller can look."""
     leased: Callable[[str], Mapping[str, str]] = lambda network_id: {}
-    """The MAC of who has a lease of an IPv4 address of a network, by address, where the caller can look."""
+    """The MAC of who has a lease of an IPv4 address of a network, by address, where the caller can
+    look.
+    """
 
     held: Callable[[], Collection[tuple[str, str, int]]] = tuple
-    """Ports of the host that are held because servers publish them (protocol, address, port), where the caller can look."""
+    """Ports of the host that are held because servers publish them (protocol, address, port), where
+    the caller can look.
+    """
 
     network_fault: Callable[[], str | None] = lambda: None
     """Why this host can have no networks that servers share, where the caller can look."""
     interface_fault: Callable[[str, bool], tuple[str, str] | None] = lambda interface, tagged: None
-    """Why servers can't join this interface, or a VLAN of it, and what helps, where the caller can look."""
+    """Why servers can't join this interface, or a VLAN of it, and what helps, where the caller can
+    look.
+    """
 
     async def commit(
         self,
@@ -60,14 +69,18 @@ class Context:
         deletes: Sequence[str] = (),
         operation: Operation | None = None,
     ) -> int:
-        """The action's one transaction: what it changes, its operation, and the mark that lets it be repeated harmlessly."""
+        """The action's one transaction: what it changes, its operation, and the mark that lets it
+        be repeated harmlessly.
+        """
         wanted, written = dict(expect), dict(puts)
         if operation:
             written[operation.key] = operation.dump()
         if self.mark:
             key, digest = self.mark
             wanted[key] = 0
-            written[key] = f"{utcnow().isoformat()} {digest} {operation.id if operation else '-'}".encode()
+            written[key] = (
+                f"{utcnow().isoformat()} {digest} {operation.id if operation else '-'}".encode()
+            )
         return await self.store.txn(wanted, written, deletes)
 
 
@@ -78,9 +91,11 @@ _turns: WeakKeyDictionary[Store, asyncio.Lock] = WeakKeyDictionary()
 
 
 def decides(action: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """An action that looks, decides and writes, and waits for nothing else: done again when what it looked at changed before it wrote.
+    """An action that looks, decides and writes, and waits for nothing else: done again when what it
+    looked at changed before it wrote.
 
-    Its first argument is the context. One at a time on each store: at once, all but one would have decided by what is not so any more.
+    Its first argument is the context. One at a time on each store: at once, all but one would have
+    decided by what is not so any more.
     """
 
     @functools.wraps(action)
@@ -98,24 +113,34 @@ def decides(action: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any
 
 
 def turn(context: Context) -> tuple[dict[str, int], dict[str, bytes]]:
-    """What the transaction of a promise expects and writes, so that of two that counted the same room one counts again."""
+    """What the transaction of a promise expects and writes, so that of two that counted the same
+    room one counts again.
+    """
     key = f"turn/{context.host_id}"
     record = context.store.get(key)
     return {key: record.revision if record else 0}, {key: b"taken"}
 
 
-def new_operation(context: Context, kind: str, target: Vm | Image | Template, **params: object) -> Operation:
-    spec = OperationSpec(kind=kind, target=target.key, target_name=target.name, params=params, actor=context.actor)
+def new_operation(
+    context: Context, kind: str, target: Vm | Image | Template, **params: object
+) -> Operation:
+    spec = OperationSpec(
+        kind=kind, target=target.key, target_name=target.name, params=params, actor=context.actor
+    )
     return Operation(meta=Meta(name=kind), spec=spec)
 
 
 def find_vm(store: Store, name: str, suggest: bool = True) -> Vm:
-    """The server of this name, or id; raises NotFound with what was perhaps meant, which nobody suggests who is to delete it."""
+    """The server of this name, or id; raises NotFound with what was perhaps meant, which nobody
+    suggests who is to delete it.
+    """
     record = store.get(f"vm-name/{name.lower()}")
     found = store.get(f"vm/{record.value.decode()}") if record else store.get(f"vm/{name}")
     if found is None:
         meant = _meant(store, "vm-name/", name) if suggest else None
-        raise NotFound(f"there is no server named {name[:80]!r}", meant or "virtuary list shows them")
+        raise NotFound(
+            f"there is no server named {name[:80]!r}", meant or "virtuary list shows them"
+        )
     return Vm.load(found.value, found.revision)
 
 
@@ -125,7 +150,9 @@ def find_image(store: Store, name: str, suggest: bool = True) -> Image:
     found = store.get(f"image/{record.value.decode()}") if record else store.get(f"image/{name}")
     if found is None:
         meant = _meant(store, "image-name/", name) if suggest else None
-        raise NotFound(f"there is no image named {name[:80]!r}", meant or "virtuary image list shows them")
+        raise NotFound(
+            f"there is no image named {name[:80]!r}", meant or "virtuary image list shows them"
+        )
     return Image.load(found.value, found.revision)
 
 
@@ -133,7 +160,9 @@ def find_operation(store: Store, identity: str) -> Operation:
     """The operation with this id, or the only one whose id begins so; raises NotFound."""
     page = store.list(f"operation/{identity}", limit=2).records if identity else []
     if len(page) != 1:
-        raise NotFound(f"there is no operation {identity[:80]!r}", "virtuary operation list shows them")
+        raise NotFound(
+            f"there is no operation {identity[:80]!r}", "virtuary operation list shows them"
+        )
     return Operation.load(page[0].value, page[0].revision)
 
 
@@ -159,7 +188,11 @@ def _meant(store: Store, prefix: str, name: str) -> str | None:
 
 def active(store: Store, target: str) -> list[Operation]:
     """Operations on `target` that have not ended."""
-    found = [record for record in store.list("operation/").records if Operation.looks_open(record.value, target)]
+    found = [
+        record
+        for record in store.list("operation/").records
+        if Operation.looks_open(record.value, target)
+    ]
     return [Operation.load(record.value, record.revision) for record in found]
 
 
@@ -197,4 +230,6 @@ def raise_all(blockers: Sequence[VirtuaryError]) -> None:
         raise first
     hints = [blocker.hint for blocker in blockers if blocker.hint]
     details = {**first.details, "blockers": [blocker.problem() for blocker in blockers]}
-    raise type(first)("; ".join(blocker.sentence for blocker in blockers), hints[0] if hints else None, **details)
+    raise type(first)(
+        "; ".join(blocker.sentence for blocker in blockers), hints[0] if hints else None, **details
+    )

@@ -1,11 +1,21 @@
-"""Copying a server: what stands against it, and the two documents it begins with: the copy, which waits, and its operation."""
+"""Copying a server: what stands against it, and the two documents it begins with: the copy, which
+waits, and its operation.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from virtuary.actions import nics, ports, served
-from virtuary.actions.context import Context, check_free, decides, find_vm, new_operation, raise_all, turn
+from virtuary.actions.context import (
+    Context,
+    check_free,
+    decides,
+    find_vm,
+    new_operation,
+    raise_all,
+    turn,
+)
 from virtuary.actions.vms import checked, new_name, room
 from virtuary.base.errors import Busy, Conflict, Invalid, VirtuaryError
 from virtuary.base.units import format_size
@@ -38,18 +48,28 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     blockers = unfit(context, source, wish)
     given = {field: value for field in OVERRIDES if (value := getattr(wish, field)) is not None}
     naming: list[VirtuaryError] = []
-    meta = Meta(name=new_name(store, wish.name, naming), labels=source.meta.labels if wish.labels is None else wish.labels)
-    joined = nics.join(context, meta.id, nics.like(source.spec.nics) if wish.nics is None else wish.nics)
+    meta = Meta(
+        name=new_name(store, wish.name, naming),
+        labels=source.meta.labels if wish.labels is None else wish.labels,
+    )
+    joined = nics.join(
+        context, meta.id, nics.like(source.spec.nics) if wish.nics is None else wish.nics
+    )
     blockers += [*joined.blockers, *nics.unpublishable(context, joined.nics, wish.publish)]
     naming += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
     fields = {
-        **source.spec.model_dump(), **given, "publish": wish.publish, "protect": wish.protect, "autostart": wish.autostart,
-        "restarts": 0, "owner": context.host_id, "power": "running" if wish.start or wish.mode == "live" else "stopped",
+        **source.spec.model_dump(), **given, "publish": wish.publish, "protect": wish.protect,
+        "autostart": wish.autostart,
+        "restarts": 0, "owner": context.host_id,
+        "power": "running" if wish.start or wish.mode == "live" else "stopped",
         "origin": Origin(id=source.id, name=source.name, mode=wish.mode), "nics": joined.nics,
     }  # fmt: skip
     spec = checked(lambda: VmSpec.model_validate(fields))
     disk = VmStatus(disk_size=spec.disk or source.status.disk_size)
-    blockers += [*room(context, Vm(meta=source.meta, spec=spec, status=disk)), *ports.taken(context, spec.publish, None)]
+    blockers += [
+        *room(context, Vm(meta=source.meta, spec=spec, status=disk)),
+        *ports.taken(context, spec.publish, None),
+    ]
     blockers += naming
     vm = Vm(meta=meta, spec=spec)
     params = {"source": source.id, "mode": wish.mode, "layer": new_id()}
@@ -67,37 +87,70 @@ def unfit(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
     except Busy as error:
         blockers.append(error)
     if not status.disk_ready:
-        return [*blockers, Conflict(f"{name} is {status.state}: there is nothing to copy yet", "repeat when it is there")]
+        return [
+            *blockers,
+            Conflict(
+                f"{name} is {status.state}: there is nothing to copy yet", "repeat when it is there"
+            ),
+        ]
     if wish.disk is not None and status.disk_size and wish.disk < status.disk_size:
         size = format_size(status.disk_size)
-        blockers.append(Invalid(f"the disk of {name} is {size} and {format_size(wish.disk)} were asked for", f"--disk {size}"))
-    return [*blockers, *(_unfit_live(context, source, wish) if wish.mode == "live" else _unfit_stopped(source))]
+        blockers.append(
+            Invalid(
+                f"the disk of {name} is {size} and {format_size(wish.disk)} were asked for",
+                f"--disk {size}",
+            )
+        )
+    return [
+        *blockers,
+        *(_unfit_live(context, source, wish) if wish.mode == "live" else _unfit_stopped(source)),
+    ]
 
 
 def _unfit_stopped(source: Vm) -> list[VirtuaryError]:
     if source.status.runtime is None and source.spec.power == "stopped":
         return []
     hint = f"--live copies it as it runs; or virtuary stop {source.name} first"
-    return [Conflict(f"{source.name} is {source.status.state}: a disk is copied while nobody writes to it", hint)]
+    return [
+        Conflict(
+            f"{source.name} is {source.status.state}: a disk is copied while nobody writes to it",
+            hint,
+        )
+    ]
 
 
 def _unfit_live(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
     name, status = source.name, source.status
     if status.state != "running" or status.runtime is None or source.spec.power != "running":
-        hint = f"virtuary resume {name}" if status.state == "paused" else f"leave out --live, or virtuary start {name}"
-        return [Conflict(f"{name} is {status.state}: a live copy is made of a server that runs", hint)]
+        hint = (
+            f"virtuary resume {name}"
+            if status.state == "paused"
+            else f"leave out --live, or virtuary start {name}"
+        )
+        return [
+            Conflict(f"{name} is {status.state}: a live copy is made of a server that runs", hint)
+        ]
     blockers: list[VirtuaryError] = []
     record = context.store.get(f"image/{source.spec.image_id}")
     if record is None or not Image.load(record.value, record.revision).status.agent:
-        what = f"the image {source.spec.image} has no guest agent, by which a live copy becomes a machine of its own"
+        what = (
+            f"the image {source.spec.image} has no guest agent, by which a live copy becomes "
+            "a machine of its own"
+        )
         blockers.append(Conflict(what, f"virtuary stop {name}, and copy it without --live"))
     elif status.identity != name:
-        blockers.append(Conflict(f"{name} has not taken its name yet", "repeat when its guest agent answers"))
+        blockers.append(
+            Conflict(f"{name} has not taken its name yet", "repeat when its guest agent answers")
+        )
     if status.applied != source.meta.generation:
-        blockers.append(Conflict(f"{name} was changed and not restarted since", f"virtuary restart {name}"))
+        blockers.append(
+            Conflict(f"{name} was changed and not restarted since", f"virtuary restart {name}")
+        )
     if _grown(context, source):
         what = f"{name} was given memory while it ran, which can't be saved with it"
-        blockers.append(Conflict(what, f"virtuary restart {name}, then it has begun with all of it"))
+        blockers.append(
+            Conflict(what, f"virtuary restart {name}, then it has begun with all of it")
+        )
     if fixed := [field for field in FIXED if getattr(wish, field) is not None]:
         what = f"a live copy has its source's {', '.join(fixed)}"
         blockers.append(Invalid(what, f"leave out --{fixed[0]}, and change the copy afterwards"))
@@ -109,13 +162,20 @@ def _grown(context: Context, source: Vm) -> bool:
     runtime = source.status.runtime
     if runtime and runtime.shape:
         return source.spec.memory > runtime.shape.memory
-    record = context.store.get(f"template/{runtime.template}") if runtime and runtime.template else None
-    return record is not None and source.spec.memory > Template.load(record.value, record.revision).spec.memory
+    record = (
+        context.store.get(f"template/{runtime.template}") if runtime and runtime.template else None
+    )
+    return (
+        record is not None
+        and source.spec.memory > Template.load(record.value, record.revision).spec.memory
+    )
 
 
 @decides
 async def copy(context: Context, name: str, wish: VmCopy) -> tuple[Vm, Operation]:
-    """Have a copy of a server made, of one that is stopped or, live, of one that runs. The source is not changed by this."""
+    """Have a copy of a server made, of one that is stopped or, live, of one that runs. The source
+    is not changed by this.
+    """
     waits, takes = turn(context)
     plan = draft(context, name, wish)
     raise_all(plan.blockers)

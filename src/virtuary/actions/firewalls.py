@@ -1,4 +1,6 @@
-"""What a user may ask of firewall groups. Each function checks everything first, tells all blockers, and makes one transaction."""
+"""What a user may ask of firewall groups. Each function checks everything first, tells all
+blockers, and makes one transaction.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from collections.abc import Callable
 
 from virtuary.actions.context import Context, all_vms, decides, find_vm, raise_all, turn
 from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
-from virtuary.model.firewall import Address, Firewall, FirewallChange, FirewallSpec, FirewallWish, Group, Rule, Verdict
+from virtuary.model.firewall import (
+    Address,
+    Firewall,
+    FirewallChange,
+    FirewallSpec,
+    FirewallWish,
+    Group,
+    Rule,
+    Verdict,
+)
 from virtuary.model.meta import Meta
 from virtuary.model.network import Network
 from virtuary.model.reach import Scene, plain_address
@@ -19,17 +30,25 @@ from virtuary.store.reading import every
 def find(store: Store, name: str) -> Firewall:
     """The firewall group of this name or id; raises NotFound."""
     record = store.get(f"firewall-name/{name.lower()}")
-    found = store.get(f"firewall/{record.value.decode()}") if record else store.get(f"firewall/{name}")
+    found = (
+        store.get(f"firewall/{record.value.decode()}") if record else store.get(f"firewall/{name}")
+    )
     if found is None:
-        raise NotFound(f"there is no firewall group named {name[:80]!r}", "virtuary firewall list shows them")
+        raise NotFound(
+            f"there is no firewall group named {name[:80]!r}", "virtuary firewall list shows them"
+        )
     return Firewall.load(found.value, found.revision)
 
 
 def find_named(store: Store, name: str) -> Firewall:
-    """The firewall group of this name; raises NotFound. Documents that refer to groups hold names, never ids."""
+    """The firewall group of this name; raises NotFound. Documents that refer to groups hold names,
+    never ids.
+    """
     group = find(store, name)
     if group.name != name:
-        raise NotFound(f"there is no firewall group named {name[:80]!r}", f"its name is {group.name}")
+        raise NotFound(
+            f"there is no firewall group named {name[:80]!r}", f"its name is {group.name}"
+        )
     return group
 
 
@@ -39,13 +58,16 @@ def all_firewalls(store: Store) -> list[Firewall]:
 
 @decides
 async def create(context: Context, wish: FirewallWish) -> Firewall:
-    """Have a firewall group. Its rules may name itself. Raises Exists, NotFound for peers that are not there."""
+    """Have a firewall group. Its rules may name itself. Raises Exists, NotFound for peers that are
+    not there.
+    """
     if context.store.get(f"firewall-name/{wish.name}"):
         raise Exists(f"a firewall group named {wish.name} is there already", "choose another name")
     waits, takes = turn(context)
     raise_all(strangers(context.store, wish.name, wish.rules))
     group = Firewall(
-        meta=Meta(name=wish.name, labels=wish.labels), spec=FirewallSpec(rules=wish.rules, description=wish.description)
+        meta=Meta(name=wish.name, labels=wish.labels),
+        spec=FirewallSpec(rules=wish.rules, description=wish.description),
     )
     expect = {f"firewall-name/{group.name}": 0, **waits}
     puts = {group.key: group.dump(), f"firewall-name/{group.name}": group.id.encode(), **takes}
@@ -54,9 +76,12 @@ async def create(context: Context, wish: FirewallWish) -> Firewall:
 
 
 @decides
-async def change(context: Context, name: str, wish: FirewallChange, revision: int | None = None) -> Firewall:
-    """Change a firewall group while servers are attached to it; open connections that it allows no more end. Raises NotFound for peers that are not there,
-    Stale when `revision` is not current."""
+async def change(
+    context: Context, name: str, wish: FirewallChange, revision: int | None = None
+) -> Firewall:
+    """Change a firewall group while servers are attached to it; open connections that it allows no
+    more end. Raises NotFound for peers that are not there, Stale when `revision` is not current.
+    """
     waits, takes = turn(context)
     group = find(context.store, name)
     if revision is not None and revision != group.meta.revision:
@@ -69,17 +94,29 @@ async def change(context: Context, name: str, wish: FirewallChange, revision: in
     changed = group.but(spec=FirewallSpec(rules=rules, description=description), meta=meta)
     if changed == group:
         return group
-    revision = await context.commit({group.key: group.meta.revision, **waits}, {group.key: changed.dump(), **takes})
+    revision = await context.commit(
+        {group.key: group.meta.revision, **waits}, {group.key: changed.dump(), **takes}
+    )
     return changed.but(meta=changed.meta.but(revision=revision))
 
 
 @decides
 async def delete(context: Context, name: str) -> Firewall:
-    """Remove a firewall group that nothing uses. Raises Conflict naming the servers attached to it and the groups whose rules name it."""
-    waits, takes = turn(context)  # whoever attaches a server or names it in a rule meanwhile takes a turn too
+    """Remove a firewall group that nothing uses. Raises Conflict naming the servers attached to it
+    and the groups whose rules name it.
+    """
+    # whoever attaches a server or names it in a rule meanwhile takes a turn too
+    waits, takes = turn(context)
     group = find(context.store, name)
-    servers = [vm.name + (" (in the trash)" if vm.meta.deleted else "") for vm in users_of(context.store, group)]
-    others = [other.name for other in all_firewalls(context.store) if other.id != group.id and names_it(other, group)]
+    servers = [
+        vm.name + (" (in the trash)" if vm.meta.deleted else "")
+        for vm in users_of(context.store, group)
+    ]
+    others = [
+        other.name
+        for other in all_firewalls(context.store)
+        if other.id != group.id and names_it(other, group)
+    ]
     blockers: list[VirtuaryError] = []
     if servers:
         blockers.append(
@@ -92,7 +129,9 @@ async def delete(context: Context, name: str) -> Firewall:
         what = f"rules of {', '.join(others[:10])} name the firewall group {group.name}"
         blockers.append(Conflict(what, "virtuary firewall set replaces their rules"))
     raise_all(blockers)
-    await context.commit({group.key: group.meta.revision, **waits}, takes, [group.key, f"firewall-name/{group.name}"])
+    await context.commit(
+        {group.key: group.meta.revision, **waits}, takes, [group.key, f"firewall-name/{group.name}"]
+    )
     return group
 
 
@@ -107,24 +146,39 @@ def names_it(other: Firewall, group: Firewall) -> bool:
 
 
 def strangers(store: Store, own: str, rules: tuple[Rule, ...]) -> list[VirtuaryError]:
-    """The peers of rules that name no group and no server there is; `own` is the name of the group they are of."""
+    """The peers of rules that name no group and no server there is; `own` is the name of the group
+    they are of.
+    """
     blockers: list[VirtuaryError] = []
     for peer in dict.fromkeys(peer for rule in rules for peer in rule.peers):
         kind, _, name = peer.partition(":")
         if kind == "group" and name != own and not store.get(f"firewall-name/{name}"):
-            blockers.append(NotFound(f"there is no firewall group named {name}", "virtuary firewall list shows them"))
+            blockers.append(
+                NotFound(
+                    f"there is no firewall group named {name}", "virtuary firewall list shows them"
+                )
+            )
         elif kind == "server" and not store.get(f"vm-name/{name}"):
-            blockers.append(NotFound(f"there is no server named {name}", "virtuary list shows them"))
+            blockers.append(
+                NotFound(f"there is no server named {name}", "virtuary list shows them")
+            )
     return blockers
 
 
 def renamed(store: Store, old: str, new: str) -> dict[str, tuple[int, bytes]]:
-    """The groups whose rules name a server that is given another name, with rules that mean it still: revision and document, by key."""
+    """The groups whose rules name a server that is given another name, with rules that mean it
+    still: revision and document, by key.
+    """
     found = {}
     for group in all_firewalls(store):
-        rules = tuple(_with_peer(rule, f"server:{old}", f"server:{new}") for rule in group.spec.rules)
+        rules = tuple(
+            _with_peer(rule, f"server:{old}", f"server:{new}") for rule in group.spec.rules
+        )
         if rules != group.spec.rules:
-            found[group.key] = group.meta.revision, group.but(spec=group.spec.but(rules=rules)).dump()
+            found[group.key] = (
+                group.meta.revision,
+                group.but(spec=group.spec.but(rules=rules)).dump(),
+            )
     return found
 
 
@@ -137,18 +191,27 @@ def _with_peer(rule: Rule, old: str, new: str) -> Rule:
 # ---- asking
 
 
-def test(context: Context, source: str, destination: str, protocol: str, port: int | None = None) -> Verdict:
-    """What would become of a new connection, and who decides: answered from documents as the packet filter is made from them.
+def test(
+    context: Context, source: str, destination: str, protocol: str, port: int | None = None
+) -> Verdict:
+    """What would become of a new connection, and who decides: answered from documents as the packet
+    filter is made from them.
 
-    Source and destination are servers or addresses. Between servers it is their NICs on a network they share that count, else the first
-    with an address. A port of the host's that is published is followed to its server. Raises NotFound and Invalid.
+    Source and destination are servers or addresses. Between servers it is their NICs on a network
+    they share that count, else the first with an address. A port of the host's that is published is
+    followed to its server. Raises NotFound and Invalid.
     """
     if protocol not in ("tcp", "udp", "icmp"):
         raise Invalid(f"{protocol[:40]!r} is no protocol that can be tested", "tcp, udp or icmp")
     if (port is None) != (protocol == "icmp") or not (port is None or 1 <= port <= 65535):
-        raise Invalid("a tcp or udp connection has a port from 1 to 65535, and icmp has none", "for example tcp/5432, or icmp")
+        raise Invalid(
+            "a tcp or udp connection has a port from 1 to 65535, and icmp has none",
+            "for example tcp/5432, or icmp",
+        )
     scene = look(context.store)
-    return scene.judge(_end(context.store, source), _end(context.store, destination), protocol, port)
+    return scene.judge(
+        _end(context.store, source), _end(context.store, destination), protocol, port
+    )
 
 
 def look(store: Store) -> Scene:
@@ -163,7 +226,9 @@ def look(store: Store) -> Scene:
 
 
 def judge_of(store: Store, vm: Vm) -> Callable[[Address, str, int | None], Verdict]:
-    """What is said of a server's calls to an address, by protocol and port, as the documents are now."""
+    """What is said of a server's calls to an address, by protocol and port, as the documents are
+    now.
+    """
     scene = look(store)
     return lambda address, protocol, port: scene.judge(vm, address, protocol, port)
 
@@ -179,7 +244,9 @@ def _end(store: Store, text: str) -> Vm | Address:
 
 def _is_hosts_own(address: Address) -> bool:
     """Whether this host has the address: only then may a socket have it."""
-    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM) as sock:
+    with socket.socket(
+        socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM
+    ) as sock:
         try:
             sock.bind((str(address), 0))
         except OSError:

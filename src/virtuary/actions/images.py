@@ -27,7 +27,9 @@ def check_new(context: Context, wish: ImageWish) -> str:
     """The name a new image will have; raises Exists."""
     name = context.catalogue.canonical(wish.name)
     if context.store.get(f"image-name/{name}"):
-        raise Exists(f"an image named {name} is there already", f"virtuary image delete {name} removes it")
+        raise Exists(
+            f"an image named {name} is there already", f"virtuary image delete {name} removes it"
+        )
     return name
 
 
@@ -51,12 +53,18 @@ def resolve(context: Context, name: str) -> Image | ImageSource:
 
 @decides
 async def delete(context: Context, name: str) -> Operation:
-    """Remove an image that no server uses. Raises Conflict naming the users, Busy while it is being made."""
+    """Remove an image that no server uses. Raises Conflict naming the users, Busy while it is being
+    made.
+    """
     image = deletable(context, name)
     changed = image.but(meta=image.meta.but(purge=True))
     operation = new_operation(context, "image-delete", image)
     expect, puts = _purged(templates_of(context.store, image.id))
-    await context.commit({image.key: image.meta.revision, **expect}, {image.key: changed.dump(), **puts}, operation=operation)
+    await context.commit(
+        {image.key: image.meta.revision, **expect},
+        {image.key: changed.dump(), **puts},
+        operation=operation,
+    )
     return operation
 
 
@@ -65,26 +73,38 @@ def deletable(context: Context, name: str) -> Image:
     image = find_image(context.store, context.catalogue.canonical(name), suggest=False)
     users = users_of(context.store, image.id)
     if users:
-        names = ", ".join(vm.name + (" (in the trash)" if vm.meta.deleted else "") for vm in users[:10])
-        raise Conflict(f"the image {image.name} is used by {names}", "delete and purge these servers first")
+        names = ", ".join(
+            vm.name + (" (in the trash)" if vm.meta.deleted else "") for vm in users[:10]
+        )
+        raise Conflict(
+            f"the image {image.name} is used by {names}", "delete and purge these servers first"
+        )
     for operation in active(context.store, image.key):
-        raise Busy(f"the image {image.name} is being made", f"virtuary operation cancel {operation.id[:8]}")
+        raise Busy(
+            f"the image {image.name} is being made", f"virtuary operation cancel {operation.id[:8]}"
+        )
     return image
 
 
 @decides
-async def warm(context: Context, name: str, memory: int | None = None) -> tuple[Template, Operation]:
-    """Have a warm template made of an image, of `memory` bytes or the image's default. Raises Conflict when it is there, or can't be."""
+async def warm(
+    context: Context, name: str, memory: int | None = None
+) -> tuple[Template, Operation]:
+    """Have a warm template made of an image, of `memory` bytes or the image's default. Raises
+    Conflict when it is there, or can't be.
+    """
     image = find_image(context.store, context.catalogue.canonical(name))
     if image.status.state != "ready" or image.meta.purge:
         raise Conflict(f"the image {image.name} is {image.status.state}", "repeat when it is ready")
     if not image.status.agent:
         raise Conflict(
-            f"the image {image.name} has no guest agent, which a warm template needs", "its servers boot at every start"
+            f"the image {image.name} has no guest agent, which a warm template needs",
+            "its servers boot at every start",
         )
     if image.status.makes_login:
         raise Conflict(
-            f"cloud-init makes the login of {image.name} ({image.status.user}) at a boot", "its servers boot at every start"
+            f"cloud-init makes the login of {image.name} ({image.status.user}) at a boot",
+            "its servers boot at every start",
         )
     host = find_host(context.store, context.host_id).status
     spec = TemplateSpec(
@@ -94,25 +114,38 @@ async def warm(context: Context, name: str, memory: int | None = None) -> tuple[
         accel="kvm" if host and host.accel == "kvm" else "tcg",
         firmware="uefi" if image.status.firmware[0] == "uefi" else "bios",
     )
-    same = [template for template in templates_of(context.store, image.id) if template.spec == spec and not template.meta.purge]
+    same = [
+        template
+        for template in templates_of(context.store, image.id)
+        if template.spec == spec and not template.meta.purge
+    ]
     there = [template for template in same if template.status.state != "failed"]
     if there:
         raise Conflict(
-            f"a warm template of {image.name} with {format_size(spec.memory)} is {there[0].status.state} already",
+            f"a warm template of {image.name} with {format_size(spec.memory)} is "
+            f"{there[0].status.state} already",
             f"virtuary image cool {image.name} removes it",
         )
     template = Template(meta=Meta(name=image.name), spec=spec)
     operation = new_operation(context, "image-warm", template)
     expect, puts = _purged(same)
-    await context.commit({image.key: image.meta.revision, **expect}, {template.key: template.dump(), **puts}, operation=operation)
+    await context.commit(
+        {image.key: image.meta.revision, **expect},
+        {template.key: template.dump(), **puts},
+        operation=operation,
+    )
     return template, operation
 
 
 @decides
 async def cool(context: Context, name: str) -> list[Template]:
-    """Remove the warm templates of an image; servers that run from them run on. Those that were there."""
+    """Remove the warm templates of an image; servers that run from them run on. Those that were
+    there.
+    """
     image = find_image(context.store, context.catalogue.canonical(name))
-    found = [template for template in templates_of(context.store, image.id) if not template.meta.purge]
+    found = [
+        template for template in templates_of(context.store, image.id) if not template.meta.purge
+    ]
     if found:
         expect, puts = _purged(found)
         await context.commit(expect, puts)
@@ -126,7 +159,9 @@ def templates_of(store: Store, image_id: str) -> list[Template]:
 
 def _purged(found: list[Template]) -> tuple[dict[str, int], dict[str, bytes]]:
     """What a transaction expects and writes to have these templates removed."""
-    gone = {template.key: template.but(meta=template.meta.but(purge=True)).dump() for template in found}
+    gone = {
+        template.key: template.but(meta=template.meta.but(purge=True)).dump() for template in found
+    }
     return {template.key: template.meta.revision for template in found}, gone
 
 

@@ -1,4 +1,6 @@
-"""What a user may ask of networks. Each function checks everything first, tells all blockers, and makes one transaction."""
+"""What a user may ask of networks. Each function checks everything first, tells all blockers, and
+makes one transaction.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ from pydantic import ValidationError
 
 from virtuary.actions import account
 from virtuary.actions.context import Context, all_vms, decides, find_host, raise_all, turn
-from virtuary.base.errors import Conflict, Exists, HostLacks, Invalid, NoRoom, NotFound, Refused, Stale, VirtuaryError
+from virtuary.base.errors import (
+    Conflict,
+    Exists,
+    HostLacks,
+    Invalid,
+    NoRoom,
+    NotFound,
+    Refused,
+    Stale,
+    VirtuaryError,
+)
 from virtuary.base.units import format_bandwidth
 from virtuary.model.bandwidth import RESERVE_PERCENT, usable
 from virtuary.model.host import Link
@@ -35,14 +47,20 @@ from virtuary.store.reading import every
 def find(store: Store, name: str) -> Network:
     """The network of this name or id; raises NotFound."""
     record = store.get(f"network-name/{name.lower()}")
-    found = store.get(f"network/{record.value.decode()}") if record else store.get(f"network/{name}")
+    found = (
+        store.get(f"network/{record.value.decode()}") if record else store.get(f"network/{name}")
+    )
     if found is None:
-        raise NotFound(f"there is no network named {name[:80]!r}", "virtuary network list shows them")
+        raise NotFound(
+            f"there is no network named {name[:80]!r}", "virtuary network list shows them"
+        )
     return Network.load(found.value, found.revision)
 
 
 def find_or_draft(context: Context, name: str) -> Network:
-    """The network of this name; the default one is made at its first use. Raises NotFound, or Conflict while it is removed."""
+    """The network of this name; the default one is made at its first use. Raises NotFound, or
+    Conflict while it is removed.
+    """
     try:
         network = find(context.store, name)
     except NotFound:
@@ -59,9 +77,13 @@ def all_networks(store: Store) -> list[Network]:
 
 
 def draft(context: Context, wish: NetworkWish) -> Network:
-    """A network as it would be made, with subnets that meet nothing; raises Invalid or Conflict with what stands against it."""
+    """A network as it would be made, with subnets that meet nothing; raises Invalid or Conflict
+    with what stands against it.
+    """
     store, blockers = context.store, absent(context)
-    used = [net for other in all_networks(store) for net in (other.spec.ipv4, other.spec.ipv6) if net]
+    used = [
+        net for other in all_networks(store) for net in (other.spec.ipv4, other.spec.ipv6) if net
+    ]
     routed = [*used, *context.routed(), *(UPLINK if is_users(context) else ())]
     for wanted in (wish.ipv4, wish.ipv6):
         blockers += _collisions(wanted, routed) if wanted else []
@@ -75,22 +97,48 @@ def draft(context: Context, wish: NetworkWish) -> Network:
     if wish.kind == "bridge" and wish.host_access:
         blockers.append(_nothing_to_open())
     if wish.kind == "bridge" and is_users(context):
-        blockers.append(Refused("only root can join servers to a physical network", "make one of kind nat or isolated"))
+        blockers.append(
+            Refused(
+                "only root can join servers to a physical network",
+                "make one of kind nat or isolated",
+            )
+        )
     if wish.name in (USER, NONE):
-        blockers.append(Invalid(f"{wish.name} is the name of a network that is always there", "choose another name"))
+        blockers.append(
+            Invalid(
+                f"{wish.name} is the name of a network that is always there", "choose another name"
+            )
+        )
     blockers += _joined(context, wish) if wish.interface else []
     raise_all(blockers)
     try:
-        return Network(meta=Meta(name=wish.name, labels=wish.labels), spec=NetworkSpec.model_validate(fields))
+        return Network(
+            meta=Meta(name=wish.name, labels=wish.labels), spec=NetworkSpec.model_validate(fields)
+        )
     except ValueError as error:
-        raise Invalid(str(error).partition("Value error, ")[2].partition(" [")[0] or str(error)) from None
+        raise Invalid(
+            str(error).partition("Value error, ")[2].partition(" [")[0] or str(error)
+        ) from None
 
 
 def _collisions(wanted: str, routed: list[str]) -> list[VirtuaryError]:
     own = ipaddress.ip_network(wanted)
     found = (ipaddress.ip_network(text, strict=False) for text in routed)
-    met = [str(net) for net in found if net.version == own.version and net.overlaps(own) and net.prefixlen]
-    return [Conflict(f"{wanted} meets {', '.join(met)}, which this host routes already", "choose another subnet")] if met else []
+    met = [
+        str(net)
+        for net in found
+        if net.version == own.version and net.overlaps(own) and net.prefixlen
+    ]
+    return (
+        [
+            Conflict(
+                f"{wanted} meets {', '.join(met)}, which this host routes already",
+                "choose another subnet",
+            )
+        ]
+        if met
+        else []
+    )
 
 
 OURS = re.compile(r"v[bl][0-9a-f]{10}(-[io])?|vt[0-9a-f]{10}n[0-9]")
@@ -98,14 +146,30 @@ OURS = re.compile(r"v[bl][0-9a-f]{10}(-[io])?|vt[0-9a-f]{10}n[0-9]")
 
 
 def _joined(context: Context, wish: NetworkWish) -> list[VirtuaryError]:
-    """Why a bridge of the physical network can't be where it is wished: that place has one network at most, and is not the host's own."""
+    """Why a bridge of the physical network can't be where it is wished: that place has one network
+    at most, and is not the host's own.
+    """
     if OURS.fullmatch(wish.interface or ""):
-        return [Conflict(f"{wish.interface} is one of Virtuary's own interfaces", "name a bridge or interface of the host's")]
+        return [
+            Conflict(
+                f"{wish.interface} is one of Virtuary's own interfaces",
+                "name a bridge or interface of the host's",
+            )
+        ]
     where = f"VLAN {wish.vlan} of {wish.interface}" if wish.vlan else f"{wish.interface}"
     place = wish.interface, wish.vlan
-    same = [other.name for other in all_networks(context.store) if (other.spec.interface, other.spec.vlan) == place]
+    same = [
+        other.name
+        for other in all_networks(context.store)
+        if (other.spec.interface, other.spec.vlan) == place
+    ]
     if same:
-        return [Conflict(f"{where} is joined by the network {same[0]} already", f"--network {same[0]}, or another --vlan")]
+        return [
+            Conflict(
+                f"{where} is joined by the network {same[0]} already",
+                f"--network {same[0]}, or another --vlan",
+            )
+        ]
     fault = context.interface_fault(wish.interface or "", wish.vlan is not None)
     return [Conflict(*fault)] if fault else []
 
@@ -118,7 +182,8 @@ def absent(context: Context) -> list[VirtuaryError]:
 
 def _nothing_to_open() -> Invalid:
     return Invalid(
-        "servers on a bridge reach this host as everybody on the physical network does: host access is not ours to give",
+        "servers on a bridge reach this host as everybody on the physical network does: host "
+        "access is not ours to give",
         "leave --host-access out; the host's own firewall decides",
     )
 
@@ -131,7 +196,11 @@ async def create(context: Context, wish: NetworkWish) -> Network:
         raise Exists(f"a network named {wish.name} is there already", "choose another name")
     network = draft(context, wish)
     expect = {f"network-name/{network.name}": 0, **waits}
-    puts = {network.key: network.dump(), f"network-name/{network.name}": network.id.encode(), **takes}
+    puts = {
+        network.key: network.dump(),
+        f"network-name/{network.name}": network.id.encode(),
+        **takes,
+    }
     revision = await context.commit(expect, puts)
     return network.but(meta=network.meta.but(revision=revision))
 
@@ -166,26 +235,46 @@ def _overpromised(context: Context, network: Network, changed: Network) -> list[
         return []
     promised = account.bandwidths([network], links, vms)[network.name]
     room = 0 if after is None else usable(after)
-    over = {direction: balance.promised for direction, balance in promised.items() if balance.promised > room}
+    over = {
+        direction: balance.promised
+        for direction, balance in promised.items()
+        if balance.promised > room
+    }
     if not over:
         return []
     told = " and ".join(f"{format_bandwidth(rate)} {direction}" for direction, rate in over.items())
     link = "one whose speed is not known" if after is None else f"one of {format_bandwidth(after)}"
     least = -(-max(over.values()) * 100 // (100 - RESERVE_PERCENT))
-    what = f"the servers of {network.name} are promised {told}, and {format_bandwidth(room)} can be of {link}"
-    return [NoRoom(what, f"take floors from them, or state {format_bandwidth(least)} at least", promised=over, room=room)]
+    what = (
+        f"the servers of {network.name} are promised {told}, and {format_bandwidth(room)} can "
+        f"be of {link}"
+    )
+    return [
+        NoRoom(
+            what,
+            f"take floors from them, or state {format_bandwidth(least)} at least",
+            promised=over,
+            room=room,
+        )
+    ]
 
 
 @decides
-async def change(context: Context, name: str, wish: NetworkChange, revision: int | None = None) -> Network:
-    """Change a network while servers are on it. Raises Stale when `revision` is not current, Invalid when fields do not fit together,
-    NoRoom when servers are promised more than a slower link has."""
+async def change(
+    context: Context, name: str, wish: NetworkChange, revision: int | None = None
+) -> Network:
+    """Change a network while servers are on it. Raises Stale when `revision` is not current,
+    Invalid when fields do not fit together, NoRoom when servers are promised more than a slower
+    link has.
+    """
     waits, takes = turn(context)
     network = find(context.store, name)
     if revision is not None and revision != network.meta.revision:
         raise Stale(f"{network.name} changed meanwhile", "look again and repeat")
     wished = wish.model_dump(exclude_unset=True)
-    given = {field: value for field, value in wished.items() if value is not None or field in CLEARED}
+    given = {
+        field: value for field, value in wished.items() if value is not None or field in CLEARED
+    }
     if network.spec.kind == "bridge" and given.get("host_access"):
         raise _nothing_to_open()
     labels = given.pop("labels", None)
@@ -197,7 +286,9 @@ async def change(context: Context, name: str, wish: NetworkChange, revision: int
     if changed == network:
         return network
     raise_all(_overpromised(context, network, changed))
-    revision = await context.commit({network.key: network.meta.revision, **waits}, {network.key: changed.dump(), **takes})
+    revision = await context.commit(
+        {network.key: network.meta.revision, **waits}, {network.key: changed.dump(), **takes}
+    )
     return changed.but(meta=changed.meta.but(revision=revision))
 
 
@@ -207,8 +298,13 @@ async def delete(context: Context, name: str) -> Network:
     network = find(context.store, name)
     users = users_of(context.store, network)
     if users:
-        names = ", ".join(vm.name + (" (in the trash)" if vm.meta.deleted else "") for vm in users[:10])
-        raise Conflict(f"the network {network.name} is used by {names}", "delete and purge these servers first, or set --network")
+        names = ", ".join(
+            vm.name + (" (in the trash)" if vm.meta.deleted else "") for vm in users[:10]
+        )
+        raise Conflict(
+            f"the network {network.name} is used by {names}",
+            "delete and purge these servers first, or set --network",
+        )
     changed = network.but(meta=network.meta.but(purge=True))
     turn = f"turn/{context.host_id}"  # a server that joins it meanwhile expects its revision
     record = context.store.get(turn)
@@ -218,16 +314,31 @@ async def delete(context: Context, name: str) -> Network:
 
 
 def users_of(store: Store, network: Network) -> list[Vm]:
-    """The servers with a NIC on it, those in the trash too, and those whose first NIC leaves it at their next start."""
-    return [vm for vm in all_vms(store) if any(nic.network_id == network.id for nic in (*vm.spec.nics, vm.nics[0]))]
+    """The servers with a NIC on it, those in the trash too, and those whose first NIC leaves it at
+    their next start.
+    """
+    return [
+        vm
+        for vm in all_vms(store)
+        if any(nic.network_id == network.id for nic in (*vm.spec.nics, vm.nics[0]))
+    ]
 
 
 def unfit(network: Network, address: str, taken: Mapping[str, str]) -> list[VirtuaryError]:
     """Why this address can't be a server's on the network."""
     assert network.spec.ipv4
     net, own = ipaddress.IPv4Network(network.spec.ipv4), ipaddress.IPv4Address(address)
-    if own not in net or own in (net.network_address, net.broadcast_address) or address in network.gateways:
-        return [Invalid(f"{address} is no address for a server of {network.name} ({net})", f"one between {net[2]} and {net[-2]}")]
+    if (
+        own not in net
+        or own in (net.network_address, net.broadcast_address)
+        or address in network.gateways
+    ):
+        return [
+            Invalid(
+                f"{address} is no address for a server of {network.name} ({net})",
+                f"one between {net[2]} and {net[-2]}",
+            )
+        ]
     if address in taken:
         return [Conflict(f"{address} is kept for {taken[address]}", "choose another address")]
     return []

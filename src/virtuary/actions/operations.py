@@ -9,10 +9,16 @@ from virtuary.model.operation import Operation
 
 @decides
 async def cancel(context: Context, identity: str) -> Operation:
-    """Wish that an operation ends; whoever carries it out undoes what it began. Raises Conflict when it has ended."""
+    """Wish that an operation ends; whoever carries it out undoes what it began. Raises Conflict
+    when it has ended.
+    """
     operation = find_operation(context.store, identity)
     if operation.ended:
-        raise Conflict(f"the operation {operation.id[:8]} has ended already: {operation.status.phase}")
+        raise Conflict(
+            f"the operation {operation.id[:8]} has ended already: {operation.status.phase}"
+        )
     changed = operation.but(spec=operation.spec.but(cancel=True))
-    revision = await context.store.txn({operation.key: operation.meta.revision}, {operation.key: changed.dump()})
+    revision = await context.store.txn(
+        {operation.key: operation.meta.revision}, {operation.key: changed.dump()}
+    )
     return changed.but(meta=changed.meta.but(revision=revision))

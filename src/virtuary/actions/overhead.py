@@ -1,4 +1,5 @@
-"""What a server's emulation needs of the host besides the memory its guest was given. A measured model; see docs/benchmarks.md.
+"""What a server's emulation needs of the host besides the memory its guest was given. A measured
+model; see docs/benchmarks.md.
 
 Kept honest by `show`, which tells the model's figure beside what the processes really take.
 """
@@ -10,17 +11,23 @@ from virtuary.model.resources import translation_buffer
 from virtuary.model.vm import VmSpec
 
 QEMU = 48 * MIB
-"""The process with the devices every server has: its heap, its own pages of the program and libraries."""
+"""The process with the devices every server has: its heap, its own pages of the program and
+libraries.
+"""
 NETWORK = 14 * MIB
 """The process that serves a private network."""
 EACH_CPU = 2 * MIB
 MEMORY_SHARE = 256
 """One byte in so many of the guest's memory: page tables and what QEMU notes about pages."""
 TRANSLATED = 176 * MIB
-"""Translated code of an emulated Debian that has booted and does something; never more than its buffer for that."""
+"""Translated code of an emulated Debian that has booted and does something; never more than its
+buffer for that.
+"""
 
 
 def of(spec: VmSpec, accel: str, began: int | None = None) -> int:
     """Bytes; `began`: memory its process began with, by which its buffers were made. Pure."""
-    emulated = 0 if accel == "kvm" else min(translation_buffer(began or spec.memory) * MIB, TRANSLATED)
+    emulated = (
+        0 if accel == "kvm" else min(translation_buffer(began or spec.memory) * MIB, TRANSLATED)
+    )
     return QEMU + NETWORK + EACH_CPU * spec.cpus + spec.memory // MEMORY_SHARE + emulated

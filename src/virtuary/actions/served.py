@@ -1,4 +1,6 @@
-"""The names by which servers are known on their networks: each is one NIC's, and none is a word of the network itself."""
+"""The names by which servers are known on their networks: each is one NIC's, and none is a word of
+the network itself.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,20 @@ LONGEST = 63
 """Characters of a label in DNS (RFC 1035)."""
 
 
-def unfit(context: Context, vm_id: str, name: str, nics: Sequence[Nic], drafted: Collection[Network] = ()) -> list[VirtuaryError]:
-    """Why a server with these NICs can't have this name. `drafted`: networks that are made with it."""
+def unfit(
+    context: Context, vm_id: str, name: str, nics: Sequence[Nic], drafted: Collection[Network] = ()
+) -> list[VirtuaryError]:
+    """Why a server with these NICs can't have this name. `drafted`: networks that are made with
+    it.
+    """
     if name in RESERVED:
         return [Invalid(f"{name} is {RESERVED[name]}", "choose another name")]
     networks = {network.id: network for network in (*_networks(context), *drafted)}
-    wanted = [(networks[nic.network_id], name_of(name, nic.number)) for nic in nics if nic.network_id in networks]
+    wanted = [
+        (networks[nic.network_id], name_of(name, nic.number))
+        for nic in nics
+        if nic.network_id in networks
+    ]
     held = {
         (nic.network_id, name_of(vm.name, nic.number)): (vm, nic)
         for vm in (all_vms(context.store) if wanted else ())
@@ -42,11 +52,19 @@ def _unfit(network: Network, label: str, holder: tuple[Vm, Nic] | None) -> Itera
     if label == network.spec.domain:
         yield Invalid(f"{label} is the domain of the network {network.name}", "choose another name")
     if len(label) > LONGEST:
-        yield Invalid(f"{label} is too long for a name on the network {network.name}", f"at most {LONGEST} characters")
+        yield Invalid(
+            f"{label} is too long for a name on the network {network.name}",
+            f"at most {LONGEST} characters",
+        )
     if holder:
         vm, nic = holder
-        whose = f"the name of NIC {nic.number} of {vm.name}" if nic.number else "another server's name"
-        yield Exists(f"{label} is {whose} on the network {network.name} already", "choose another name, or another network")
+        whose = (
+            f"the name of NIC {nic.number} of {vm.name}" if nic.number else "another server's name"
+        )
+        yield Exists(
+            f"{label} is {whose} on the network {network.name} already",
+            "choose another name, or another network",
+        )
 
 
 def _networks(context: Context) -> list[Network]:

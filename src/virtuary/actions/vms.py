@@ -1,4 +1,6 @@
-"""What a user may ask of servers. Each function checks everything first, tells all blockers, and makes one transaction."""
+"""What a user may ask of servers. Each function checks everything first, tells all blockers, and
+makes one transaction.
+"""
 
 from __future__ import annotations
 
@@ -61,23 +63,37 @@ def draft(context: Context, wish: VmWish) -> Draft:
     blockers += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
     spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics))
     vm = Vm(meta=meta, spec=spec)
-    blockers += room(context, vm.but(status=vm.status.but(disk_size=spec.disk or image.status.virtual_size)))
+    blockers += room(
+        context, vm.but(status=vm.status.but(disk_size=spec.disk or image.status.virtual_size))
+    )
     blockers += ports.taken(context, spec.publish, None)
-    if image.status.state == "ready" and spec.disk is not None and spec.disk < image.status.virtual_size:
+    if (
+        image.status.state == "ready"
+        and spec.disk is not None
+        and spec.disk < image.status.virtual_size
+    ):
         needed = format_size(image.status.virtual_size)
         blockers.append(
             Invalid(
-                f"the image {image.name} needs a disk of {needed} and {format_size(spec.disk)} were asked for", f"--disk {needed}"
+                f"the image {image.name} needs a disk of {needed} and {format_size(spec.disk)} "
+                "were asked for",
+                f"--disk {needed}",
             )
         )
     if wish.user_data is not None and _lacks_cloud_init(image):
-        blockers.append(Invalid(NO_CLOUD_INIT.format(image=image.name), "leave out --user-data, or choose debian"))
+        blockers.append(
+            Invalid(
+                NO_CLOUD_INIT.format(image=image.name), "leave out --user-data, or choose debian"
+            )
+        )
     kind = "launch" if wish.power != "stopped" else "create"
     return Draft(vm, image, new_operation(context, kind, vm), image_operation, joined, blockers)
 
 
 def _lacks_cloud_init(image: Image) -> bool:
-    """Whether it is known that user data would be read by nobody; an image that is not made yet may turn out so later."""
+    """Whether it is known that user data would be read by nobody; an image that is not made yet may
+    turn out so later.
+    """
     source = image.spec.source
     if image.status.state == "ready":
         return not image.status.cloud_init
@@ -94,11 +110,18 @@ def new_name(store: Store, wanted: str | None, blockers: list[VirtuaryError]) ->
         except ValueError as error:
             blockers.append(Invalid(str(error)))
     if name in taken:
-        blockers.append(Exists(f"a server named {name} is there already", f"choose another name, or virtuary delete {name}"))
+        blockers.append(
+            Exists(
+                f"a server named {name} is there already",
+                f"choose another name, or virtuary delete {name}",
+            )
+        )
     return name
 
 
-def _image(context: Context, name: str, blockers: list[VirtuaryError]) -> tuple[Image, Operation | None]:
+def _image(
+    context: Context, name: str, blockers: list[VirtuaryError]
+) -> tuple[Image, Operation | None]:
     try:
         found = images.resolve(context, name)
     except NotFound as error:
@@ -106,7 +129,9 @@ def _image(context: Context, name: str, blockers: list[VirtuaryError]) -> tuple[
         return Image(meta=Meta(name=name), spec={"source": {"kind": "build"}}), None
     if isinstance(found, Image):
         if found.meta.purge:
-            blockers.append(Conflict(f"the image {found.name} is being removed", "repeat in a moment"))
+            blockers.append(
+                Conflict(f"the image {found.name} is being removed", "repeat in a moment")
+            )
         elif found.status.state == "failed":
             again = found.but(status=found.status.but(state="absent", reason=None))
             return again, new_operation(context, f"image-{found.spec.source.kind}", again)
@@ -151,7 +176,9 @@ def _spec(wish: VmWish, image: Image, host_id: str, joined: tuple[Nic, ...]) -> 
 
 @decides
 async def create(context: Context, wish: VmWish) -> tuple[Vm, Operation]:
-    """Create a server, and start it unless it is wished stopped; its image is made first where it is missing."""
+    """Create a server, and start it unless it is wished stopped; its image is made first where it
+    is missing.
+    """
     waits, takes = turn(context)
     plan = draft(context, wish)
     raise_all(plan.blockers)
@@ -173,7 +200,9 @@ async def create(context: Context, wish: VmWish) -> tuple[Vm, Operation]:
 
 
 def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]:
-    """What the host has not enough of for this server, with the number that is missing; `own`: the same one as it is now."""
+    """What the host has not enough of for this server, with the number that is missing; `own`: the
+    same one as it is now.
+    """
     host = find_host(context.store, context.host_id).status
     if host is None:
         return []
@@ -183,7 +212,11 @@ def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]
     wanted = account.claim_of(vm, host)
     short = account.shortage(wanted, account.balances(host, all_vms(context.store)), held)
     blockers += [error for error in short if error.details["resource"] not in never]
-    if wanted.disk > held.disk and context.disk_free is not None and context.disk_free < host.reserve_disk:
+    if (
+        wanted.disk > held.disk
+        and context.disk_free is not None
+        and context.disk_free < host.reserve_disk
+    ):
         blockers.append(account.full(host, wanted.disk - held.disk, context.disk_free))
     return blockers
 
@@ -192,7 +225,9 @@ def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]
 
 
 async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[Vm, Operation]:
-    """start, stop, restart, pause or resume: a wish about power, and the operation that tells when it is true."""
+    """start, stop, restart, pause or resume: a wish about power, and the operation that tells when
+    it is true.
+    """
     if deed == "start":
         await ports.settle(context, find_vm(context.store, name))
     return await _power(context, name, deed, **params)
@@ -206,16 +241,32 @@ async def _power(context: Context, name: str, deed: str, **params: Any) -> tuple
     if deed == "start":
         check_not_read(context.store, vm)
     ended = _superseded(context, vm, deed)
-    wanted = {"start": "running", "stop": "stopped", "restart": "running", "pause": "paused", "resume": "running"}[deed]
+    wanted = {
+        "start": "running",
+        "stop": "stopped",
+        "restart": "running",
+        "pause": "paused",
+        "resume": "running",
+    }[deed]
     restarts = vm.spec.restarts + 1 if deed == "restart" else vm.spec.restarts
     status = vm.status.but(crashes=()) if deed == "start" else vm.status
     changed = vm.but(spec=vm.spec.but(power=wanted, restarts=restarts), status=status)
     if deed == "start":
         shared = networks.absent(context) if any(nic.network_id for nic in vm.spec.nics) else []
-        raise_all([*shared, *room(context, changed, vm), *ports.taken(context, vm.spec.publish, vm, starting=True)])
+        raise_all(
+            [
+                *shared,
+                *room(context, changed, vm),
+                *ports.taken(context, vm.spec.publish, vm, starting=True),
+            ]
+        )
     operation = new_operation(context, deed, vm, **params)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
-    puts = {vm.key: changed.dump(), **{item.key: _cancelled(item, deed).dump() for item in ended}, **takes}
+    puts = {
+        vm.key: changed.dump(),
+        **{item.key: _cancelled(item, deed).dump() for item in ended},
+        **takes,
+    }
     await context.commit(expect, puts, operation=operation)
     return changed, operation
 
@@ -242,7 +293,9 @@ def _superseded(context: Context, vm: Vm, deed: str) -> list[Operation]:
     if deed in ("stop", "delete"):
         return under_way
     for operation in under_way:
-        if not (operation.spec.kind in START_KINDS and deed in ("pause", "resume") and vm.status.runtime):
+        if not (
+            operation.spec.kind in START_KINDS and deed in ("pause", "resume") and vm.status.runtime
+        ):
             raise Busy(
                 f"{vm.name} is busy: {operation.spec.kind} is under way",
                 f"virtuary operation wait {operation.id[:8]}, or cancel it",
@@ -252,7 +305,9 @@ def _superseded(context: Context, vm: Vm, deed: str) -> list[Operation]:
 
 
 def _cancelled(operation: Operation, by: str) -> Operation:
-    status = operation.status.but(phase="cancelled", ended=utcnow(), progress=None, stage=f"superseded by {by}")
+    status = operation.status.but(
+        phase="cancelled", ended=utcnow(), progress=None, stage=f"superseded by {by}"
+    )
     return operation.but(status=status)
 
 
@@ -271,26 +326,41 @@ class Change(NamedTuple):
 
 
 def draft_change(context: Context, vm: Vm, wish: VmChange) -> Change:
-    """A server as it would be after a change, and everything that stands against it; nothing is written."""
+    """A server as it would be after a change, and everything that stands against it; nothing is
+    written.
+    """
     given = {
-        field: value for field, value in wish.model_dump(exclude_unset=True).items() if value is not None or field in CLEARED
+        field: value
+        for field, value in wish.model_dump(exclude_unset=True).items()
+        if value is not None or field in CLEARED
     }
     labels = given.pop("labels", None)
     before = vm.spec.model_dump()
     for field in NESTED:
         if field in given:
             given[field] = {**before[field], **given[field]}
-    joined = nics.join(context, vm.id, wish.nics, vm) if wish.nics is not None else nics.Joined(vm.spec.nics)
+    joined = (
+        nics.join(context, vm.id, wish.nics, vm)
+        if wish.nics is not None
+        else nics.Joined(vm.spec.nics)
+    )
     given["nics"] = joined.nics
     spec = checked(lambda: VmSpec.model_validate({**before, **given}))
     blockers = joined.blockers + nics.unpublishable(context, spec.nics, spec.publish)
     size = vm.status.disk_size
     if wish.disk is not None and size and wish.disk < size:
         blockers.append(
-            Invalid(f"the disk of {vm.name} is {format_size(size)}: disks only grow", "copy what is needed to a smaller server")
+            Invalid(
+                f"the disk of {vm.name} is {format_size(size)}: disks only grow",
+                "copy what is needed to a smaller server",
+            )
         )
     blockers += ports.taken(context, spec.publish, vm)
-    blockers += served.unfit(context, vm.id, vm.name, spec.nics, joined.networks.values()) if wish.nics is not None else []
+    blockers += (
+        served.unfit(context, vm.id, vm.name, spec.nics, joined.networks.values())
+        if wish.nics is not None
+        else []
+    )
     meta = vm.meta.but(labels=vm.meta.labels if labels is None else labels)
     if waits_for_start(vm, spec):
         meta = meta.but(generation=vm.meta.generation + 1)
@@ -299,9 +369,13 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> Change:
 
 
 @decides
-async def change(context: Context, name: str, wish: VmChange, revision: int | None = None) -> tuple[Vm, Operation | None]:
-    """Change fields of a server. What a running one can be given at once is an operation to follow, unless another one is under way; what it
-    can't takes effect at its next start. Raises Stale when `revision` is not current."""
+async def change(
+    context: Context, name: str, wish: VmChange, revision: int | None = None
+) -> tuple[Vm, Operation | None]:
+    """Change fields of a server. What a running one can be given at once is an operation to follow,
+    unless another one is under way; what it can't takes effect at its next start. Raises Stale when
+    `revision` is not current.
+    """
     waits, takes = turn(context)
     vm = find_vm(context.store, name)
     if revision is not None and revision != vm.meta.revision:
@@ -314,9 +388,14 @@ async def change(context: Context, name: str, wish: VmChange, revision: int | No
     if resized := [field for field in RESIZED if lives(vm, changed.spec, field)]:
         check_free(context.store, vm)
     if resized or (tunes(vm, changed.spec) and not active(context.store, vm.key)):
-        operation = new_operation(context, "set", vm, **{field: getattr(vm.spec, field) for field in resized})
+        operation = new_operation(
+            context, "set", vm, **{field: getattr(vm.spec, field) for field in resized}
+        )
     joins, makes = nics.made(joined)
-    expect, puts = {vm.key: vm.meta.revision, **waits, **joins}, {vm.key: changed.dump(), **takes, **makes}
+    expect, puts = (
+        {vm.key: vm.meta.revision, **waits, **joins},
+        {vm.key: changed.dump(), **takes, **makes},
+    )
     written = await context.commit(expect, puts, operation=operation)
     return changed.but(meta=changed.meta.but(revision=written)), operation
 
@@ -331,12 +410,20 @@ def waits_for_start(vm: Vm, spec: VmSpec) -> list[str]:
     """The fields whose change takes effect at the next start only. Pure."""
     old = vm.spec
     waiting = [field for field in AT_START if getattr(old, field) != getattr(spec, field)]
-    waiting += [f"cpu.{field}" for field in ("sockets", "threads", "node") if getattr(old.cpu, field) != getattr(spec.cpu, field)]
+    waiting += [
+        f"cpu.{field}"
+        for field in ("sockets", "threads", "node")
+        if getattr(old.cpu, field) != getattr(spec.cpu, field)
+    ]
     if old.publish != spec.publish and vm.nics[0].network == USER:
         waiting.append("publish")  # whoever serves such a network listens from its start on
     if old.nics[0].wiring != spec.nics[0].wiring:
         waiting.append("nics")  # the first can't be plugged
-    return waiting + [field for field in RESIZED if getattr(old, field) != getattr(spec, field) and not lives(vm, spec, field)]
+    return waiting + [
+        field
+        for field in RESIZED
+        if getattr(old, field) != getattr(spec, field) and not lives(vm, spec, field)
+    ]
 
 
 def lives(vm: Vm, spec: VmSpec, field: str) -> bool:
@@ -344,7 +431,12 @@ def lives(vm: Vm, spec: VmSpec, field: str) -> bool:
     runtime = vm.status.runtime
     shape = runtime.shape if runtime else None
     wanted = getattr(spec, field)
-    if shape is None or wanted == getattr(vm.spec, field) or vm.status.identity is None or vm.spec.power != "running":
+    if (
+        shape is None
+        or wanted == getattr(vm.spec, field)
+        or vm.status.identity is None
+        or vm.spec.power != "running"
+    ):
         return False
     match field:
         case "cpus":
@@ -364,12 +456,15 @@ def tunes(vm: Vm, spec: VmSpec) -> bool:
 
 @decides
 async def rename(context: Context, name: str, new_name: str) -> Vm:
-    """Give a server another name; its id, disks and addresses stay, and firewall rules that name it mean it still. The guest takes its new
-    hostname at the next start."""
+    """Give a server another name; its id, disks and addresses stay, and firewall rules that name it
+    mean it still. The guest takes its new hostname at the next start.
+    """
     waits, takes = turn(context)
     vm = find_vm(context.store, name)
     if vm.meta.deleted:
-        raise Conflict(f"{vm.name} lies in the trash", f"virtuary undelete {vm.name} --as ANOTHER-NAME")
+        raise Conflict(
+            f"{vm.name} lies in the trash", f"virtuary undelete {vm.name} --as ANOTHER-NAME"
+        )
     try:
         wanted = check_name(new_name)
     except ValueError as error:
@@ -386,59 +481,93 @@ async def rename(context: Context, name: str, new_name: str) -> Vm:
 
 
 def _follow(context: Context, old: str, new: str) -> tuple[dict[str, int], dict[str, bytes]]:
-    """What is expected and written of the firewall groups whose rules name a server that is called otherwise from now on."""
+    """What is expected and written of the firewall groups whose rules name a server that is called
+    otherwise from now on.
+    """
     found = firewalls.renamed(context.store, old, new) if old != new else {}
-    return {key: revision for key, (revision, _) in found.items()}, {key: value for key, (_, value) in found.items()}
+    return {key: revision for key, (revision, _) in found.items()}, {
+        key: value for key, (_, value) in found.items()
+    }
 
 
 @decides
-async def delete(context: Context, name: str, *, now: bool = False, force: bool = False) -> Operation:
+async def delete(
+    context: Context, name: str, *, now: bool = False, force: bool = False
+) -> Operation:
     """Move a server to the trash, or with `now` remove it for good. One that runs needs `force`."""
     vm = find_vm(context.store, name, suggest=False)
     if vm.spec.protect:
         raise Conflict(f"{vm.name} is protected", f"virtuary set {vm.name} --no-protect")
     if (vm.status.runtime or vm.status.state == "starting") and not force:
-        raise Conflict(f"{vm.name} is {vm.status.state}", f"virtuary stop {vm.name} first, or delete it with --force")
+        raise Conflict(
+            f"{vm.name} is {vm.status.state}",
+            f"virtuary stop {vm.name} first, or delete it with --force",
+        )
     ended = _superseded(context, vm, "delete")
     changed = vm.but(
         spec=vm.spec.but(power="stopped"),
-        meta=vm.meta.but(deleted=vm.meta.deleted or utcnow(), purge=now or not vm.status.disk_ready),
+        meta=vm.meta.but(
+            deleted=vm.meta.deleted or utcnow(), purge=now or not vm.status.disk_ready
+        ),
     )
     operation = new_operation(context, "delete", vm, force=True)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}}
-    puts = {vm.key: changed.dump(), **{item.key: _cancelled(item, "delete").dump() for item in ended}}
-    names = [] if vm.meta.deleted else [f"vm-name/{vm.name}"]  # in the trash it has given its name back
+    puts = {
+        vm.key: changed.dump(),
+        **{item.key: _cancelled(item, "delete").dump() for item in ended},
+    }
+    # in the trash it has given its name back
+    names = [] if vm.meta.deleted else [f"vm-name/{vm.name}"]
     await context.commit(expect, puts, names, operation=operation)
     return operation
 
 
 def find_trashed(store: Store, name: str) -> Vm:
-    """The server of this name or id in the trash. Raises NotFound; Conflict where several have the name, with their ids."""
+    """The server of this name or id in the trash. Raises NotFound; Conflict where several have the
+    name, with their ids.
+    """
     vms = every(store, Vm)
-    found = [vm for vm in vms if vm.meta.deleted and not vm.meta.purge and name.lower() in (vm.name, vm.id)]
+    found = [
+        vm
+        for vm in vms
+        if vm.meta.deleted and not vm.meta.purge and name.lower() in (vm.name, vm.id)
+    ]
     if not found:
-        raise NotFound(f"no server named {name[:80]!r} lies in the trash", "virtuary list --trash shows what does")
+        raise NotFound(
+            f"no server named {name[:80]!r} lies in the trash",
+            "virtuary list --trash shows what does",
+        )
     if len(found) > 1:
         found.sort(key=lambda vm: vm.meta.deleted or utcnow())
-        words = ", ".join(f"{vm.id} (deleted {vm.meta.deleted:%Y-%m-%d %H:%M:%S} UTC)" for vm in found)
-        raise Conflict(f"{len(found)} servers named {name} lie in the trash: {words}", "name the one that is meant by its id")
+        words = ", ".join(
+            f"{vm.id} (deleted {vm.meta.deleted:%Y-%m-%d %H:%M:%S} UTC)" for vm in found
+        )
+        raise Conflict(
+            f"{len(found)} servers named {name} lie in the trash: {words}",
+            "name the one that is meant by its id",
+        )
     return found[0]
 
 
 @decides
 async def undelete(context: Context, name: str, new_name: str | None = None) -> Vm:
-    """Take a server back from the trash, stopped; under another name if its own is taken meanwhile. Raises NoRoom where the bandwidth
-    that it was promised is others' now."""
+    """Take a server back from the trash, stopped; under another name if its own is taken meanwhile.
+    Raises NoRoom where the bandwidth that it was promised is others' now.
+    """
     waits, takes = turn(context)
     vm = find_trashed(context.store, name)
     wanted = check_name(new_name) if new_name else vm.name
     if context.store.get(f"vm-name/{wanted}"):
-        raise Exists(f"a server named {wanted} is there already", f"virtuary undelete {vm.name} --as ANOTHER-NAME")
+        raise Exists(
+            f"a server named {wanted} is there already",
+            f"virtuary undelete {vm.name} --as ANOTHER-NAME",
+        )
     check_free(context.store, vm)
     raise_all([*nics.unpromised(context, vm), *served.unfit(context, vm.id, wanted, vm.spec.nics)])
     changed = vm.but(meta=vm.meta.but(deleted=None, name=wanted))
     expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0, **waits}
-    taken = context.store.get(f"vm-name/{vm.name}")  # then its old name is another one's, and so are the rules
+    # then its old name is another one's, and so are the rules
+    taken = context.store.get(f"vm-name/{vm.name}")
     joins, makes = _follow(context, vm.name, wanted) if not taken else ({}, {})
     puts = {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes, **makes}
     revision = await context.commit(expect | joins, puts)

@@ -1,6 +1,8 @@
-"""What each operation of the API answers, as the OpenAPI document tells it: shapes only, for who generates a client.
+"""What each operation of the API answers, as the OpenAPI document tells it: shapes only, for who
+generates a client.
 
-Routes write their bodies themselves; that these fit is held by the contract's tests. An answer that is a document stands in `model/`.
+Routes write their bodies themselves; that these fit is held by the contract's tests. An answer that
+is a document stands in `model/`.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class Problem(Answer):
 
 
 class Page(Answer, Generic[Item]):
-    """Documents by key. `next` is the cursor of the next page, null on the last one; `revision` is where events go on from here."""
+    """Documents by key. `next` is the cursor of the next page, null on the last one; `revision` is
+    where events go on from here.
+    """
 
     items: list[Item]
     next: str | None

@@ -43,7 +43,17 @@ HEAD_CAP = 32 * 1024
 """Bytes of a request's target and headers; the query is the target's, and may have half of them."""
 ENDLESS = ("/v1/events",)
 _JSON = re.compile(r"application/([a-z0-9.-]+\+)?json")
-EXTENSIONS = ["dry-run", "events", "exec", "firewall", "idempotency", "networks", "operations", "serial-console", "usage"]
+EXTENSIONS = [
+    "dry-run",
+    "events",
+    "exec",
+    "firewall",
+    "idempotency",
+    "networks",
+    "operations",
+    "serial-console",
+    "usage",
+]
 
 
 def make_app(parts: Parts) -> FastAPI:
@@ -85,7 +95,8 @@ def _find_large(routers: Iterable[APIRouter]) -> list[Large]:
 
 
 class Door:
-    """Authenticate, cap the size, then let it be parsed; one line of log for every change. Wraps every HTTP route.
+    """Authenticate, cap the size, then let it be parsed; one line of log for every change. Wraps
+    every HTTP route.
 
     The body of all but `large` routes is read here, and held against what a parser can bear.
     """
@@ -123,18 +134,34 @@ class Door:
         await self._app(scope, receive, answering)
 
     async def _admit(self, request: Request) -> Receive:
-        """Where the application is to read the body; raises Invalid for a request that is too much."""
-        path, head = request.scope["path"], sum(len(name) + len(value) for name, value in request.headers.raw)
-        if len(request.url.query) > HEAD_CAP // 2 or len(path) + len(request.url.query) + head > HEAD_CAP:
-            raise Invalid(f"a request's address and headers may hold at most {HEAD_CAP} bytes, its query half of them")
+        """Where the application is to read the body; raises Invalid for a request that is too
+        much.
+        """
+        path, head = (
+            request.scope["path"],
+            sum(len(name) + len(value) for name, value in request.headers.raw),
+        )
+        if (
+            len(request.url.query) > HEAD_CAP // 2
+            or len(path) + len(request.url.query) + head > HEAD_CAP
+        ):
+            raise Invalid(
+                f"a request's address and headers may hold at most {HEAD_CAP} bytes, its query "
+                "half of them"
+            )
         for large in self._large:
             if request.method in large.methods and large.path.match(path):
                 _check_length(request, large.cap)
                 return request.receive
         _check_length(request, BODY_CAP)
         body = await _read(request)
-        if body and not _JSON.fullmatch(request.headers.get("content-type", "").partition(";")[0].strip().lower()):
-            raise NotJson("the request body is of another type than JSON", "send it with Content-Type: application/json")
+        if body and not _JSON.fullmatch(
+            request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        ):
+            raise NotJson(
+                "the request body is of another type than JSON",
+                "send it with Content-Type: application/json",
+            )
         if excess := find_excess(body):
             raise Invalid(f"the request body holds {excess}")
         return _after(body, request.receive)
@@ -142,7 +169,12 @@ class Door:
 
 def _check_length(request: Request, cap: int) -> None:
     length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or len(length) > 18 or int(length) > cap or "transfer-encoding" in request.headers:
+    if (
+        not length.isdecimal()
+        or len(length) > 18
+        or int(length) > cap
+        or "transfer-encoding" in request.headers
+    ):
         raise _too_long(cap)
 
 
@@ -171,16 +203,30 @@ def _after(body: bytes, receive: Receive) -> Receive:
 
 def _log(request: Request, status: int, seconds: float) -> None:
     route = f"{request.method} {request.url.path}"
-    say(logger, "request", actor=request.state.actor, route=route, status=status, took=f"{seconds * 1000:.0f}ms")
+    say(
+        logger,
+        "request",
+        actor=request.state.actor,
+        route=route,
+        status=status,
+        took=f"{seconds * 1000:.0f}ms",
+    )
 
 
 def _add_host_routes(app: FastAPI) -> None:
     @app.get("/", tags=["host"], response_model=answers.About)
     async def root() -> dict[str, Any]:
         """Which versions of the API are spoken here, and what it can do."""
-        return {"name": "virtuary", "version": __version__, "versions": ["v1"], "extensions": EXTENSIONS}
+        return {
+            "name": "virtuary",
+            "version": __version__,
+            "versions": ["v1"],
+            "extensions": EXTENSIONS,
+        }
 
-    @app.get("/healthz", tags=["host"], response_model=answers.Health, response_model_exclude_none=True)
+    @app.get(
+        "/healthz", tags=["host"], response_model=answers.Health, response_model_exclude_none=True
+    )
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
@@ -192,4 +238,7 @@ def _add_host_routes(app: FastAPI) -> None:
     async def doctor(parts: P) -> dict[str, Any]:
         """Everything a launch depends on, each with a remedy."""
         checks = await examine(parts.node.site)
-        return {"healthy": all(check.state != "missing" for check in checks), "checks": [check.model_dump() for check in checks]}
+        return {
+            "healthy": all(check.state != "missing" for check in checks),
+            "checks": [check.model_dump() for check in checks],
+        }

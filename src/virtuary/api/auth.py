@@ -1,7 +1,7 @@
 """Who is calling: the user at the other end of the Unix socket, told by the kernel.
 
-In user mode only the same user (and root) is let in; in system mode root and the members of the group `virtuary`. Everything
-else is refused before anything is parsed.
+In user mode only the same user (and root) is let in; in system mode root and the members of the
+group `virtuary`. Everything else is refused before anything is parsed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def actor(uid: int | None) -> str:
         raise Refused("only local callers on the daemon's socket are served")
     if uid not in (0, os.getuid()) and not _is_member(uid):
         raise Refused(
-            "this user may not administer virtual servers here", f"an administrator can add the user to the group {GROUP}"
+            "this user may not administer virtual servers here",
+            f"an administrator can add the user to the group {GROUP}",
         )
     try:
         return pwd.getpwuid(uid).pw_name
@@ -63,7 +64,9 @@ def _is_member(uid: int) -> bool:
 
 
 def listening_socket(path: str, system: bool) -> socket.socket:
-    """The daemon's socket, made by us: 0660 root:virtuary in system mode where the group exists, else 0600."""
+    """The daemon's socket, made by us: 0660 root:virtuary in system mode where the group exists,
+    else 0600.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     if os.path.exists(path):
         os.unlink(path)

@@ -35,7 +35,8 @@ async def described(parts: Parts) -> HostStatus:
     used = [(point.at, point.mean["pool_used"]) for point in week if "pool_used" in point.mean]
     pool = Pool(
         name="default", size=status.disk, free=status.disk_free, promised=balances["disk"].promised,
-        allocated=allocated(parts.node.site, vms), full_in=account.forecast(used, status.disk_free - status.reserve_disk),
+        allocated=allocated(parts.node.site, vms), full_in=account.forecast(used,
+        status.disk_free - status.reserve_disk),
     )  # fmt: skip
     bandwidth = account.bandwidths(all_networks(parts.store), status.links, vms)
     return status.but(account=balances, pools=(pool,), bandwidth=bandwidth)
@@ -60,34 +61,52 @@ async def capacity(
     network: str = DEFAULT,
     count: Annotated[int | None, Query(ge=1)] = None,
 ) -> dict[str, Any]:
-    """How many more servers of this shape there is room for, and what runs out first; with `count` whether so many fit.
+    """How many more servers of this shape there is room for, and what runs out first; with `count`
+    whether so many fit.
 
     `bandwidth`: bits a second that each is sure of, both ways, on the network.
     """
     status = await host_status(parts.node.site)
     vms = all_vms(parts.store)
     link = _link(parts, network, status, vms) if bandwidth else {}
-    spec = checked(lambda: VmSpec(image="any", cpus=cpus, memory=memory, disk=disk, cpu=Cpu(reserve=cpu_reserve)))
+    spec = checked(
+        lambda: VmSpec(
+            image="any", cpus=cpus, memory=memory, disk=disk, cpu=Cpu(reserve=cpu_reserve)
+        )
+    )
     fit = account.fit(spec, status, vms, bandwidth, link)
     enough = None if count is None else fit.servers >= count
     missing = None
     if count is not None and not enough:
         needed = account.Claim(*(amount * count for amount in fit.each))
-        found = account.alone(spec, status) + account.shortage(needed, account.balances(status, vms))
-        found += [account.full(status, needed.disk, status.disk_free)] if status.disk_free < status.reserve_disk else []
+        found = account.alone(spec, status) + account.shortage(
+            needed, account.balances(status, vms)
+        )
+        found += (
+            [account.full(status, needed.disk, status.disk_free)]
+            if status.disk_free < status.reserve_disk
+            else []
+        )
         found += account.bandwidth_shortage(bandwidth * count, link) if bandwidth else []
         missing = "; ".join(error.sentence for error in found)
     return {
-        "servers": fit.servers, "limit": fit.limit, "each": {**fit.each._asdict(), "bandwidth": bandwidth}, "by": fit.by,
+        "servers": fit.servers, "limit": fit.limit, "each": {**fit.each._asdict(),
+        "bandwidth": bandwidth}, "by": fit.by,
         "wanted": count, "fits": enough, "missing": missing,
     }  # fmt: skip
 
 
-def _link(parts: Parts, name: str, status: HostStatus, vms: list[Vm]) -> Mapping[Direction, Balance]:
-    """What of a network's link is promised; raises NotFound, or NoRoom where nobody knows its speed."""
+def _link(
+    parts: Parts, name: str, status: HostStatus, vms: list[Vm]
+) -> Mapping[Direction, Balance]:
+    """What of a network's link is promised; raises NotFound, or NoRoom where nobody knows its
+    speed.
+    """
     network = find(parts.store, name)
     link = account.bandwidths([network], status.links, vms).get(network.name)
     if link is None:
         remedy = f"virtuary network set {network.name} --speed 1Gbit"
-        raise NoRoom(f"nothing of the link of {network.name} is promised: its speed is not known", remedy)
+        raise NoRoom(
+            f"nothing of the link of {network.name} is promised: its speed is not known", remedy
+        )
     return link

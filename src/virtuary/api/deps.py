@@ -1,4 +1,6 @@
-"""What every route needs: the daemon's parts, the caller, the context of an action, pages and entity tags."""
+"""What every route needs: the daemon's parts, the caller, the context of an action, pages and
+entity tags.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,16 @@ IdempotencyKey = Annotated[str | None, Header(max_length=200)]
 
 
 async def context(request: Request, idempotency_key: IdempotencyKey = None) -> Context:
-    """The context of an action; with an Idempotency-Key the mark that lets a repetition be recognised."""
+    """The context of an action; with an Idempotency-Key the mark that lets a repetition be
+    recognised.
+    """
     return _context(request, idempotency_key, await request.body() if idempotency_key else b"")
 
 
 async def upload_context(request: Request, idempotency_key: IdempotencyKey = None) -> Context:
-    """The same where the body is streamed: a repetition is known by its address and its length, and the body is not read for it."""
+    """The same where the body is streamed: a repetition is known by its address and its length, and
+    the body is not read for it.
+    """
     return _context(request, idempotency_key, request.headers.get("content-length", "").encode())
 
 
@@ -76,7 +82,9 @@ def _context(request: Request, idempotency_key: str | None, body: bytes) -> Cont
 
 
 def replay(context: Context) -> Operation | bool | None:
-    """What a repeated request did the first time: its operation, True when it had none; None when it is new. Raises Invalid."""
+    """What a repeated request did the first time: its operation, True when it had none; None when
+    it is new. Raises Invalid.
+    """
     record = context.store.get(context.mark[0]) if context.mark else None
     if record is None or context.mark is None:
         return None
@@ -92,7 +100,9 @@ P = Annotated[Parts, Depends(parts)]
 DryRun = Annotated[bool, Query(description="tell the plan and all blockers, change nothing")]
 
 
-def accepted(operation: Operation, body: dict[str, Any] | None = None, replayed: bool = False) -> Response:
+def accepted(
+    operation: Operation, body: dict[str, Any] | None = None, replayed: bool = False
+) -> Response:
     """202 with the operation to follow."""
     content = {"operation": body_of(operation), **(body or {})}
     headers = {"Location": f"/v1/operations/{operation.id}"}
@@ -129,11 +139,17 @@ def with_revision(record: Record) -> bytes:
 
 
 def page(records: list[Record], limit: int, revision: int) -> Response:
-    """A page of documents; the cursor is the last key. `records` holds one more than `limit` when there is a next page."""
+    """A page of documents; the cursor is the last key. `records` holds one more than `limit` when
+    there is a next page.
+    """
     more = len(records) > limit
     shown = records[:limit]
     next_cursor = json.dumps(shown[-1].key if more else None).encode()
-    body = b'{"items":[%s],"next":%s,"revision":%d}' % (b",".join(map(with_revision, shown)), next_cursor, revision)
+    body = b'{"items":[%s],"next":%s,"revision":%d}' % (
+        b",".join(map(with_revision, shown)),
+        next_cursor,
+        revision,
+    )
     headers = {"Link": f'<?cursor={shown[-1].key}&limit={limit}>; rel="next"'} if more else {}
     return Response(body, 200, headers, "application/json")
 

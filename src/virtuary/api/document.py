@@ -1,6 +1,8 @@
-"""The OpenAPI document: what the routes declare, and by one rule the errors that each of them can answer with.
+"""The OpenAPI document: what the routes declare, and by one rule the errors that each of them can
+answer with.
 
-An error is `application/problem+json` on every path, its kind in `code`; which kinds there are says `base/errors.py`.
+An error is `application/problem+json` on every path, its kind in `code`; which kinds there are says
+`base/errors.py`.
 """
 
 from __future__ import annotations
@@ -52,8 +54,22 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for path, methods in found["paths"].items():
             for method, operation in methods.items():
                 _tell_errors(path, method, operation)
-        app.openapi_schema = found
+        app.openapi_schema = _flowing(found)
     return app.openapi_schema
+
+
+def _flowing(item: Any) -> Any:
+    """The same document, each paragraph of its descriptions on one line. Pure."""
+    if isinstance(item, list):
+        return [_flowing(entry) for entry in item]
+    if not isinstance(item, dict):
+        return item
+    return {
+        key: "\n\n".join(" ".join(part.split()) for part in value.split("\n\n"))
+        if key == "description" and isinstance(value, str)
+        else _flowing(value)
+        for key, value in item.items()
+    }
 
 
 def errors_of(path: str, method: str, operation: dict[str, Any]) -> dict[int, str]:

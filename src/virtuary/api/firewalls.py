@@ -17,7 +17,9 @@ router = APIRouter(prefix="/v1", tags=["firewalls"])
 
 
 @router.get("/firewalls", response_model=answers.Firewalls)
-async def list_firewalls(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
+async def list_firewalls(
+    parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
+) -> Response:
     found = parts.store.list("firewall/", after=cursor, limit=limit + 1)
     return page(found.records, limit, found.revision)
 
@@ -25,7 +27,10 @@ async def list_firewalls(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE
 @router.post("/firewalls", status_code=201, response_model=Firewall)
 async def create_firewall(ctx: Ctx, wish: FirewallWish) -> Response:
     """Create a firewall group; servers are attached by their NICs' `groups`."""
-    return answer(firewalls.find(ctx.store, wish.name) if replay(ctx) else await firewalls.create(ctx, wish), 201)
+    return answer(
+        firewalls.find(ctx.store, wish.name) if replay(ctx) else await firewalls.create(ctx, wish),
+        201,
+    )
 
 
 @router.get("/firewalls/{name}", response_model=Firewall)
@@ -37,7 +42,9 @@ async def show_firewall(parts: P, name: str) -> Response:
 async def change_firewall(
     ctx: Ctx, name: str, wish: FirewallChange, if_match: Annotated[str | None, Header()] = None
 ) -> Response:
-    """Change fields (merge-patch; rules are replaced as a whole) while servers are attached. Open connections stay."""
+    """Change fields (merge-patch; rules are replaced as a whole) while servers are attached. Open
+    connections stay.
+    """
     if replay(ctx):
         return answer(firewalls.find(ctx.store, name))
     return answer(await firewalls.change(ctx, name, wish, wanted_revision(if_match)))

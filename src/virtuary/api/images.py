@@ -12,7 +12,19 @@ from starlette.responses import Response
 from virtuary.actions import images
 from virtuary.actions.context import find_image
 from virtuary.api import answers
-from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, DryRun, P, UploadCtx, accepted, answer, body_of, page, replay
+from virtuary.api.deps import (
+    MAX_PAGE,
+    PAGE,
+    Ctx,
+    DryRun,
+    P,
+    UploadCtx,
+    accepted,
+    answer,
+    body_of,
+    page,
+    replay,
+)
 from virtuary.base.errors import Invalid
 from virtuary.base.units import MAX_SIZE, MIB
 from virtuary.model.image import Image, ImageSource, ImageWish
@@ -26,7 +38,10 @@ UPLOAD_CAP = MAX_SIZE
 
 
 FILE = {
-    "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
 }
 
 
@@ -46,7 +61,9 @@ templates = APIRouter(prefix="/v1/templates", tags=["images"])
 
 
 @router.get("", response_model=answers.Images)
-async def list_images(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
+async def list_images(
+    parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
+) -> Response:
     found = parts.store.list("image/", after=cursor, limit=limit + 1)
     return page(found.records, limit, found.revision)
 
@@ -62,10 +79,18 @@ async def create_image(ctx: Ctx, parts: P, wish: ImageWish) -> Response:
 
 
 @router.put(
-    "/{name}/content", status_code=202, max_body_size=UPLOAD_CAP, response_model=answers.AcceptedImage, openapi_extra=FILE
+    "/{name}/content",
+    status_code=202,
+    max_body_size=UPLOAD_CAP,
+    response_model=answers.AcceptedImage,
+    openapi_extra=FILE,
 )
-async def import_image(ctx: UploadCtx, parts: P, request: Request, name: str, facts: Annotated[ImportFacts, Query()]) -> Response:
-    """Bring an image: the body is the file as it is (qcow2, raw, vmdk, vhdx, vhd or vdi). It is checked, then converted."""
+async def import_image(
+    ctx: UploadCtx, parts: P, request: Request, name: str, facts: Annotated[ImportFacts, Query()]
+) -> Response:
+    """Bring an image: the body is the file as it is (qcow2, raw, vmdk, vhdx, vhd or vdi). It is
+    checked, then converted.
+    """
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
     length = int(request.headers.get("content-length", "0"))
@@ -85,7 +110,9 @@ class WarmParams(Model):
 
 @router.post("/{name}/actions/warm", status_code=202, response_model=answers.AcceptedTemplate)
 async def warm_image(ctx: Ctx, name: str, params: WarmParams | None = None) -> Response:
-    """Boot the image once and save it with its memory: servers then start by resuming copies of it."""
+    """Boot the image once and save it with its memory: servers then start by resuming copies of
+    it.
+    """
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
     template, operation = await images.warm(ctx, name, params.memory if params else None)
@@ -96,11 +123,17 @@ async def warm_image(ctx: Ctx, name: str, params: WarmParams | None = None) -> R
 async def cool_image(ctx: Ctx, name: str) -> Response:
     """Remove the image's warm templates."""
     found = [] if replay(ctx) else await images.cool(ctx, name)
-    return Response(json.dumps({"items": [body_of(template) for template in found]}), 200, media_type="application/json")
+    return Response(
+        json.dumps({"items": [body_of(template) for template in found]}),
+        200,
+        media_type="application/json",
+    )
 
 
 @templates.get("", response_model=answers.Templates)
-async def list_templates(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
+async def list_templates(
+    parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
+) -> Response:
     """Warm templates: what there is, and what became of one that could not be made."""
     found = parts.store.list("template/", after=cursor, limit=limit + 1)
     return page(found.records, limit, found.revision)

@@ -1,4 +1,6 @@
-"""Routes about what is used: newest figures, history, advice, and the page Prometheus reads. None waits for a machine."""
+"""Routes about what is used: newest figures, history, advice, and the page Prometheus reads. None
+waits for a machine.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,20 @@ from virtuary.model.usage import STEPS, Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
 
 router = APIRouter(tags=["usage"])
-Since = Annotated[int, Query(ge=0, le=2**40, description="only points from this second on, since 1970")]
-Enough = Annotated[float, Query(ge=60, le=90 * 86400, description="seconds of history it takes to call a server too big")]
+Since = Annotated[
+    int, Query(ge=0, le=2**40, description="only points from this second on, since 1970")
+]
+Enough = Annotated[
+    float,
+    Query(ge=60, le=90 * 86400, description="seconds of history it takes to call a server too big"),
+]
 
 
 def _overview(parts: Parts) -> Overview:
     documents = (json.loads(record.value) for record in parts.store.list("vm/").records)
-    present = [body for body in documents if body["meta"]["deleted"] is None and not body["meta"]["purge"]]
+    present = [
+        body for body in documents if body["meta"]["deleted"] is None and not body["meta"]["purge"]
+    ]
     metrics = parts.node.metrics
     metrics.watch()
     return Overview(host=metrics.host_usage(), vms=tuple(map(metrics.usage, present)))
@@ -36,7 +45,9 @@ def _overview(parts: Parts) -> Overview:
 
 @router.get("/v1/usage", response_model=Overview)
 async def usage_of_all(parts: P) -> Response:
-    """What the host and each of its servers use, as last seen; asking makes the host look more closely for a while."""
+    """What the host and each of its servers use, as last seen; asking makes the host look more
+    closely for a while.
+    """
     return _answer(_overview(parts))
 
 
@@ -52,9 +63,16 @@ async def usage(parts: P, name: str) -> Response:
 
 
 @router.get("/v1/vms/{name}/history", response_model=answers.History)
-async def history(parts: P, name: str, resolution: Resolution = "minute", since: Since = 0) -> Response:
-    """What a server used: ten minutes by the second, a day by the minute, ninety days by the hour; oldest first."""
-    return _points(resolution, await parts.node.metrics.history(find_vm(parts.store, name).id, resolution, since))
+async def history(
+    parts: P, name: str, resolution: Resolution = "minute", since: Since = 0
+) -> Response:
+    """What a server used: ten minutes by the second, a day by the minute, ninety days by the hour;
+    oldest first.
+    """
+    return _points(
+        resolution,
+        await parts.node.metrics.history(find_vm(parts.store, name).id, resolution, since),
+    )
 
 
 @router.get("/v1/host/history", response_model=answers.History)
@@ -71,11 +89,20 @@ async def prometheus(parts: P) -> Response:
 
 @router.get("/v1/advice", response_model=answers.Advices)
 async def advice_on_all(parts: P, enough: Enough = Limits.enough) -> Response:
-    """Which servers are too big or too small, judged by their history; a server on which there is nothing to say says so."""
+    """Which servers are too big or too small, judged by their history; a server on which there is
+    nothing to say says so.
+    """
     records = parts.store.list("vm/").records
-    vms = [Vm.load(record.value, record.revision) for record in records if b'"deleted":null' in record.value]
+    vms = [
+        Vm.load(record.value, record.revision)
+        for record in records
+        if b'"deleted":null' in record.value
+    ]
     found = [await _advice(parts, vm, enough) for vm in vms]
-    return Response(json.dumps({"items": [item.model_dump(mode="json") for item in found]}), media_type="application/json")
+    return Response(
+        json.dumps({"items": [item.model_dump(mode="json") for item in found]}),
+        media_type="application/json",
+    )
 
 
 @router.get("/v1/vms/{name}/advice", response_model=Advice)
@@ -93,7 +120,11 @@ async def _advice(parts: Parts, vm: Vm, enough: float) -> Advice:
 
 
 def _points(resolution: str, points: Sequence[Point]) -> Response:
-    body: dict[str, Any] = {"resolution": resolution, "step": STEPS[resolution], "points": [point.body() for point in points]}
+    body: dict[str, Any] = {
+        "resolution": resolution,
+        "step": STEPS[resolution],
+        "points": [point.body() for point in points],
+    }
     return Response(json.dumps(body), media_type="application/json")
 
 

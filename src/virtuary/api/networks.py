@@ -18,7 +18,9 @@ router = APIRouter(prefix="/v1/networks", tags=["networks"])
 
 
 @router.get("", response_model=answers.Networks)
-async def list_networks(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
+async def list_networks(
+    parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
+) -> Response:
     found = parts.store.list("network/", after=cursor, limit=limit + 1)
     return page(found.records, limit, found.revision)
 
@@ -26,7 +28,9 @@ async def list_networks(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)
 @router.post("", status_code=201, response_model=Network)
 async def create_network(ctx: Ctx, wish: NetworkWish) -> Response:
     """Have a network made; it is there a moment later: see its state."""
-    network = networks.find(ctx.store, wish.name) if _done(ctx) else await networks.create(ctx, wish)
+    network = (
+        networks.find(ctx.store, wish.name) if _done(ctx) else await networks.create(ctx, wish)
+    )
     return _body(network, 201)
 
 
@@ -39,11 +43,17 @@ async def show_network(parts: P, name: str) -> Response:
 async def list_leases(parts: P, name: str) -> Response:
     """The addresses that are kept for servers, and which of them were asked for."""
     found = parts.node.site.networks.leases(networks.find(parts.store, name))
-    return Response(json.dumps({"items": [lease.model_dump() for lease in found]}), 200, media_type="application/json")
+    return Response(
+        json.dumps({"items": [lease.model_dump() for lease in found]}),
+        200,
+        media_type="application/json",
+    )
 
 
 @router.patch("/{name}", response_model=Network)
-async def change_network(ctx: Ctx, name: str, wish: NetworkChange, if_match: Annotated[str | None, Header()] = None) -> Response:
+async def change_network(
+    ctx: Ctx, name: str, wish: NetworkChange, if_match: Annotated[str | None, Header()] = None
+) -> Response:
     """Change fields (merge-patch) while servers are on it."""
     if _done(ctx):
         return answer(networks.find(ctx.store, name))

@@ -24,7 +24,9 @@ HEARTBEAT = 15.0
 
 
 @router.get("/operations", response_model=answers.Operations)
-async def list_operations(parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "") -> Response:
+async def list_operations(
+    parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
+) -> Response:
     found = parts.store.list("operation/", after=cursor, limit=limit + 1)
     return page(found.records, limit, found.revision)
 
@@ -35,7 +37,9 @@ async def show_operation(parts: P, identity: str) -> Response:
 
 
 @router.get("/operations/{identity}/wait", response_model=Operation)
-async def wait_operation(parts: P, identity: str, timeout: Annotated[float, Query(ge=0, le=300)] = 30) -> Response:
+async def wait_operation(
+    parts: P, identity: str, timeout: Annotated[float, Query(ge=0, le=300)] = 30
+) -> Response:
     """Answer when the operation has ended, or as it is when `timeout` seconds are over."""
     since = parts.store.revision
     operation = find_operation(parts.store, identity)
@@ -60,7 +64,12 @@ async def cancel_operation(ctx: Ctx, identity: str) -> Response:
 @router.get(
     "/events",
     response_class=StreamingResponse,
-    responses={200: {"description": "Events, without end", "content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {
+            "description": "Events, without end",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    },
 )
 async def events(
     parts: P,
@@ -68,19 +77,26 @@ async def events(
     target: str = "",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Every change as server-sent events: `id` is the revision, the data the document. Resumes from Last-Event-ID or `since`.
+    """Every change as server-sent events: `id` is the revision, the data the document. Resumes from
+    Last-Event-ID or `since`.
 
-    `target`: only this document (`vm/ID`) and operations on it. 410 when the revision is not remembered, or was never given.
+    `target`: only this document (`vm/ID`) and operations on it. 410 when the revision is not
+    remembered, or was never given.
     """
     if last_event_id is not None:
         if not last_event_id.isdecimal() or len(last_event_id) > 18:
             raise Invalid("Last-Event-ID must be a revision given here")
         since = int(last_event_id)
     if since is not None and since > parts.store.revision:
-        raise Compacted("no such revision was ever given here: the store is another one", "list again, then watch from there")
+        raise Compacted(
+            "no such revision was ever given here: the store is another one",
+            "list again, then watch from there",
+        )
     stream = _stream(parts, parts.store.revision if since is None else since, target)
     first = await anext(stream)
-    return StreamingResponse(_after(first, stream), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        _after(first, stream), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
 
 
 async def _after(first: bytes, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -90,7 +106,9 @@ async def _after(first: bytes, stream: AsyncIterator[bytes]) -> AsyncIterator[by
 
 
 async def _stream(parts: Parts, since: int, target: str) -> AsyncIterator[bytes]:
-    """A comment at once (errors in the position surface before it), then changes, with a comment when nothing happens."""
+    """A comment at once (errors in the position surface before it), then changes, with a comment
+    when nothing happens.
+    """
     changes = aiter(parts.store.watch("", since))
     pending = asyncio.ensure_future(anext(changes))
     await asyncio.sleep(0)
@@ -117,10 +135,17 @@ def _event(change: Change, target: str) -> bytes | None:
     kind = change.key.partition("/")[0]
     if kind not in KINDS:
         return None
-    if target and change.key != target and not (kind == "operation" and change.value and f'"{target}"'.encode() in change.value):
+    if (
+        target
+        and change.key != target
+        and not (kind == "operation" and change.value and f'"{target}"'.encode() in change.value)
+    ):
         return None
     if change.value is None:
         data, name = json.dumps({"key": change.key}).encode(), f"{kind}.deleted"
     else:
-        data, name = with_revision(Record(change.key, change.value, change.revision)), f"{kind}.changed"
+        data, name = (
+            with_revision(Record(change.key, change.value, change.revision)),
+            f"{kind}.changed",
+        )
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (change.revision, name.encode(), data)

@@ -1,7 +1,7 @@
 """Routes that compute and change nothing: plans of consolidation and of placement.
 
-A long body is never parsed here: a niced process of its own reads it, checks it and computes, so that neither a long plan nor a
-long request holds up the daemon. One plan at a time.
+A long body is never parsed here: a niced process of its own reads it, checks it and computes, so
+that neither a long plan nor a long request holds up the daemon. One plan at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _COMMAND = (sys.executable, "-I", "-m", "virtuary.planning")
 def _inlined(model: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of a model without references, for a body that the daemon does not parse.
 
-    Lengths of long arrays are left to the descriptions: whoever makes up requests from the schema would make up megabytes.
+    Lengths of long arrays are left to the descriptions: whoever makes up requests from the schema
+    would make up megabytes.
     """
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
@@ -45,7 +46,11 @@ def _inlined(model: type[BaseModel]) -> dict[str, Any]:
         if isinstance(part, dict):
             if name := str(part.get("$ref", "")).removeprefix("#/$defs/"):
                 return resolve(definitions[name])
-            return {key: resolve(value) for key, value in part.items() if key not in ("minItems", "maxItems") or value < HOURS}
+            return {
+                key: resolve(value)
+                for key, value in part.items()
+                if key not in ("minItems", "maxItems") or value < HOURS
+            }
         return [resolve(item) for item in part] if isinstance(part, list) else part
 
     found: dict[str, Any] = resolve(schema)
@@ -74,18 +79,33 @@ desk = _Desk()
     "/consolidation",
     max_body_size=BODY_CAP,
     responses={200: {"model": ConsolidationPlan}},
-    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(ConsolidationWish)}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _inlined(ConsolidationWish)}},
+        }
+    },
 )
 async def plan_consolidation(request: Request) -> Response:
     """Which of many servers, by their loads in every hour of the week, go onto how many hosts."""
-    return await _plan("consolidation", ConsolidationWish, request, "the body must hold the servers' loads and the host's shape")
+    return await _plan(
+        "consolidation",
+        ConsolidationWish,
+        request,
+        "the body must hold the servers' loads and the host's shape",
+    )
 
 
 @router.post(
     "/placement",
     max_body_size=BODY_CAP,
     responses={200: {"model": PlacementPlan}},
-    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(PlacementWish)}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _inlined(PlacementWish)}},
+        }
+    },
 )
 async def plan_placement(request: Request) -> Response:
     """Where servers could go on hosts that are partly full, and why not where they can't."""
@@ -98,7 +118,8 @@ async def _plan(kind: str, wish: type[BaseModel], request: Request, empty: str) 
         if not body:
             raise Invalid(empty)
         if len(body) <= SMALL:
-            wish.model_validate_json(body)  # what is wrong with a short one is told without a process
+            # what is wrong with a short one is told without a process
+            wish.model_validate_json(body)
         return Response(_judged(await _compute(kind, body)), media_type="application/json")
 
 
@@ -106,16 +127,27 @@ async def _compute(kind: str, body: bytes) -> Result:
     try:
         return await run(*_COMMAND, kind, stdin=body, deadline=DEADLINE, check=False)
     except Failed as error:
-        raise Failed(f"the plan was not ready within {DEADLINE:.0f} s", "fewer servers at once") from error
+        raise Failed(
+            f"the plan was not ready within {DEADLINE:.0f} s", "fewer servers at once"
+        ) from error
 
 
 def _judged(result: Result) -> bytes:
-    """The plan; raises the problem the process told, NoRoom when it was ended for what it took, Failed for a defect."""
+    """The plan; raises the problem the process told, NoRoom when it was ended for what it took,
+    Failed for a defect.
+    """
     if result.status == 0:
         return result.stdout
     if result.status == PROBLEM:
         raise from_problem(json.loads(result.stdout))
-    if result.status in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGABRT) or b"MemoryError" in result.stderr:
+    if (
+        result.status in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGABRT)
+        or b"MemoryError" in result.stderr
+    ):
         raise NoRoom("the plan needs more time or memory than it may take", "fewer servers at once")
     say(logger, "planning failed", status=result.status, said=last_line(result.stderr))
-    raise Failed("the planning process ended without an answer", "the daemon's log may tell more", status=result.status)
+    raise Failed(
+        "the planning process ended without an answer",
+        "the daemon's log may tell more",
+        status=result.status,
+    )

@@ -22,7 +22,11 @@ MOST_FINDINGS = 100
 
 
 def problem(error: VirtuaryError, request: Request, status: int | None = None) -> Response:
-    body: dict[str, Any] = {**error.problem(), "instance": request.url.path, "request_id": request.state.request_id}
+    body: dict[str, Any] = {
+        **error.problem(),
+        "instance": request.url.path,
+        "request_id": request.state.request_id,
+    }
     body["status"] = status or error.status
     return Response(json.dumps(body, default=str), status_code=body["status"], media_type=MEDIA)
 
@@ -47,7 +51,10 @@ def install(app: FastAPI) -> None:
             }
             for item in error.errors()[:MOST_FINDINGS]
         ]
-        words = "; ".join(f"{finding['pointer'].strip('/') or 'the body'}: {finding['detail']}" for finding in findings[:5])
+        words = "; ".join(
+            f"{finding['pointer'].strip('/') or 'the body'}: {finding['detail']}"
+            for finding in findings[:5]
+        )
         return problem(Invalid(words, errors=findings), request)
 
     @app.exception_handler(ValidationError)

@@ -1,4 +1,6 @@
-"""What uvicorn speaks with whoever connects: HTTP and WebSockets that know the uid of the process at the other end."""
+"""What uvicorn speaks with whoever connects: HTTP and WebSockets that know the uid of the process
+at the other end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class PeerProtocol(H11Protocol):
 
 
 class PeerWebSocket(asyncio.Protocol):
-    """The same for a connection that becomes a WebSocket. The real class is loaded for the first one: only a console is one."""
+    """The same for a connection that becomes a WebSocket. The real class is loaded for the first
+    one: only a console is one.
+    """
 
     def __new__(cls, **options: Any) -> Any:
         from virtuary.api.websocket import PeerWebSocket

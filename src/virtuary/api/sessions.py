@@ -1,9 +1,11 @@
 """A command in a guest as a WebSocket at /v1/vms/NAME/exec.
 
-The first message is text: `{"command": [...], "terminal": "xterm", "rows": 24, "columns": 80}`, where a terminal is wanted. Then binary messages are
-the command's input, at most 1 MiB more than was taken; text is `{"eof": true}`, `{"signal": 2}` or `{"rows": R, "columns": C}`. Answers: binary
-messages are output, the first byte 1, or errors, the first byte 2; text is `{"started": true}`, `{"taken": BYTES}`, `{"note": SENTENCE}`, and at
-last `{"status": N, "unread": BYTES}` or `{"error": PROBLEM}`. Whoever closes ends the command.
+The first message is text: `{"command": [...], "terminal": "xterm", "rows": 24, "columns": 80}`,
+where a terminal is wanted. Then binary messages are the command's input, at most 1 MiB more than
+was taken; text is `{"eof": true}`, `{"signal": 2}` or `{"rows": R, "columns": C}`. Answers: binary
+messages are output, the first byte 1, or errors, the first byte 2; text is `{"started": true}`,
+`{"taken": BYTES}`, `{"note": SENTENCE}`, and at last `{"status": N, "unread": BYTES}` or `{"error":
+PROBLEM}`. Whoever closes ends the command.
 """
 
 from __future__ import annotations
@@ -102,7 +104,9 @@ async def _run(socket: WebSocket, parts: Parts, name: str, wish: SessionWish) ->
     try:
         size = (wish.rows, wish.columns)
         command = touch.Command(tuple(wish.command), wish.terminal, size)
-        end = await touch.open_session(parts.node, find_vm(parts.store, name), inbox, say).carry_out(command, begun)
+        end = await touch.open_session(
+            parts.node, find_vm(parts.store, name), inbox, say
+        ).carry_out(command, begun)
         if end and socket.client_state is WebSocketState.CONNECTED:
             await socket.send_text(json.dumps({"status": end.status, "unread": end.unread}))
     finally:

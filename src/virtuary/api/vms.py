@@ -18,7 +18,20 @@ from starlette.websockets import WebSocketDisconnect
 from virtuary.actions import copies, firewalls, vms
 from virtuary.actions.context import find_vm
 from virtuary.api import answers, auth
-from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, DryRun, P, Parts, accepted, answer, body_of, page, replay, wanted_revision
+from virtuary.api.deps import (
+    MAX_PAGE,
+    PAGE,
+    Ctx,
+    DryRun,
+    P,
+    Parts,
+    accepted,
+    answer,
+    body_of,
+    page,
+    replay,
+    wanted_revision,
+)
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.model.image import Image
 from virtuary.model.meta import Model
@@ -27,7 +40,9 @@ from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
 from virtuary.node import inside, touch
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
-DRAFTED: dict[int | str, dict[str, Any]] = {200: {"model": answers.Draft, "description": "With dry_run"}}
+DRAFTED: dict[int | str, dict[str, Any]] = {
+    200: {"model": answers.Draft, "description": "With dry_run"}
+}
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "As If-None-Match says"}}
 PIECE = 768 * 1024
 """Bytes that are encoded at once; a multiple of three, so that pieces of base64 make a whole."""
@@ -64,25 +79,43 @@ class ExecParams(Model):
 
 @router.get("", response_model=answers.Vms)
 async def list_vms(
-    parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = "", trash: bool = False, label: str = ""
+    parts: P,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE,
+    cursor: str = "",
+    trash: bool = False,
+    label: str = "",
 ) -> Response:
-    """Servers as their host last saw them; never waits for a machine. `trash` shows the deleted ones instead."""
+    """Servers as their host last saw them; never waits for a machine. `trash` shows the deleted
+    ones instead.
+    """
     key, equal, value = label.partition("=")
-    wanted = json.dumps({key: value}, ensure_ascii=False, separators=(",", ":"))[1:-1].encode() if equal else b""
+    wanted = (
+        json.dumps({key: value}, ensure_ascii=False, separators=(",", ":"))[1:-1].encode()
+        if equal
+        else b""
+    )
     found = parts.store.list("vm/", after=cursor)
     chosen = [
         record
         for record in found.records
-        if (b'"deleted":null' in record.value) != trash and b'"purge":true' not in record.value and wanted in record.value
+        if (b'"deleted":null' in record.value) != trash
+        and b'"purge":true' not in record.value
+        and wanted in record.value
     ]
     if wanted:  # the words may stand elsewhere in a document
-        chosen = [record for record in chosen if json.loads(record.value)["meta"]["labels"].get(key) == value]
+        chosen = [
+            record
+            for record in chosen
+            if json.loads(record.value)["meta"]["labels"].get(key) == value
+        ]
     return page(chosen[: limit + 1], limit, found.revision)
 
 
 @router.post("", status_code=202, response_model=answers.AcceptedVm, responses=DRAFTED)
 async def create_vm(ctx: Ctx, parts: P, wish: VmWish, dry_run: DryRun = False) -> Response:
-    """Create a server and, unless it is wished stopped, start it; the operation ends when a shell is possible."""
+    """Create a server and, unless it is wished stopped, start it; the operation ends when a shell
+    is possible.
+    """
     touch.check_staying(parts.node.site)
     if wish.user_data is not None:
         touch.check_user_data(wish.user_data)
@@ -102,24 +135,39 @@ async def _dry_run(ctx: Ctx, parts: Parts, wish: VmWish) -> Response:
         plan = await touch.preview(parts.node.site, draft.vm, draft.image)
     except VirtuaryError as error:
         blockers.append(error)
-    body = {"vm": body_of(draft.vm), "plan": plan, "blockers": [blocker.problem() for blocker in blockers]}
+    body = {
+        "vm": body_of(draft.vm),
+        "plan": plan,
+        "blockers": [blocker.problem() for blocker in blockers],
+    }
     return Response(json.dumps(body), 200, media_type="application/json")
 
 
 @router.get("/{name}", response_model=Vm, responses=UNCHANGED)
-async def show_vm(parts: P, name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+async def show_vm(
+    parts: P, name: str, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
     vm = find_vm(parts.store, name)
     if if_none_match and if_none_match.strip('"') == str(vm.meta.revision):
         return Response(status_code=304)
     return answer(vm)
 
 
-@router.patch("/{name}", response_model=Vm | answers.Draft, responses={202: {"model": answers.AcceptedVm}})
+@router.patch(
+    "/{name}", response_model=Vm | answers.Draft, responses={202: {"model": answers.AcceptedVm}}
+)
 async def change_vm(
-    ctx: Ctx, parts: P, name: str, wish: VmChange, if_match: Annotated[str | None, Header()] = None, dry_run: DryRun = False
+    ctx: Ctx,
+    parts: P,
+    name: str,
+    wish: VmChange,
+    if_match: Annotated[str | None, Header()] = None,
+    dry_run: DryRun = False,
 ) -> Response:
-    """Change fields (merge-patch). What a running server can be given at once takes effect now: limits and shares silently, CPUs, memory and
-    disk by an operation (202). The rest takes effect at the next start: compare meta.generation with status.applied."""
+    """Change fields (merge-patch). What a running server can be given at once takes effect now:
+    limits and shares silently, CPUs, memory and disk by an operation (202). The rest takes effect
+    at the next start: compare meta.generation with status.applied.
+    """
     await touch.notice_host(parts.node.site)
     if dry_run:
         draft = vms.draft_change(ctx, find_vm(ctx.store, name), wish)
@@ -131,7 +179,11 @@ async def change_vm(
         }
         return Response(json.dumps(body), 200, media_type="application/json")
     if done := replay(ctx):
-        return accepted(done, replayed=True) if isinstance(done, Operation) else answer(find_vm(ctx.store, name))
+        return (
+            accepted(done, replayed=True)
+            if isinstance(done, Operation)
+            else answer(find_vm(ctx.store, name))
+        )
     vm, operation = await vms.change(ctx, name, wish, wanted_revision(if_match))
     return accepted(operation, {"vm": body_of(vm)}) if operation else answer(vm)
 
@@ -157,7 +209,9 @@ async def stop_vm(ctx: Ctx, name: str, params: StopParams | None = None) -> Resp
 
 
 @router.post("/{name}/actions/restart", status_code=202, response_model=answers.AcceptedVm)
-async def restart_vm(ctx: Ctx, parts: P, name: str, params: RestartParams | None = None) -> Response:
+async def restart_vm(
+    ctx: Ctx, parts: P, name: str, params: RestartParams | None = None
+) -> Response:
     touch.check_staying(parts.node.site)
     return await _power(ctx, name, "restart", params)
 
@@ -179,13 +233,22 @@ async def _power(ctx: Ctx, name: str, deed: str, params: Model | None) -> Respon
     return accepted(operation, {"vm": body_of(vm)})
 
 
-@router.post("/{name}/actions/copy", status_code=202, response_model=answers.AcceptedVm, responses=DRAFTED)
-async def copy_vm(ctx: Ctx, parts: P, name: str, wish: VmCopy | None = None, dry_run: DryRun = False) -> Response:
-    """Make a copy: of a stopped server as an overlay or in full, or live of one that runs. The operation is the copy's."""
+@router.post(
+    "/{name}/actions/copy", status_code=202, response_model=answers.AcceptedVm, responses=DRAFTED
+)
+async def copy_vm(
+    ctx: Ctx, parts: P, name: str, wish: VmCopy | None = None, dry_run: DryRun = False
+) -> Response:
+    """Make a copy: of a stopped server as an overlay or in full, or live of one that runs. The
+    operation is the copy's.
+    """
     touch.check_staying(parts.node.site)
     if dry_run:
         draft = copies.draft(ctx, name, wish or VmCopy())
-        body = {"vm": body_of(draft.vm), "blockers": [blocker.problem() for blocker in draft.blockers]}
+        body = {
+            "vm": body_of(draft.vm),
+            "blockers": [blocker.problem() for blocker in draft.blockers],
+        }
         return Response(json.dumps(body), 200, media_type="application/json")
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
@@ -222,10 +285,15 @@ async def purge_vm(ctx: Ctx, name: str) -> Response:
 
 @router.get("/{name}/doctor", response_model=answers.Checks)
 async def examine_network(parts: P, name: str) -> dict[str, Any]:
-    """Try the network of a running server from inside its guest, and name whoever is in the way. Changes nothing."""
+    """Try the network of a running server from inside its guest, and name whoever is in the way.
+    Changes nothing.
+    """
     vm = find_vm(parts.store, name)
     checks = await inside.examine(parts.node, vm, firewalls.judge_of(parts.store, vm))
-    return {"healthy": all(check.state != "missing" for check in checks), "checks": [check.model_dump() for check in checks]}
+    return {
+        "healthy": all(check.state != "missing" for check in checks),
+        "checks": [check.model_dump() for check in checks],
+    }
 
 
 @router.get("/{name}/ssh", response_model=answers.WayIn)
@@ -236,21 +304,33 @@ async def way_in(parts: P, name: str) -> dict[str, Any]:
 
 
 @router.get("/{name}/logs", response_model=answers.Logs)
-async def logs(parts: P, name: str, size: Annotated[int, Query(ge=1, le=4 * 1024 * 1024)] = 65536) -> Response:
-    """The end of what the serial console printed, and what QEMU wrote when it last ended. Text of the guest: hostile."""
+async def logs(
+    parts: P, name: str, size: Annotated[int, Query(ge=1, le=4 * 1024 * 1024)] = 65536
+) -> Response:
+    """The end of what the serial console printed, and what QEMU wrote when it last ended. Text of
+    the guest: hostile.
+    """
     vm = find_vm(parts.store, name)
     qemu = touch.qemu_log(parts.node.site.paths.vm(vm.id))
-    body = await asyncio.to_thread(lambda: logs_body(touch.console_log(parts.node.site, vm, size), qemu))
+    body = await asyncio.to_thread(
+        lambda: logs_body(touch.console_log(parts.node.site, vm, size), qemu)
+    )
     return Response(body, media_type="application/json")
 
 
 def logs_body(console: bytes, qemu: str) -> bytes:
-    """The answer's body, in pieces between which others get their turn: 4 MiB of odd bytes take long."""
+    """The answer's body, in pieces between which others get their turn: 4 MiB of odd bytes take
+    long.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     ends = range(0, len(console) + 1, PIECE // 12)
     texts = (decoder.decode(console[at : at + PIECE // 12], at == ends[-1]) for at in ends)
     return b"".join(
-        [b'{"console": "', *(json.dumps(text)[1:-1].encode() for text in texts), b'", "qemu": %s}' % json.dumps(qemu).encode()]
+        [
+            b'{"console": "',
+            *(json.dumps(text)[1:-1].encode() for text in texts),
+            b'", "qemu": %s}' % json.dumps(qemu).encode(),
+        ]
     )
 
 
@@ -271,7 +351,14 @@ def outcome_body(outcome: touch.Outcome) -> bytes:
     """The answer's body, in pieces between which others get their turn."""
     facts = json.dumps({"status": outcome.status, "truncated": outcome.truncated})
     return b"".join(
-        [facts[:-1].encode(), b', "stdout": "', *_encoded(outcome.stdout), b'", "stderr": "', *_encoded(outcome.stderr), b'"}']
+        [
+            facts[:-1].encode(),
+            b', "stdout": "',
+            *_encoded(outcome.stdout),
+            b'", "stderr": "',
+            *_encoded(outcome.stderr),
+            b'"}',
+        ]
     )
 
 
@@ -281,14 +368,18 @@ def _encoded(data: bytes) -> Iterator[bytes]:
 
 @router.post("/{name}/actions/trim", response_model=answers.Trimmed)
 async def trim_vm(parts: P, name: str) -> dict[str, int | None]:
-    """Give the space back that the guest's filesystems do not use: `trimmed` is what it told of, `freed` what the pool got."""
+    """Give the space back that the guest's filesystems do not use: `trimmed` is what it told of,
+    `freed` what the pool got.
+    """
     trimmed, freed = await touch.trim(parts.node, find_vm(parts.store, name), parts.node.site)
     return {"trimmed": trimmed, "freed": freed}
 
 
 @router.websocket("/{name}/console/serial")
 async def serial_console(socket: WebSocket, name: str) -> None:
-    """The serial console: binary frames both ways; the first one holds the end of what was printed so far."""
+    """The serial console: binary frames both ways; the first one holds the end of what was printed
+    so far.
+    """
     parts: Parts = socket.app.state.parts
     try:
         auth.actor(socket.scope.get("extensions", {}).get(auth.EXTENSION))

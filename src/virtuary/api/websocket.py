@@ -1,4 +1,6 @@
-"""A WebSocket that knows the uid of the process at the other end: uvicorn gives it the bare application again."""
+"""A WebSocket that knows the uid of the process at the other end: uvicorn gives it the bare
+application again.
+"""
 
 from __future__ import annotations
 

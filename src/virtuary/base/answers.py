@@ -1,8 +1,10 @@
-"""What a peer said, read with suspicion: QEMU's monitor, the guest agent and whoever answers for them may be an adversary's.
+"""What a peer said, read with suspicion: QEMU's monitor, the guest agent and whoever answers for
+them may be an adversary's.
 
-`parse` makes JSON of a line within 5 ms or refuses it: how deep it nests and of how many parts it is made is counted before it is
-parsed, by scans that take a millisecond. QEMU and its agent write all but ASCII as escapes, so a line is ASCII. `read` gives what is
-in it by its type. Whatever else it is, Misbehaves is raised: nothing else comes out.
+`parse` makes JSON of a line within 5 ms or refuses it: how deep it nests and of how many parts it
+is made is counted before it is parsed, by scans that take a millisecond. QEMU and its agent write
+all but ASCII as escapes, so a line is ASCII. `read` gives what is in it by its type. Whatever else
+it is, Misbehaves is raised: nothing else comes out.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def _refuse(word: str) -> NoReturn:
 
 
 class Answer:
-    """A value somebody said, or a part of it. With a name: what is under that name of it, or `default` where nothing is."""
+    """A value somebody said, or a part of it. With a name: what is under that name of it, or
+    `default` where nothing is.
+    """
 
     __slots__ = ("_value", "_what", "_who")
 
@@ -70,7 +74,10 @@ class Answer:
         self._value, self._who, self._what = value, who, what
 
     def _is_not(self, wanted: str) -> Misbehaves:
-        return Misbehaves(f"{self._who} answered something unexpected: {self._what or 'what it said'} is not {wanted}")
+        return Misbehaves(
+            f"{self._who} answered something unexpected: {self._what or 'what it said'} is not "
+            f"{wanted}"
+        )
 
     def _part(self, name: str | None, default: object = _MISSING) -> object:
         if name is None:
@@ -104,13 +111,18 @@ class Answer:
         value = self._part(name, [])
         if not isinstance(value, list):
             raise self._at(name)._is_not("a list")
-        return [Answer(item, self._who, f"a part of {name or self._what or 'it'}") for item in value]
+        return [
+            Answer(item, self._who, f"a part of {name or self._what or 'it'}") for item in value
+        ]
 
     def fields(self, name: str | None = None) -> dict[str, Answer]:
         """What an object holds, by its names."""
         value = self.inner(name)._value
         assert isinstance(value, dict)
-        return {key: Answer(item, self._who, f"a part of {name or self._what or 'it'}") for key, item in value.items()}
+        return {
+            key: Answer(item, self._who, f"a part of {name or self._what or 'it'}")
+            for key, item in value.items()
+        }
 
     @overload
     def text(self, name: str | None = None, *, most: int = TEXT_CAP) -> str: ...
@@ -118,8 +130,12 @@ class Answer:
     def text(self, name: str, default: str, *, most: int = TEXT_CAP) -> str: ...
     @overload
     def text(self, name: str, default: None, *, most: int = TEXT_CAP) -> str | None: ...
-    def text(self, name: str | None = None, default: object = _MISSING, *, most: int = TEXT_CAP) -> object:
-        """A text of at most so many characters that can be written down; halves of surrogate pairs can't."""
+    def text(
+        self, name: str | None = None, default: object = _MISSING, *, most: int = TEXT_CAP
+    ) -> object:
+        """A text of at most so many characters that can be written down; halves of surrogate pairs
+        can't.
+        """
         value = self._part(name, default)
         if value is default:
             return value
@@ -131,7 +147,14 @@ class Answer:
     def number(self, name: str | None = None, *, least: int = 0, most: int = LARGEST) -> int: ...
     @overload
     def number(self, name: str, default: int, *, least: int = 0, most: int = LARGEST) -> int: ...
-    def number(self, name: str | None = None, default: object = _MISSING, *, least: int = 0, most: int = LARGEST) -> object:
+    def number(
+        self,
+        name: str | None = None,
+        default: object = _MISSING,
+        *,
+        least: int = 0,
+        most: int = LARGEST,
+    ) -> object:
         """A whole number from `least` to `most`."""
         value = self._part(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -139,9 +162,15 @@ class Answer:
         return value
 
     def sensible(self, name: str | None = None, limit: int = LARGEST) -> int | None:
-        """A whole number below `limit`, or nothing: for one of many that a guest may have left out or made up."""
+        """A whole number below `limit`, or nothing: for one of many that a guest may have left out
+        or made up.
+        """
         value = self._part(name, None)
-        return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit else None
+        return (
+            value
+            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+            else None
+        )
 
     def flag(self, name: str | None = None, default: bool = False) -> bool:
         """Yes or no; `default` where a name is not there."""

@@ -1,8 +1,11 @@
-"""A folder into which files go whose names somebody else chose: nothing outside it is ever opened, written, changed or replaced.
+"""A folder into which files go whose names somebody else chose: nothing outside it is ever opened,
+written, changed or replaced.
 
-Each name is opened component by component with O_NOFOLLOW, relative to the folder before it, so no link is ever followed, also none that
-an earlier copy brought or that appears meanwhile. A file is written beside its place and renamed over what is a file or a link; what
-stands in the way otherwise is refused, with its name. Modes are those of the user's umask, and no set-user-ID bit or owner is taken over.
+Each name is opened component by component with O_NOFOLLOW, relative to the folder before it, so no
+link is ever followed, also none that an earlier copy brought or that appears meanwhile. A file is
+written beside its place and renamed over what is a file or a link; what stands in the way otherwise
+is refused, with its name. Modes are those of the user's umask, and no set-user-ID bit or owner is
+taken over.
 """
 
 from __future__ import annotations
@@ -24,13 +27,30 @@ PATH_CAP, DEPTH_CAP = 4096, 256
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _IN_THE_WAY = (errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EEXIST)
-_IMPOSSIBLE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EMLINK, errno.EXDEV)
+_IMPOSSIBLE = (
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EILSEQ,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.EMLINK,
+    errno.EXDEV,
+)
 
 
 def split(name: bytes) -> Path:
-    """The parts of a relative name. Raises Refused for one that could lead anywhere else, or lies too deep."""
+    """The parts of a relative name. Raises Refused for one that could lead anywhere else, or lies
+    too deep.
+    """
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
-    if name.startswith(b"/") or b".." in parts or b"\0" in name or len(name) > PATH_CAP or len(parts) > DEPTH_CAP:
+    if (
+        name.startswith(b"/")
+        or b".." in parts
+        or b"\0" in name
+        or len(name) > PATH_CAP
+        or len(parts) > DEPTH_CAP
+    ):
         raise Refused(f"{named(name)} is no name of a file beneath the folder that is copied")
     return parts
 
@@ -42,7 +62,9 @@ def named(name: bytes | Path) -> str:
 
 
 class Beneath:
-    """An open folder of this machine. Paths are relative to it; a path that can't be had is a Refused, a full disk an OSError."""
+    """An open folder of this machine. Paths are relative to it; a path that can't be had is a
+    Refused, a full disk an OSError.
+    """
 
     def __init__(self, root: str) -> None:
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -51,12 +73,19 @@ class Beneath:
     def __enter__(self) -> Beneath:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._leave()
         os.close(self._root)
 
     def make_folder(self, path: Path, mode: int) -> int | None:
-        """Have a folder there that can be written into; the mode it is to have once that is over, None where it has it already."""
+        """Have a folder there that can be written into; the mode it is to have once that is over,
+        None where it has it already.
+        """
         with _refusing(path):
             at = self._enter(path[:-1])
             try:
@@ -77,7 +106,9 @@ class Beneath:
         return stat.S_IMODE(facts.st_mode)
 
     def settle_folder(self, path: Path, mode: int | None, modified: int) -> None:
-        """What a folder is to be once nothing more is written into it: `mode` takes rights away, and gives none."""
+        """What a folder is to be once nothing more is written into it: `mode` takes rights away,
+        and gives none.
+        """
         with _refusing(path):
             at = self._enter(path, make=False)
             if mode is not None:
@@ -86,7 +117,9 @@ class Beneath:
                 os.utime(at, (modified, modified))
 
     def write(self, path: Path, mode: int, modified: int, content: Iterable[bytes]) -> int:
-        """Write a file, whole or not at all, over a file or a link that is there; its inode. What fails or is interrupted leaves nothing."""
+        """Write a file, whole or not at all, over a file or a link that is there; its inode. What
+        fails or is interrupted leaves nothing.
+        """
         with self._replacing(path) as (at, name):
             handle = os.open(name, _NEW, mode & 0o777, dir_fd=at)
             try:
@@ -98,7 +131,9 @@ class Beneath:
                 os.close(handle)
 
     def link(self, path: Path, target: bytes, modified: int) -> None:
-        """Make a symbolic link, over a file or a link that is there. Nothing here ever follows it."""
+        """Make a symbolic link, over a file or a link that is there. Nothing here ever follows
+        it.
+        """
         if b"\0" in target:
             raise Refused(f"{named(path)} leads to {named(target)}, which is no name")
         with self._replacing(path) as (at, name):
@@ -111,12 +146,17 @@ class Beneath:
             origin = self._enter(source[:-1], make=False)
             facts = _facts(origin, source[-1])
             if not stat.S_ISREG(facts.st_mode) or facts.st_ino not in inodes:
-                raise Refused(f"{named(path)} is to be the same file as {named(source)}, which was not copied before it")
+                raise Refused(
+                    f"{named(path)} is to be the same file as {named(source)}, which was not "
+                    "copied before it"
+                )
             os.link(source[-1], name, src_dir_fd=origin, dst_dir_fd=at, follow_symlinks=False)
 
     @contextlib.contextmanager
     def _replacing(self, path: Path) -> Iterator[tuple[int, bytes]]:
-        """Where something new is made, and under which name, to be renamed to `path` if that goes well."""
+        """Where something new is made, and under which name, to be renamed to `path` if that goes
+        well.
+        """
         with _refusing(path):
             at = os.dup(self._enter(path[:-1]))
         name = b".virtuary-" + secrets.token_hex(8).encode()
@@ -126,7 +166,8 @@ class Beneath:
                 yield at, name
                 os.replace(name, path[-1], src_dir_fd=at, dst_dir_fd=at)
         finally:
-            with contextlib.suppress(OSError):  # it failed, or both are names of one file, and the rename did nothing
+            # it failed, or both are names of one file, and the rename did nothing
+            with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=at)
             os.close(at)
 
@@ -182,7 +223,10 @@ def _check_replaceable(at: int, path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         mode = _facts(at, path[-1]).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-            raise Refused(f"{named(path)} is in the way: it is {'a folder' if stat.S_ISDIR(mode) else 'no plain file'}")
+            raise Refused(
+                f"{named(path)} is in the way: it is "
+                f"{'a folder' if stat.S_ISDIR(mode) else 'no plain file'}"
+            )
 
 
 @contextlib.contextmanager

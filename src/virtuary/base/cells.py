@@ -1,4 +1,5 @@
-"""What stands in a measured table, cell by cell: amounts, moments, and the lines themselves. Pure; refuses with the place.
+"""What stands in a measured table, cell by cell: amounts, moments, and the lines themselves. Pure;
+refuses with the place.
 
 Spellings that mean one thing are read, those that could mean two are not.
 """
@@ -27,25 +28,39 @@ EXPECTED = {
     "iops": "operations a second, for example 250",
     "network": "bytes a second, a size or bits, for example 3MiB or 80Mbit",
 }
-HEADER_HINT = "the first line names the columns: server,timestamp,cpu,memory and, where measured, disk,iops,network"
+HEADER_HINT = (
+    "the first line names the columns: server,timestamp,cpu,memory and, where "
+    "measured, disk,iops,network"
+)
 MILLISECONDS = 1e11
 """From here on a number is a time in milliseconds: in seconds it would be the year 5138."""
-_PARSERS: dict[str, Callable[[str], float]] = {"memory": parse_size, "disk": parse_rate, "network": parse_rate}
+_PARSERS: dict[str, Callable[[str], float]] = {
+    "memory": parse_size,
+    "disk": parse_rate,
+    "network": parse_rate,
+}
 _DAY_FIRST = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(.*)", re.DOTALL)
 _GROUPED = re.compile(r"\d{1,3}(\.\d{3}){2,}|\d{1,3}(\.\d{3})+,\d+")
 
 
 def readable(name: str, first: bytes, content: BinaryIO) -> tuple[bytes, BinaryIO]:
-    """The first line and the rest as UTF-8 without a mark: UTF-16 tells by its mark that it is so."""
+    """The first line and the rest as UTF-8 without a mark: UTF-16 tells by its mark that it is
+    so.
+    """
     if not first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return first.removeprefix(codecs.BOM_UTF8), content
     text = first + content.read(MAX_WHOLE)
     if len(text) > MAX_WHOLE:
-        raise Invalid(f"{name} is larger than {format_size(MAX_WHOLE)}", "CSV in UTF-8 may be as long as it likes")
+        raise Invalid(
+            f"{name} is larger than {format_size(MAX_WHOLE)}",
+            "CSV in UTF-8 may be as long as it likes",
+        )
     try:
         again = io.BytesIO(text.decode("utf-16").encode())
     except UnicodeError:
-        raise Invalid(f"{name} begins like UTF-16 and is none", "save the file as CSV in UTF-8") from None
+        raise Invalid(
+            f"{name} begins like UTF-16 and is none", "save the file as CSV in UTF-8"
+        ) from None
     return again.readline(MAX_LINE + 1), again
 
 
@@ -58,15 +73,21 @@ def lines_of(name: str, first: bytes, content: BinaryIO) -> Iterator[str]:
         try:
             text = raw.decode()
         except UnicodeDecodeError:
-            raise Invalid(f"{name}, line {number}: not UTF-8 text", "save the file as CSV in UTF-8") from None
+            raise Invalid(
+                f"{name}, line {number}: not UTF-8 text", "save the file as CSV in UTF-8"
+            ) from None
         if "\0" in text:
-            raise Invalid(f"{name}, line {number}: holds a NUL byte", "save the file as CSV in UTF-8")
+            raise Invalid(
+                f"{name}, line {number}: holds a NUL byte", "save the file as CSV in UTF-8"
+            )
         yield text
         raw, number = content.readline(MAX_LINE + 1), number + 1
 
 
 def with_point(text: str) -> str:
-    """A number as programs write it, from a table whose fields are not parted by commas: there a comma begins decimals."""
+    """A number as programs write it, from a table whose fields are not parted by commas: there a
+    comma begins decimals.
+    """
     if _GROUPED.fullmatch(text.strip()):
         text = text.replace(".", "")
     return text.replace(",", ".", 1)
@@ -79,7 +100,9 @@ def parse_amount(where: str, resource: str, given: Any) -> float:
     value = _number(resource, given)
     if value is None:
         raise Invalid(
-            f"{where}: {resource} is {str(given)[:40]!r}, expected {EXPECTED[resource].split(',')[0]}", _hint(resource, given)
+            f"{where}: {resource} is {str(given)[:40]!r}, expected "
+            f"{EXPECTED[resource].split(',')[0]}",
+            _hint(resource, given),
         )
     if not 0 <= value <= LIMITS[resource]:
         raise Invalid(
@@ -114,7 +137,9 @@ def _number(resource: str, given: Any) -> float | None:
 
 
 def parse_moment(where: str, text: str) -> float:
-    """Seconds since 1970: from ISO 8601, a day that is parted by points, seconds or milliseconds. Without an offset it is UTC."""
+    """Seconds since 1970: from ISO 8601, a day that is parted by points, seconds or milliseconds.
+    Without an offset it is UTC.
+    """
     try:
         try:
             moment = float(text) if "_" not in text else math.nan

@@ -1,9 +1,9 @@
 """Crash points: named places beside every durable step, where the harness may end the daemon.
 
-A no-op in normal runs. `VIRTUARY_CRASH=name[:hit][:kind]` makes the hit-th visit (first by default) of that point do
-`kill` (SIGKILL to itself, the default), `raise` (OSError EIO), `enospc` (OSError ENOSPC) or `hang` (SIGSTOP).
-`VIRTUARY_CRASH_TRACE=FILE` appends each visited name to FILE. Names are declared in `POINTS` and nowhere else; a name
-that is not declared is a defect and raises.
+A no-op in normal runs. `VIRTUARY_CRASH=name[:hit][:kind]` makes the hit-th visit (first by default)
+of that point do `kill` (SIGKILL to itself, the default), `raise` (OSError EIO), `enospc` (OSError
+ENOSPC) or `hang` (SIGSTOP). `VIRTUARY_CRASH_TRACE=FILE` appends each visited name to FILE. Names
+are declared in `POINTS` and nowhere else; a name that is not declared is a defect and raises.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every kind of error Virtuary raises, in one tree.
 
-Domain code raises a kind with one sentence (what was expected, what was found) and, where there is one, a hint (what to
-do). Edges translate once: the API by `status`, the command line by `exit_code`, the worker by `retry`. The cause is kept
-with `raise ... from`.
+Domain code raises a kind with one sentence (what was expected, what was found) and, where there is
+one, a hint (what to do). Edges translate once: the API by `status`, the command line by
+`exit_code`, the worker by `retry`. The cause is kept with `raise ... from`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class VirtuaryError(Exception):
         """RFC 9457 body of this error, without the request's own fields."""
         body: dict[str, Any] = {
             "type": f"urn:virtuary:problem:{self.code}",
-            "title": self.__class__.__doc__.splitlines()[0] if self.__class__.__doc__ else self.code,
+            "title": " ".join((self.__class__.__doc__ or self.code).split("\n\n")[0].split()),
             "status": self.status,
             "code": self.code,
             "detail": self.sentence,
@@ -73,7 +73,7 @@ class Conflict(VirtuaryError):
 
 
 class Changed(Conflict):
-    """Something that was looked at changed before what was decided could be written: look again, decide again."""
+    """What was looked at has changed before the decision could be written: look again."""
 
     code = "changed"
 
@@ -172,7 +172,11 @@ def from_problem(body: dict[str, Any]) -> VirtuaryError:
     """The error a problem body stands for; an unknown code becomes `Bug`."""
     kind = KINDS.get(str(body.get("code")), Bug)
     details = body.get("details")
-    return kind(str(body.get("detail", "no detail")), body.get("hint"), **(details if isinstance(details, dict) else {}))
+    return kind(
+        str(body.get("detail", "no detail")),
+        body.get("hint"),
+        **(details if isinstance(details, dict) else {}),
+    )
 
 
 def of_system(error: OSError) -> VirtuaryError:

@@ -25,7 +25,9 @@ def sync_file(path: Path) -> None:
 
 
 def publish(partial: Path, final: Path, mode: int | None = None) -> None:
-    """Turn the finished file `partial` into `final`, durably and at once; both lie in one folder."""
+    """Turn the finished file `partial` into `final`, durably and at once; both lie in one
+    folder.
+    """
     if mode is not None:
         os.chmod(partial, mode)
     sync_file(partial)
@@ -36,7 +38,9 @@ def publish(partial: Path, final: Path, mode: int | None = None) -> None:
 def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write `path` whole or not at all, durably; its mode is set before any byte is in it."""
     partial = path.with_name(f".{path.name}.partial")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    handle = os.open(
+        partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode
+    )
     try:
         os.fchmod(handle, mode)  # what a crash left behind may have another one
         view = memoryview(content)

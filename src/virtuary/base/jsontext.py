@@ -1,7 +1,8 @@
-"""How much JSON a text holds, told before it is parsed: how deep it nests and of how many parts it is made.
+"""How much JSON a text holds, told before it is parsed: how deep it nests and of how many parts it
+is made.
 
-A MiB of brackets takes a parser seconds and hundreds of MiB; this takes milliseconds at most, since each step is one pass in C.
-It does not say whether the text is JSON.
+A MiB of brackets takes a parser seconds and hundreds of MiB; this takes milliseconds at most, since
+each step is one pass in C. It does not say whether the text is JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
 
 def find_excess(text: bytes) -> str | None:
-    """What there is too much of in a text of at most a few MiB, in words; None where it may be parsed."""
+    """What there is too much of in a text of at most a few MiB, in words; None where it may be
+    parsed.
+    """
     plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     if plain.count(b'"') > QUOTES_CAP:
         return f"more than {QUOTES_CAP // 2} texts"
@@ -29,4 +32,6 @@ def find_excess(text: bytes) -> str | None:
     if b"[" not in brackets:
         return None
     is_open = brackets.count(b"[") > brackets.count(b"]") and len(brackets) <= DEPTH_CAP
-    return "brackets that are not closed" if is_open else f"values nested more than {DEPTH_CAP} deep"
+    return (
+        "brackets that are not closed" if is_open else f"values nested more than {DEPTH_CAP} deep"
+    )

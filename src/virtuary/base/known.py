@@ -1,8 +1,9 @@
 """Processes that outlive the daemon, found again for certain.
 
-A process is known by its pid and the moment it was started, as written down in a file of ours before its program began; what it
-is to be adopted as also by its user. Its command line proves nothing: the process can rewrite its own, and anybody can start a
-program with the same words. A record names the boot of the host too, since pids of another boot mean nothing.
+A process is known by its pid and the moment it was started, as written down in a file of ours
+before its program began; what it is to be adopted as also by its user. Its command line proves
+nothing: the process can rewrite its own, and anybody can start a program with the same words. A
+record names the boot of the host too, since pids of another boot mean nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ RECORD = "processes"
 LONGEST = 65536
 PATIENCE = 5.0
 """Seconds that a killed process is given to be gone."""
-_SHELL = 'read -r boot </proc/sys/kernel/random/boot_id && read -r stat </proc/self/stat && echo "$boot $stat" >"$0" && exec "$@"'
+_SHELL = (
+    "read -r boot </proc/sys/kernel/random/boot_id && read -r stat </proc/self/stat && echo "
+    '"$boot $stat" >"$0" && exec "$@"'
+)
 _USER = re.compile(rb"^Uid:\t(\d+)\t(\d+)\t(\d+)\t(\d+)$", re.MULTILINE)
 
 
 def recording(record: Path, *command: str) -> list[str]:
-    """Words that write down who they become, in place of what stood in `record`, and become `command`, an absolute path first."""
+    """Words that write down who they become, in place of what stood in `record`, and become
+    `command`, an absolute path first.
+    """
     return ["/bin/sh", "-c", _SHELL, str(record), *command]
 
 
@@ -48,15 +54,19 @@ def recorded(record: Path) -> list[Identity]:
 
 
 def adopt(identity: Identity, uid: int | None = None) -> int | None:
-    """A pidfd of the process `identity` if it still lives, as this user where that is given; else None.
+    """A pidfd of the process `identity` if it still lives, as this user where that is given; else
+    None.
 
-    The pidfd is opened first and the facts are compared afterwards, so a pid reused in between is noticed.
+    The pidfd is opened first and the facts are compared afterwards, so a pid reused in between is
+    noticed.
     """
     try:
         handle = os.pidfd_open(identity.pid)
     except OSError:
         return None
-    if start_time(identity.pid) == identity.start and (uid is None or users_of(identity.pid) == {uid}):
+    if start_time(identity.pid) == identity.start and (
+        uid is None or users_of(identity.pid) == {uid}
+    ):
         return handle
     os.close(handle)
     return None

@@ -1,6 +1,8 @@
-"""JSON lines from a peer that may be an adversary's: capped, read with suspicion, and never more of the loop than a peer's share.
+"""JSON lines from a peer that may be an adversary's: capped, read with suspicion, and never more of
+the loop than a peer's share.
 
-Nothing is stored ahead but one chunk and what the stream below holds of it. A peer that sends faster than it is listened to waits at its socket.
+Nothing is stored ahead but one chunk and what the stream below holds of it. A peer that sends
+faster than it is listened to waits at its socket.
 """
 
 from __future__ import annotations
@@ -66,4 +68,6 @@ class Lines:
                 raise EOFError(f"{self._who} has closed the connection")
         began, found = self._at, ends.search(self._chunk, self._at)
         self._at = found.end() if found else len(self._chunk)
-        return (self._chunk[began : found.start()], found[0]) if found else (self._chunk[began:], b"")
+        return (
+            (self._chunk[began : found.start()], found[0]) if found else (self._chunk[began:], b"")
+        )

@@ -1,7 +1,9 @@
-"""What servers need: a value for each resource in every hour of the week, made from measurements by a percentile.
+"""What servers need: a value for each resource in every hour of the week, made from measurements by
+a percentile.
 
-Pure. An hour of the week is counted from Monday 00:00, so 168 values tell that one server works at night and another one
-by day. The percentile is the nearest rank: always a value that was measured, never one in between.
+Pure. An hour of the week is counted from Monday 00:00, so 168 values tell that one server works at
+night and another one by day. The percentile is the nearest rank: always a value that was measured,
+never one in between.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from typing import NamedTuple
 HOURS = 168
 RESOURCES = ("cpu", "memory", "disk", "iops", "network")
 LIMITS = {"cpu": 1e5, "memory": 2.0**60, "disk": 2.0**50, "iops": 1e12, "network": 2.0**50}
-"""More than any machine has; a value above is a mistake. CPUs used, bytes, bytes a second, operations a second, bytes a second."""
+"""More than any machine has; a value above is a mistake. CPUs used, bytes, bytes a second,
+operations a second, bytes a second.
+"""
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MAX_NAME = 100
 _QUARTER = 900  # time zones differ from UTC by whole quarters of an hour
@@ -33,10 +37,15 @@ def hour_of(moment: float, zone: tzinfo = UTC) -> int:
 
 
 def check_server(text: str) -> str:
-    """The name of a measured server: 1 to 100 printable characters without a comma. Raises ValueError."""
+    """The name of a measured server: 1 to 100 printable characters without a comma. Raises
+    ValueError.
+    """
     name = text.strip()
     if not name or len(name) > MAX_NAME or not name.isprintable() or "," in name:
-        raise ValueError(f"{text[:40]!r} is not a server's name: use 1 to {MAX_NAME} printable characters without a comma")
+        raise ValueError(
+            f"{text[:40]!r} is not a server's name: use 1 to {MAX_NAME} printable characters "
+            "without a comma"
+        )
     return name
 
 
@@ -51,11 +60,15 @@ class Load(NamedTuple):
     name: str
     hours: dict[str, list[float]]
     assumed: int
-    """Hours of the week that were not measured and are taken as the server's highest measured hour."""
+    """Hours of the week that were not measured and are taken as the server's highest measured hour.
+    """
 
     def body(self) -> dict[str, object]:
         """As the API wants it: six digits are enough, and one number stands for 168 equal ones."""
-        return {"name": self.name, **{resource: _short(values) for resource, values in self.hours.items()}}
+        return {
+            "name": self.name,
+            **{resource: _short(values) for resource, values in self.hours.items()},
+        }
 
 
 def _short(values: list[float]) -> object:

@@ -1,6 +1,8 @@
-"""Structured log: one line an event, `key=value`, control characters escaped, fields capped; journald priorities on request.
+"""Structured log: one line an event, `key=value`, control characters escaped, fields capped;
+journald priorities on request.
 
-Where stderr is the daemon's own log file it is begun anew once it is large, whoever opened it there; the part before stays beside it.
+Where stderr is the daemon's own log file it is begun anew once it is large, whoever opened it
+there; the part before stays beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ from typing import Any
 
 from virtuary.base.text import shown
 
-_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_PRIORITY = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
 FIELD_CAP = 500
 LOG_CAP = 8 * 1024 * 1024
 """Bytes of the daemon's log file, and of the one before it."""
@@ -63,7 +71,9 @@ class _Stderr(logging.StreamHandler[Any]):
 
 
 def begin_anew(log: Path) -> None:
-    """Begin the file `log` anew, if stderr leads to it and it is too large; what else leads to it follows."""
+    """Begin the file `log` anew, if stderr leads to it and it is too large; what else leads to it
+    follows.
+    """
     found = os.fstat(2)
     if found.st_size <= LOG_CAP or not os.path.samestat(found, os.stat(log)):
         return
@@ -76,7 +86,9 @@ def begin_anew(log: Path) -> None:
 
 
 def set_up(level: str = "info", own: Path | None = None) -> None:
-    """Log to stderr; with priorities when journald reads it. `own`: the file that is kept small where stderr leads to it."""
+    """Log to stderr; with priorities when journald reads it. `own`: the file that is kept small
+    where stderr leads to it.
+    """
     handler = _Stderr(own)
     handler.setFormatter(_Line(journal="JOURNAL_STREAM" in os.environ))
     root = logging.getLogger()

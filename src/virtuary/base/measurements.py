@@ -1,8 +1,9 @@
-"""Reads files of measured loads: CSV, JSON and what other programs export become `Load`s, or are refused with the line, what was
-expected and a hint.
+"""Reads files of measured loads: CSV, JSON and what other programs export become `Load`s, or are
+refused with the line, what was expected and a hint.
 
-Everything a file says is hostile until it went through here: encodings, sizes, numbers that are none, names, doubled rows.
-Nothing is guessed: what is not understood is refused, what was not measured is told.
+Everything a file says is hostile until it went through here: encodings, sizes, numbers that are
+none, names, doubled rows. Nothing is guessed: what is not understood is refused, what was not
+measured is told.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ _LINE_BITS = 40
 
 
 class Measurements:
-    """Collects what files say; `loads` reduces it. `cpus`: how many CPUs servers have of which files tell shares only."""
+    """Collects what files say; `loads` reduces it. `cpus`: how many CPUs servers have of which
+    files tell shares only.
+    """
 
     def __init__(self, cpus: Mapping[str, int] | None = None) -> None:
         self._sysstat = Sadf(cpus or {})
@@ -51,7 +54,9 @@ class Measurements:
         self._moments: dict[str, float] = {}
 
     def read(self, name: str, content: BinaryIO) -> None:
-        """Read one file; raises Invalid with `name` and the line at the first thing that is not understood."""
+        """Read one file; raises Invalid with `name` and the line at the first thing that is not
+        understood.
+        """
         if len(self._files) >= 1 << 20:
             raise Invalid("too many files")
         first, content = readable(name, content.readline(MAX_LINE + 1), content)
@@ -65,7 +70,9 @@ class Measurements:
             self._read_csv(name, first, content)
 
     def loads(self, wanted: float = 95, zone: tzinfo = UTC) -> list[Load]:
-        """Every server's load by name, at the percentile `wanted`. Raises Invalid for a moment that was measured twice."""
+        """Every server's load by name, at the percentile `wanted`. Raises Invalid for a moment that
+        was measured twice.
+        """
         self._take_sysstat()
         for track in self._tracks.values():
             if found := track.twice():
@@ -77,8 +84,10 @@ class Measurements:
 
     def _refuse_twice(self, server: str, place: int, before: int) -> NoReturn:
         raise Invalid(
-            f"{self._place(place)}: {server} was measured at this time before ({self._place(before)})",
-            "one row for each server and time; times of different zones need an offset, for example 2026-11-23T09:00:00+01:00",
+            f"{self._place(place)}: {server} was measured at this time before "
+            f"({self._place(before)})",
+            "one row for each server and time; times of different zones need an offset, for "
+            "example 2026-11-23T09:00:00+01:00",
         )
 
     def _place(self, place: int) -> str:
@@ -91,7 +100,9 @@ class Measurements:
         lines = lines_of(name, first, content)
         head = next(lines, "")
         if is_sadf(head):
-            for _ in self._sysstat.read(name, (len(self._files) - 1) << _LINE_BITS, itertools.chain([head], lines)):
+            for _ in self._sysstat.read(
+                name, (len(self._files) - 1) << _LINE_BITS, itertools.chain([head], lines)
+            ):
                 self._count(name)
             return
         skipped = 1
@@ -104,10 +115,17 @@ class Measurements:
                 self._read_vinfo(name, words, lines, delimiter)
                 return
             columns = _columns(name, words)
-            self._read_rows(name, csv.reader(lines, delimiter=delimiter, strict=True), columns, skipped, delimiter != ",")
+            self._read_rows(
+                name,
+                csv.reader(lines, delimiter=delimiter, strict=True),
+                columns,
+                skipped,
+                delimiter != ",",
+            )
         except csv.Error as error:
             raise Invalid(
-                f"{name} is not CSV: {error}", "fields are parted by commas; a quote is closed on the same line"
+                f"{name} is not CSV: {error}",
+                "fields are parted by commas; a quote is closed on the same line",
             ) from error
 
     def _take_sysstat(self) -> None:
@@ -128,17 +146,30 @@ class Measurements:
             where = f"{name}, line {found.line}"
             self._count(name)
             hours = {
-                key: [parse_amount(where, key, amount)] * HOURS for key, amount in (("cpu", found.cpu), ("memory", found.memory))
+                key: [parse_amount(where, key, amount)] * HOURS
+                for key, amount in (("cpu", found.cpu), ("memory", found.memory))
             }
             self._give(where, found.server, hours)
         self.notes.append(f"{name} tells what machines were assigned, not what they used")
         if off:
             self.notes.append(f"{name}: {off} machines that are off, or templates, are left out")
 
-    def _read_rows(self, name: str, reader: Any, columns: Sequence[str], skipped: int, commas: bool) -> None:
-        """The inner loop: half a million rows a second. `commas`: whether a comma may begin decimals."""
-        at_server, at_time, width = columns.index("server"), columns.index("timestamp"), len(columns)
-        wanted = [(resource, columns.index(resource), LIMITS[resource]) for resource in RESOURCES if resource in columns]
+    def _read_rows(
+        self, name: str, reader: Any, columns: Sequence[str], skipped: int, commas: bool
+    ) -> None:
+        """The inner loop: half a million rows a second. `commas`: whether a comma may begin
+        decimals.
+        """
+        at_server, at_time, width = (
+            columns.index("server"),
+            columns.index("timestamp"),
+            len(columns),
+        )
+        wanted = [
+            (resource, columns.index(resource), LIMITS[resource])
+            for resource in RESOURCES
+            if resource in columns
+        ]
         origin = (len(self._files) - 1) << _LINE_BITS
         known: dict[str, Track] = {}
         for row in reader:
@@ -146,7 +177,10 @@ class Measurements:
             if len(row) != width:
                 if not "".join(row).strip() or row[0].startswith("#"):
                     continue
-                raise Invalid(f"{name}, line {line}: {len(row)} fields, expected {width}", f"the columns are {','.join(columns)}")
+                raise Invalid(
+                    f"{name}, line {line}: {len(row)} fields, expected {width}",
+                    f"the columns are {','.join(columns)}",
+                )
             try:
                 track = known[row[at_server]]
             except KeyError:
@@ -165,7 +199,9 @@ class Measurements:
                 except ValueError:
                     value = -1.0
                 if not 0 <= value <= limit or "_" in text:
-                    value = parse_amount(f"{name}, line {line}", resource, with_point(text) if commas else text)
+                    value = parse_amount(
+                        f"{name}, line {line}", resource, with_point(text) if commas else text
+                    )
                 track.values[resource].append(value)
             if len(wanted) < len(RESOURCES):
                 for resource in RESOURCES:
@@ -175,7 +211,10 @@ class Measurements:
     def _count(self, name: str) -> None:
         self.rows += 1
         if self.rows > MAX_ROWS:
-            raise Invalid(f"{name}: more than {MAX_ROWS} measurements", "measure less often, or plan fewer servers at once")
+            raise Invalid(
+                f"{name}: more than {MAX_ROWS} measurements",
+                "measure less often, or plan fewer servers at once",
+            )
 
     def _track(self, where: str, text: str) -> Track:
         try:
@@ -183,7 +222,10 @@ class Measurements:
         except ValueError as error:
             raise Invalid(f"{where}: {error}") from None
         if server in self._ready:
-            raise Invalid(f"{where}: the load of {server} was given before", "either measurements of a server, or its load")
+            raise Invalid(
+                f"{where}: the load of {server} was given before",
+                "either measurements of a server, or its load",
+            )
         return self._tracks.setdefault(server, Track(server, RESOURCES))
 
     def _moment(self, where: str, text: str) -> float:
@@ -198,7 +240,9 @@ class Measurements:
     def _read_json(self, name: str, first: bytes, content: BinaryIO) -> None:
         text = first + content.read(MAX_WHOLE)
         if len(text) > MAX_WHOLE:
-            raise Invalid(f"{name} is larger than {format_size(MAX_WHOLE)}", "CSV may be as long as it likes")
+            raise Invalid(
+                f"{name} is larger than {format_size(MAX_WHOLE)}", "CSV may be as long as it likes"
+            )
         body = _parse_json(name, text)
         if isinstance(body, dict) and set(body) == {"servers"}:
             self._each(name, body["servers"], self._read_load)
@@ -208,11 +252,14 @@ class Measurements:
             self._each(name, body, self._read_measurement)
         else:
             raise Invalid(
-                f"{name}: expected an object with either servers or measurements, or a list of measurements",
+                f"{name}: expected an object with either servers or measurements, or a list of "
+                "measurements",
                 'for example {"servers": [{"name": "web1", "cpu": 0.5, "memory": "2GiB"}]}',
             )
 
-    def _each(self, name: str, items: Any, read: Callable[[str, int, dict[str, Any]], None]) -> None:
+    def _each(
+        self, name: str, items: Any, read: Callable[[str, int, dict[str, Any]], None]
+    ) -> None:
         if not isinstance(items, list):
             raise Invalid(f"{name}: expected a list")
         for number, item in enumerate(items, 1):
@@ -229,13 +276,17 @@ class Measurements:
         track.places.append(((len(self._files) - 1) << _LINE_BITS) + number)
         for resource in RESOURCES:
             value = item.get(resource)
-            track.values[resource].append(math.nan if value is None else parse_amount(where, resource, value))
+            track.values[resource].append(
+                math.nan if value is None else parse_amount(where, resource, value)
+            )
 
     def _read_load(self, name: str, number: int, item: dict[str, Any]) -> None:
         where = f"{name}, entry {number}"
         _check_fields(where, item, ("name", *RESOURCES), ("name",))
         self._give(
-            where, str(item["name"]), {key: _hours(where, key, item[key]) for key in RESOURCES if item.get(key) is not None}
+            where,
+            str(item["name"]),
+            {key: _hours(where, key, item[key]) for key in RESOURCES if item.get(key) is not None},
         )
 
     def _give(self, where: str, text: str, hours: dict[str, list[float]]) -> None:
@@ -245,7 +296,9 @@ class Measurements:
         except ValueError as error:
             raise Invalid(f"{where}: {error}") from None
         if server in self._ready or server in self._tracks:
-            raise Invalid(f"{where}: the load of {server} was given before", "each server stands there once")
+            raise Invalid(
+                f"{where}: the load of {server} was given before", "each server stands there once"
+            )
         self._ready[server] = Load(server, hours, 0)
 
 
@@ -253,11 +306,16 @@ def _columns(name: str, head: list[str]) -> list[str]:
     """The names of the columns; raises Invalid with all that is wrong with them."""
     columns = [word.strip().lower() for word in head]
     if unknown := [word[:40] for word in columns if word not in COLUMNS]:
-        raise Invalid(f"{name}, line 1: unknown columns: {', '.join(map(repr, unknown[:10]))}", HEADER_HINT)
+        raise Invalid(
+            f"{name}, line 1: unknown columns: {', '.join(map(repr, unknown[:10]))}", HEADER_HINT
+        )
     if missing := [word for word in ("server", "timestamp") if word not in columns]:
         raise Invalid(f"{name}, line 1: the column {' and '.join(missing)} is missing", HEADER_HINT)
     if len(set(columns)) < len(columns) or len(columns) < 3:
-        raise Invalid(f"{name}, line 1: each column is named once, and one resource at least is measured", HEADER_HINT)
+        raise Invalid(
+            f"{name}, line 1: each column is named once, and one resource at least is measured",
+            HEADER_HINT,
+        )
     return columns
 
 
@@ -271,7 +329,9 @@ def _hours(where: str, resource: str, given: Any) -> list[float]:
         )
     values = [parse_amount(where, resource, value) for value in given]
     if any(map(math.isnan, values)):
-        raise Invalid(f"{where}: {resource} has an empty value", f"{resource} is {EXPECTED[resource]}")
+        raise Invalid(
+            f"{where}: {resource} has an empty value", f"{resource} is {EXPECTED[resource]}"
+        )
     return values
 
 
@@ -282,7 +342,10 @@ def _parse_json(name: str, text: bytes) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise Invalid(f"{name}: an object names a field twice ({', '.join(key[:40] for key, _ in pairs[:5])})")
+            raise Invalid(
+                f"{name}: an object names a field twice "
+                f"({', '.join(key[:40] for key, _ in pairs[:5])})"
+            )
         return found
 
     try:
@@ -295,8 +358,15 @@ def _parse_json(name: str, text: bytes) -> Any:
         raise Invalid(f"{name}: not JSON that can be read: {str(error)[:80]}") from None
 
 
-def _check_fields(where: str, item: dict[str, Any], allowed: Sequence[str], needed: Sequence[str]) -> None:
+def _check_fields(
+    where: str, item: dict[str, Any], allowed: Sequence[str], needed: Sequence[str]
+) -> None:
     if unknown := [key[:40] for key in item if key not in allowed]:
-        raise Invalid(f"{where}: unknown fields: {', '.join(map(repr, unknown[:10]))}", f"the fields are {', '.join(allowed)}")
+        raise Invalid(
+            f"{where}: unknown fields: {', '.join(map(repr, unknown[:10]))}",
+            f"the fields are {', '.join(allowed)}",
+        )
     if missing := [key for key in needed if key not in item]:
-        raise Invalid(f"{where}: {' and '.join(missing)} is missing", f"the fields are {', '.join(allowed)}")
+        raise Invalid(
+            f"{where}: {' and '.join(missing)} is missing", f"the fields are {', '.join(allowed)}"
+        )

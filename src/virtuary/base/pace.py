@@ -1,6 +1,8 @@
-"""How much one may take of what all share: bytes of a disk, events a second, time of the loop. What is over is put off or dropped.
+"""How much one may take of what all share: bytes of a disk, events a second, time of the loop. What
+is over is put off or dropped.
 
-The daemon is one loop, and each server's QEMU and guest may be an adversary's: whatever they send, they are given their share.
+The daemon is one loop, and each server's QEMU and guest may be an adversary's: whatever they send,
+they are given their share.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ BURST, SHARE = 0.05, 0.1
 class Bucket:
     """A token bucket: `burst` at once, `rate` a second for long."""
 
-    def __init__(self, burst: float, rate: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, burst: float, rate: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._burst, self._rate, self._now = burst, rate, now
         self._left, self._at = burst, now()
 

@@ -1,7 +1,7 @@
 """Every path Virtuary uses on disk, with its reason, for the two modes.
 
-System mode (root) follows the FHS, user mode the XDG directories. `VIRTUARY_ROOT=DIR` puts everything below one folder; it
-serves tests and trials. Ids, never names, become paths.
+System mode (root) follows the FHS, user mode the XDG directories. `VIRTUARY_ROOT=DIR` puts
+everything below one folder; it serves tests and trials. Ids, never names, become paths.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ class VmPaths:
 
     @property
     def disk(self) -> Path:
-        """Root disk, an overlay on the image; once the server was copied `status.disk_file` names another file beside it."""
+        """Root disk, an overlay on the image; once the server was copied `status.disk_file` names
+        another file beside it.
+        """
         return self.home / "disk.qcow2"
 
     @property
     def state(self) -> Path:
-        """Memory of the server that this one is a live copy of; gone once it runs as a machine of its own."""
+        """Memory of the server that this one is a live copy of; gone once it runs as a machine of
+        its own.
+        """
         return self.home / "state"
 
     @property
@@ -63,7 +67,9 @@ class VmPaths:
 
     @property
     def history(self) -> Path:
-        """What the server used, by the second, minute and hour; `history.old` is one of another layout."""
+        """What the server used, by the second, minute and hour; `history.old` is one of another
+        layout.
+        """
         return self.home / "history"
 
     def socket(self, role: str) -> Path:
@@ -86,13 +92,17 @@ class Paths:
 
     @property
     def secret_key(self) -> Path:
-        """The key under which user data is kept in the store, made with the first one; without it that can't be read. A copy of the host's state
-        has to hold it, a copy of the store alone should not."""
+        """The key under which user data is kept in the store, made with the first one; without it
+        that can't be read. A copy of the host's state has to hold it, a copy of the store alone
+        should not.
+        """
         return self.state / "secret.key"
 
     @property
     def ballast(self) -> Path:
-        """Space kept for the store: given up piece by piece when the disk is full, so that servers can still be stopped and removed."""
+        """Space kept for the store: given up piece by piece when the disk is full, so that servers
+        can still be stopped and removed.
+        """
         return self.state / "ballast"
 
     @property
@@ -131,7 +141,9 @@ class Paths:
 
     @property
     def resolvers(self) -> Path:
-        """The host's resolvers as programs in a jail see them: a copy of its file that follows it."""
+        """The host's resolvers as programs in a jail see them: a copy of its file that follows
+        it.
+        """
         return self.run / "resolvers"
 
     @property
@@ -141,17 +153,23 @@ class Paths:
 
     @property
     def instances(self) -> Path:
-        """Which instance, as root, has which users and networks of the host: the same folder for all of them, also with `VIRTUARY_ROOT`."""
+        """Which instance, as root, has which users and networks of the host: the same folder for
+        all of them, also with `VIRTUARY_ROOT`.
+        """
         return Path("/run/virtuary-instances")
 
     @property
     def log(self) -> Path:
-        """The daemon's log when it runs in the background without a service manager, capped; `daemon.old` is the part before."""
+        """The daemon's log when it runs in the background without a service manager, capped;
+        `daemon.old` is the part before.
+        """
         return self.state / "daemon.log"
 
     @property
     def history(self) -> Path:
-        """What the host used, by the second, minute and hour; `history.old` is one of another layout."""
+        """What the host used, by the second, minute and hour; `history.old` is one of another
+        layout.
+        """
         return self.state / "history"
 
     @property
@@ -164,7 +182,9 @@ class Paths:
 
     @property
     def layers(self) -> Path:
-        """Disks that servers and their copies share: read-only, each for as long as a server names it."""
+        """Disks that servers and their copies share: read-only, each for as long as a server names
+        it.
+        """
         return self.state / "layers"
 
     def vm(self, vm_id: str) -> VmPaths:
@@ -174,7 +194,9 @@ class Paths:
         return self.images / image_id
 
     def ensure(self) -> None:
-        """Make the folders. The state folder is passable (0711), what lies in it is the daemon's alone."""
+        """Make the folders. The state folder is passable (0711), what lies in it is the daemon's
+        alone.
+        """
         for folder, mode in ((self.state, 0o711), (self.run, 0o711), (self.cache, 0o700)):
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
             os.chmod(folder, mode)
@@ -193,7 +215,9 @@ class Paths:
 
 
 def find_paths(environment: dict[str, str] | None = None, uid: int | None = None) -> Paths:
-    """The paths of this user: system mode for root, user mode for everybody else. Relative XDG values are ignored."""
+    """The paths of this user: system mode for root, user mode for everybody else. Relative XDG
+    values are ignored.
+    """
     env = dict(os.environ) if environment is None else environment
     uid = os.getuid() if uid is None else uid
     mode: Mode = "system" if uid == 0 else "user"
@@ -201,11 +225,21 @@ def find_paths(environment: dict[str, str] | None = None, uid: int | None = None
         base = Path(root).absolute()
         return Paths(mode, base / "state", base / "cache", base / "run", base / "config")
     if mode == "system":
-        return Paths(mode, Path("/var/lib/virtuary"), Path("/var/cache/virtuary"), Path("/run/virtuary"), Path("/etc/virtuary"))
+        return Paths(
+            mode,
+            Path("/var/lib/virtuary"),
+            Path("/var/cache/virtuary"),
+            Path("/run/virtuary"),
+            Path("/etc/virtuary"),
+        )
     home = Path(env.get("HOME", "/"))
     state = _xdg(env, "XDG_STATE_HOME", home / ".local/state") / "virtuary"
     runtime = env.get("XDG_RUNTIME_DIR", "")
-    run = Path(runtime) / "virtuary" if runtime.startswith("/") and os.path.isdir(runtime) else state / "run"
+    run = (
+        Path(runtime) / "virtuary"
+        if runtime.startswith("/") and os.path.isdir(runtime)
+        else state / "run"
+    )
     return Paths(
         mode,
         state,

@@ -12,7 +12,8 @@ MOST = 256
 
 
 def take(protocol: str, address: str, port: int) -> socket.socket:
-    """A socket that has this port, and at which nobody listens: who else wants it fails to bind. Raises OSError; `why_not` tells why in words.
+    """A socket that has this port, and at which nobody listens: who else wants it fails to bind.
+    Raises OSError; `why_not` tells why in words.
 
     What an ended program's connections leave behind is in nobody's way.
     """
@@ -29,7 +30,8 @@ def take(protocol: str, address: str, port: int) -> socket.socket:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or protocol != "tcp":
                 raise
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # fails still where somebody listens
+            # fails still where somebody listens
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((address, port))
     except BaseException:
         sock.close()
@@ -42,7 +44,10 @@ def why_not(error: OSError, address: str, port: int) -> tuple[str, str]:
     if error.errno == errno.EADDRINUSE:
         return "is in use on this host by another program", "choose another port"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"can't be had: {address} is no address of this host", "publish on one that it has: ip address shows them"
+        return (
+            f"can't be had: {address} is no address of this host",
+            "publish on one that it has: ip address shows them",
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return "is below 1024, where only root may publish", f"publish another one: {port + 8000}"
     return f"can't be had: {error.strerror or os.strerror(error.errno or 0)}", "choose another port"

@@ -1,8 +1,9 @@
 """Programs of the host, through one door.
 
-Argument lists only (never a shell), absolute program path, small fixed environment, own deadline, capped output, own
-process group, and an end by pidfd. What is missing raises `HostLacks` with the package that has it. Processes that must
-outlive the daemon are known by pid *and* start time (`Identity`), never by name.
+Argument lists only (never a shell), absolute program path, small fixed environment, own deadline,
+capped output, own process group, and an end by pidfd. What is missing raises `HostLacks` with the
+package that has it. Processes that must outlive the daemon are known by pid *and* start time
+(`Identity`), never by name.
 """
 
 from __future__ import annotations
@@ -68,18 +69,29 @@ def find_program(name: str) -> str:
     found = shutil.which(name, path=PATH)
     if not found:
         package = PACKAGES.get(name, name)
-        raise HostLacks(f"the program {name} is not installed", f"apt install {package}", program=name, package=package)
+        raise HostLacks(
+            f"the program {name} is not installed",
+            f"apt install {package}",
+            program=name,
+            package=package,
+        )
     return found
 
 
 def bounded(memory: int, file_size: int) -> list[str]:
-    """Words that start a program, to follow them, with at most so many bytes of address space and of each file, and no core dumps."""
+    """Words that start a program, to follow them, with at most so many bytes of address space and
+    of each file, and no core dumps.
+    """
     return [find_program("prlimit"), f"--as={memory}", f"--fsize={file_size}", "--core=0", "--"]
 
 
 def session() -> dict[str, str]:
     """What a program must have in its environment to speak to this user's service manager."""
-    return {name: os.environ[name] for name in ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS") if name in os.environ}
+    return {
+        name: os.environ[name]
+        for name in ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+        if name in os.environ
+    }
 
 
 def die_with_parent() -> None:
@@ -88,7 +100,9 @@ def die_with_parent() -> None:
 
 
 aside: Path | None = None
-"""The control group long programs run in, apart from the daemon that has to answer; None where there is none. Set once, at the start."""
+"""The control group long programs run in, apart from the daemon that has to answer; None where
+there is none. Set once, at the start.
+"""
 
 
 def _step_aside() -> None:
@@ -110,9 +124,9 @@ async def run(
 ) -> Result:
     """Run a program to its end and return its status and output, each capped at 4 MiB.
 
-    The first word is a program's name (see `find_program`) or an absolute path. It is killed with its whole process
-    group at the deadline (seconds), on cancellation, and when the daemon dies. With `check` a failure raises `Failed`
-    with the last line it wrote to stderr.
+    The first word is a program's name (see `find_program`) or an absolute path. It is killed with
+    its whole process group at the deadline (seconds), on cancellation, and when the daemon dies.
+    With `check` a failure raises `Failed` with the last line it wrote to stderr.
     """
     program = command[0] if command[0].startswith("/") else find_program(command[0])
     spawning = asyncio.create_subprocess_exec(
@@ -137,18 +151,26 @@ async def run(
     except TimeoutError:
         raise Failed(f"{command[0]} did not end within {deadline:.0f} s") from None
     finally:
-        if not ended:  # its first process may be gone already while another one of the group holds the output open
+        # its first process may be gone already while another one of the group holds the output open
+        if not ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     result = Result(status, out, err)
     if check and status != 0:
-        raise Failed(f"{command[0]} failed: {last_line(err) or last_line(out) or f'exit status {status}'}", status=status)
+        raise Failed(
+            f"{command[0]} failed: {last_line(err) or last_line(out) or f'exit status {status}'}",
+            status=status,
+        )
     return result
 
 
-async def _spawned(spawning: Coroutine[Any, Any, asyncio.subprocess.Process]) -> asyncio.subprocess.Process:
-    """The started program. Cancelled meanwhile, asyncio would end its first process only and wait for the others."""
+async def _spawned(
+    spawning: Coroutine[Any, Any, asyncio.subprocess.Process],
+) -> asyncio.subprocess.Process:
+    """The started program. Cancelled meanwhile, asyncio would end its first process only and wait
+    for the others.
+    """
     task = asyncio.ensure_future(spawning)
     try:
         return await asyncio.shield(task)
@@ -170,7 +192,9 @@ async def _talk(process: asyncio.subprocess.Process, stdin: bytes | None) -> tup
                 await process.stdin.drain()
             process.stdin.close()
 
-    _, out, err = await asyncio.gather(feed(), _read_capped(process.stdout), _read_capped(process.stderr))
+    _, out, err = await asyncio.gather(
+        feed(), _read_capped(process.stdout), _read_capped(process.stderr)
+    )
     return out, err
 
 
@@ -183,11 +207,17 @@ async def _read_capped(stream: asyncio.StreamReader) -> bytes:
 
 
 async def lines_of(
-    *command: str, deadline: float, env: Mapping[str, str] | None = None, cwd: Path | None = None, pass_fds: Sequence[int] = ()
+    *command: str,
+    deadline: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[str]:
-    """Run a long program and yield what it writes (stdout and stderr together) line by line; raises `Failed` at a bad end.
+    """Run a long program and yield what it writes (stdout and stderr together) line by line; raises
+    `Failed` at a bad end.
 
-    It runs in the control group `aside`. Ends the whole process group when the iteration is left early, at the deadline, and when the daemon dies.
+    It runs in the control group `aside`. Ends the whole process group when the iteration is left
+    early, at the deadline, and when the daemon dies.
     """
     program = command[0] if command[0].startswith("/") else find_program(command[0])
     spawning = asyncio.create_subprocess_exec(
@@ -221,15 +251,21 @@ async def lines_of(
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if status != 0:
-        raise Failed(f"{command[0]} failed: {' / '.join(last) or f'exit status {status}'}", status=status)
+        raise Failed(
+            f"{command[0]} failed: {' / '.join(last) or f'exit status {status}'}", status=status
+        )
 
 
-_TRAILER = re.compile(r"Command failed \S+:\d+$|Try ['\"`].*help|See ['\"`].*help|Usage: ", re.IGNORECASE)
+_TRAILER = re.compile(
+    r"Command failed \S+:\d+$|Try ['\"`].*help|See ['\"`].*help|Usage: ", re.IGNORECASE
+)
 """What programs say after that: ip of a batch, many of their options."""
 
 
 def last_line(output: bytes) -> str:
-    """The last line of a program's output that tells what is the matter, at most 400 characters, control characters removed."""
+    """The last line of a program's output that tells what is the matter, at most 400 characters,
+    control characters removed.
+    """
     lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
     telling = [line for line in lines if not _TRAILER.match(line)] or lines
     return shown(telling[-1])[:400] if telling else ""
@@ -241,7 +277,9 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None when it is gone or only a zombie is left."""
+    """When the process started, in clock ticks since boot; None when it is gone or only a zombie is
+    left.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -282,9 +320,11 @@ def reap(pidfd: int) -> int | None:
 
 
 def bury(pidfd: int) -> None:
-    """Reap the child behind `pidfd` when it has ended, in the background; takes the descriptor over.
+    """Reap the child behind `pidfd` when it has ended, in the background; takes the descriptor
+    over.
 
-    A process that another one started for us becomes our child only when that one is gone, perhaps a moment after its own end.
+    A process that another one started for us becomes our child only when that one is gone, perhaps
+    a moment after its own end.
     """
     loop = asyncio.get_running_loop()
 

@@ -22,7 +22,9 @@ def read(place: Path = HOST) -> str:
 
 
 def nameservers(text: str) -> list[str]:
-    """The addresses of the resolvers, with their scope where they have one; what is no address is passed over, as libraries do. Pure."""
+    """The addresses of the resolvers, with their scope where they have one; what is no address is
+    passed over, as libraries do. Pure.
+    """
     found = []
     for line in text.splitlines():
         words = line.split()
@@ -34,5 +36,12 @@ def nameservers(text: str) -> list[str]:
 
 def sift(text: str) -> str:
     """The same file without the lines that mean nothing. Pure."""
-    others = [line.strip() for line in text.splitlines() if line.split()[:1] and line.split()[0] in _KEPT and line.isprintable()]
-    return "".join(f"{line}\n" for line in [*others, *(f"nameserver {address}" for address in nameservers(text))])
+    others = [
+        line.strip()
+        for line in text.splitlines()
+        if line.split()[:1] and line.split()[0] in _KEPT and line.isprintable()
+    ]
+    return "".join(
+        f"{line}\n"
+        for line in [*others, *(f"nameserver {address}" for address in nameservers(text))]
+    )

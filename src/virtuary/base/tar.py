@@ -1,7 +1,9 @@
-"""Reads a tar archive that another machine makes while it is read: whatever comes, there is one kind of error and a bound on memory.
+"""Reads a tar archive that another machine makes while it is read: whatever comes, there is one
+kind of error and a bound on memory.
 
-Knows what tar programs write of their own accord: ustar, pax headers and GNU's long names. Writes nothing, interprets no name. Sparse
-files and volumes are refused: tar makes them only when asked to. Source: POSIX.1-2017 pax, and tar(5) of libarchive.
+Knows what tar programs write of their own accord: ustar, pax headers and GNU's long names. Writes
+nothing, interprets no name. Sparse files and volumes are refused: tar makes them only when asked
+to. Source: POSIX.1-2017 pax, and tar(5) of libarchive.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ HEADER_CAP = 1024 * 1024
 """Bytes that one header before an entry may have."""
 PADDING_CAP = 1024 * 1024
 """Bytes that may follow the end of the archive: tar fills its last record."""
-_KINDS: dict[bytes, Kind] = {b"0": "file", b"\0": "file", b"7": "file", b"1": "hard link", b"2": "link", b"5": "folder"}
+_KINDS: dict[bytes, Kind] = {
+    b"0": "file",
+    b"\0": "file",
+    b"7": "file",
+    b"1": "hard link",
+    b"2": "link",
+    b"5": "folder",
+}
 _DATALESS = b"123456"
 _LAST_SECOND = 2**33
 _SECONDS = re.compile(rb"-?\d{1,15}(\.\d*)?")
@@ -43,7 +52,9 @@ class Entry:
 
 
 class Archive:
-    """Entries in their order, each with its content, which may be left unread. Every fault is a Failed."""
+    """Entries in their order, each with its content, which may be left unread. Every fault is a
+    Failed.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -56,13 +67,18 @@ class Archive:
             kind, size = header[156:157], _number(header[124:136])
             said += size if kind in b"xgLK" else -said
             if said > HEADER_CAP:
-                raise Failed(f"the archive says {said} bytes of one file before it comes, and at most {HEADER_CAP} are read")
+                raise Failed(
+                    f"the archive says {said} bytes of one file before it comes, and at most "
+                    f"{HEADER_CAP} are read"
+                )
             if kind == b"x":
                 told |= _records(self._whole(size))
             elif kind == b"g":
                 self._whole(size)  # what is said of all files at once is nothing that matters here
             elif kind in b"LK":
-                told[b"path" if kind == b"L" else b"linkpath"] = self._whole(size).partition(b"\0")[0]
+                told[b"path" if kind == b"L" else b"linkpath"] = self._whole(size).partition(b"\0")[
+                    0
+                ]
             else:
                 entry = _entry(header, told)
                 told = {}
@@ -89,13 +105,16 @@ class Archive:
         if block.count(0) == BLOCK:
             return b""
         said, plain = _number(block[148:156]), block[:148] + b" " * 8 + block[156:]
-        if said != sum(plain) and said != sum(memoryview(plain).cast("b")):  # old tars summed signed bytes
+        # old tars summed signed bytes
+        if said != sum(plain) and said != sum(memoryview(plain).cast("b")):
             raise Failed(_NO_ARCHIVE)
         return block
 
     def _whole(self, size: int) -> bytes:
         if size > HEADER_CAP:
-            raise Failed(f"the archive has a header of {size} bytes, and at most {HEADER_CAP} are read")
+            raise Failed(
+                f"the archive has a header of {size} bytes, and at most {HEADER_CAP} are read"
+            )
         return self._exactly(size + -size % BLOCK)[:size]
 
     def _exactly(self, size: int) -> bytes:

@@ -1,4 +1,6 @@
-"""Commands that go inside a server: shell, exec, console, ssh-config; cp is in cli/copying.py, how they log in in cli/login.py."""
+"""Commands that go inside a server: shell, exec, console, ssh-config; cp is in cli/copying.py, how
+they log in in cli/login.py.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,22 @@ SSH_FAILED = 255
 
 
 class Inside(click.Command):
-    """From the first word of the command that runs inside, everything is that command's, also what looks like an option of ours."""
+    """From the first word of the command that runs inside, everything is that command's, also what
+    looks like an option of ours.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         valued = {
-            name for option in self.params if isinstance(option, click.Option) and not option.is_flag for name in option.opts
+            name
+            for option in self.params
+            if isinstance(option, click.Option) and not option.is_flag
+            for name in option.opts
         }
-        words = [at for at, word in enumerate(args) if not word.startswith("-") and (at == 0 or args[at - 1] not in valued)]
+        words = [
+            at
+            for at, word in enumerate(args)
+            if not word.startswith("-") and (at == 0 or args[at - 1] not in valued)
+        ]
         if len(words) > 1 and "--" not in args[: words[1]]:
             args = [*args[: words[1]], "--", *args[words[1] :]]
         return super().parse_args(ctx, args)
@@ -46,14 +57,20 @@ class Inside(click.Command):
 @NAME
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option(
-    "-A", "--forward-agent", is_flag=True, help="Let the server use your ssh agent's keys for as long as the shell is open."
+    "-A",
+    "--forward-agent",
+    is_flag=True,
+    help="Let the server use your ssh agent's keys for as long as the shell is open.",
 )
-@click.option("--timeout", type=Duration(), default=SHELL_WAIT, help="How long to wait for the server's SSH.")
+@click.option(
+    "--timeout", type=Duration(), default=SHELL_WAIT, help="How long to wait for the server's SSH."
+)
 def shell_command(name: str, command: tuple[str, ...], forward_agent: bool, timeout: float) -> None:
-    """Open a shell inside a server, by SSH with a key that Virtuary manages; by the serial console where there is no SSH.
+    """Open a shell inside a server, by SSH with a key that Virtuary manages; by the serial console
+    where there is no SSH.
 
-    Your own ssh configuration is not read: a server is given neither your agent nor variables, ports or your display, unless options of ssh
-    after its name say so.
+    Your own ssh configuration is not read: a server is given neither your agent nor variables,
+    ports or your display, unless options of ssh after its name say so.
 
     \b
     Examples:
@@ -81,16 +98,37 @@ def shell_command(name: str, command: tuple[str, ...], forward_agent: bool, time
 @click.command(cls=Inside, context_settings={"ignore_unknown_options": True})
 @NAME
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("-t", "--tty", "terminal", is_flag=True, help="Give the command a terminal, of the size of yours.")
-@click.option("-n", "--no-stdin", "silent", is_flag=True, help="Give the command no input: its standard input is at its end.")
+@click.option(
+    "-t",
+    "--tty",
+    "terminal",
+    is_flag=True,
+    help="Give the command a terminal, of the size of yours.",
+)
+@click.option(
+    "-n",
+    "--no-stdin",
+    "silent",
+    is_flag=True,
+    help="Give the command no input: its standard input is at its end.",
+)
 @click.option("--timeout", type=Duration(), help="How long the command may take; then it is ended.")
 @output_option
-def exec_command(name: str, command: tuple[str, ...], terminal: bool, silent: bool, timeout: float | None, output: str) -> None:
-    """Run a command inside a server through its guest agent; no network is needed. Ends with the command's own status.
+def exec_command(
+    name: str,
+    command: tuple[str, ...],
+    terminal: bool,
+    silent: bool,
+    timeout: float | None,
+    output: str,
+) -> None:
+    """Run a command inside a server through its guest agent; no network is needed. Ends with the
+    command's own status.
 
-    Standard input, output and errors are passed on as they come; signals are the command's, and it is ended when this is. Where no agent answers it
-    runs by SSH, as root too. 125: could not be run there, 126: not executable, 127: not found. Where the server can't be asked at all (it is not there, or
-    paused) it ends as every other command does.
+    Standard input, output and errors are passed on as they come; signals are the command's, and it
+    is ended when this is. Where no agent answers it runs by SSH, as root too. 125: could not be run
+    there, 126: not executable, 127: not found. Where the server can't be asked at all (it is not
+    there, or paused) it ends as every other command does.
 
     \b
     Examples:
@@ -102,7 +140,9 @@ def exec_command(name: str, command: tuple[str, ...], terminal: bool, silent: bo
     wire = connect()
     try:
         put = put_out if output == "table" else lambda stream, data: said[stream].extend(data)
-        status = run_inside(wire, name, command, None if silent else own_input(), terminal, timeout, put)
+        status = run_inside(
+            wire, name, command, None if silent else own_input(), terminal, timeout, put
+        )
     except NotBegun as why:
         if output == "table" and isinstance(why.error, (GuestSilent, Failed)):
             exec_by_ssh(wire, name, command, terminal, silent)
@@ -113,8 +153,15 @@ def exec_command(name: str, command: tuple[str, ...], terminal: bool, silent: bo
         say(f"error: {error.sentence}")
         number = error.details.get("errno")
         sys.exit(125 if number is None else 127 if number in (errno.ENOENT, errno.ENOTDIR) else 126)
-    texts = {key: base64.b64encode(said[stream]).decode() for key, stream in (("stdout", 1), ("stderr", 2))}
-    emit({"status": status, **texts, "truncated": False}, output, name=lambda item: str(item["status"]))
+    texts = {
+        key: base64.b64encode(said[stream]).decode()
+        for key, stream in (("stdout", 1), ("stderr", 2))
+    }
+    emit(
+        {"status": status, **texts, "truncated": False},
+        output,
+        name=lambda item: str(item["status"]),
+    )
     sys.exit(status)
 
 
@@ -176,7 +223,11 @@ def watch_console(wire: Wire, name: str) -> None:
     with _socket(wire, name) as socket:
         socket.recv()
         for chunk in socket:
-            tell(stream.text(chunk if isinstance(chunk, bytes) else chunk.encode()), end="", flush=True)
+            tell(
+                stream.text(chunk if isinstance(chunk, bytes) else chunk.encode()),
+                end="",
+                flush=True,
+            )
 
 
 @contextmanager
@@ -186,7 +237,9 @@ def _socket(wire: Wire, name: str) -> Iterator[Any]:
     from websockets.typing import Subprotocol
 
     url = f"ws://virtuary/v1/vms/{path_part(name)}/console/serial"
-    with unix_connect(wire.path, url, subprotocols=[Subprotocol("binary")], compression=None) as socket:
+    with unix_connect(
+        wire.path, url, subprotocols=[Subprotocol("binary")], compression=None
+    ) as socket:
         try:
             yield socket
         except ConnectionClosedError as error:
@@ -216,8 +269,8 @@ def _raw_terminal() -> Iterator[None]:
 def ssh_config_command(names: tuple[str, ...]) -> None:
     """Print an OpenSSH configuration, so that ssh, scp, rsync and editors reach servers by name.
 
-    Put it before what your configuration says of all hosts: of two values ssh takes the first, but for forwarded ports and variables sent,
-    which add up.
+    Put it before what your configuration says of all hosts: of two values ssh takes the first, but
+    for forwarded ports and variables sent, which add up.
 
     \b
     Example:
@@ -226,7 +279,9 @@ def ssh_config_command(names: tuple[str, ...]) -> None:
     wire = connect()
     if not names:
         names = tuple(
-            vm["meta"]["name"] for vm in wire.call("GET", "/v1/vms", query={"limit": 1000})["items"] if vm["status"]["runtime"]
+            vm["meta"]["name"]
+            for vm in wire.call("GET", "/v1/vms", query={"limit": 1000})["items"]
+            if vm["status"]["runtime"]
         )
     for name in names:
         try:

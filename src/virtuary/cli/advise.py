@@ -21,13 +21,20 @@ WORDS = {"too-big": "too big", "too-small": "too small", "right": "right", "unkn
 @click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=complete_names)
 @click.option("--apply", "apply_it", is_flag=True, help="Make the changes.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before making them.")
-@click.option("--enough", type=Duration(), default="1d", help="How long a server must have been watched to be called too big.")
+@click.option(
+    "--enough",
+    type=Duration(),
+    default="1d",
+    help="How long a server must have been watched to be called too big.",
+)
 @output_option
-def advise_command(names: tuple[str, ...], apply_it: bool, yes: bool, enough: float, output: str) -> None:
+def advise_command(
+    names: tuple[str, ...], apply_it: bool, yes: bool, enough: float, output: str
+) -> None:
     """Tell which servers are too big or too small, why, and the change that mends it.
 
-    Judged by what they used while they ran. Without names all servers are looked at, and those on which there is nothing to say
-    are counted.
+    Judged by what they used while they ran. Without names all servers are looked at, and those on
+    which there is nothing to say are counted.
 
     \b
     Examples:
@@ -38,7 +45,9 @@ def advise_command(names: tuple[str, ...], apply_it: bool, yes: bool, enough: fl
     wire = connect()
     items = _ask(wire, names, enough)
     if not apply_it:
-        return emit(items, output, lambda: _show(items, bool(names)), lambda item: str(item["name"]))
+        return emit(
+            items, output, lambda: _show(items, bool(names)), lambda item: str(item["name"])
+        )
     wanted = [item for item in items if item["change"]]
     if output == "table":
         _show(items, bool(names))
@@ -53,24 +62,37 @@ def advise_command(names: tuple[str, ...], apply_it: bool, yes: bool, enough: fl
 def _ask(wire: Wire, names: tuple[str, ...], enough: float) -> list[dict[str, Any]]:
     query = {"enough": enough}
     if names:
-        return [wire.call("GET", f"/v1/vms/{path_part(name)}/advice", query=query) for name in names]
-    return sorted(wire.call("GET", "/v1/advice", query=query)["items"], key=lambda item: str(item["name"]))
+        return [
+            wire.call("GET", f"/v1/vms/{path_part(name)}/advice", query=query) for name in names
+        ]
+    return sorted(
+        wire.call("GET", "/v1/advice", query=query)["items"], key=lambda item: str(item["name"])
+    )
 
 
 def _show(items: list[dict[str, Any]], everything: bool) -> None:
     findings = [(item, finding) for item in items for finding in item["findings"]]
-    shown = [pair for pair in findings if everything or pair[1]["verdict"] in ("too-big", "too-small")]
+    shown = [
+        pair for pair in findings if everything or pair[1]["verdict"] in ("too-big", "too-small")
+    ]
     head = ["NAME", "WHAT", "IS", "HAS", "SHOULD HAVE", "CONFIDENCE", "BECAUSE"]
-    print_table(head, [_row(item["name"], finding) for item, finding in shown], "no server is known to be too big or too small")
+    print_table(
+        head,
+        [_row(item["name"], finding) for item, finding in shown],
+        "no server is known to be too big or too small",
+    )
     for item in items:
         if item["command"]:
             tell(f"{item['command']}   ({_saves(item['saves'])})")
     told = {item["name"] for item, _ in shown}
     quiet = [item for item in items if item["name"] not in told]
-    unknown = sum(any(finding["verdict"] == "unknown" for finding in item["findings"]) for item in quiet)
+    unknown = sum(
+        any(finding["verdict"] == "unknown" for finding in item["findings"]) for item in quiet
+    )
     if unknown:
         say(
-            f"of {unknown} {'server' if unknown == 1 else 'servers'} not enough is known: virtuary advise NAME tells what is missing"
+            f"of {unknown} {'server' if unknown == 1 else 'servers'} not enough is known: "
+            "virtuary advise NAME tells what is missing"
         )
 
 
@@ -92,10 +114,21 @@ def _amount(resource: str, value: int) -> str:
 
 
 def _saves(saves: dict[str, int]) -> str:
-    given = [_amount(name, value) + (" memory" if name == "memory" else " cpus") for name, value in saves.items() if value > 0]
-    taken = [_amount(name, -value) + (" memory" if name == "memory" else " cpus") for name, value in saves.items() if value < 0]
+    given = [
+        _amount(name, value) + (" memory" if name == "memory" else " cpus")
+        for name, value in saves.items()
+        if value > 0
+    ]
+    taken = [
+        _amount(name, -value) + (" memory" if name == "memory" else " cpus")
+        for name, value in saves.items()
+        if value < 0
+    ]
     return ", ".join(
-        [*([f"gives back {' and '.join(given)}"] if given else []), *([f"takes {' and '.join(taken)}"] if taken else [])]
+        [
+            *([f"gives back {' and '.join(given)}"] if given else []),
+            *([f"takes {' and '.join(taken)}"] if taken else []),
+        ]
     )
 
 
@@ -107,13 +140,19 @@ def _confirm(wanted: list[dict[str, Any]]) -> None:
         raise click.Abort
 
 
-def _apply(wire: Wire, wanted: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], VirtuaryError | None]:
-    """Change each, if nobody else did since it was looked at; the first error is raised at the end, the others are told."""
+def _apply(
+    wire: Wire, wanted: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], VirtuaryError | None]:
+    """Change each, if nobody else did since it was looked at; the first error is raised at the end,
+    the others are told.
+    """
     changed, failure = [], None
     for item in wanted:
         headers = {"If-Match": f'"{item["revision"]}"'}
         try:
-            changed.append(wire.call("PATCH", f"/v1/vms/{item['id']}", item["change"], headers=headers))
+            changed.append(
+                wire.call("PATCH", f"/v1/vms/{item['id']}", item["change"], headers=headers)
+            )
         except VirtuaryError as error:
             if failure:
                 say(f"error: {item['name']}: {error.sentence}")
@@ -129,5 +168,10 @@ def _told(changed: list[dict[str, Any]]) -> None:
         waits = vm["status"]["runtime"] and vm["meta"]["generation"] != vm["status"]["applied"]
         tell(
             f"{name} changed"
-            + (f"; what can't change while it runs takes effect at its next start (virtuary restart {name})" if waits else "")
+            + (
+                "; what can't change while it runs takes effect at its next start (virtuary "
+                f"restart {name})"
+                if waits
+                else ""
+            )
         )

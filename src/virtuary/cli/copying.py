@@ -1,7 +1,8 @@
 """The command cp: files and folders into and out of a server, by tar over SSH.
 
-Into a server the user's own files go, packed by cli/packing.py. Out of it comes what the root user of the guest chooses to send: it is unpacked by
-cli/unpacking.py, beneath the folder that the user named and nowhere else.
+Into a server the user's own files go, packed by cli/packing.py. Out of it comes what the root user
+of the guest chooses to send: it is unpacked by cli/unpacking.py, beneath the folder that the user
+named and nowhere else.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,4})")
 def cp_command(paths: tuple[str, ...], habit: bool, quiet: bool) -> None:
     """Copy files and folders into or out of a server. `-` stands for standard input and output.
 
-    A target that is a folder receives the copies under their own names; else the one copy gets its name, and the folder it goes to must be there. In
-    paths of a server ~ is the home folder, and * ? [] choose files, in quotes. A link that is named itself is followed; links in folders stay
-    links, and devices, pipes and sockets are left out, which is said. Copies belong to whoever is logged in there, or to you here, without
-    set-user-ID bits. Out of a server nothing outside the target is read or written: links that are there already are not followed, but for the
-    target itself.
+    A target that is a folder receives the copies under their own names; else the one copy gets its
+    name, and the folder it goes to must be there. In paths of a server ~ is the home folder, and *
+    ? [] choose files, in quotes. A link that is named itself is followed; links in folders stay
+    links, and devices, pipes and sockets are left out, which is said. Copies belong to whoever is
+    logged in there, or to you here, without set-user-ID bits. Out of a server nothing outside the
+    target is read or written: links that are there already are not followed, but for the target
+    itself.
 
     \b
     Examples:
@@ -72,7 +75,10 @@ def cp_command(paths: tuple[str, ...], habit: bool, quiet: bool) -> None:
       tar -c site | virtuary cp - web1:site.tar
     """
     if len(paths) < 2:
-        raise Invalid("a source and a target are needed", "virtuary cp FILE web1:/path, or virtuary cp web1:/path FILE")
+        raise Invalid(
+            "a source and a target are needed",
+            "virtuary cp FILE web1:/path, or virtuary cp web1:/path FILE",
+        )
     *sources, target = paths
     there, here = [_split(source) for source in sources], _split(target)
     if here and not any(there):
@@ -82,7 +88,8 @@ def cp_command(paths: tuple[str, ...], habit: bool, quiet: bool) -> None:
     else:
         raise Invalid(
             "exactly one side must be in a server, and all sources in the same one",
-            "virtuary cp FILE web1:/path, or virtuary cp web1:/path FILE; a file whose name has a colon is ./NAME",
+            "virtuary cp FILE web1:/path, or virtuary cp web1:/path FILE; a file whose name has "
+            "a colon is ./NAME",
         )
     heed_ends()
     progress = Progress(quiet)
@@ -95,7 +102,9 @@ def cp_command(paths: tuple[str, ...], habit: bool, quiet: bool) -> None:
 
 
 def heed_ends() -> None:
-    """From now on this process ends on SIGTERM and SIGHUP as on Ctrl-C: what is half-written is removed on the way."""
+    """From now on this process ends on SIGTERM and SIGHUP as on Ctrl-C: what is half-written is
+    removed on the way.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _end)
@@ -114,8 +123,12 @@ def _split(text: str) -> tuple[str, str] | None:
 LIST_CAP = 1024 * 1024
 
 
-def copy_in(way: dict[str, Any], sources: list[str], target: str, progress: Progress | None = None) -> None:
-    """Send files and folders of the user's, which is what the guest unpacks. Raises Failed when not all of it is there then."""
+def copy_in(
+    way: dict[str, Any], sources: list[str], target: str, progress: Progress | None = None
+) -> None:
+    """Send files and folders of the user's, which is what the guest unpacks. Raises Failed when not
+    all of it is there then.
+    """
     progress = progress or Progress(quiet=True)
     if "-" in sources:
         return _stream_in(way, sources, target, progress)
@@ -124,7 +137,12 @@ def copy_in(way: dict[str, Any], sources: list[str], target: str, progress: Prog
         raise NotFound(f"there is no file {missing[0]!r} here")
     name = own_name(sources[0])
     folder = os.path.isdir(sources[0])
-    script = PUT.format(target=remote(target), many=int(len(sources) > 1), folder=int(folder), base=shlex.quote(name))
+    script = PUT.format(
+        target=remote(target),
+        many=int(len(sources) > 1),
+        folder=int(folder),
+        base=shlex.quote(name),
+    )
     with _logged_in(way, script, stdin=subprocess.PIPE) as process:
         assert process.stdin
         packing = Packing(process.stdin, progress.tell)  # type: ignore[arg-type]
@@ -153,8 +171,12 @@ def copy_in(way: dict[str, Any], sources: list[str], target: str, progress: Prog
 def _stream_in(way: dict[str, Any], sources: list[str], target: str, progress: Progress) -> None:
     """Standard input becomes a file there."""
     if len(sources) > 1:
-        raise Invalid("standard input can't be copied together with files", "copy it by a command of its own")
-    with _logged_in(way, PUT_STREAM.format(target=remote(target)), stdin=subprocess.PIPE) as process:
+        raise Invalid(
+            "standard input can't be copied together with files", "copy it by a command of its own"
+        )
+    with _logged_in(
+        way, PUT_STREAM.format(target=remote(target)), stdin=subprocess.PIPE
+    ) as process:
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):
             while data := os.read(0, 256 * 1024):
@@ -180,15 +202,24 @@ def _tell_some(what: str, names: list[str]) -> None:
 
 
 def copy_all_out(way: dict[str, Any], sources: list[str], target: str, progress: Progress) -> None:
-    """Fetch several files and folders, or those that patterns stand for. What can't be had is told, and the rest is copied."""
+    """Fetch several files and folders, or those that patterns stand for. What can't be had is told,
+    and the rest is copied.
+    """
     shared = None
     if len(sources) > 1 or any(_is_pattern(source) for source in sources):
         shared = tempfile.mkdtemp(prefix="virtuary-cp-")  # one login serves all of them
         way = way | {"share": f"{shared}/login"}
     try:
-        found = [each for source in sources for each in (_list(way, source) if _is_pattern(source) else [source])]
+        found = [
+            each
+            for source in sources
+            for each in (_list(way, source) if _is_pattern(source) else [source])
+        ]
         if len(found) > 1 and not os.path.isdir(target) and not _is_sink(target):
-            raise NotFound(f"there is no folder {target!r} here", "several files are copied into a folder that is there")
+            raise NotFound(
+                f"there is no folder {target!r} here",
+                "several files are copied into a folder that is there",
+            )
         failures = []
         for source in found:
             try:
@@ -212,7 +243,9 @@ def _is_pattern(path: str) -> bool:
 
 
 def _list(way: dict[str, Any], pattern: str) -> list[str]:
-    """The paths that a pattern stands for in the server. Their names must be what was asked for, or a server could choose what is written here."""
+    """The paths that a pattern stands for in the server. Their names must be what was asked for, or
+    a server could choose what is written here.
+    """
     last = pattern.rpartition("/")[2]
     home = HOME.match(pattern)
     source = f'"$HOME"{shlex.quote(pattern[1:])}' if home and home[0] == "~" else remote(pattern)
@@ -228,13 +261,19 @@ def _list(way: dict[str, Any], pattern: str) -> list[str]:
         raise NotFound(f"nothing in the server is called {pattern}")
     for path in paths:
         name = own_name(path)
-        if not (fnmatch.fnmatchcase(name, last) or path == pattern) or (name.startswith(".") and not last.startswith(".")):
+        if not (fnmatch.fnmatchcase(name, last) or path == pattern) or (
+            name.startswith(".") and not last.startswith(".")
+        ):
             raise Refused(f"the server says that {shown(path)!r} is called {pattern}")
     return paths
 
 
-def copy_out(way: dict[str, Any], source: str, target: str, progress: Progress | None = None) -> None:
-    """Fetch a file or folder. Raises Failed, Refused or NotFound when not all of it is there then."""
+def copy_out(
+    way: dict[str, Any], source: str, target: str, progress: Progress | None = None
+) -> None:
+    """Fetch a file or folder. Raises Failed, Refused or NotFound when not all of it is there
+    then.
+    """
     progress = progress or Progress(quiet=True)
     with _logged_in(way, GET.format(source=remote(source)), stdout=subprocess.PIPE) as process:
         assert isinstance(process.stdout, BufferedReader)
@@ -253,13 +292,21 @@ def copy_out(way: dict[str, Any], source: str, target: str, progress: Progress |
 
 @contextlib.contextmanager
 def _logged_in(
-    way: dict[str, Any], script: str, stdin: IO[bytes] | int | None = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
+    way: dict[str, Any],
+    script: str,
+    stdin: IO[bytes] | int | None = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A script that runs in a server, for as long as this. What it complains of is shown without what would steer a terminal."""
+    """A script that runs in a server, for as long as this. What it complains of is shown without
+    what would steer a terminal.
+    """
     complaints, theirs = os.pipe()
     with open(theirs, "wb") as stderr:
         process = subprocess.Popen(
-            ssh_command(way, f"exec sh -c {shlex.quote(script)}"), stdin=stdin, stdout=stdout, stderr=stderr
+            ssh_command(way, f"exec sh -c {shlex.quote(script)}"),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
         )
     relay = threading.Thread(target=_relay, args=(complaints, way), daemon=True)
     relay.start()
@@ -294,11 +341,17 @@ class Place(NamedTuple):
 
 
 def find_place(source: str, target: str, folder: bool) -> Place:
-    """The place of a copy of `source`: in the folder `target`, or beside others as `target`, in a folder that is there. Raises NotFound."""
+    """The place of a copy of `source`: in the folder `target`, or beside others as `target`, in a
+    folder that is there. Raises NotFound.
+    """
     name = os.fsencode(own_name(source))
     if os.path.isdir(target):
         return Place(target, () if name == b"." else (name,))
-    missing = target if target.endswith("/") and not folder else os.path.dirname(target.rstrip("/")) or "."
+    missing = (
+        target
+        if target.endswith("/") and not folder
+        else os.path.dirname(target.rstrip("/")) or "."
+    )
     base = os.fsencode(os.path.basename(target.rstrip("/")))
     if missing == target or not os.path.isdir(missing) or base in (b"", b".", b".."):
         raise NotFound(f"there is no folder {missing!r} here", f"mkdir {shlex.quote(missing)}")
@@ -306,7 +359,9 @@ def find_place(source: str, target: str, folder: bool) -> Place:
 
 
 def unpack(stream: BinaryIO, source: str, target: str) -> None:
-    """Put what the server sends of `source` to `target`; says what was left out. Raises Failed when not all of it came or could be written."""
+    """Put what the server sends of `source` to `target`; says what was left out. Raises Failed when
+    not all of it came or could be written.
+    """
     archive = Archive(stream)
     entries = iter(archive)
     first = next(entries, None)
@@ -317,12 +372,16 @@ def unpack(stream: BinaryIO, source: str, target: str) -> None:
     if _is_sink(target):
         _pour(first, archive, source, target)
     else:
-        _unpack_at(find_place(source, target, first.kind == "folder"), first, archive, entries, source)
+        _unpack_at(
+            find_place(source, target, first.kind == "folder"), first, archive, entries, source
+        )
     if more := next(entries, None):
         raise Failed(f"the server sent {named(more.name)} where one file was asked for")
 
 
-def _unpack_at(place: Place, first: Entry, archive: Archive, entries: Iterator[Entry], source: str) -> None:
+def _unpack_at(
+    place: Place, first: Entry, archive: Archive, entries: Iterator[Entry], source: str
+) -> None:
     with Beneath(place.folder) as beneath:
         if first.kind == "folder":
             unpacking = Unpacking(archive, beneath, place.path)
@@ -335,7 +394,9 @@ def _unpack_at(place: Place, first: Entry, archive: Archive, entries: Iterator[E
 
 
 def _is_sink(target: str) -> bool:
-    """Whether the target is something that is written into and never replaced: a stream, a device, a pipe."""
+    """Whether the target is something that is written into and never replaced: a stream, a device,
+    a pipe.
+    """
     if target in _DESCRIPTORS or _DESCRIPTOR.fullmatch(target):
         return True
     try:
@@ -348,10 +409,17 @@ def _is_sink(target: str) -> bool:
 def _pour(first: Entry, archive: Archive, source: str, target: str) -> None:
     """Write one file into a sink, as plain cp does."""
     if first.kind == "folder":
-        raise Refused(f"{source} is a folder, and {target} can't become one", "name a folder, or one that is not there yet")
+        raise Refused(
+            f"{source} is a folder, and {target} can't become one",
+            "name a folder, or one that is not there yet",
+        )
     named = _DESCRIPTOR.fullmatch(target)
     number = int(named[1]) if named else _DESCRIPTORS.get(target)
-    handle = os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY) if number is None else os.dup(number)
+    handle = (
+        os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        if number is None
+        else os.dup(number)
+    )
     try:
         for piece in archive.content():
             write_all(handle, piece)
@@ -361,10 +429,18 @@ def _pour(first: Entry, archive: Archive, source: str, target: str) -> None:
 
 def _tell(unpacking: Unpacking, source: str) -> None:
     if unpacking.left_out:
-        names = ", ".join(unpacking.special) + (" and others" if unpacking.left_out > len(unpacking.special) else "")
-        say(f"{unpacking.left_out} special file{'s were' if unpacking.left_out > 1 else ' was'} left out: {names}")
+        names = ", ".join(unpacking.special) + (
+            " and others" if unpacking.left_out > len(unpacking.special) else ""
+        )
+        say(
+            f"{unpacking.left_out} special file{'s were' if unpacking.left_out > 1 else ' was'} "
+            f"left out: {names}"
+        )
     _tell_some("kept as links that lead out of what was copied", unpacking.leading_out)
     for sentence in unpacking.told:
         say(f"not copied: {sentence}")
     if unpacking.refused:
-        raise Failed(f"{unpacking.refused} of the files of {source} were not copied", "what was written above tells why")
+        raise Failed(
+            f"{unpacking.refused} of the files of {source} were not copied",
+            "what was written above tells why",
+        )

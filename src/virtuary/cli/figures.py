@@ -25,10 +25,14 @@ def rate(value: float | None) -> str:
 
 
 def filled(usage: dict[str, Any], way: str) -> str:
-    """What a server receives or sends, and how much of its limit that is where all its NICs have one."""
+    """What a server receives or sends, and how much of its limit that is where all its NICs have
+    one.
+    """
     value = (usage["network"] or {}).get(way)
     limits = [nic[f"limit_{way}"] for nic in usage["nics"]]
-    return rate(value) + (f", {value / sum(limits):.0%}" if value is not None and limits and all(limits) else "")
+    return rate(value) + (
+        f", {value / sum(limits):.0%}" if value is not None and limits and all(limits) else ""
+    )
 
 
 def times(value: float | None) -> str:
@@ -47,21 +51,49 @@ def facts(usage: dict[str, Any]) -> list[tuple[str, str]]:
     guest, disk, network = usage["guest"], usage["disk"], usage["network"]
     held = f", {share(usage['throttled'])} held back by its limit" if usage["throttled"] else ""
     found = [
-        ("cpu", f"{share(usage['cpu'])} of a processor, {share(usage['steal'])} waited for one{held}"),
+        (
+            "cpu",
+            f"{share(usage['cpu'])} of a processor, {share(usage['steal'])} waited for one{held}",
+        ),
         (
             "memory",
-            f"{size(usage['resident'])} of the host" + (f", {size(usage['promised'])} promised" if usage.get("promised") else ""),
+            f"{size(usage['resident'])} of the host"
+            + (f", {size(usage['promised'])} promised" if usage.get("promised") else ""),
         ),
     ]
     if guest:
-        found.append(("in the guest", aged(f"{size(guest['used'])} of {size(guest['total'])} memory used", guest["age"])))
+        found.append(
+            (
+                "in the guest",
+                aged(f"{size(guest['used'])} of {size(guest['total'])} memory used", guest["age"]),
+            )
+        )
     found.append(("disk", f"{rate(disk['read'])} read, {rate(disk['written'])} written"))
     if network:
-        found.append(("traffic", aged(f"{filled(usage, 'received')} received, {filled(usage, 'sent')} sent", network["age"])))
+        found.append(
+            (
+                "traffic",
+                aged(
+                    f"{filled(usage, 'received')} received, {filled(usage, 'sent')} sent",
+                    network["age"],
+                ),
+            )
+        )
     return found
 
 
-HEAD = ("NAME", "STATE", "CPU", "STEAL", "MEMORY", "IN GUEST", "READ", "WRITTEN", "RECEIVED", "SENT")
+HEAD = (
+    "NAME",
+    "STATE",
+    "CPU",
+    "STEAL",
+    "MEMORY",
+    "IN GUEST",
+    "READ",
+    "WRITTEN",
+    "RECEIVED",
+    "SENT",
+)
 
 
 def row(usage: dict[str, Any]) -> list[str]:
@@ -104,7 +136,9 @@ ORDERS: dict[str, Callable[[dict[str, Any]], float]] = {
     "cpu": lambda usage: _sum(usage["cpu"]),
     "memory": lambda usage: _sum(usage["resident"]),
     "disk": lambda usage: _sum(usage["disk"]["read"], usage["disk"]["written"]),
-    "network": lambda usage: _sum(*((usage["network"] or {}).get(way) for way in ("received", "sent"))),
+    "network": lambda usage: _sum(
+        *((usage["network"] or {}).get(way) for way in ("received", "sent"))
+    ),
 }
 """What servers can be sorted by, the highest first; by name else."""
 

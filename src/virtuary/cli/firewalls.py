@@ -14,24 +14,36 @@ from virtuary.cli.output import ago, emit, output_option, print_fields, print_ta
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
-WRITTEN = "write DIRECTION ACTION [PROTOCOL [PORTS]] [from|to PEERS], for example: in allow tcp 80,443 from 10.0.0.0/8,group:web"
+WRITTEN = (
+    "write DIRECTION ACTION [PROTOCOL [PORTS]] [from|to PEERS], for example: in allow tcp "
+    "80,443 from 10.0.0.0/8,group:web"
+)
 RULE = click.option(
-    "--rule", "rules", multiple=True, metavar="RULE", help='A rule, for example "in allow tcp 80,443 from group:web"; in the order they are asked.'
+    "--rule", "rules", multiple=True, metavar="RULE",
+    help='A rule, for example "in allow tcp 80,443 from group:web"; in the order they are asked.'
 )  # fmt: skip
 DESCRIPTION = click.option("--description", metavar="TEXT", help="What it is for.")
 
 
 def parse_rule(text: str) -> dict[str, Any]:
-    """`DIRECTION ACTION [PROTOCOL [PORTS]] [from|to PEERS]` as the API wants it; raises Invalid. Ports and peers are checked there."""
+    """`DIRECTION ACTION [PROTOCOL [PORTS]] [from|to PEERS]` as the API wants it; raises Invalid.
+    Ports and peers are checked there.
+    """
     words = text.lower().replace(", ", ",").split()
     peers: list[str] = []
     if len(words) >= 4 and words[-2] in ("from", "to"):
         *words, towards, listed = words
         peers = listed.split(",")
         if towards != {"in": "from", "out": "to"}.get(words[0], towards):
-            raise Invalid(f"{text!r}: what comes in comes from a peer, what goes out goes to one", WRITTEN)
+            raise Invalid(
+                f"{text!r}: what comes in comes from a peer, what goes out goes to one", WRITTEN
+            )
     direction, action, protocol, ports = (*words, *[""] * 4)[:4]
-    known = direction in ("in", "out") and action in ("allow", "deny", "reject") and protocol in ("", "tcp", "udp", "icmp", "any")
+    known = (
+        direction in ("in", "out")
+        and action in ("allow", "deny", "reject")
+        and protocol in ("", "tcp", "udp", "icmp", "any")
+    )
     if not known or len(words) > 4 or ports in ("from", "to") or "" in peers:
         raise Invalid(f"{text!r} is no rule", WRITTEN)
     rule: dict[str, Any] = {"direction": direction, "action": action, "protocol": protocol or "any"}
@@ -44,7 +56,11 @@ def show_rule(rule: dict[str, Any]) -> str:
     """A rule as `parse_rule` reads it."""
     words = [rule["direction"], rule["action"], rule["protocol"]]
     words += [",".join(rule["ports"])] if rule["ports"] else []
-    words += ["from" if rule["direction"] == "in" else "to", ",".join(rule["peers"])] if rule["peers"] else []
+    words += (
+        ["from" if rule["direction"] == "in" else "to", ",".join(rule["peers"])]
+        if rule["peers"]
+        else []
+    )
     return " ".join(words)
 
 
@@ -53,7 +69,8 @@ def rules_naming(wire: Wire, name: str) -> Iterator[str]:
     for group in every(wire, "/v1/firewalls"):
         for number, rule in enumerate(group["spec"]["rules"], 1):
             if f"server:{name}" in rule["peers"]:
-                yield f"rule {number} of firewall group {group['meta']['name']} follows: {show_rule(rule)}"
+                where = f"rule {number} of firewall group {group['meta']['name']}"
+                yield f"{where} follows: {show_rule(rule)}"
 
 
 def parse_service(text: str) -> dict[str, Any]:
@@ -62,21 +79,27 @@ def parse_service(text: str) -> dict[str, Any]:
     if (protocol, port) == ("icmp", ""):
         return {"protocol": "icmp"}
     if protocol not in ("tcp", "udp") or not (port.isascii() and port.isdigit()):
-        raise Invalid(f"{text!r} is nothing to test", "tcp/PORT, udp/PORT or icmp, for example tcp/5432")
+        raise Invalid(
+            f"{text!r} is nothing to test", "tcp/PORT, udp/PORT or icmp, for example tcp/5432"
+        )
     return {"protocol": protocol, "port": int(port)}
 
 
 def attached(servers: list[dict[str, Any]], name: str) -> list[str]:
     """The servers with a NIC attached to a group."""
-    return sorted(vm["meta"]["name"] for vm in servers if any(name in nic.get("groups", ()) for nic in vm["spec"]["nics"]))
+    return sorted(
+        vm["meta"]["name"]
+        for vm in servers
+        if any(name in nic.get("groups", ()) for nic in vm["spec"]["nics"])
+    )
 
 
 @click.group()
 def firewall_command() -> None:
     """Create, list, change, test and delete firewall groups.
 
-    A group is a list of rules about who may open a connection. Servers are attached by --network NAME,firewall=GROUP. The first rule
-    that fits decides, then the default of the network.
+    A group is a list of rules about who may open a connection. Servers are attached by --network
+    NAME,firewall=GROUP. The first rule that fits decides, then the default of the network.
 
     \b
     Examples:
@@ -109,7 +132,13 @@ def list_firewalls(output: str) -> None:
         for item in items
     ]
     head = ["NAME", "RULES", "SERVERS", "DESCRIPTION", "AGE"]
-    emit(items, output, lambda: print_table(head, rows, "no firewall groups yet: virtuary firewall create makes one"))
+    emit(
+        items,
+        output,
+        lambda: print_table(
+            head, rows, "no firewall groups yet: virtuary firewall create makes one"
+        ),
+    )
 
 
 @firewall_command.command("show")
@@ -129,11 +158,15 @@ def show_firewall(name: str, output: str) -> None:
     def table() -> None:
         labels = ", ".join(f"{key}={value}" for key, value in item["meta"]["labels"].items())
         facts = [("name", item["meta"]["name"]), ("servers", ", ".join(servers) or "none")]
-        facts += [("description", item["spec"]["description"])] if item["spec"]["description"] else []
+        facts += (
+            [("description", item["spec"]["description"])] if item["spec"]["description"] else []
+        )
         facts += [("labels", labels)] if labels else []
         print_fields(facts)
         tell()
-        rows = [[str(number), show_rule(rule)] for number, rule in enumerate(item["spec"]["rules"], 1)]
+        rows = [
+            [str(number), show_rule(rule)] for number, rule in enumerate(item["spec"]["rules"], 1)
+        ]
         print_table(["#", "RULE"], rows, "no rules: the default of the network decides")
 
     emit({**item, "servers": servers}, output, table)
@@ -145,15 +178,18 @@ def show_firewall(name: str, output: str) -> None:
 @DESCRIPTION
 @click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label.")
 @output_option
-def create_firewall(name: str, rules: tuple[str, ...], description: str | None, label: tuple[str, ...], output: str) -> None:
+def create_firewall(
+    name: str, rules: tuple[str, ...], description: str | None, label: tuple[str, ...], output: str
+) -> None:
     """Create a firewall group.
 
-    A rule is DIRECTION ACTION [PROTOCOL [PORTS]] [from|to PEERS]: in or out; allow, deny or reject; tcp, udp, icmp or any; peers are
-    addresses, networks, group:NAME or server:NAME.
+    A rule is DIRECTION ACTION [PROTOCOL [PORTS]] [from|to PEERS]: in or out; allow, deny or reject;
+    tcp, udp, icmp or any; peers are addresses, networks, group:NAME or server:NAME.
 
     \b
     Examples:
-      virtuary firewall create web --rule "in allow tcp 80,443" --rule "in allow tcp 22 from 10.0.0.0/8" --rule "in deny any"
+      virtuary firewall create web --rule "in allow tcp 80,443" --rule "in allow tcp 22 from
+      10.0.0.0/8" --rule "in deny any"
       virtuary firewall create quiet --rule "out deny any to 192.168.0.0/16"
       virtuary firewall create db --rule "in allow tcp 5432 from group:web" --rule "in reject any"
     """
@@ -164,7 +200,14 @@ def create_firewall(name: str, rules: tuple[str, ...], description: str | None, 
         wish["labels"] = parse_labels(label)
     item = connect().call("POST", "/v1/firewalls", wish, headers=idempotency())
     made = item["meta"]["name"]
-    emit(item, output, lambda: tell(f"the firewall group {made} is there: virtuary set SERVER --network NETWORK,firewall={made}"))
+    emit(
+        item,
+        output,
+        lambda: tell(
+            f"the firewall group {made} is there: virtuary set SERVER --network "
+            f"NETWORK,firewall={made}"
+        ),
+    )
 
 
 @firewall_command.command("set")
@@ -172,10 +215,17 @@ def create_firewall(name: str, rules: tuple[str, ...], description: str | None, 
 @RULE
 @click.option("--no-rules", is_flag=True, help="Leave it without rules.")
 @DESCRIPTION
-@click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label; they replace those it has.")
+@click.option(
+    "--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label; they replace those it has."
+)
 @output_option
 def set_firewall(
-    name: str, rules: tuple[str, ...], no_rules: bool, description: str | None, label: tuple[str, ...], output: str
+    name: str,
+    rules: tuple[str, ...],
+    no_rules: bool,
+    description: str | None,
+    label: tuple[str, ...],
+    output: str,
 ) -> None:
     """Change a firewall group while servers are attached; the rules given replace all it has.
 
@@ -227,7 +277,8 @@ def delete_firewall(names: tuple[str, ...], output: str) -> None:
 def test_firewall(source: str, destination: str, service: str, output: str) -> None:
     """Test what would become of a connection, and which rule decides; nothing is sent.
 
-    SOURCE and DESTINATION are servers or addresses, SERVICE is tcp/PORT, udp/PORT or icmp. Whether something listens is not looked at.
+    SOURCE and DESTINATION are servers or addresses, SERVICE is tcp/PORT, udp/PORT or icmp. Whether
+    something listens is not looked at.
 
     \b
     Examples:

@@ -1,4 +1,5 @@
-"""Following an operation: its stages with their times, one live line on a terminal, a line per change elsewhere.
+"""Following an operation: its stages with their times, one live line on a terminal, a line per
+change elsewhere.
 
 Ctrl-C stops following, not the operation; it says how to follow it again and how to cancel it.
 """
@@ -37,7 +38,9 @@ class _Screen:
         self.turn = self.told = 0
 
     def show(self, status: dict[str, Any]) -> None:
-        """Bring the screen up to a state of the operation: every log line once, the last one alive."""
+        """Bring the screen up to a state of the operation: every log line once, the last one
+        alive.
+        """
         self.progress = status["progress"]
         lines = [shown(line["text"]) for line in status["log"]]
         for text in lines[self.told :]:
@@ -50,11 +53,15 @@ class _Screen:
         self.tick()
 
     def _settle(self) -> None:
-        """Turn the live line into a finished one, with the time it took; what took no time was a remark."""
+        """Turn the live line into a finished one, with the time it took; what took no time was a
+        remark.
+        """
         took = time.monotonic() - self.since
         if self.live and self.text:
             sign, end = (
-                ("\033[32m✓\033[0m", f"  \033[2m{format_duration(took)}\033[0m") if took > 0.05 else ("\033[2m·\033[0m", "")
+                ("\033[32m✓\033[0m", f"  \033[2m{format_duration(took)}\033[0m")
+                if took > 0.05
+                else ("\033[2m·\033[0m", "")
             )
             self._line(f"{sign} {self.text}{end}\n")
         self.text = ""
@@ -81,8 +88,12 @@ class _Screen:
             self._line("")
 
 
-def follow(wire: Wire, operation: dict[str, Any], *, quiet: bool = False, limit: float | None = None) -> dict[str, Any]:
-    """Wait for the end of an operation and show its way; the ended operation. Raises what it failed with."""
+def follow(
+    wire: Wire, operation: dict[str, Any], *, quiet: bool = False, limit: float | None = None
+) -> dict[str, Any]:
+    """Wait for the end of an operation and show its way; the ended operation. Raises what it failed
+    with.
+    """
     key, identity = f"operation/{operation['meta']['id']}", operation["meta"]["id"]
     screen = _Screen(quiet)
     try:
@@ -99,13 +110,16 @@ def follow(wire: Wire, operation: dict[str, Any], *, quiet: bool = False, limit:
         screen.close(False)
         raise Interrupted(
             "stopped following; the operation goes on",
-            f"virtuary operation wait {identity[:8]} follows it, virtuary operation cancel {identity[:8]} ends it",
+            f"virtuary operation wait {identity[:8]} follows it, virtuary operation cancel "
+            f"{identity[:8]} ends it",
         ) from None
     screen.close(status["status"]["phase"] == "done")
     return _judge(status)
 
 
-def _until_end(wire: Wire, key: str, identity: str, screen: _Screen, limit: float | None) -> dict[str, Any]:
+def _until_end(
+    wire: Wire, key: str, identity: str, screen: _Screen, limit: float | None
+) -> dict[str, Any]:
     current: dict[str, Any] = wire.call("GET", f"/v1/operations/{identity}")
     screen.show(current["status"])
     if _ended(current):
@@ -122,8 +136,10 @@ def _until_end(wire: Wire, key: str, identity: str, screen: _Screen, limit: floa
             screen.close(False)
             why = f"; {shown(current['status']['why'])}" if current["status"].get("why") else ""
             raise GuestSilent(
-                f"{current['spec']['target_name']} is not ready after {format_duration(limit)}; last stage: {screen.stage}{why}",
-                f"it goes on: virtuary operation wait {identity[:8]} follows it, virtuary logs {current['spec']['target_name']} shows its console",
+                f"{current['spec']['target_name']} is not ready after {format_duration(limit)}; "
+                f"last stage: {screen.stage}{why}",
+                f"it goes on: virtuary operation wait {identity[:8]} follows it, virtuary logs "
+                f"{current['spec']['target_name']} shows its console",
                 operation=identity,
             )
     return _until_end(wire, key, identity, screen, limit)

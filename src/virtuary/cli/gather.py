@@ -1,7 +1,9 @@
-"""Measures other machines by ssh, without an agent on them: the history sysstat kept there, or samples of /proc.
+"""Measures other machines by ssh, without an agent on them: the history sysstat kept there, or
+samples of /proc.
 
-One ssh session a machine, opened from here with the caller's own keys and configuration. What runs there is one fixed script on
-the standard input of `sh`; no word of the user's gets into a shell. It reads, and leaves nothing behind.
+One ssh session a machine, opened from here with the caller's own keys and configuration. What runs
+there is one fixed script on the standard input of `sh`; no word of the user's gets into a shell. It
+reads, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -40,13 +42,22 @@ Event = tuple[str, list[Row] | str | None]
 def check_host(text: str) -> str:
     """What ssh takes as a destination: HOST or USER@HOST, never an option. Raises Invalid."""
     if not _HOST.fullmatch(text):
-        raise Invalid(f"{text[:80]!r} is not a host that ssh can be told", "write HOST, USER@HOST or a name from ~/.ssh/config")
+        raise Invalid(
+            f"{text[:80]!r} is not a host that ssh can be told",
+            "write HOST, USER@HOST or a name from ~/.ssh/config",
+        )
     return text
 
 
 def ssh_words(host: str, config: str | None) -> list[str]:
     """The ssh command; never asks, gives up on a host that is silent."""
-    options = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4", "ClearAllForwardings=yes")
+    options = (
+        "BatchMode=yes",
+        "ConnectTimeout=15",
+        "ServerAliveInterval=15",
+        "ServerAliveCountMax=4",
+        "ClearAllForwardings=yes",
+    )
     words = [find_program("ssh"), "-T", *(["-F", config] if config else [])]
     for option in options:
         words += ["-o", option]
@@ -56,22 +67,40 @@ def ssh_words(host: str, config: str | None) -> list[str]:
 @click.command()
 @click.argument("hosts", nargs=-1, required=True, metavar="[USER@]HOST...")
 @click.option(
-    "--for", "seconds", type=Duration(), default="1h", help="How long to measure where there is no history; 1h when not given."
+    "--for",
+    "seconds",
+    type=Duration(),
+    default="1h",
+    help="How long to measure where there is no history; 1h when not given.",
 )
-@click.option("--every", type=Duration(), default="10s", help="How often to measure, in whole seconds; 10s when not given.")
+@click.option(
+    "--every",
+    type=Duration(),
+    default="10s",
+    help="How often to measure, in whole seconds; 10s when not given.",
+)
 @click.option("--sample", is_flag=True, help="Measure now, also where sysstat kept a history.")
 @click.option(
-    "--ssh-config", type=click.Path(exists=True, dir_okay=False), help="Configuration for ssh instead of ~/.ssh/config."
+    "--ssh-config",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Configuration for ssh instead of ~/.ssh/config.",
 )
 @output_option
 def gather_command(
-    hosts: tuple[str, ...], seconds: float, every: float, sample: bool, ssh_config: str | None, output: str
+    hosts: tuple[str, ...],
+    seconds: float,
+    every: float,
+    sample: bool,
+    ssh_config: str | None,
+    output: str,
 ) -> None:
-    """Measure machines by ssh, and print what `plan consolidate` reads. Nothing is installed on them.
+    """Measure machines by ssh, and print what `plan consolidate` reads. Nothing is installed on
+    them.
 
-    Where sysstat kept a history (sar), it is taken whole: weeks, at once. Elsewhere /proc is sampled for a while; an hour tells about
-    that hour only, so let it run for a week, or gather at different hours into one file. Ends with 4 when a machine could not be
-    measured; the others are printed.
+    Where sysstat kept a history (sar), it is taken whole: weeks, at once. Elsewhere /proc is
+    sampled for a while; an hour tells about that hour only, so let it run for a week, or gather at
+    different hours into one file. Ends with 4 when a machine could not be measured; the others are
+    printed.
 
     \b
     Examples:
@@ -79,10 +108,14 @@ def gather_command(
       virtuary plan gather db1 --sample --for 7d --every 5m > loads.csv
     """
     if every < 1 or seconds < every:
-        raise Invalid("--every must be a second at least, and no longer than --for", "for example --for 1h --every 10s")
+        raise Invalid(
+            "--every must be a second at least, and no longer than --for",
+            "for example --for 1h --every 10s",
+        )
     if len(hosts) > MOST or len(set(hosts)) < len(hosts):
         raise Invalid(
-            f"at most {MOST} machines at once, each named once", "gather the others with another call, into another file"
+            f"at most {MOST} machines at once, each named once",
+            "gather the others with another call, into another file",
         )
     commands = {host: ssh_words(host, ssh_config) for host in hosts}
     printer = _Printer(output)
@@ -135,15 +168,23 @@ class _Printer:
 
 
 def listen(commands: dict[str, list[str]], text: str) -> Iterator[Event]:
-    """Run every host's command with `text` on its stdin and tell what each says, as it comes. Ends what it started."""
+    """Run every host's command with `text` on its stdin and tell what each says, as it comes. Ends
+    what it started.
+    """
     events: queue.Queue[Event] = queue.Queue()
     with ExitStack() as stack:
         for host, words in commands.items():
             errors = stack.enter_context(tempfile.TemporaryFile())
             process = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
             )
-            thread = threading.Thread(target=_follow, args=(host, process, text, errors, events.put), daemon=True)
+            thread = threading.Thread(
+                target=_follow, args=(host, process, text, errors, events.put), daemon=True
+            )
             stack.callback(thread.join, 5)
             stack.callback(_end, process)
             thread.start()
@@ -162,7 +203,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _follow(host: str, process: subprocess.Popen[bytes], text: str, errors: IO[bytes], tell: Callable[[Event], None]) -> None:
+def _follow(
+    host: str,
+    process: subprocess.Popen[bytes],
+    text: str,
+    errors: IO[bytes],
+    tell: Callable[[Event], None],
+) -> None:
     """One host, to its end; the last thing told is None or the sentence it failed with."""
     try:
         count = _feed(host, process, text, tell)
@@ -182,7 +229,9 @@ def _follow(host: str, process: subprocess.Popen[bytes], text: str, errors: IO[b
     tell((host, words or ("it said nothing" if status == 0 else f"ssh ended with status {status}")))
 
 
-def _feed(host: str, process: subprocess.Popen[bytes], text: str, tell: Callable[[Event], None]) -> int:
+def _feed(
+    host: str, process: subprocess.Popen[bytes], text: str, tell: Callable[[Event], None]
+) -> int:
     """Hand the script over and take what comes back; how many rows there were."""
     assert process.stdin and process.stdout
     try:

@@ -57,18 +57,34 @@ def list_images(output: str) -> None:
     ]
     head = ["NAME", "STATE", "SIZE", "DISK", "WARM", "SYSTEM", "FROM", "AGE"]
     found = [
-        {**item, "templates": [each for each in templates if each["spec"]["image_id"] == item["meta"]["id"]]} for item in items
+        {
+            **item,
+            "templates": [
+                each for each in templates if each["spec"]["image_id"] == item["meta"]["id"]
+            ],
+        }
+        for item in items
     ]
-    emit(found, output, lambda: print_table(head, rows, "no images yet: virtuary launch debian makes the first"))
+    emit(
+        found,
+        output,
+        lambda: print_table(head, rows, "no images yet: virtuary launch debian makes the first"),
+    )
 
 
 def warmth(image: dict[str, Any], templates: list[dict[str, Any]]) -> str:
-    """The warm templates of an image in words: the memory each begins with and what it takes on disk."""
+    """The warm templates of an image in words: the memory each begins with and what it takes on
+    disk.
+    """
     words = []
     for item in templates:
         status = item["status"]
         if item["spec"]["image_id"] == image["meta"]["id"] and status["state"] != "retired":
-            size = f" ({format_size(status['size'])})" if status["state"] == "ready" else f" {status['state']}"
+            size = (
+                f" ({format_size(status['size'])})"
+                if status["state"] == "ready"
+                else f" {status['state']}"
+            )
             words.append(format_size(item["spec"]["memory"]) + size)
     return ", ".join(words)
 
@@ -85,7 +101,11 @@ def show_image(name: str, output: str) -> None:
     """
     wire = connect()
     item = wire.call("GET", f"/v1/images/{path_part(name)}")
-    templates = [each for each in every(wire, "/v1/templates") if each["spec"]["image_id"] == item["meta"]["id"]]
+    templates = [
+        each
+        for each in every(wire, "/v1/templates")
+        if each["spec"]["image_id"] == item["meta"]["id"]
+    ]
     reasons = [each["status"]["reason"] for each in templates if each["status"]["reason"]]
     status, source = item["status"], item["spec"]["source"]
 
@@ -96,11 +116,19 @@ def show_image(name: str, output: str) -> None:
                 ("name", item["meta"]["name"]),
                 ("state", status["state"] + (f": {status['reason']}" if status["reason"] else "")),
                 ("system", status["os"] or "-"),
-                ("disk", f"{format_size(status['virtual_size'])}, {format_size(status['size'])} on disk, {status['format']}"),
+                (
+                    "disk",
+                    f"{format_size(status['virtual_size'])}, {format_size(status['size'])} on "
+                    f"disk, {status['format']}",
+                ),
                 ("sha256", status["sha256"] or "-"),
                 ("firmware", ", ".join(status["firmware"])),
                 ("agent", "yes" if status["agent"] else "no"),
-                ("warm", (warmth(item, templates) or "no") + "".join(f"; {reason}" for reason in reasons)),
+                (
+                    "warm",
+                    (warmth(item, templates) or "no")
+                    + "".join(f"; {reason}" for reason in reasons),
+                ),
                 ("cloud-init", "yes" if status["cloud_init"] else "no"),
                 ("login", status["user"]),
                 ("source", source["kind"] + (f" {origin}" if origin else "")),
@@ -112,9 +140,13 @@ def show_image(name: str, output: str) -> None:
 
 FACTS = options(
     click.option("--user", help="Whom the shell logs in as; root when not given."),
-    click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="The only firmware it starts by."),
+    click.option(
+        "--firmware", type=click.Choice(["bios", "uefi"]), help="The only firmware it starts by."
+    ),
     click.option("--agent/--no-agent", default=None, help="It brings the QEMU guest agent."),
-    click.option("--cloud-init/--no-cloud-init", default=None, help="It brings cloud-init (assumed)."),
+    click.option(
+        "--cloud-init/--no-cloud-init", default=None, help="It brings cloud-init (assumed)."
+    ),
 )
 
 
@@ -123,7 +155,9 @@ def _given(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make(wire: Wire, name: str, source: dict[str, Any], detach: bool, output: str) -> None:
-    answer = wire.call("POST", "/v1/images", {"name": name, "source": source}, headers=idempotency())
+    answer = wire.call(
+        "POST", "/v1/images", {"name": name, "source": source}, headers=idempotency()
+    )
     _follow(wire, answer, detach, output)
 
 
@@ -139,11 +173,17 @@ def _follow(wire: Wire, answer: dict[str, Any], detach: bool, output: str) -> No
 
 @image_command.command("build")
 @click.argument("name")
-@click.option("--from", "base", default=None, help="What it is made of: debian:12, debian:13 or tiny.")
-@click.option("--package", "packages", multiple=True, help="A package to add; may be repeated or hold commas.")
+@click.option(
+    "--from", "base", default=None, help="What it is made of: debian:12, debian:13 or tiny."
+)
+@click.option(
+    "--package", "packages", multiple=True, help="A package to add; may be repeated or hold commas."
+)
 @DETACH
 @output_option
-def build_image(name: str, base: str | None, packages: tuple[str, ...], detach: bool, output: str) -> None:
+def build_image(
+    name: str, base: str | None, packages: tuple[str, ...], detach: bool, output: str
+) -> None:
     """Build an image on this host from signed packages.
 
     \b
@@ -153,7 +193,12 @@ def build_image(name: str, base: str | None, packages: tuple[str, ...], detach: 
     """
     words = [word.strip() for text in packages for word in text.split(",") if word.strip()]
     kind, _, release = (base or name).lower().partition(":")
-    source: dict[str, Any] = {"kind": "build", "recipe": kind, "release": release, "packages": words}
+    source: dict[str, Any] = {
+        "kind": "build",
+        "recipe": kind,
+        "release": release,
+        "packages": words,
+    }
     _make(connect(), name, source, detach, output)
 
 
@@ -164,7 +209,9 @@ def build_image(name: str, base: str | None, packages: tuple[str, ...], detach: 
 @FACTS
 @DETACH
 @output_option
-def pull_image(image: str, name: str | None, sha256: str, detach: bool, output: str, **facts: Any) -> None:
+def pull_image(
+    image: str, name: str | None, sha256: str, detach: bool, output: str, **facts: Any
+) -> None:
     """Pull an official cloud image by name, or any image by its https address and digest.
 
     \b
@@ -177,7 +224,9 @@ def pull_image(image: str, name: str | None, sha256: str, detach: bool, output: 
         return _make(wire, name or image, {"kind": "pull", "entry": image}, detach, output)
     if not name:
         raise Invalid("an image from an address needs a name", "--as NAME")
-    _make(wire, name, {"kind": "url", "url": image, "sha256": sha256, **_given(facts)}, detach, output)
+    _make(
+        wire, name, {"kind": "url", "url": image, "sha256": sha256, **_given(facts)}, detach, output
+    )
 
 
 @image_command.command("import")
@@ -194,9 +243,16 @@ def pull_image(image: str, name: str | None, sha256: str, detach: bool, output: 
 @DETACH
 @output_option
 def import_image(
-    file: str, name: str | None, form: str | None, sha256: str | None, detach: bool, output: str, **facts: Any
+    file: str,
+    name: str | None,
+    form: str | None,
+    sha256: str | None,
+    detach: bool,
+    output: str,
+    **facts: Any,
 ) -> None:
-    """Import a disk: qcow2, raw, vmdk, vhdx, vhd or vdi. It is checked before any tool opens it, then converted.
+    """Import a disk: qcow2, raw, vmdk, vhdx, vhd or vdi. It is checked before any tool opens it,
+    then converted.
 
     Of a VMDK of several files the descriptor is named, and the others lie beside it.
 
@@ -205,7 +261,9 @@ def import_image(
       virtuary image import old-server.vmdk
     """
     if os.path.exists(file) and not os.path.isfile(file):
-        raise Invalid(f"{file} is not a regular file", "give an image file, not a folder, pipe or device")
+        raise Invalid(
+            f"{file} is not a regular file", "give an image file, not a folder, pipe or device"
+        )
     name = name or name_of(file)
     wire = connect()
     if extents := find_extents(file):
@@ -214,10 +272,18 @@ def import_image(
         query = {**_given(facts), "format": "raw"}
         target = f"/v1/images/{path_part(name)}/content"
         pieces = read_disk(file, extents)
-        return _follow(wire, wire.upload(target, _lowered(query), pieces, size_of(extents)), detach, output)
-    query = {**_given(facts), **({"format": form} if form else {}), **({"sha256": sha256} if sha256 else {})}
+        return _follow(
+            wire, wire.upload(target, _lowered(query), pieces, size_of(extents)), detach, output
+        )
+    query = {
+        **_given(facts),
+        **({"format": form} if form else {}),
+        **({"sha256": sha256} if sha256 else {}),
+    }
     with open(file, "rb") as handle:
-        answer = wire.upload(f"/v1/images/{path_part(name)}/content", _lowered(query), handle, os.path.getsize(file))
+        answer = wire.upload(
+            f"/v1/images/{path_part(name)}/content", _lowered(query), handle, os.path.getsize(file)
+        )
     _follow(wire, answer, detach, output)
 
 
@@ -226,7 +292,9 @@ def _lowered(query: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_of(file: str) -> str:
-    """The name an image has after its file: `Old Server.vmdk` is old-server. Raises Invalid where nothing of it can be one."""
+    """The name an image has after its file: `Old Server.vmdk` is old-server. Raises Invalid where
+    nothing of it can be one.
+    """
     base = os.path.basename(file).lower()
     for ending in (".qcow2", ".img", ".raw", ".vmdk", ".vhdx", ".vhd", ".vdi"):
         base = base.removesuffix(ending)
@@ -238,11 +306,14 @@ def name_of(file: str) -> str:
 
 @image_command.command("warm")
 @click.argument("name")
-@click.option("--memory", type=Size(), help="Memory its copies begin with; they can grow from there.")
+@click.option(
+    "--memory", type=Size(), help="Memory its copies begin with; they can grow from there."
+)
 @DETACH
 @output_option
 def warm_image(name: str, memory: int | None, detach: bool, output: str) -> None:
-    """Make an image warm: boot it once and save it with its memory. Servers then start by resuming copies of it.
+    """Make an image warm: boot it once and save it with its memory. Servers then start by resuming
+    copies of it.
 
     After the first launch of an image this happens by itself in the background.
 
@@ -253,13 +324,23 @@ def warm_image(name: str, memory: int | None, detach: bool, output: str) -> None
     """
     wire = connect()
     body = {"memory": -(-memory // MIB) * MIB} if memory else {}
-    answer = wire.call("POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency())
+    answer = wire.call(
+        "POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency()
+    )
     if detach:
         tell(answer["operation"]["meta"]["id"])
         return
     follow(wire, answer["operation"], quiet=output != "table")
-    found = [item for item in every(wire, "/v1/templates") if item["meta"]["id"] == answer["template"]["meta"]["id"]]
-    emit(found[0] if found else answer["template"], output, lambda: tell(f"the image {name} is warm: virtuary launch {name}"))
+    found = [
+        item
+        for item in every(wire, "/v1/templates")
+        if item["meta"]["id"] == answer["template"]["meta"]["id"]
+    ]
+    emit(
+        found[0] if found else answer["template"],
+        output,
+        lambda: tell(f"the image {name} is warm: virtuary launch {name}"),
+    )
 
 
 @image_command.command("cool")
@@ -273,7 +354,10 @@ def cool_image(name: str) -> None:
     """
     found = connect().call("POST", f"/v1/images/{path_part(name)}/actions/cool", {})["items"]
     freed = format_size(sum(item["status"]["size"] for item in found))
-    tell(f"{len(found)} warm template{'' if len(found) == 1 else 's'} of {name} removed" + (f", {freed}" if found else ""))
+    tell(
+        f"{len(found)} warm template{'' if len(found) == 1 else 's'} of {name} removed"
+        + (f", {freed}" if found else "")
+    )
 
 
 @image_command.command("delete")
@@ -294,5 +378,10 @@ def delete_image(names: tuple[str, ...], yes: bool) -> None:
     if not yes:
         ask(f"Remove the image{'s' if len(names) > 1 else ''} {', '.join(names)} for good?")
     for name in names:
-        follow(wire, wire.call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())["operation"])
+        follow(
+            wire,
+            wire.call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())[
+                "operation"
+            ],
+        )
         tell(f"the image {name} is gone")

@@ -1,4 +1,6 @@
-"""Commands that make servers: launch, and create without a start. What would be done is shown by --dry-run."""
+"""Commands that make servers: launch, and create without a start. What would be done is shown by
+--dry-run.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,21 @@ from virtuary.client.wire import Wire, path_part
 @DETACH
 @click.option("--timeout", type=Duration(), help="Stop waiting after so long; the server goes on.")
 @click.option(
-    "--wait-for", type=click.Choice(["cloud-init"]), help="Wait until the user data was carried out, and fail where that failed."
+    "--wait-for",
+    type=click.Choice(["cloud-init"]),
+    help="Wait until the user data was carried out, and fail where that failed.",
 )
-@click.option("--count", type=click.IntRange(1, 1000), default=1, help="So many servers at once, named NAME-1, NAME-2 and so on.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1000),
+    default=1,
+    help="So many servers at once, named NAME-1, NAME-2 and so on.",
+)
 def launch_command(image: str, name: str | None, count: int, **given: Any) -> None:
     """Create a server, start it, and wait until a shell is possible.
 
-    The image is made first where it is missing. A name is made up when none is given. The first launch of an image boots; later
-    ones resume a copy of a warm template.
+    The image is made first where it is missing. A name is made up when none is given. The first
+    launch of an image boots; later ones resume a copy of a warm template.
 
     \b
     Examples:
@@ -49,7 +58,10 @@ def launch_command(image: str, name: str | None, count: int, **given: Any) -> No
     """
     wish = birth_wish(image, name, given) | resource_wish(given)
     if given["wait_for"] and "user_data" not in wish:
-        raise Invalid("there is nothing that cloud-init is to do", "give --user-data FILE, or leave out --wait-for")
+        raise Invalid(
+            "there is nothing that cloud-init is to do",
+            "give --user-data FILE, or leave out --wait-for",
+        )
     if given["wait_for"] and (given["detach"] or count > 1):
         raise Invalid(
             "--wait-for goes with one server that is waited for",
@@ -77,12 +89,18 @@ def launch_command(image: str, name: str | None, count: int, **given: Any) -> No
         if error.code in ("guest-silent", "misbehaves", "failed"):
             _show_console_tail(wire, vm_name)
         raise
-    vm = _carried_out(wire, vm_name, given) if given["wait_for"] else wire.call("GET", f"/v1/vms/{path_part(vm_name)}")
+    vm = (
+        _carried_out(wire, vm_name, given)
+        if given["wait_for"]
+        else wire.call("GET", f"/v1/vms/{path_part(vm_name)}")
+    )
     emit(vm, given["output"], lambda: _ready(vm))
 
 
 def _carried_out(wire: Wire, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The server once its user data was carried out. Raises Failed with cloud-init's own words, GuestSilent at the timeout."""
+    """The server once its user data was carried out. Raises Failed with cloud-init's own words,
+    GuestSilent at the timeout.
+    """
     began, limit, told = time.monotonic(), given["timeout"], False
     while True:
         vm: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}")
@@ -91,17 +109,25 @@ def _carried_out(wire: Wire, name: str, given: dict[str, Any]) -> dict[str, Any]
             return vm
         if found.get("state") == "error":
             words = cloud_init_words(found)
-            raise Failed(f"{name} runs, and its user data {words}", f"virtuary exec {name} -- cat /var/log/cloud-init-output.log")
+            raise Failed(
+                f"{name} runs, and its user data {words}",
+                f"virtuary exec {name} -- cat /var/log/cloud-init-output.log",
+            )
         if "agent" not in vm["status"]["stages"]:
             hint = f"virtuary shell {name} -- cloud-init status --wait --long"
-            raise Failed(f"{name} runs, and has no guest agent that tells what became of its user data", hint)
+            raise Failed(
+                f"{name} runs, and has no guest agent that tells what became of its user data", hint
+            )
         if not vm["status"]["runtime"]:
             raise Failed(
-                f"{name} is {vm['status']['state']}, and its user data was not carried out to its end", f"virtuary logs {name}"
+                f"{name} is {vm['status']['state']}, and its user data was not carried out to "
+                "its end",
+                f"virtuary logs {name}",
             )
         if limit is not None and time.monotonic() - began > limit:
             raise GuestSilent(
-                f"the user data of {name} is not carried out after {format_duration(limit)}", "it goes on: virtuary show tells"
+                f"the user data of {name} is not carried out after {format_duration(limit)}",
+                "it goes on: virtuary show tells",
             )
         if not told and given["output"] == "table":
             say("waiting for cloud-init to carry out the user data")
@@ -110,9 +136,14 @@ def _carried_out(wire: Wire, name: str, given: dict[str, Any]) -> dict[str, Any]
 
 
 def _launch_many(wire: Wire, wish: dict[str, Any], count: int, given: dict[str, Any]) -> None:
-    """Ask for all of them, then follow one after the other; the first error is raised at the end, the others are told."""
+    """Ask for all of them, then follow one after the other; the first error is raised at the end,
+    the others are told.
+    """
     if wish.get("publish"):
-        raise Invalid("a port of the host can be published by one server only", "leave out --publish or --count")
+        raise Invalid(
+            "a port of the host can be published by one server only",
+            "leave out --publish or --count",
+        )
     begun, found, failure = [], [], None
     for number in range(1, count + 1):
         named = {**wish, "name": f"{wish['name']}-{number}"} if "name" in wish else wish
@@ -121,7 +152,11 @@ def _launch_many(wire: Wire, wish: dict[str, Any], count: int, given: dict[str, 
         except VirtuaryError as error:
             failure = keep_first(failure, error, count)
     if given["detach"]:
-        emit(begun, given["output"], lambda: tell("\n".join(answer["operation"]["meta"]["id"] for answer in begun)))
+        emit(
+            begun,
+            given["output"],
+            lambda: tell("\n".join(answer["operation"]["meta"]["id"] for answer in begun)),
+        )
     for answer in begun if not given["detach"] else ():
         try:
             follow(wire, answer["operation"], quiet=True, limit=given["timeout"])
@@ -139,7 +174,11 @@ def _launch_many(wire: Wire, wish: dict[str, Any], count: int, given: dict[str, 
 def _ready(vm: dict[str, Any]) -> None:
     took = vm["status"]["stages"].get("ssh")
     name = vm["meta"]["name"]
-    tell(f"{name} is ready" + (f", {format_duration(took)} after its start" if took else "") + f": virtuary shell {name}")
+    tell(
+        f"{name} is ready"
+        + (f", {format_duration(took)} after its start" if took else "")
+        + f": virtuary shell {name}"
+    )
     show_gaps(vm)
 
 
@@ -155,16 +194,24 @@ def _show_console_tail(wire: Wire, name: str) -> None:
             say(f"  | {line}")
 
 
-def _ask_for(wire: Wire, wish: dict[str, Any], given: dict[str, Any], **query: Any) -> dict[str, Any]:
+def _ask_for(
+    wire: Wire, wish: dict[str, Any], given: dict[str, Any], **query: Any
+) -> dict[str, Any]:
     """Ask for a server; what is wrong with its user data is told with the file that it is in."""
     try:
-        found: dict[str, Any] = wire.call("POST", "/v1/vms", wish, query or None, {} if query else idempotency())
+        found: dict[str, Any] = wire.call(
+            "POST", "/v1/vms", wish, query or None, {} if query else idempotency()
+        )
         return found
     except Invalid as error:
         path = given.get("user_data")
         if not path or "user data" not in error.sentence or path in error.sentence:
             raise
-        raise Invalid(f"{'standard input' if path == '-' else path}: {error.sentence}", error.hint, **error.details) from error
+        raise Invalid(
+            f"{'standard input' if path == '-' else path}: {error.sentence}",
+            error.hint,
+            **error.details,
+        ) from error
 
 
 def _show_plan(wire: Wire, wish: dict[str, Any], given: dict[str, Any]) -> None:
@@ -180,17 +227,26 @@ def _show_plan(wire: Wire, wish: dict[str, Any], given: dict[str, Any]) -> None:
                 ("image", vm["spec"]["image"]),
                 ("size", f"{vm['spec']['cpus']} CPU, {format_size(vm['spec']['memory'])} memory"),
                 ("accelerator", plan.get("why", "-")),
-                ("isolation", plan.get("level", "-") + ("".join(f"; {gap}" for gap in plan.get("gaps", [])))),
+                (
+                    "isolation",
+                    plan.get("level", "-") + ("".join(f"; {gap}" for gap in plan.get("gaps", []))),
+                ),
             ]
         )
         for number, step in enumerate(plan.get("steps", []), 1):
             tell(f"  {number}. {step}")
         if "command" in plan:
-            tell("command line:\n  " + " \\\n    ".join(_in_pairs([shlex.quote(word) for word in plan["command"]])))
+            tell(
+                "command line:\n  "
+                + " \\\n    ".join(_in_pairs([shlex.quote(word) for word in plan["command"]]))
+            )
         elif "note" in plan:
             tell(plan["note"])
         for blocker in answer["blockers"]:
-            say(f"blocker: {blocker['detail']}" + (f" ({blocker['hint']})" if blocker.get("hint") else ""))
+            say(
+                f"blocker: {blocker['detail']}"
+                + (f" ({blocker['hint']})" if blocker.get("hint") else "")
+            )
 
     emit(answer, form, table)
     if answer["blockers"]:
@@ -200,7 +256,12 @@ def _show_plan(wire: Wire, wish: dict[str, Any], given: dict[str, Any]) -> None:
 def _in_pairs(words: list[str]) -> list[str]:
     lines: list[str] = []
     for word in words:
-        if lines and not word.startswith("-") and lines[-1].startswith("-") and " " not in lines[-1]:
+        if (
+            lines
+            and not word.startswith("-")
+            and lines[-1].startswith("-")
+            and " " not in lines[-1]
+        ):
             lines[-1] += f" {word}"
         else:
             lines.append(word)

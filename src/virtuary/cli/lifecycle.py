@@ -30,16 +30,32 @@ def after(wire: Wire, answer: dict[str, Any], given: dict[str, Any], done: str) 
     if form == "table":
         tell(f"{name} {done}")
     else:
-        emit(wire.call("GET", f"/v1/vms/{path_part(operation['spec']['target'].removeprefix('vm/'))}"), form)
+        emit(
+            wire.call(
+                "GET", f"/v1/vms/{path_part(operation['spec']['target'].removeprefix('vm/'))}"
+            ),
+            form,
+        )
 
 
-def _deed(names: tuple[str, ...], deed: str, done: str, body: dict[str, Any] | None, given: dict[str, Any]) -> None:
-    """One deed on several servers: begun on all, then waited for; the first error is raised at the end."""
+def _deed(
+    names: tuple[str, ...], deed: str, done: str, body: dict[str, Any] | None, given: dict[str, Any]
+) -> None:
+    """One deed on several servers: begun on all, then waited for; the first error is raised at the
+    end.
+    """
     wire = connect()
     begun, failure = [], None
     for name in names:
         try:
-            begun.append(wire.call("POST", f"/v1/vms/{path_part(name)}/actions/{deed}", body or {}, headers=idempotency()))
+            begun.append(
+                wire.call(
+                    "POST",
+                    f"/v1/vms/{path_part(name)}/actions/{deed}",
+                    body or {},
+                    headers=idempotency(),
+                )
+            )
         except VirtuaryError as error:
             failure = keep_first(failure, error, len(names))
     for answer in begun:
@@ -64,9 +80,14 @@ def keep_first(first: VirtuaryError | None, error: VirtuaryError, many: int) -> 
 
 
 WAIT = click.option(
-    "--wait", type=click.Choice(["running", "ready"]), default="ready", help="Until it runs, or until a shell is possible."
+    "--wait",
+    type=click.Choice(["running", "ready"]),
+    default="ready",
+    help="Until it runs, or until a shell is possible.",
 )
-PATIENCE = click.option("--timeout", "patience", type=Duration(), help="Stop waiting after so long; the server goes on.")
+PATIENCE = click.option(
+    "--timeout", "patience", type=Duration(), help="Stop waiting after so long; the server goes on."
+)
 
 
 @click.command()
@@ -89,7 +110,12 @@ def start_command(names: tuple[str, ...], wait: str, **given: Any) -> None:
 @NAMES
 @DETACH
 @output_option
-@click.option("--timeout", type=Duration(), default="90s", help="How long the guest is given before the plug is pulled.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    default="90s",
+    help="How long the guest is given before the plug is pulled.",
+)
 @click.option("--force", is_flag=True, help="Pull the plug at once.")
 def stop_command(names: tuple[str, ...], timeout: float, force: bool, **given: Any) -> None:
     """Shut servers down: ask the guest, and after --timeout pull the plug.
@@ -107,16 +133,30 @@ def stop_command(names: tuple[str, ...], timeout: float, force: bool, **given: A
 @output_option
 @WAIT
 @PATIENCE
-@click.option("--stop-timeout", type=Duration(), default="90s", help="How long the guest is given before the plug is pulled.")
+@click.option(
+    "--stop-timeout",
+    type=Duration(),
+    default="90s",
+    help="How long the guest is given before the plug is pulled.",
+)
 @click.option("--force", is_flag=True, help="Pull the plug at once.")
-def restart_command(names: tuple[str, ...], wait: str, stop_timeout: float, force: bool, **given: Any) -> None:
-    """Stop servers and start them again, and wait until a shell is possible; changes that waited for it take effect.
+def restart_command(
+    names: tuple[str, ...], wait: str, stop_timeout: float, force: bool, **given: Any
+) -> None:
+    """Stop servers and start them again, and wait until a shell is possible; changes that waited
+    for it take effect.
 
     \b
     Example:
       virtuary restart web1
     """
-    _deed(names, "restart", "was restarted", {"timeout": stop_timeout, "force": force, "wait": wait}, given)
+    _deed(
+        names,
+        "restart",
+        "was restarted",
+        {"timeout": stop_timeout, "force": force, "wait": wait},
+        given,
+    )
 
 
 @click.command()
@@ -182,7 +222,9 @@ TAKES_NAME = 20.0
 def _takes_name(vm: dict[str, Any]) -> bool:
     """Whether a guest that runs is being told its name just now."""
     status = vm["status"]
-    known = status["identity"] not in (None, vm["meta"]["name"]) and status["identity_refused"] is None
+    known = (
+        status["identity"] not in (None, vm["meta"]["name"]) and status["identity_refused"] is None
+    )
     return known and status["state"] == "running"
 
 
@@ -190,11 +232,16 @@ def _takes_name(vm: dict[str, Any]) -> bool:
 @NAME
 @SHAPE
 @RESOURCES
-@click.option("--dry-run", is_flag=True, help="Show what would change, and what stands against it; change nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show what would change, and what stands against it; change nothing.",
+)
 @output_option
 def set_command(name: str, dry_run: bool, **given: Any) -> None:
-    """Change a server, while it runs where it can follow: limits and shares at once, CPUs, memory and disk when its guest has taken or
-    given them. What can't change while it runs takes effect at its next start, and this says so.
+    """Change a server, while it runs where it can follow: limits and shares at once, CPUs, memory
+    and disk when its guest has taken or given them. What can't change while it runs takes effect at
+    its next start, and this says so.
 
     --publish and --label replace what was set before; none takes them, or a limit, away.
 
@@ -235,7 +282,10 @@ def _show_change(wire: Wire, target: str, wish: dict[str, Any], form: str) -> No
         if answer["waits_for_start"]:
             tell(f"at its next start: {', '.join(answer['waits_for_start'])}")
         for blocker in answer["blockers"]:
-            say(f"blocker: {blocker['detail']}" + (f" ({blocker['hint']})" if blocker.get("hint") else ""))
+            say(
+                f"blocker: {blocker['detail']}"
+                + (f" ({blocker['hint']})" if blocker.get("hint") else "")
+            )
 
     emit(answer, form, table)
     if answer["blockers"]:
@@ -246,7 +296,8 @@ def _show_change(wire: Wire, target: str, wish: dict[str, Any], form: str) -> No
 @NAMES
 @output_option
 def trim_command(names: tuple[str, ...], output: str) -> None:
-    """Have guests tell which blocks they do not use, so that the pool gets their space back. What they delete with `discard` comes back at once.
+    """Have guests tell which blocks they do not use, so that the pool gets their space back. What
+    they delete with `discard` comes back at once.
 
     \b
     Example:
@@ -275,7 +326,8 @@ def trim_command(names: tuple[str, ...], output: str) -> None:
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before removing for good.")
 @output_option
 def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool, output: str) -> None:
-    """Move servers to the trash, from which they come back for 7 days; with --now remove them for good.
+    """Move servers to the trash, from which they come back for 7 days; with --now remove them for
+    good.
 
     \b
     Examples:
@@ -289,15 +341,26 @@ def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool, ou
     for name in names:
         try:
             query = {"now": str(now).lower(), "force": str(force).lower()}
-            answer = wire.call("DELETE", f"/v1/vms/{path_part(name)}", query=query, headers=idempotency())
+            answer = wire.call(
+                "DELETE", f"/v1/vms/{path_part(name)}", query=query, headers=idempotency()
+            )
             follow(wire, answer["operation"], quiet=output != "table")
             done.append(wire.call("GET", f"/v1/operations/{answer['operation']['meta']['id']}"))
             if output == "table":
-                tell(f"{name} is gone" if now else f"{name} lies in the trash for 7 days: virtuary undelete {name}")
+                tell(
+                    f"{name} is gone"
+                    if now
+                    else f"{name} lies in the trash for 7 days: virtuary undelete {name}"
+                )
         except VirtuaryError as error:
             failure = keep_first(failure, error, len(names))
     if done or not failure:
-        emit(done[0] if len(names) == 1 else done, output, None, lambda item: str(item["spec"]["target_name"]))
+        emit(
+            done[0] if len(names) == 1 else done,
+            output,
+            None,
+            lambda item: str(item["spec"]["target_name"]),
+        )
     if failure:
         raise failure
 

@@ -1,7 +1,9 @@
-"""How the command line logs in to a server by SSH: by Virtuary's key, to a host key that is known, and by no configuration of the user's.
+"""How the command line logs in to a server by SSH: by Virtuary's key, to a host key that is known,
+and by no configuration of the user's.
 
-What the user's ssh is configured to give to other machines (agent, display, ports, variables, commands that run at a login) is not given to
-a server, which may be hostile. `SAFE` says so once, for `shell`, `cp` and `ssh-config` alike.
+What the user's ssh is configured to give to other machines (agent, display, ports, variables,
+commands that run at a login) is not given to a server, which may be hostile. `SAFE` says so once,
+for `shell`, `cp` and `ssh-config` alike.
 """
 
 from __future__ import annotations
@@ -63,14 +65,22 @@ def options_of(way: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def ssh_command(way: dict[str, Any], *words: str, terminal: bool = False, agent: bool = False) -> list[str]:
-    """The ssh command that logs in; with `way["share"]`, a path of a socket, by one login for all that name it.
+def ssh_command(
+    way: dict[str, Any], *words: str, terminal: bool = False, agent: bool = False
+) -> list[str]:
+    """The ssh command that logs in; with `way["share"]`, a path of a socket, by one login for all
+    that name it.
 
     `agent` lets the server use the keys of the user's agent while it lasts.
 
-    Keys are agreed on by X25519 first: the way leads over loopback, and the hybrid default costs an emulated guest 0.2-0.4 s.
+    Keys are agreed on by X25519 first: the way leads over loopback, and the hybrid default costs an
+    emulated guest 0.2-0.4 s.
     """
-    chosen = {"LogLevel": "ERROR", "KexAlgorithms": "^curve25519-sha256", "ForwardAgent": "yes" if agent else "no"}
+    chosen = {
+        "LogLevel": "ERROR",
+        "KexAlgorithms": "^curve25519-sha256",
+        "ForwardAgent": "yes" if agent else "no",
+    }
     if way.get("share"):
         chosen |= {"ControlMaster": "auto", "ControlPath": way["share"], "ControlPersist": "15"}
     every = options_of(way) | SAFE | ({} if agent else {"IdentityAgent": "none"}) | chosen
@@ -84,16 +94,35 @@ def ssh_command(way: dict[str, Any], *words: str, terminal: bool = False, agent:
 def leave_login(way: dict[str, Any]) -> None:
     """End the login that is shared by `way["share"]`."""
     words = ["ssh", "-F", "none", "-O", "exit", f"-oControlPath={way['share']}", way["host"]]
-    subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=20)
+    subprocess.run(
+        words,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=20,
+    )
 
 
 def config_block(name: str, way: dict[str, Any]) -> str:
-    """What `ssh NAME` needs to know, as ssh_config(5) reads it. Agent forwarding stays possible by `ssh -A`."""
-    return "\n".join([f"Host {name}", *(f"  {key} {value}" for key, value in (options_of(way) | SAFE).items())]) + "\n"
+    """What `ssh NAME` needs to know, as ssh_config(5) reads it. Agent forwarding stays possible by
+    `ssh -A`.
+    """
+    return (
+        "\n".join(
+            [
+                f"Host {name}",
+                *(f"  {key} {value}" for key, value in (options_of(way) | SAFE).items()),
+            ]
+        )
+        + "\n"
+    )
 
 
 def wait_for_ssh(wire: Wire, name: str, limit: float) -> dict[str, Any]:
-    """How to log in, once that is possible. Raises GuestSilent at `limit` seconds with the last stage reached."""
+    """How to log in, once that is possible. Raises GuestSilent at `limit` seconds with the last
+    stage reached.
+    """
     began, told = time.monotonic(), ""
     while True:
         way: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
@@ -102,7 +131,8 @@ def wait_for_ssh(wire: Wire, name: str, limit: float) -> dict[str, Any]:
         stage = list(way["stages"])[-1] if way["stages"] else "firmware"
         if time.monotonic() - began > limit:
             raise GuestSilent(
-                f"{name} offers no SSH after {format_duration(limit)} (last stage: {stage})", f"virtuary console {name}"
+                f"{name} offers no SSH after {format_duration(limit)} (last stage: {stage})",
+                f"virtuary console {name}",
             )
         if stage != told:
             say(f"waiting for {name} (reached: {stage})")
@@ -111,13 +141,20 @@ def wait_for_ssh(wire: Wire, name: str, limit: float) -> dict[str, Any]:
 
 
 def check_way(name: str, way: dict[str, Any]) -> dict[str, Any]:
-    """The way, if it can be gone from here: by a key that may be read, to a host key that is known or that somebody can be asked about."""
+    """The way, if it can be gone from here: by a key that may be read, to a host key that is known
+    or that somebody can be asked about.
+    """
     if not os.access(way["key"], os.R_OK):
         hint = f"launch it with --ssh-key, then ssh -p {way['port']} {way['user']}@{way['host']}"
         raise Refused("Virtuary's key may be read by the daemon's user only", hint)
     if not way["known"] and not sys.stdin.isatty():
-        hint = f"virtuary shell {name} from a terminal shows it and asks; virtuary console {name} shows it from inside"
-        raise Refused(f"the host key of {name} is not known: its guest has no agent that tells it", hint)
+        hint = (
+            f"virtuary shell {name} from a terminal shows it and asks; virtuary console "
+            f"{name} shows it from inside"
+        )
+        raise Refused(
+            f"the host key of {name} is not known: its guest has no agent that tells it", hint
+        )
     return way
 
 
@@ -129,8 +166,12 @@ def say_suspects(way: dict[str, Any]) -> None:
             say(f"  {line}")
 
 
-def exec_by_ssh(wire: Wire, name: str, words: tuple[str, ...], terminal: bool, silent: bool) -> None:
-    """Become the ssh that runs this command as root inside, word for word; returns where SSH is no way either."""
+def exec_by_ssh(
+    wire: Wire, name: str, words: tuple[str, ...], terminal: bool, silent: bool
+) -> None:
+    """Become the ssh that runs this command as root inside, word for word; returns where SSH is no
+    way either.
+    """
     try:
         way: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
         if not way["ready"]:

@@ -35,11 +35,17 @@ def every(wire: Wire, target: str, **query: Any) -> list[dict[str, Any]]:
 
 
 def ports_of(vm: dict[str, Any]) -> str:
-    """Published ports, ranges as such, each with the address it is published on, but those that are on all."""
+    """Published ports, ranges as such, each with the address it is published on, but those that are
+    on all.
+    """
     ranges: list[tuple[dict[str, Any], int]] = []
     for port in vm["spec"]["publish"]:
         first, count = ranges[-1] if ranges else (port, 0)
-        if count and port == {**first, "host": first["host"] + count, "guest": first["guest"] + count}:
+        if count and port == {
+            **first,
+            "host": first["host"] + count,
+            "guest": first["guest"] + count,
+        }:
             ranges[-1] = first, count + 1
         else:
             ranges.append((port, 1))
@@ -49,13 +55,18 @@ def ports_of(vm: dict[str, Any]) -> str:
 def _shown(first: dict[str, Any], count: int) -> str:
     address = f"[{first['address']}]" if ":" in first["address"] else first["address"]
     where = "" if address == "0.0.0.0" else f"{address}:"  # noqa: S104
-    host, guest = (f"{port}-{port + count - 1}" if count > 1 else f"{port}" for port in (first["host"], first["guest"]))
+    host, guest = (
+        f"{port}-{port + count - 1}" if count > 1 else f"{port}"
+        for port in (first["host"], first["guest"])
+    )
     return f"{where}{host}→{guest}" + ("/udp" if first["protocol"] == "udp" else "")
 
 
 @click.command()
 @click.option("--trash", is_flag=True, help="Show deleted servers that can still come back.")
-@click.option("--label", "-l", default="", metavar="KEY=VALUE", help="Only servers with this label.")
+@click.option(
+    "--label", "-l", default="", metavar="KEY=VALUE", help="Only servers with this label."
+)
 @output_option
 def list_command(trash: bool, label: str, output: str) -> None:
     """List servers.
@@ -78,13 +89,27 @@ def list_command(trash: bool, label: str, output: str) -> None:
                 format_size(vm["spec"]["memory"]),
                 ", ".join(vm["status"]["addresses"][:1]) or "-",
                 ports_of(vm) or "-",
-                ago((vm["meta"]["deleted"] if trash else vm["status"]["since"]) or vm["meta"]["created"]),
+                ago(
+                    (vm["meta"]["deleted"] if trash else vm["status"]["since"])
+                    or vm["meta"]["created"]
+                ),
             ]
             for vm in items
         ]
         empty = "the trash is empty" if trash else "no servers yet: virtuary launch debian"
         print_table(
-            ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "PORTS", "DELETED" if trash else "SINCE"], rows, empty
+            [
+                "NAME",
+                "STATE",
+                "IMAGE",
+                "CPUS",
+                "MEMORY",
+                "ADDRESS",
+                "PORTS",
+                "DELETED" if trash else "SINCE",
+            ],
+            rows,
+            empty,
         )
 
     emit(items, output, table)
@@ -116,7 +141,11 @@ def _used(wire: Wire, vm: dict[str, Any]) -> list[tuple[str, str]]:
     """What a server that runs uses."""
     from virtuary.cli.figures import facts
 
-    return facts(wire.call("GET", f"/v1/vms/{vm['meta']['id']}/usage")) if vm["status"]["runtime"] else []
+    return (
+        facts(wire.call("GET", f"/v1/vms/{vm['meta']['id']}/usage"))
+        if vm["status"]["runtime"]
+        else []
+    )
 
 
 def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
@@ -125,9 +154,18 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("name", meta["name"]),
         ("id", meta["id"]),
-        ("state", status["state"] + (f": {status['reason']}" if status["reason"] else "") + f" (for {ago(status['since'])})"),
+        (
+            "state",
+            status["state"]
+            + (f": {status['reason']}" if status["reason"] else "")
+            + f" (for {ago(status['since'])})",
+        ),
         ("image", spec["image"]),
-        ("size", f"{spec['cpus']} CPU, {format_size(spec['memory'])} memory, {format_size(status['disk_size'] or 0)} disk"),
+        (
+            "size",
+            f"{spec['cpus']} CPU, {format_size(spec['memory'])} memory, "
+            f"{format_size(status['disk_size'] or 0)} disk",
+        ),
         ("published", ports_of(vm) or "nothing"),
         ("addresses", ", ".join(status["addresses"]) or "none known"),
         ("machine", spec["machine"] or "-"),
@@ -136,13 +174,18 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("given", given))
     if status["gaps"]:
         facts.append(("not given", "; ".join(status["gaps"])))
-    if groups := [f"{nic['network']}: {', '.join(nic['groups'])}" for nic in spec["nics"] if nic.get("groups")]:
+    if groups := [
+        f"{nic['network']}: {', '.join(nic['groups'])}" for nic in spec["nics"] if nic.get("groups")
+    ]:
         facts.append(("firewall", "; ".join(groups)))
     if origin := spec["origin"]:
         facts.append(("copy of", f"{origin['name']}, {COPIED[origin['mode']]}"))
     if runtime:
         level = runtime["level"] + "".join(f"; {gap}" for gap in runtime["gaps"])
-        accel = {"tcg": "emulated (TCG), not isolated by hardware", "kvm": "hardware virtualization (KVM)"}[runtime["accel"]]
+        accel = {
+            "tcg": "emulated (TCG), not isolated by hardware",
+            "kvm": "hardware virtualization (KVM)",
+        }[runtime["accel"]]
         facts += [
             ("accelerator", accel),
             ("isolation", f"level {level}"),
@@ -156,16 +199,26 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
             ),
             ("network", "; ".join(_nic(nic, runtime) for nic in spec["nics"])),
             ("process", f"{runtime['pid']}, user {runtime['uid']}"),
-            ("stages", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in status["stages"].items()) or "-"),
+            (
+                "stages",
+                ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in status["stages"].items())
+                or "-",
+            ),
         ]
         if meta["generation"] != status["applied"]:
             facts.append(("waiting", "changes take effect at the next start"))
     if told := cloud_init_words(status["cloud_init"]):
         facts.append(("user data", told))
-    flags = [name for name in ("autostart", "protect") if spec[name]] + [f"restart {spec['restart_policy']}"]
+    flags = [name for name in ("autostart", "protect") if spec[name]] + [
+        f"restart {spec['restart_policy']}"
+    ]
     flags += [f"boot order {spec['boot_order']}"] if spec["boot_order"] else []
     flags += ["power off with the host"] if spec["on_host_shutdown"] == "off" else []
-    flags += [f"{format_duration(spec['shutdown_timeout'])} to shut down with the host"] if spec["shutdown_timeout"] != 90 else []
+    flags += (
+        [f"{format_duration(spec['shutdown_timeout'])} to shut down with the host"]
+        if spec["shutdown_timeout"] != 90
+        else []
+    )
     facts += [
         ("policy", ", ".join(flags)),
         ("labels", ", ".join(f"{key}={value}" for key, value in meta["labels"].items()) or "-"),
@@ -177,9 +230,12 @@ def cloud_init_words(told: dict[str, Any] | None) -> str:
     """What became of the user data, in words."""
     if told is None:
         return ""
-    state = {"not begun": "cloud-init has not begun", "running": "cloud-init runs", "done": "carried out", "error": "failed"}[
-        told["state"]
-    ]
+    state = {
+        "not begun": "cloud-init has not begun",
+        "running": "cloud-init runs",
+        "done": "carried out",
+        "error": "failed",
+    }[told["state"]]
     units = f" in {', '.join(told['units'])}" if told["units"] else ""
     return state + units + (f": {'; '.join(told['errors'])}" if told["errors"] else "")
 
@@ -203,7 +259,11 @@ def _given(spec: dict[str, Any]) -> str:
     for name in ("iops", "read_iops", "write_iops"):
         words += [f"{name.replace('_', ' ')} {disk[name]}"] if disk[name] is not None else []
     for name in ("bandwidth", "read_bandwidth", "write_bandwidth"):
-        words += [f"disk {name.replace('_', ' ')} {format_size(disk[name])}/s"] if disk[name] is not None else []
+        words += (
+            [f"disk {name.replace('_', ' ')} {format_size(disk[name])}/s"]
+            if disk[name] is not None
+            else []
+        )
     words += [f"disk weight {disk['weight']}"] if disk["weight"] != ORDINARY else []
     words += [f"priority {spec['priority']}"] if spec["priority"] != MIDDLE else []
     return ", ".join(words)
@@ -217,7 +277,11 @@ def _nic(nic: dict[str, Any], runtime: dict[str, Any]) -> str:
     words += [nic[field] for field in ("ipv4", "ipv6") if nic[field]]
     words += [f"firewall {', '.join(nic['groups'])}"] if nic["groups"] else []
     for way, rate in nic["bandwidth"].items():
-        words += [f"{way} {field} {format_bandwidth(rate[field])}" for field in ("limit", "floor") if rate[field]]
+        words += [
+            f"{way} {field} {format_bandwidth(rate[field])}"
+            for field in ("limit", "floor")
+            if rate[field]
+        ]
     words += [f"external {', '.join(nic['external'])}"] if nic["external"] else []
     words += [f"unguarded: {', '.join(nic['unguarded'])}"] if nic["unguarded"] else []
     return " ".join(words)
@@ -226,22 +290,31 @@ def _nic(nic: dict[str, Any], runtime: dict[str, Any]) -> str:
 @click.command()
 @NAME
 @click.option("--size", type=click.IntRange(1, LOGS_CAP), default=65536, help="Bytes from the end.")
-@click.option("--lines", "-n", type=click.IntRange(min=0), help="Lines from the end, instead of bytes.")
+@click.option(
+    "--lines", "-n", type=click.IntRange(min=0), help="Lines from the end, instead of bytes."
+)
 @click.option("--follow", "-f", is_flag=True, help="Go on printing what the console prints.")
 @output_option
 def logs_command(name: str, size: int, lines: int | None, follow: bool, output: str) -> None:
     """Show what a server's serial console printed, and what QEMU wrote when it ended badly.
 
-    What would change your terminal is left out, also where the output goes to a file; virtuary console shows it.
+    What would change your terminal is left out, also where the output goes to a file; virtuary
+    console shows it.
 
     \b
     Example:
       virtuary logs web1 -n 20
     """
     wire = connect()
-    answer = wire.call("GET", f"/v1/vms/{path_part(name)}/logs", query={"size": size if lines is None else LOGS_CAP})
+    answer = wire.call(
+        "GET",
+        f"/v1/vms/{path_part(name)}/logs",
+        query={"size": size if lines is None else LOGS_CAP},
+    )
     if lines is not None:
-        answer["console"] = "".join(answer["console"].splitlines(keepends=True)[-lines:] if lines else ())
+        answer["console"] = "".join(
+            answer["console"].splitlines(keepends=True)[-lines:] if lines else ()
+        )
 
     def table() -> None:
         tell(answer["console"], end="")
@@ -280,7 +353,11 @@ def _event_line(event: dict[str, Any], states: dict[str, str]) -> str | None:
     kind, what = event["event"].split(".")
     if what == "deleted":
         key = event["data"]["key"]
-        return None if kind == "operation" else f"{event['id']:>8}  {kind:9}  {states.pop(key + ' name', key)}  removed"
+        return (
+            None
+            if kind == "operation"
+            else f"{event['id']:>8}  {kind:9}  {states.pop(key + ' name', key)}  removed"
+        )
     data = event["data"]
     key, name = f"{kind}/{data['meta']['id']}", data["meta"]["name"]
     if kind == "operation":
@@ -293,7 +370,9 @@ def _event_line(event: dict[str, Any], states: dict[str, str]) -> str | None:
         states[key + " name"] = name
         return f"{event['id']:>8}  {kind:9}  {name}  {len(data['spec']['rules'])} rules"
     else:
-        state = data["status"]["state"] + (f": {data['status']['reason']}" if data["status"].get("reason") else "")
+        state = data["status"]["state"] + (
+            f": {data['status']['reason']}" if data["status"].get("reason") else ""
+        )
     states[key + " name"] = name
     if states.get(key) == state:
         return None
@@ -305,7 +384,8 @@ def _event_line(event: dict[str, Any], states: dict[str, str]) -> str | None:
 @click.argument("server", required=False)
 @output_option
 def doctor_command(server: str | None, output: str) -> None:
-    """Check everything a launch depends on; or try the network of a server from inside its guest, and name what is in its way.
+    """Check everything a launch depends on; or try the network of a server from inside its guest,
+    and name what is in its way.
 
     Ends with 0 when all that is needed is there, with 4 when something is missing.
 
@@ -314,7 +394,9 @@ def doctor_command(server: str | None, output: str) -> None:
       virtuary doctor
       virtuary doctor web1
     """
-    answer = connect().call("GET", f"/v1/vms/{path_part(server)}/doctor" if server else "/v1/doctor")
+    answer = connect().call(
+        "GET", f"/v1/vms/{path_part(server)}/doctor" if server else "/v1/doctor"
+    )
 
     def table() -> None:
         signs = {"ok": "ok  ", "note": "note", "missing": "MISS"}
@@ -348,4 +430,9 @@ def version_command(output: str) -> None:
 
     daemon = connect().call("GET", "/")["version"]
     both = {"program": __version__, "daemon": daemon}
-    emit(both, output, lambda: tell(f"virtuary {__version__} (daemon {daemon})"), lambda item: str(item["program"]))
+    emit(
+        both,
+        output,
+        lambda: tell(f"virtuary {__version__} (daemon {daemon})"),
+        lambda item: str(item["program"]),
+    )

@@ -1,4 +1,6 @@
-"""The command line: a group that loads a command's file only when it is called, and the one place where errors are shown."""
+"""The command line: a group that loads a command's file only when it is called, and the one place
+where errors are shown.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("look", "List servers."),
     "show": ("look", "Show everything about servers."),
     "top": ("top", "Watch what servers and this host use."),
-    "advise": ("advise", "Tell which servers are too big or too small, and the change that mends it."),
+    "advise": (
+        "advise",
+        "Tell which servers are too big or too small, and the change that mends it.",
+    ),
     "logs": ("look", "Show what a server's console printed."),
     "events": ("look", "Follow what happens."),
     "host": ("capacity", "Show this virtualization host."),
@@ -81,8 +86,13 @@ class Lazy(click.Group):
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             import difflib
 
-            close = difflib.get_close_matches(args[0], [name for name in COMMANDS if name not in DELETING], 1)
-            ctx.fail(f"there is no command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else " See virtuary --help."))
+            close = difflib.get_close_matches(
+                args[0], [name for name in COMMANDS if name not in DELETING], 1
+            )
+            ctx.fail(
+                f"there is no command {args[0]!r}."
+                + (f" Did you mean {close[0]!r}?" if close else " See virtuary --help.")
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -136,8 +146,9 @@ def main() -> None:
 
 
 def _have_descriptors() -> None:
-    """Where this was started with standard input, output or errors closed, no file of ours takes their numbers: reading finds the end,
-    writing fails."""
+    """Where this was started with standard input, output or errors closed, no file of ours takes
+    their numbers: reading finds the end, writing fails.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -152,6 +163,11 @@ def _have_descriptors() -> None:
 def show_error(error: VirtuaryError) -> None:
     """The sentence, then the hint; the whole problem as JSON when JSON was asked for."""
     words = " ".join(sys.argv)
-    if "-o json" in words or "--output json" in words or "--output=json" in words or "-ojson" in words:
+    if (
+        "-o json" in words
+        or "--output json" in words
+        or "--output=json" in words
+        or "-ojson" in words
+    ):
         return say(json.dumps(shown_value(error.problem())))
     say_error(error)

@@ -20,9 +20,13 @@ PATIENCE = 15.0
 """Seconds to wait for the host to make or remove a network."""
 ACTION = click.Choice(["allow", "deny", "reject"])
 DEFAULT_IN = click.option(
-    "--default-in", type=ACTION, help="What becomes of a connection to a server that no firewall rule fits."
+    "--default-in",
+    type=ACTION,
+    help="What becomes of a connection to a server that no firewall rule fits.",
 )
-DEFAULT_OUT = click.option("--default-out", type=ACTION, help="The same of a connection that a server begins.")
+DEFAULT_OUT = click.option(
+    "--default-out", type=ACTION, help="The same of a connection that a server begins."
+)
 
 
 UNSTATED = -1
@@ -73,13 +77,23 @@ def list_networks(output: str) -> None:
             item["status"]["state"],
             item["spec"]["ipv4"] or item["spec"]["interface"] or "-",
             item["spec"]["ipv6"] or "-",
-            str(sum(nic["network_id"] == item["meta"]["id"] for vm in servers for nic in vm["spec"]["nics"])),
+            str(
+                sum(
+                    nic["network_id"] == item["meta"]["id"]
+                    for vm in servers
+                    for nic in vm["spec"]["nics"]
+                )
+            ),
             ago(item["meta"]["created"]),
         ]
         for item in items
     ]
     head = ["NAME", "KIND", "STATE", "IPV4", "IPV6", "NICS", "AGE"]
-    emit(items, output, lambda: print_table(head, rows, "no networks yet: the first server on one makes it"))
+    emit(
+        items,
+        output,
+        lambda: print_table(head, rows, "no networks yet: the first server on one makes it"),
+    )
 
 
 @network_command.command("show")
@@ -99,7 +113,13 @@ def show_network(name: str, output: str) -> None:
     def table() -> None:
         _print(item)
         rows = [
-            [each["vm"], each["mac"], each["ipv4"] or "-", each["ipv6"] or "-", "yes" if each["taken"] else "no"]
+            [
+                each["vm"],
+                each["mac"],
+                each["ipv4"] or "-",
+                each["ipv6"] or "-",
+                "yes" if each["taken"] else "no",
+            ]
             for each in leases
         ]
         if rows:
@@ -146,18 +166,32 @@ def _host(spec: dict[str, Any]) -> str:
 @network_command.command("create")
 @click.argument("name")
 @click.option(
-    "--kind", type=click.Choice(["nat", "isolated", "bridge"]), default="nat", show_default=True, help="What it leads to."
+    "--kind",
+    type=click.Choice(["nat", "isolated", "bridge"]),
+    default="nat",
+    show_default=True,
+    help="What it leads to.",
 )
-@click.option("--ipv4", metavar="CIDR", help="Its subnet; one that meets nothing is chosen when not given.")
+@click.option(
+    "--ipv4", metavar="CIDR", help="Its subnet; one that meets nothing is chosen when not given."
+)
 @click.option("--ipv6", metavar="CIDR", help="Its IPv6 subnet, of 64 bits.")
 @click.option("--domain", help="Servers are known as NAME.DOMAIN; virtuary when not given.")
 @click.option("--interface", help="For a bridge: the host's bridge or interface to join.")
 @click.option("--vlan", type=int, help="For a bridge: the tag on the physical network.")
-@click.option("--trunk", metavar="TAGS", help="For a bridge: tags that the servers' own frames may have, for example 10,20-29.")
+@click.option(
+    "--trunk",
+    metavar="TAGS",
+    help="For a bridge: tags that the servers' own frames may have, for example 10,20-29.",
+)
 @click.option("--routed6", is_flag=True, help="Let IPv6 leave with the servers' own addresses.")
 @click.option("--host-access", is_flag=True, help="Let servers reach the services of this host.")
-@click.option("--speed", type=BitRate(), help="Speed of the link that its servers share, for example 1Gbit.")
-@click.option("--mtu", type=int, help="Bytes of the largest packet; as its way out has them when not given.")
+@click.option(
+    "--speed", type=BitRate(), help="Speed of the link that its servers share, for example 1Gbit."
+)
+@click.option(
+    "--mtu", type=int, help="Bytes of the largest packet; as its way out has them when not given."
+)
 @DEFAULT_IN
 @DEFAULT_OUT
 @click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label.")
@@ -165,8 +199,8 @@ def _host(spec: dict[str, Any]) -> str:
 def create_network(name: str, output: str, label: tuple[str, ...], **given: Any) -> None:
     """Create a network.
 
-    nat: servers reach the outside, and are reached by published ports. isolated: servers reach each other. bridge: servers are
-    on the physical network.
+    nat: servers reach the outside, and are reached by published ports. isolated: servers reach each
+    other. bridge: servers are on the physical network.
 
     \b
     Examples:
@@ -183,7 +217,11 @@ def create_network(name: str, output: str, label: tuple[str, ...], **given: Any)
         wish["trunk"] = wish["trunk"].split(",")
     wire.call("POST", "/v1/networks", wish, headers=idempotency())
     item = _settled(wire, name)
-    emit(item, output, lambda: tell(f"the network {name} is ready: virtuary launch debian --network {name}"))
+    emit(
+        item,
+        output,
+        lambda: tell(f"the network {name} is ready: virtuary launch debian --network {name}"),
+    )
 
 
 def _settled(wire: Wire, name: str) -> dict[str, Any]:
@@ -195,7 +233,8 @@ def _settled(wire: Wire, name: str) -> dict[str, Any]:
             return item
         if item["status"]["state"] == "failed" or time.monotonic() > until:
             raise Failed(
-                f"the network {name} is not there: {item['status']['reason'] or 'the host is still making it'}",
+                f"the network {name} is not there: "
+                f"{item['status']['reason'] or 'the host is still making it'}",
                 f"virtuary network show {name}, or delete it",
             )
         time.sleep(0.05)
@@ -203,13 +242,27 @@ def _settled(wire: Wire, name: str) -> dict[str, Any]:
 
 @network_command.command("set")
 @click.argument("name")
-@click.option("--routed6/--no-routed6", default=None, help="Let IPv6 leave with the servers' own addresses.")
-@click.option("--host-access/--no-host-access", default=None, help="Let servers reach the services of this host.")
-@click.option("--speed", type=Speed(), help="Speed of the link that its servers share, for example 1Gbit; none: as it is found.")
-@click.option("--mtu", type=Mtu(), help="Bytes of the largest packet; none: as its way out has them.")
+@click.option(
+    "--routed6/--no-routed6", default=None, help="Let IPv6 leave with the servers' own addresses."
+)
+@click.option(
+    "--host-access/--no-host-access",
+    default=None,
+    help="Let servers reach the services of this host.",
+)
+@click.option(
+    "--speed",
+    type=Speed(),
+    help="Speed of the link that its servers share, for example 1Gbit; none: as it is found.",
+)
+@click.option(
+    "--mtu", type=Mtu(), help="Bytes of the largest packet; none: as its way out has them."
+)
 @DEFAULT_IN
 @DEFAULT_OUT
-@click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label; they replace those it has.")
+@click.option(
+    "--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label; they replace those it has."
+)
 @output_option
 def set_network(name: str, output: str, label: tuple[str, ...], **given: Any) -> None:
     """Change a network while servers are on it.
@@ -220,7 +273,11 @@ def set_network(name: str, output: str, label: tuple[str, ...], **given: Any) ->
       virtuary network set lab --default-in deny
       virtuary network set lab --speed none
     """
-    wish = {key: None if value == UNSTATED else value for key, value in given.items() if value is not None}
+    wish = {
+        key: None if value == UNSTATED else value
+        for key, value in given.items()
+        if value is not None
+    }
     if label:
         wish["labels"] = parse_labels(label)
     item = connect().call("PATCH", f"/v1/networks/{path_part(name)}", wish)
@@ -230,14 +287,19 @@ def set_network(name: str, output: str, label: tuple[str, ...], **given: Any) ->
 @network_command.command("forward")
 @click.argument("address")
 @click.argument("server", required=False)
-@click.option("--network", help="The server's NIC on this network; its first one of kind nat when not given.")
+@click.option(
+    "--network", help="The server's NIC on this network; its first one of kind nat when not given."
+)
 @click.option("--remove", is_flag=True, help="Let the address lead nowhere.")
 @output_option
-def forward(address: str, server: str | None, network: str | None, remove: bool, output: str) -> None:
+def forward(
+    address: str, server: str | None, network: str | None, remove: bool, output: str
+) -> None:
     """Let an address outside lead to one server, which is then seen there under that address.
 
-    The address is one on a link of this host, which then answers for it, or one that is routed here. It works at once, for every protocol
-    and port, as far as the server's firewall groups allow.
+    The address is one on a link of this host, which then answers for it, or one that is routed
+    here. It works at once, for every protocol and port, as far as the server's firewall groups
+    allow.
 
     \b
     Examples:
@@ -245,13 +307,18 @@ def forward(address: str, server: str | None, network: str | None, remove: bool,
       virtuary network forward 203.0.113.7 --remove
     """
     if remove == bool(server):
-        raise Invalid("say the server that the address leads to, or --remove", f"virtuary network forward {address} web1")
+        raise Invalid(
+            "say the server that the address leads to, or --remove",
+            f"virtuary network forward {address} web1",
+        )
     wire, address = connect(), _canonical(address)
     kinds = {item["meta"]["id"]: item["spec"]["kind"] for item in every(wire, "/v1/networks")}
     for left in reversed(range(TRIES)):
         vm = wire.call("GET", f"/v1/vms/{path_part(server)}") if server else _led_to(wire, address)
         try:
-            changed = _lead(wire, vm, _leading(vm, address, network, remove, kinds), address, remove)
+            changed = _lead(
+                wire, vm, _leading(vm, address, network, remove, kinds), address, remove
+            )
             break
         except Stale:
             if not left:
@@ -260,13 +327,24 @@ def forward(address: str, server: str | None, network: str | None, remove: bool,
     emit(changed, output, lambda: tell(f"{address} leads {whither}"))
 
 
-def _lead(wire: Wire, vm: dict[str, Any], nic: dict[str, Any], address: str, remove: bool) -> dict[str, Any]:
-    """The server after its NIC was given the address, or lost it; raises Stale when the document `vm` is not the newest."""
+def _lead(
+    wire: Wire, vm: dict[str, Any], nic: dict[str, Any], address: str, remove: bool
+) -> dict[str, Any]:
+    """The server after its NIC was given the address, or lost it; raises Stale when the document
+    `vm` is not the newest.
+    """
     others = [other for other in nic["external"] if other != address]
     nic["external"] = others if remove else [*others, address]
-    wish = {"nics": [{field: other[field] for field in WISHED if other[field] is not None} for other in vm["spec"]["nics"]]}
+    wish = {
+        "nics": [
+            {field: other[field] for field in WISHED if other[field] is not None}
+            for other in vm["spec"]["nics"]
+        ]
+    }
     match = {"If-Match": f'"{vm["meta"]["revision"]}"'}
-    changed: dict[str, Any] = wire.call("PATCH", f"/v1/vms/{path_part(vm['meta']['name'])}", wish, headers=match)
+    changed: dict[str, Any] = wire.call(
+        "PATCH", f"/v1/vms/{path_part(vm['meta']['name'])}", wish, headers=match
+    )
     return changed
 
 
@@ -292,7 +370,9 @@ def _led_to(wire: Wire, address: str) -> dict[str, Any]:
     raise NotFound(f"{address} leads to no server", "virtuary network forward ADDRESS SERVER")
 
 
-def _leading(vm: dict[str, Any], address: str, network: str | None, remove: bool, kinds: Mapping[str, str]) -> dict[str, Any]:
+def _leading(
+    vm: dict[str, Any], address: str, network: str | None, remove: bool, kinds: Mapping[str, str]
+) -> dict[str, Any]:
     """The NIC that the address leads to, or shall lead to; `kinds`: of networks, by their ids."""
     nics: list[dict[str, Any]] = vm["spec"]["nics"]
     for nic in nics:
@@ -300,7 +380,9 @@ def _leading(vm: dict[str, Any], address: str, network: str | None, remove: bool
         if address in nic["external"] if remove else fits:
             return nic
     raise Invalid(
-        f"{vm['meta']['name']} has no NIC {f'on {network}' if network else 'on a network of kind nat'}", "virtuary show tells"
+        f"{vm['meta']['name']} has no NIC "
+        f"{f'on {network}' if network else 'on a network of kind nat'}",
+        "virtuary show tells",
     )
 
 

@@ -40,13 +40,21 @@ def list_operations(everything: bool, output: str) -> None:
     """
     items = every(connect(), "/v1/operations")
     items.sort(key=lambda item: item["meta"]["created"], reverse=True)
-    shown = [item for item in items if everything or item["status"]["phase"] in ("pending", "running")]
+    shown = [
+        item for item in items if everything or item["status"]["phase"] in ("pending", "running")
+    ]
     rows = [
-        [_short(item), item["spec"]["kind"], item["spec"]["target_name"], item["status"]["phase"], item["status"]["stage"], ago(item["meta"]["created"]), item["spec"]["actor"]]
+        [_short(item), item["spec"]["kind"], item["spec"]["target_name"], item["status"]["phase"],
+        item["status"]["stage"], ago(item["meta"]["created"]), item["spec"]["actor"]]
         for item in shown
     ]  # fmt: skip
     head = ["ID", "KIND", "TARGET", "PHASE", "STAGE", "AGE", "BY"]
-    emit(shown, output, lambda: print_table(head, rows, "nothing is under way"), lambda item: str(item["meta"]["id"]))
+    emit(
+        shown,
+        output,
+        lambda: print_table(head, rows, "nothing is under way"),
+        lambda item: str(item["meta"]["id"]),
+    )
 
 
 @operation_command.command("show")
@@ -93,7 +101,13 @@ def wait_operation(identity: str, timeout: float | None, output: str) -> None:
     wire = connect()
     item = wire.call("GET", f"/v1/operations/{path_part(identity)}")
     item = follow(wire, item, quiet=output != "table", limit=timeout)
-    emit(item, output, lambda: tell(f"{item['spec']['kind']} {item['spec']['target_name']}: {item['status']['phase']}"))
+    emit(
+        item,
+        output,
+        lambda: tell(
+            f"{item['spec']['kind']} {item['spec']['target_name']}: {item['status']['phase']}"
+        ),
+    )
 
 
 @operation_command.command("cancel")

@@ -14,8 +14,12 @@ from virtuary.base.units import MIB, parse_bandwidth, parse_duration, parse_size
 from virtuary.cli.output import output_option
 
 
-def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Names of servers for the shell's completion; asked of a daemon that runs already, silent and quick."""
+def complete_names(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """Names of servers for the shell's completion; asked of a daemon that runs already, silent and
+    quick.
+    """
     from virtuary.client.start import find_socket
     from virtuary.client.wire import Wire
 
@@ -27,7 +31,9 @@ def complete_names(context: click.Context, parameter: click.Parameter, incomplet
 
 
 NAME = click.argument("name", shell_complete=complete_names)
-NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_names)
+NAMES = click.argument(
+    "names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_names
+)
 
 
 class Size(click.ParamType[int]):
@@ -78,7 +84,8 @@ SHAPE = options(
         "-p",
         multiple=True,
         metavar="[ADDRESS:]HOST:GUEST[/udp]",
-        help="A port of this host that leads to the guest: on 127.0.0.1, or on ADDRESS; 0.0.0.0 is all, [::] all of IPv6. "
+        help="A port of this host that leads to the guest: on 127.0.0.1, or on ADDRESS; 0.0.0.0 "
+        "is all, [::] all of IPv6. "
         "Ranges such as 8000-8010:8000-8010 too.",
     ),
     click.option(
@@ -86,10 +93,13 @@ SHAPE = options(
         "networks",
         multiple=True,
         metavar="NAME[,KEY=VALUE...]",
-        help="A network to join; again for another NIC. Keys: ip, mac, external, firewall, unguarded; in, out (limits); floor-, burst-, weight-in and -out.",
+        help="A network to join; again for another NIC. Keys: ip, mac, external, firewall, "
+        "unguarded; in, out (limits); floor-, burst-, weight-in and -out.",
     ),
     click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label."),
-    click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Insist on an accelerator."),
+    click.option(
+        "--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Insist on an accelerator."
+    ),
     click.option("--autostart/--no-autostart", default=None, help="Start with the host."),
     click.option(
         "--boot-order",
@@ -101,40 +111,82 @@ SHAPE = options(
         type=click.Choice(["shutdown", "off"]),
         help="Ask its guest when the host goes down, or pull the plug.",
     ),
-    click.option("--shutdown-timeout", type=Duration(), help="How long its guest has for that; 90 s when not given."),
-    click.option("--restart-policy", type=click.Choice(["always", "on-failure", "no"]), help="What to do when it ends."),
+    click.option(
+        "--shutdown-timeout",
+        type=Duration(),
+        help="How long its guest has for that; 90 s when not given.",
+    ),
+    click.option(
+        "--restart-policy",
+        type=click.Choice(["always", "on-failure", "no"]),
+        help="What to do when it ends.",
+    ),
     click.option("--protect/--no-protect", default=None, help="Refuse deletion."),
 )
 BIRTH = options(
-    click.option("--user-data", type=click.Path(exists=True, dir_okay=False, allow_dash=True), help="cloud-init user data."),
-    click.option("--ssh-key", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Public key that may log in."),
+    click.option(
+        "--user-data",
+        type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+        help="cloud-init user data.",
+    ),
+    click.option(
+        "--ssh-key",
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False),
+        help="Public key that may log in.",
+    ),
     click.option("--arch", type=click.Choice(["x86_64"]), help="Architecture."),
     click.option("--firmware", type=click.Choice(["auto", "bios", "uefi"]), help="Firmware."),
-    click.option("--cold", is_flag=True, help="Boot, also where a copy of a warm template could be resumed."),
-    click.option("--dry-run", is_flag=True, help="Show the plan and what stands against it; change nothing."),
+    click.option(
+        "--cold", is_flag=True, help="Boot, also where a copy of a warm template could be resumed."
+    ),
+    click.option(
+        "--dry-run", is_flag=True, help="Show the plan and what stands against it; change nothing."
+    ),
     output_option,
 )
 DETACH = click.option("--detach", "-d", is_flag=True, help="Do not wait; print the operation's id.")
 
 
-PLAIN = ("cpus", "accel", "autostart", "boot_order", "on_host_shutdown", "shutdown_timeout", "restart_policy", "protect")
+PLAIN = (
+    "cpus",
+    "accel",
+    "autostart",
+    "boot_order",
+    "on_host_shutdown",
+    "shutdown_timeout",
+    "restart_policy",
+    "protect",
+)
 """Options that are fields as they are."""
-_PUBLISH = re.compile(r"(?:(?P<address>.+):)?(?P<host>[0-9]+)(?:-(?P<last>[0-9]+))?:(?P<guest>[0-9]+)(?:-(?P<end>[0-9]+))?")
+_PUBLISH = re.compile(
+    r"(?:(?P<address>.+):)?(?P<host>[0-9]+)(?:-(?P<last>[0-9]+))?:(?P<guest>[0-9]+)(?:-(?P<end>[0-9]+))?"
+)
 
 
 def parse_publish(text: str) -> list[dict[str, Any]]:
-    """`[ADDRESS:]HOST:GUEST[/udp]` as the API wants it, or both ranges FIRST-LAST of the same length; raises Invalid."""
+    """`[ADDRESS:]HOST:GUEST[/udp]` as the API wants it, or both ranges FIRST-LAST of the same
+    length; raises Invalid.
+    """
     rest, _, protocol = text.partition("/")
     found = _PUBLISH.fullmatch(rest)
     if protocol.lower() not in ("", "tcp", "udp"):
-        raise Invalid(f"{protocol[:20]} can't be published: tcp and udp can", "leave /sctp and the like out")
+        raise Invalid(
+            f"{protocol[:20]} can't be published: tcp and udp can", "leave /sctp and the like out"
+        )
     if not found:
-        hint = "for example --publish 8080:80, 127.0.0.1:53:53/udp, 0.0.0.0:443:443 or 8000-8010:8000-8010"
+        hint = (
+            "for example --publish 8080:80, 127.0.0.1:53:53/udp, 0.0.0.0:443:443 or "
+            "8000-8010:8000-8010"
+        )
         raise Invalid(f"{text!r} is not HOST:GUEST", hint)
     host, guest = int(found["host"]), int(found["guest"])
     count = int(found["last"] or host) - host + 1
     if count != int(found["end"] or guest) - guest + 1 or not 1 <= count <= MOST:
-        raise Invalid(f"{text!r} are no two ranges of the same length", f"at most {MOST} ports, for example 8000-8010:9000-9010")
+        raise Invalid(
+            f"{text!r} are no two ranges of the same length",
+            f"at most {MOST} ports, for example 8000-8010:9000-9010",
+        )
     wish: dict[str, Any] = {"protocol": protocol.lower() or "tcp"}
     if found["address"]:
         wish["address"] = found["address"].strip("[]")
@@ -156,13 +208,17 @@ _LISTS = {"unguarded": "unguarded", "firewall": "groups", "external": "external"
 def _rate(field: str, text: str) -> int:
     if field == "weight":
         if not text.isdecimal():
-            raise Invalid(f"{text!r} is no weight", "100 is an ordinary one, 200 gets twice as much")
+            raise Invalid(
+                f"{text!r} is no weight", "100 is an ordinary one, 200 gets twice as much"
+            )
         return int(text)
     return parse_size(text) if field == "burst" else parse_bandwidth(text)
 
 
 def parse_nic(text: str) -> dict[str, Any]:
-    """`NAME[,ip=ADDRESS][,mac=MAC][,firewall=GROUP][,external=ADDRESS][,unguarded=CHECK]` and what `_RATES` names, as the API wants it; raises Invalid."""
+    """`NAME[,ip=ADDRESS][,mac=MAC][,firewall=GROUP][,external=ADDRESS][,unguarded=CHECK]` and what
+    `_RATES` names, as the API wants it; raises Invalid.
+    """
     name, *words = text.split(",")
     wish: dict[str, Any] = {"network": name}
     for word in words:
@@ -174,7 +230,8 @@ def parse_nic(text: str) -> dict[str, Any]:
             continue
         if not equal or key not in ("ip", "mac", *_LISTS):
             raise Invalid(
-                f"{word!r} says nothing about a NIC", "for example --network lan,ip=10.5.0.9 or --network lan,unguarded=mac"
+                f"{word!r} says nothing about a NIC",
+                "for example --network lan,ip=10.5.0.9 or --network lan,unguarded=mac",
             )
         if key in _LISTS:
             wish.setdefault(_LISTS[key], []).append(value)
@@ -232,22 +289,31 @@ def birth_wish(image: str, name: str | None, given: dict[str, Any]) -> dict[str,
     return wish
 
 
-_KEY = re.compile(r"(?:^|\s)(?:ssh-(?:rsa|dss|ed25519)|ecdsa-sha2-nistp\d+|sk-[a-z0-9-]+@openssh\.com)\s+AAAA")
+_KEY = re.compile(
+    r"(?:^|\s)(?:ssh-(?:rsa|dss|ed25519)|ecdsa-sha2-nistp\d+|sk-[a-z0-9-]+@openssh\.com)\s+AAAA"
+)
 
 
 def read_keys(path: str) -> list[str]:
-    """The SSH public keys in a file, a line each. Raises Invalid where there is none, or something else."""
+    """The SSH public keys in a file, a line each. Raises Invalid where there is none, or something
+    else.
+    """
     with open(path, encoding="utf-8", errors="replace") as handle:
         text = handle.read(1024 * 1024)
     if "PRIVATE KEY" in text:
-        raise Invalid(f"{path} holds a private key, and the public one is wanted", f"--ssh-key {path}.pub")
+        raise Invalid(
+            f"{path} holds a private key, and the public one is wanted", f"--ssh-key {path}.pub"
+        )
     keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if wrong := [line for line in keys if not _KEY.search(line)]:
         raise Invalid(
-            f"{path} holds something that is no SSH public key: {wrong[0][:40]!r}", "give a file such as ~/.ssh/id_ed25519.pub"
+            f"{path} holds something that is no SSH public key: {wrong[0][:40]!r}",
+            "give a file such as ~/.ssh/id_ed25519.pub",
         )
     if not keys:
-        raise Invalid(f"{path} holds no SSH public key", "give a file such as ~/.ssh/id_ed25519.pub")
+        raise Invalid(
+            f"{path} holds no SSH public key", "give a file such as ~/.ssh/id_ed25519.pub"
+        )
     return keys
 
 
@@ -255,14 +321,19 @@ USER_DATA_CAP = 256 * 1024
 
 
 def read_user_data(path: str) -> str:
-    """User data as the API wants it: text as it is, what is compressed as base64. Raises Invalid, with the file and the reason."""
+    """User data as the API wants it: text as it is, what is compressed as base64. Raises Invalid,
+    with the file and the reason.
+    """
     import base64
 
     with click.open_file(path, "rb") as handle:
         raw: bytes = handle.read(USER_DATA_CAP + 1)
     name = "standard input" if path == "-" else path
     if len(raw) > USER_DATA_CAP:
-        raise Invalid(f"{name} holds more than {USER_DATA_CAP // 1024} KiB, which is the most that user data may have")
+        raise Invalid(
+            f"{name} holds more than {USER_DATA_CAP // 1024} KiB, which is the most that user "
+            "data may have"
+        )
     if raw.startswith(b"\x1f\x8b"):
         return base64.b64encode(raw).decode()
     try:
@@ -270,7 +341,8 @@ def read_user_data(path: str) -> str:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise Invalid(
-            f"{name} is not UTF-8, nor compressed by gzip: byte 0x{raw[error.start]:02x} in line {line}",
+            f"{name} is not UTF-8, nor compressed by gzip: byte 0x{raw[error.start]:02x} in line "
+            f"{line}",
             f"convert it, for example: iconv -f latin1 -t utf-8 {name}",
         ) from None
 

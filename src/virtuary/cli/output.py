@@ -1,7 +1,9 @@
-"""How answers look: tables for people, JSON, YAML or names for programs. Data on stdout, everything else on stderr.
+"""How answers look: tables for people, JSON, YAML or names for programs. Data on stdout, everything
+else on stderr.
 
-Everything the command line prints passes here, and so the door of `base/text.py`: guests, images and users choose many of these words. What a
-terminal is to be told, such as bold type, is added behind that door.
+Everything the command line prints passes here, and so the door of `base/text.py`: guests, images
+and users choose many of these words. What a terminal is to be told, such as bold type, is added
+behind that door.
 """
 
 from __future__ import annotations
@@ -33,7 +35,12 @@ def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def emit(value: Any, form: str, table: Callable[[], None] | None = None, name: Callable[[Any], str] | None = None) -> None:
+def emit(
+    value: Any,
+    form: str,
+    table: Callable[[], None] | None = None,
+    name: Callable[[Any], str] | None = None,
+) -> None:
     """Print `value` in the wanted form; `table` prints it for people."""
     if form == "json":
         print(as_json(value, sys.stdout.isatty()))
@@ -52,7 +59,9 @@ def emit(value: Any, form: str, table: Callable[[], None] | None = None, name: C
 
 
 def as_json(value: Any, for_people: bool) -> str:
-    """As JSON, on lines of its own for people. Where nothing has to be made harmless nothing is gone through: hundreds of documents take time."""
+    """As JSON, on lines of its own for people. Where nothing has to be made harmless nothing is
+    gone through: hundreds of documents take time.
+    """
     text = json.dumps(value)
     if _ODD.search(text):
         value = shown_value(value)
@@ -74,7 +83,10 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table, the first one its head."""
     cells = [list(head), *([shown(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
     return [bold(lines[0]), *lines[1:]]
 
 
@@ -109,7 +121,9 @@ def ago(moment: str | None) -> str:
 
     from virtuary.base.units import format_duration
 
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(moment.replace("Z", "+00:00"))).total_seconds()
+    seconds = (
+        datetime.now(UTC) - datetime.fromisoformat(moment.replace("Z", "+00:00"))
+    ).total_seconds()
     return format_duration(max(1, round(seconds)))
 
 

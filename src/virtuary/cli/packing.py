@@ -1,7 +1,8 @@
 """What goes into a server: an archive of the user's own files, made while it is sent.
 
-By hand and not by `tar`, for what people expect of a copy: a link that is named itself is followed, links in folders stay links, files of /proc and
-/sys have the size that is read and not the one they show, owners are nobody's (whoever unpacks it owns it), set-user-ID bits are left out, and what
+By hand and not by `tar`, for what people expect of a copy: a link that is named itself is followed,
+links in folders stay links, files of /proc and /sys have the size that is read and not the one they
+show, owners are nobody's (whoever unpacks it owns it), set-user-ID bits are left out, and what
 can't be read or is neither file nor folder nor link is told while the rest goes on.
 """
 
@@ -17,23 +18,42 @@ from typing import BinaryIO
 from virtuary.base.errors import NotFound, Refused
 
 SMALL = 1024 * 1024
-"""Bytes up to which a file is read before its size is told: in /proc and /sys that is another one than is shown."""
+"""Bytes up to which a file is read before its size is told: in /proc and /sys that is another one
+than is shown.
+"""
 PIECE = 256 * 1024
-_KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+_KINDS = {
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
 
 
 def leads_out(name: str, target: str) -> bool:
-    """Whether the link `name`, a path in a folder, leads to something outside of that folder; by its words alone. Pure."""
-    return target.startswith("/") or os.path.normpath(os.path.join(os.path.dirname(name), target)).split("/")[0] == ".."
+    """Whether the link `name`, a path in a folder, leads to something outside of that folder; by
+    its words alone. Pure.
+    """
+    return (
+        target.startswith("/")
+        or os.path.normpath(os.path.join(os.path.dirname(name), target)).split("/")[0] == ".."
+    )
 
 
 class Packing:
-    """Writes sources one after another into a stream; `tell` hears each file and how many bytes of it went."""
+    """Writes sources one after another into a stream; `tell` hears each file and how many bytes of
+    it went.
+    """
 
     def __init__(self, stream: BinaryIO, tell: Callable[[str, int], None]) -> None:
         self._tell = tell
         self._tar = tarfile.open(  # noqa: SIM115
-            fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape", bufsize=PIECE
+            fileobj=stream,
+            mode="w|",
+            format=tarfile.GNU_FORMAT,
+            encoding="utf-8",
+            errors="surrogateescape",
+            bufsize=PIECE,
         )
         self._names: dict[tuple[int, int], str] = {}
         self.special: list[str] = []
@@ -46,11 +66,17 @@ class Packing:
         self._tar.close()
 
     def add(self, source: str) -> None:
-        """A file or folder, under its own name. Raises NotFound or Refused where there is no such thing."""
+        """A file or folder, under its own name. Raises NotFound or Refused where there is no such
+        thing.
+        """
         try:
             facts = os.stat(source)
         except OSError as error:
-            why = "is a link that leads nowhere" if os.path.islink(source) else f"can't be had: {error.strerror}"
+            why = (
+                "is a link that leads nowhere"
+                if os.path.islink(source)
+                else f"can't be had: {error.strerror}"
+            )
             raise NotFound(f"{source!r} {why}") from None
         if kind := _KINDS.get(stat.S_IFMT(facts.st_mode)):
             raise Refused(f"{source!r} is a {kind}, and only files and folders are copied")
@@ -124,10 +150,25 @@ class Packing:
 
 
 class _Whole:
-    """A file as long as it was when it was opened: where it became shorter meanwhile zeros follow, and that is told."""
+    """A file as long as it was when it was opened: where it became shorter meanwhile zeros follow,
+    and that is told.
+    """
 
-    def __init__(self, handle: BinaryIO, size: int, path: str, tell: Callable[[str, int], None], refused: list[str]) -> None:
-        self._handle, self._left, self._path, self._tell, self._refused = handle, size, path, tell, refused
+    def __init__(
+        self,
+        handle: BinaryIO,
+        size: int,
+        path: str,
+        tell: Callable[[str, int], None],
+        refused: list[str],
+    ) -> None:
+        self._handle, self._left, self._path, self._tell, self._refused = (
+            handle,
+            size,
+            path,
+            tell,
+            refused,
+        )
         self._cut = False
 
     def read(self, size: int) -> bytes:

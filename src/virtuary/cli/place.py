@@ -16,24 +16,34 @@ from virtuary.client.start import connect
 SHOWN = 12
 """Servers without a place that a table tells of."""
 AMOUNTS: dict[str, Callable[[str], float]] = {
-    "cpu": float, "memory": parse_size, "disk": parse_size, "iops": float, "network": parse_bandwidth,
+    "cpu": float, "memory": parse_size, "disk": parse_size, "iops": float,
+    "network": parse_bandwidth,
 }  # fmt: skip
 HOST_COLUMNS = ("name", *AMOUNTS, "zone", "features")
 SERVER_COLUMNS = ("name", *AMOUNTS, "features", "host", "group", "apart")
 
 
 @click.command()
-@click.argument("servers", metavar="SERVERS", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument(
+    "servers", metavar="SERVERS", type=click.Path(exists=True, dir_okay=False, allow_dash=True)
+)
 @click.option(
-    "--onto", "hosts", required=True, metavar="HOSTS", type=click.Path(exists=True, dir_okay=False), help="The hosts, as CSV."
+    "--onto",
+    "hosts",
+    required=True,
+    metavar="HOSTS",
+    type=click.Path(exists=True, dir_okay=False),
+    help="The hosts, as CSV.",
 )
 @output_option
 def place_command(servers: str, hosts: str, output: str) -> None:
     """Say where servers could go on hosts that are partly full, and why not where they can't.
 
-    Both files are CSV with a header. HOSTS has the columns name, cpu, memory, and where wanted disk, iops, network, zone and features (parted
-    by blanks). SERVERS has the same amounts, and where wanted features it needs, host (where it is already, and stays), group and apart
-    (`host` or `zone`: what servers of its group must not share). SERVERS may be - for stdin. Ends with 4 when some server has no place.
+    Both files are CSV with a header. HOSTS has the columns name, cpu, memory, and where wanted
+    disk, iops, network, zone and features (parted by blanks). SERVERS has the same amounts, and
+    where wanted features it needs, host (where it is already, and stays), group and apart (`host`
+    or `zone`: what servers of its group must not share). SERVERS may be - for stdin. Ends with 4
+    when some server has no place.
 
     \b
     Examples:
@@ -68,7 +78,11 @@ def _rows(handle: TextIO, name: str, columns: tuple[str, ...]) -> Iterator[dict[
         where = f"{name}, line {rows.line_num}"
         if None in row:
             raise Invalid(f"{where}: more values than columns", hint)
-        yield {key: _value(key, text.strip(), where) for key, text in row.items() if text and text.strip()}
+        yield {
+            key: _value(key, text.strip(), where)
+            for key, text in row.items()
+            if text and text.strip()
+        }
 
 
 def _value(key: str, text: str, where: str) -> Any:
@@ -93,7 +107,9 @@ def amount(part: str, value: float) -> str:
 
 
 def _names(plan: dict[str, Any]) -> str:
-    return "\n".join(f"{server} {host['name']}" for host in plan["hosts"] for server in new_ones(host))
+    return "\n".join(
+        f"{server} {host['name']}" for host in plan["hosts"] for server in new_ones(host)
+    )
 
 
 def new_ones(host: dict[str, Any]) -> list[str]:
@@ -112,11 +128,14 @@ def show(plan: dict[str, Any]) -> None:
     )
     tell()
     rows = [
-        [host["name"], host["zone"] or "-", amount("cpu", host["free"]["cpu"]), amount("memory", host["free"]["memory"]),
+        [host["name"], host["zone"] or "-", amount("cpu", host["free"]["cpu"]), amount("memory",
+        host["free"]["memory"]),
          str(len(host["servers"])), " ".join(new_ones(host)) or "-"]
         for host in plan["hosts"]
     ]  # fmt: skip
-    print_table(["HOST", "ZONE", "CPU FREE", "MEMORY FREE", "SERVERS", "NEW"], rows, "no server has a place")
+    print_table(
+        ["HOST", "ZONE", "CPU FREE", "MEMORY FREE", "SERVERS", "NEW"], rows, "no server has a place"
+    )
     if plan["unplaced"]:
         print_title("without a place")
         for item in plan["unplaced"][:SHOWN]:
@@ -131,9 +150,14 @@ def why_words(reasons: list[dict[str, Any]]) -> str:
     for reason in reasons:
         hosts = f"{reason['hosts']} host{'s' if reason['hosts'] != 1 else ''}"
         if reason["kind"] == "resource":
-            needs, free = amount(reason["what"], reason["needed"]), amount(reason["what"], reason["free"])
+            needs, free = (
+                amount(reason["what"], reason["needed"]),
+                amount(reason["what"], reason["free"]),
+            )
             words.append(
-                f"{hosts} with less than {needs}{' of ' + reason['what'] if reason['what'] != 'cpu' else ''} free (the most: {free})"
+                f"{hosts} with less than "
+                f"{needs}{' of ' + reason['what'] if reason['what'] != 'cpu' else ''} free (the "
+                f"most: {free})"
             )
         elif reason["kind"] == "feature":
             words.append(f"{hosts} without {reason['what']}")

@@ -11,7 +11,15 @@ from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.loads import LIMITS, hour_name
 from virtuary.base.units import format_rate, format_size, parse_rate, parse_size
 from virtuary.cli.gather import gather_command
-from virtuary.cli.output import emit, output_option, print_fields, print_table, print_title, say, tell
+from virtuary.cli.output import (
+    emit,
+    output_option,
+    print_fields,
+    print_table,
+    print_title,
+    say,
+    tell,
+)
 from virtuary.cli.place import place_command
 from virtuary.client.start import connect
 
@@ -76,21 +84,31 @@ def parse_host(text: str) -> dict[str, float]:
         key, _, given = word.partition("=")
         key = {"cpus": "cpu"}.get(key.strip(), key.strip())
         if key not in parsers or key in found:
-            raise Invalid(f"{word[:40]!r} is not one of cpus, memory, disk, iops, network, each once", hint)
+            raise Invalid(
+                f"{word[:40]!r} is not one of cpus, memory, disk, iops, network, each once", hint
+            )
         try:
             found[key] = parsers[key](given)
         except (ValueError, Invalid):
             raise Invalid(f"{given[:40]!r} is no amount of {key}", hint) from None
         if not 0 < found[key] <= LIMITS[key]:
-            raise Invalid(f"{key} of a host must be more than 0, and no more than any machine has", hint)
-    if missing := [word for key, word in (("cpu", "cpus"), ("memory", "memory")) if key not in found]:
+            raise Invalid(
+                f"{key} of a host must be more than 0, and no more than any machine has", hint
+            )
+    if missing := [
+        word for key, word in (("cpu", "cpus"), ("memory", "memory")) if key not in found
+    ]:
         raise Invalid(f"{' and '.join(missing)} of a host is not given", hint)
     return found
 
 
 @plan_command.command("consolidate")
 @click.argument(
-    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(exists=True, dir_okay=False, allow_dash=True)
+    "files",
+    nargs=-1,
+    required=True,
+    metavar="FILE...",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
 )
 @click.option(
     "--host",
@@ -106,19 +124,38 @@ def parse_host(text: str) -> dict[str, float]:
     default=95,
     help="Which of an hour's measurements counts; 95 when not given, 100 is the highest.",
 )
-@click.option("--headroom", type=Percent(), default=0.1, help="What stays free on every host at every hour; 10% when not given.")
-@click.option("--growth", type=Percent(), default=0.0, help="By how much all loads will have grown.")
 @click.option(
-    "--spare", type=click.IntRange(0, 16), default=0, help="How many hosts may fail with a place left for every server."
+    "--headroom",
+    type=Percent(),
+    default=0.1,
+    help="What stays free on every host at every hour; 10% when not given.",
 )
-@click.option("--apart", multiple=True, metavar="NAME,NAME...", help="Servers that must not share a host; may be repeated.")
+@click.option(
+    "--growth", type=Percent(), default=0.0, help="By how much all loads will have grown."
+)
+@click.option(
+    "--spare",
+    type=click.IntRange(0, 16),
+    default=0,
+    help="How many hosts may fail with a place left for every server.",
+)
+@click.option(
+    "--apart",
+    multiple=True,
+    metavar="NAME,NAME...",
+    help="Servers that must not share a host; may be repeated.",
+)
 @click.option(
     "--server-cpus",
     multiple=True,
     metavar="NAME=N",
     help="How many CPUs a server has whose file tells their share; may be repeated.",
 )
-@click.option("--timezone", default="UTC", help="Whose hours of the week: a name such as Europe/Berlin; UTC when not given.")
+@click.option(
+    "--timezone",
+    default="UTC",
+    help="Whose hours of the week: a name such as Europe/Berlin; UTC when not given.",
+)
 @click.option(
     "--solver-seconds",
     type=click.FloatRange(0, 30),
@@ -127,18 +164,22 @@ def parse_host(text: str) -> dict[str, float]:
 )
 @output_option
 def consolidate_command(files: tuple[str, ...], **given: Any) -> None:
-    """Say how many hosts measured servers need, which server goes onto which host, and what happens if a host fails.
+    """Say how many hosts measured servers need, which server goes onto which host, and what happens
+    if a host fails.
 
-    FILE holds measurements as CSV (columns server, timestamp, cpu, memory, and where wanted disk, iops, network) or JSON, or is
-    what `sadf -d` or RVTools (vInfo) wrote; - is stdin. Each server's measurements become its needs in every hour of the week, so servers that work at different hours share
-    a host. Ends with 4 when some server has no place.
+    FILE holds measurements as CSV (columns server, timestamp, cpu, memory, and where wanted disk,
+    iops, network) or JSON, or is what `sadf -d` or RVTools (vInfo) wrote; - is stdin. Each server's
+    measurements become its needs in every hour of the week, so servers that work at different hours
+    share a host. Ends with 4 when some server has no place.
 
     \b
     Examples:
       virtuary plan consolidate loads.csv --host cpus=16,memory=64GiB,network=1Gbit
-      virtuary plan consolidate loads.csv --host cpus=16,memory=64GiB --headroom 20% --growth 30% --spare 1 --apart db1,db2
+      virtuary plan consolidate loads.csv --host cpus=16,memory=64GiB --headroom 20% --growth 30%
+      --spare 1 --apart db1,db2
       virtuary plan consolidate loads.csv --host cpus=8,memory=32GiB --hosts 4 -o json
-      virtuary plan consolidate sysstat.csv RVTools_tabvInfo.csv --host cpus=32,memory=256GiB --server-cpus db1=4
+      virtuary plan consolidate sysstat.csv RVTools_tabvInfo.csv --host cpus=32,memory=256GiB
+      --server-cpus db1=4
     """
     wish = make_wish(files, given)
     plan = connect().call("POST", "/v1/plans/consolidation", wish)
@@ -161,7 +202,8 @@ def make_wish(files: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
         say(note)
     if assumed := sum(1 for load in loads if load.assumed):
         say(
-            f"{assumed} of {len(loads)} servers were not measured in every hour of the week: such hours are taken as their highest"
+            f"{assumed} of {len(loads)} servers were not measured in every hour of the week: "
+            "such hours are taken as their highest"
         )
     wish = {key: given[key] for key in ("host", "headroom", "growth", "spare", "solver_seconds")}
     if given["hosts"]:
@@ -169,14 +211,23 @@ def make_wish(files: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     if given["apart"]:
         wish["apart"] = [[name.strip() for name in group.split(",")] for group in given["apart"]]
     kept = ("name", *given["host"])
-    wish["servers"] = [{key: value for key, value in load.body().items() if key in kept} for load in loads]
+    wish["servers"] = [
+        {key: value for key, value in load.body().items() if key in kept} for load in loads
+    ]
     return wish
 
 
 def _server_cpus(text: str) -> tuple[str, int]:
     name, _, number = text.rpartition("=")
-    if not name or not number.isascii() or not number.isdigit() or not 0 < int(number[:7]) <= LIMITS["cpu"]:
-        raise Invalid(f"{text[:40]!r} is no server and its number of CPUs", "for example --server-cpus db1=4")
+    if (
+        not name
+        or not number.isascii()
+        or not number.isdigit()
+        or not 0 < int(number[:7]) <= LIMITS["cpu"]
+    ):
+        raise Invalid(
+            f"{text[:40]!r} is no server and its number of CPUs", "for example --server-cpus db1=4"
+        )
     return name, int(number)
 
 
@@ -186,7 +237,9 @@ def find_zone(name: str) -> Any:
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, KeyError):
-        raise Invalid(f"there is no time zone {name[:40]!r}", "for example --timezone Europe/Berlin") from None
+        raise Invalid(
+            f"there is no time zone {name[:40]!r}", "for example --timezone Europe/Berlin"
+        ) from None
 
 
 def amount(resource: str, value: float) -> str:
@@ -199,14 +252,18 @@ def amount(resource: str, value: float) -> str:
 
 
 def _names(plan: dict[str, Any]) -> str:
-    return "\n".join(f"{server} {host['name']}" for host in plan["hosts"] for server in host["servers"])
+    return "\n".join(
+        f"{server} {host['name']}" for host in plan["hosts"] for server in host["servers"]
+    )
 
 
 def show(plan: dict[str, Any], wish: dict[str, Any], zone: str) -> None:
     placed = sum(len(host["servers"]) for host in plan["hosts"])
     spare = f", {plan['hosts_spare']} of them empty and spare" if plan["hosts_spare"] else ""
     more = (
-        f"; {plan['hosts_for_all']} hosts would hold all that fit on one" if plan["hosts_for_all"] > plan["hosts_needed"] else ""
+        f"; {plan['hosts_for_all']} hosts would hold all that fit on one"
+        if plan["hosts_for_all"] > plan["hosts_needed"]
+        else ""
     )
     print_fields(
         [
@@ -218,19 +275,36 @@ def show(plan: dict[str, Any], wish: dict[str, Any], zone: str) -> None:
         ]
     )
     tell()
-    head = ["HOST", *(f"{resource.upper()} PEAK" for resource in plan["considered"]), "IF IT FAILS", "SERVERS"]
+    head = [
+        "HOST",
+        *(f"{resource.upper()} PEAK" for resource in plan["considered"]),
+        "IF IT FAILS",
+        "SERVERS",
+    ]
     print_table(head, [_row(host) for host in plan["hosts"]], "no server has a place")
-    _show_lines("without a place", [f"{item['server']}: {strand_words(item)}" for item in plan["unplaced"]])
-    stranded = [(host["name"], item) for host in plan["hosts"] for item in host["failure"]["stranded"]]
     _show_lines(
-        "without a place if a host fails", [f"{host} fails: {item['server']}: {strand_words(item)}" for host, item in stranded]
+        "without a place", [f"{item['server']}: {strand_words(item)}" for item in plan["unplaced"]]
+    )
+    stranded = [
+        (host["name"], item) for host in plan["hosts"] for item in host["failure"]["stranded"]
+    ]
+    _show_lines(
+        "without a place if a host fails",
+        [f"{host} fails: {item['server']}: {strand_words(item)}" for host, item in stranded],
     )
 
 
 def _row(host: dict[str, Any]) -> list[str]:
-    peaks = [f"{1 - peak['headroom']:.0%} {hour_name(peak['hour'])}" for peak in host["peaks"].values()]
+    peaks = [
+        f"{1 - peak['headroom']:.0%} {hour_name(peak['hour'])}" for peak in host["peaks"].values()
+    ]
     failure = host["failure"]
-    return [host["name"], *peaks, FAILURES[failure["verdict"]].format(len(failure["stranded"])), " ".join(host["servers"])]
+    return [
+        host["name"],
+        *peaks,
+        FAILURES[failure["verdict"]].format(len(failure["stranded"])),
+        " ".join(host["servers"]),
+    ]
 
 
 def _show_lines(title: str, lines: list[str]) -> None:
@@ -267,14 +341,24 @@ def failure_words(plan: dict[str, Any]) -> str:
         count[host["failure"]["verdict"]] = count.get(host["failure"]["verdict"], 0) + 1
     if plan["survives_failure"]:
         return "any one may: its servers find a place, with the headroom kept"
-    words = {"placed": "all servers placed", "headroom": "placed only by using headroom", "stranded": "servers without a place"}
-    return "; ".join(f"{count[verdict]} of {len(plan['hosts'])}: {text}" for verdict, text in words.items() if verdict in count)
+    words = {
+        "placed": "all servers placed",
+        "headroom": "placed only by using headroom",
+        "stranded": "servers without a place",
+    }
+    return "; ".join(
+        f"{count[verdict]} of {len(plan['hosts'])}: {text}"
+        for verdict, text in words.items()
+        if verdict in count
+    )
 
 
 def strand_words(item: dict[str, Any]) -> str:
     lacks = [
-        f"{amount(lack['resource'], lack['missing'])}{OF[lack['resource']]} missing at {hour_name(lack['hour'])}"
-        f" (needs {amount(lack['resource'], lack['needed'])}, free {amount(lack['resource'], lack['free'])})"
+        f"{amount(lack['resource'], lack['missing'])}{OF[lack['resource']]} missing at "
+        f"{hour_name(lack['hour'])}"
+        f" (needs {amount(lack['resource'], lack['needed'])}, free "
+        f"{amount(lack['resource'], lack['free'])})"
         for lack in item["lacks"]
     ]
     reason: str = item["reason"]

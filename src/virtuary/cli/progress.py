@@ -1,4 +1,6 @@
-"""How far a copy is: one live line on a terminal, nothing elsewhere, nothing for what takes no time."""
+"""How far a copy is: one live line on a terminal, nothing elsewhere, nothing for what takes no
+time.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ class Progress:
         if self._live and now >= self._next:
             self._next = now + EACH
             self._drawn = True
-            text = f"{format_size(self._bytes)}, {format_rate(self._bytes / (now - self._began))}  {shown(name)}"
+            text = (
+                f"{format_size(self._bytes)}, "
+                f"{format_rate(self._bytes / (now - self._began))}  {shown(name)}"
+            )
             sys.stderr.write(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}")
             sys.stderr.flush()
 

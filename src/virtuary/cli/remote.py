@@ -1,4 +1,6 @@
-"""Paths in a server, and what `cp` has a shell there do: POSIX shell, the same for coreutils and busybox, whatever the login shell is. Pure."""
+"""Paths in a server, and what `cp` has a shell there do: POSIX shell, the same for coreutils and
+busybox, whatever the login shell is. Pure.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ cat > "$w"
 chmod 644 "$w"
 mv -f -- "$w" "$t"
 """
-# Runs in the guest: what was named is followed if it is a link; links in a folder are sent as links. Files of the kernel's show no size, or another one.
+# Runs in the guest: what was named is followed if it is a link; links in a folder are sent as
+# links. Files of the kernel's show no size, or another one.
 GET = """p={source}
 if [ -d "$p" ]; then CDPATH= cd -- "$p" && exec tar -cf - .; fi
 if [ -f "$p" ]; then case $(readlink -f -- "$p" || :) in /proc/* | /sys/*)

@@ -36,7 +36,9 @@ class Limit(click.ParamType[Any]):
             self.fail(f"{error.sentence} ({error.hint}, or none)", param, ctx)
         except (ValueError, OverflowError):
             self.fail(
-                f"{value!r} is not a number ({'for example 50% or 1.5cpus' if self.unit == '%' else 'for example 500'}, or none)",
+                f"{value!r} is not a number "
+                f"({'for example 50% or 1.5cpus' if self.unit == '%' else 'for example 500'}, or "
+                "none)",
                 param,
                 ctx,
             )
@@ -65,48 +67,74 @@ class Cpus(click.ParamType[Any]):
 
 PERCENT, COUNT, RATE, BYTES = Limit("%"), Limit(), Limit("size", 1024), Limit("size")
 RESOURCES = options(
-    click.option("--cpu-limit", type=PERCENT, metavar="PERCENT", help="At most so much processor time: 150% or 1.5cpus is one CPU and a half; none for no limit."),
-    click.option("--cpu-weight", type=int, help="Its share beside others when CPUs are short; 100 is ordinary."),
-    click.option("--cpu-reserve", type=click.IntRange(0), metavar="PERCENT", help="Processor time it gets whenever it wants it."),
-    click.option("--pin", type=Cpus(), metavar="CPUS", help="CPUs of the host it may run on, for example 0-3; none for all."),
-    click.option("--numa", type=Limit(least=0), metavar="NODE", help="NUMA node whose CPUs and memory it uses; none for any."),
+    click.option("--cpu-limit", type=PERCENT, metavar="PERCENT",
+    help="At most so much processor time: 150% or 1.5cpus is one CPU and a half; none for no "
+         "limit."),
+    click.option("--cpu-weight", type=int,
+    help="Its share beside others when CPUs are short; 100 is ordinary."),
+    click.option("--cpu-reserve", type=click.IntRange(0), metavar="PERCENT",
+    help="Processor time it gets whenever it wants it."),
+    click.option("--pin", type=Cpus(), metavar="CPUS",
+    help="CPUs of the host it may run on, for example 0-3; none for all."),
+    click.option("--numa", type=Limit(least=0), metavar="NODE",
+    help="NUMA node whose CPUs and memory it uses; none for any."),
     click.option("--sockets", type=int, help="Sockets its CPUs are arranged in."),
     click.option("--threads", type=int, help="Threads of each core, as the guest sees it."),
-    click.option("--memory-max", type=BYTES, metavar="SIZE", help="The most its memory can be grown to while it runs."),
-    click.option("--memory-min", type=BYTES, metavar="SIZE", help="Memory that is never taken from it, however short the host is."),
-    click.option("--huge-pages/--no-huge-pages", default=None, help="Have its memory in huge pages of the host."),
-    click.option("--merge-pages/--no-merge-pages", default=None, help="Keep pages that equal other servers' once (KSM)."),
-    click.option("--priority", type=click.IntRange(0, 100), help="The lowest is paused first when the host's memory ends; 50 is ordinary."),
-    click.option("--iops", type=COUNT, help="At most so many disk operations a second; none for no limit."),
+    click.option("--memory-max", type=BYTES, metavar="SIZE",
+    help="The most its memory can be grown to while it runs."),
+    click.option("--memory-min", type=BYTES, metavar="SIZE",
+    help="Memory that is never taken from it, however short the host is."),
+    click.option("--huge-pages/--no-huge-pages", default=None,
+    help="Have its memory in huge pages of the host."),
+    click.option("--merge-pages/--no-merge-pages", default=None,
+    help="Keep pages that equal other servers' once (KSM)."),
+    click.option("--priority", type=click.IntRange(0, 100),
+    help="The lowest is paused first when the host's memory ends; 50 is ordinary."),
+    click.option("--iops", type=COUNT,
+    help="At most so many disk operations a second; none for no limit."),
     click.option("--read-iops", type=COUNT, help="The same for reads only."),
     click.option("--write-iops", type=COUNT, help="The same for writes only."),
-    click.option("--bandwidth", type=RATE, metavar="SIZE", help="At most so many bytes a second to and from the disk, for example 50MiB."),
+    click.option("--bandwidth", type=RATE, metavar="SIZE",
+    help="At most so many bytes a second to and from the disk, for example 50MiB."),
     click.option("--read-bandwidth", type=RATE, metavar="SIZE", help="The same for reads only."),
     click.option("--write-bandwidth", type=RATE, metavar="SIZE", help="The same for writes only."),
-    click.option("--burst", type=click.FloatRange(1, 100), metavar="TIMES", help="How many times its disk limits it may use for a while."),
+    click.option("--burst", type=click.FloatRange(1, 100), metavar="TIMES",
+    help="How many times its disk limits it may use for a while."),
     click.option("--burst-seconds", type=int, help="For how long."),
-    click.option("--disk-weight", type=int, help="Its share of the disk beside others; 100 is ordinary."),
+    click.option("--disk-weight", type=int,
+    help="Its share of the disk beside others; 100 is ordinary."),
 )  # fmt: skip
 _CPU = {
-    "cpu_limit": "limit", "cpu_weight": "weight", "cpu_reserve": "reserve", "pin": "pin", "numa": "node", "sockets": "sockets", "threads": "threads",
+    "cpu_limit": "limit", "cpu_weight": "weight", "cpu_reserve": "reserve", "pin": "pin",
+    "numa": "node", "sockets": "sockets", "threads": "threads",
 }  # fmt: skip
 _DISK = {
-    **{name: name for name in ("iops", "read_iops", "write_iops", "bandwidth", "read_bandwidth", "write_bandwidth", "burst", "burst_seconds")},
+    **{name: name for name in ("iops", "read_iops", "write_iops", "bandwidth", "read_bandwidth",
+    "write_bandwidth", "burst", "burst_seconds")},
     "disk_weight": "weight",
 }  # fmt: skip
 _PLAIN = {
-    "memory_max": "memory_max", "memory_min": "memory_min", "merge_pages": "memory_merge", "priority": "priority",
+    "memory_max": "memory_max", "memory_min": "memory_min", "merge_pages": "memory_merge",
+    "priority": "priority",
 }  # fmt: skip
 _SIZES = ("memory_max", "memory_min")
 
 
 def resource_wish(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a request that these options stand for; what was not given is left out."""
-    wish: dict[str, Any] = {field: _value(name, given[name]) for name, field in _PLAIN.items() if given.get(name) is not None}
+    wish: dict[str, Any] = {
+        field: _value(name, given[name])
+        for name, field in _PLAIN.items()
+        if given.get(name) is not None
+    }
     if given.get("huge_pages") is not None:
         wish["memory_pages"] = "huge" if given["huge_pages"] else "normal"
     for part, names in (("cpu", _CPU), ("disk_io", _DISK)):
-        found = {field: _value(name, given[name]) for name, field in names.items() if given.get(name) is not None}
+        found = {
+            field: _value(name, given[name])
+            for name, field in names.items()
+            if given.get(name) is not None
+        }
         if found:
             wish[part] = found
     return wish
@@ -128,7 +156,8 @@ def parse_shape(text: str) -> dict[str, Any]:
         key, equal, value = part.strip().partition("=")
         if not equal or key not in SHAPE:
             raise Invalid(
-                f"{part!r} is not one of {', '.join(f'{key}=' for key in SHAPE)}", "for example cpus=4,memory=8GiB,count=10"
+                f"{part!r} is not one of {', '.join(f'{key}=' for key in SHAPE)}",
+                "for example cpus=4,memory=8GiB,count=10",
             )
         if key in ("memory", "disk"):
             found[key] = -(-parse_size(value) // MIB) * MIB

@@ -1,7 +1,8 @@
-"""A command inside a server, connected with this process: input, output, the terminal and its size, signals. What `virtuary exec` does.
+"""A command inside a server, connected with this process: input, output, the terminal and its size,
+signals. What `virtuary exec` does.
 
-All that comes out is passed on, or this fails. Input is read only as the command takes it; what it left of a file is left to whoever reads that file
-next, as in `while read`.
+All that comes out is passed on, or this fails. Input is read only as the command takes it; what it
+left of a file is left to whoever reads that file next, as in `while read`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ WINDOW = 1024 * 1024
 PIECE = 64 * 1024
 UNSAID = 2.0
 """Seconds for which nothing is said of a command that has not begun."""
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+PASSED_ON = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 Put = Callable[[int, bytes], None]
 
 
@@ -52,7 +60,9 @@ class Running:
         self._caught: list[int] = []
 
     def run(self, wish: dict[str, Any]) -> int:
-        """Its exit status, once all that it said was passed on. Raises NotBegun, GuestSilent, Failed."""
+        """Its exit status, once all that it said was passed on. Raises NotBegun, GuestSilent,
+        Failed.
+        """
         self._frames.send(TEXT, json.dumps(wish).encode())
         with self._signals() as woken:
             while True:
@@ -77,7 +87,9 @@ class Running:
             self._told = True
             say("waiting for the guest agent")
         if not ready and self._until is not None and time.monotonic() >= self._until:
-            raise GuestSilent(f"the command did not end within {format_duration(self._limit)}", "it was ended")
+            raise GuestSilent(
+                f"the command did not end within {format_duration(self._limit)}", "it was ended"
+            )
         if woken in ready:
             self._pass_signals(woken)
         if self._stdin in ready and self._stdin is not None:
@@ -110,7 +122,8 @@ class Running:
         """Pass on what was said; the exit status, when it was that."""
         if kind == CLOSE:
             raise Failed(
-                "the daemon went away while the command ran", "how it ended is not known, and its output may not be whole"
+                "the daemon went away while the command ran",
+                "how it ended is not known, and its output may not be whole",
             )
         if kind == BINARY:
             self._put(2 if data[:1] == b"\2" else 1, data[1:])
@@ -139,11 +152,15 @@ class Running:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[int]:
-        """Signals to this process are the command's; a second SIGINT in a row that nothing follows ends this one. A descriptor that wakes."""
+        """Signals to this process are the command's; a second SIGINT in a row that nothing follows
+        ends this one. A descriptor that wakes.
+        """
         out, into = os.pipe()
         os.set_blocking(into, False)
         heeded = [
-            number for number in (*PASSED_ON, signal.SIGWINCH) if signal.getsignal(number) != signal.SIG_IGN
+            number
+            for number in (*PASSED_ON, signal.SIGWINCH)
+            if signal.getsignal(number) != signal.SIG_IGN
         ]  # as nohup wishes
         before = {number: signal.signal(number, self._catch) for number in heeded}
         wakes = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
@@ -178,7 +195,9 @@ def terminal_size() -> tuple[int, int]:
 
 
 def put_out(stream: int, data: bytes) -> None:
-    """Write output of the command to this process's own, all of it. Raises Failed, or BrokenPipeError where nobody reads it."""
+    """Write output of the command to this process's own, all of it. Raises Failed, or
+    BrokenPipeError where nobody reads it.
+    """
     view = memoryview(data)
     try:
         while view:
@@ -189,24 +208,41 @@ def put_out(stream: int, data: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise Failed(f"the command's {'output' if stream == 1 else 'errors'} could not be written: {error.strerror}") from error
+        raise Failed(
+            f"the command's {'output' if stream == 1 else 'errors'} could not be written: "
+            f"{error.strerror}"
+        ) from error
 
 
 def run_inside(
-    wire: Wire, name: str, words: tuple[str, ...], stdin: int | None, terminal: bool, limit: float | None, put: Put = put_out
+    wire: Wire,
+    name: str,
+    words: tuple[str, ...],
+    stdin: int | None,
+    terminal: bool,
+    limit: float | None,
+    put: Put = put_out,
 ) -> int:
-    """Run a command by the guest's agent; its exit status. Raises NotBegun where that can't be begun."""
+    """Run a command by the guest's agent; its exit status. Raises NotBegun where that can't be
+    begun.
+    """
     rows, columns = terminal_size()
     wish: dict[str, Any] = {"command": list(words)}
     if terminal:
-        wish |= {"terminal": os.environ.get("TERM", "")[:64] or "dumb", "rows": rows, "columns": columns}
+        wish |= {
+            "terminal": os.environ.get("TERM", "")[:64] or "dumb",
+            "rows": rows,
+            "columns": columns,
+        }
     with wire.connect() as sock, _raw(terminal):
         sock.settimeout(None)
         return Running(Frames(sock, f"/v1/vms/{path_part(name)}/exec"), put, stdin, limit).run(wish)
 
 
 def own_input() -> int | None:
-    """The descriptor from which a command inside may be given input; None where reading it would only stop this process."""
+    """The descriptor from which a command inside may be given input; None where reading it would
+    only stop this process.
+    """
     with contextlib.suppress(OSError):
         if os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp():
             return None  # in the background

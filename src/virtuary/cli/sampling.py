@@ -1,8 +1,10 @@
-"""What other machines say about themselves becomes measurements. Pure: text of /proc and of sysstat in, rows out.
+"""What other machines say about themselves becomes measurements. Pure: text of /proc and of sysstat
+in, rows out.
 
-What is counted: processor time that was used or wanted (idle and waiting for disks left out, steal counted); memory that
-is not available; traffic of whole disks (no partitions, no mapped ones) and of network interfaces that lead outside (no
-bridges, taps, tunnels). All of it is hostile until parsed; anything that can't be understood raises ValueError.
+What is counted: processor time that was used or wanted (idle and waiting for disks left out, steal
+counted); memory that is not available; traffic of whole disks (no partitions, no mapped ones) and
+of network interfaces that lead outside (no bridges, taps, tunnels). All of it is hostile until
+parsed; anything that can't be understood raises ValueError.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 SECTOR = 512
-_DISK = re.compile(r"(sd[a-z]+|vd[a-z]+|xvd[a-z]+|hd[a-z]+|dasd[a-z]+|nvme\d+n\d+|mmcblk\d+|pmem\d+)$")
+_DISK = re.compile(
+    r"(sd[a-z]+|vd[a-z]+|xvd[a-z]+|hd[a-z]+|dasd[a-z]+|nvme\d+n\d+|mmcblk\d+|pmem\d+)$"
+)
 _INNER = re.compile(
     r"(lo|veth.*|docker.*|br\d*|br-.*|virbr.*|vnet.*|tap.*|tun.*|wg.*|bond.*|team.*|dummy.*|ifb.*|cni.*|cali.*|flannel.*|.*\.\d+|.*@.*)$"
 )
@@ -60,7 +64,8 @@ class Row(NamedTuple):
 
     def cells(self, server: str) -> list[str]:
         return [
-            server, stamp(self.moment), f"{self.cpu:.3f}", str(self.memory), f"{self.disk:.0f}", f"{self.iops:.1f}", f"{self.network:.0f}",
+            server, stamp(self.moment), f"{self.cpu:.3f}", str(self.memory), f"{self.disk:.0f}",
+            f"{self.iops:.1f}", f"{self.network:.0f}",
         ]  # fmt: skip
 
 
@@ -72,7 +77,9 @@ def stamp(moment: int) -> str:
 
 
 def script(history: bool, seconds: float, every: float) -> str:
-    """What runs on the other machine, read by its `sh` from stdin; numbers are all that is filled in."""
+    """What runs on the other machine, read by its `sh` from stdin; numbers are all that is filled
+    in.
+    """
     step = max(1, round(every))
     return SCRIPT.format(history=int(history), count=max(1, round(seconds / step)), every=step)
 
@@ -94,7 +101,9 @@ class Snapshot:
 
 @dataclass
 class Reader:
-    """Takes the script's lines as they come and gives a row for each interval; `rows` is what a whole answer says."""
+    """Takes the script's lines as they come and gives a row for each interval; `rows` is what a
+    whole answer says.
+    """
 
     _part: str = ""
     _head: str = ""
@@ -103,7 +112,9 @@ class Reader:
     _before: Snapshot | None = None
 
     def take(self, line: str) -> list[Row]:
-        """The rows that this line completes. Raises ValueError for what is no answer of the script."""
+        """The rows that this line completes. Raises ValueError for what is no answer of the
+        script.
+        """
         if line.startswith("@"):
             return self._mark(*line[1:].split(" ", 1))
         self._size += len(line)
@@ -122,7 +133,12 @@ class Reader:
             return []
         self._part = ""
         if "sadf" in self._lines:
-            return list(history_rows("\n".join(self._lines["sadf"]), _fields(self._lines.get("history", [])).get("MemTotal", 0)))
+            return list(
+                history_rows(
+                    "\n".join(self._lines["sadf"]),
+                    _fields(self._lines.get("history", [])).get("MemTotal", 0),
+                )
+            )
         now = snapshot(int(self._head), self._lines)
         before, self._before = self._before, now
         return [between(before, now)] if before else []
@@ -139,20 +155,34 @@ def rows(lines: Iterable[str]) -> Iterator[Row]:
 
 
 def snapshot(moment: int, parts: dict[str, list[str]]) -> Snapshot:
-    """The counters of one sample; raises ValueError when a part is missing or is not what /proc says."""
+    """The counters of one sample; raises ValueError when a part is missing or is not what /proc
+    says.
+    """
     if not 0 <= moment < 1 << 36:
         raise ValueError("a time that is none")
     try:
         busy, whole, cpus = processors(parts["stat"])
         disk, ios = disks(parts["disks"])
         uptime = float(parts["sample"][0].split()[0])
-        return Snapshot(moment, uptime, busy, whole, cpus, memory(parts["memory"]), disk, ios, network(parts["network"]))
+        return Snapshot(
+            moment,
+            uptime,
+            busy,
+            whole,
+            cpus,
+            memory(parts["memory"]),
+            disk,
+            ios,
+            network(parts["network"]),
+        )
     except (KeyError, IndexError) as error:
         raise ValueError(f"a part of the sample is missing: {error}") from None
 
 
 def between(before: Snapshot, now: Snapshot) -> Row:
-    """The rates from one sample to the next; a counter that went backwards (a restart, a device gone) counts as standing still."""
+    """The rates from one sample to the next; a counter that went backwards (a restart, a device
+    gone) counts as standing still.
+    """
     seconds = max(now.uptime - before.uptime, 0.001)
     whole = max(now.whole - before.whole, 1)
     cpu = now.cpus * min(1.0, max(0, now.busy - before.busy) / whole)
@@ -165,7 +195,9 @@ def _counters(before: Snapshot, now: Snapshot) -> tuple[tuple[int, int], ...]:
 
 
 def processors(lines: Sequence[str]) -> tuple[int, int, int]:
-    """Ticks that were used or wanted, all ticks, and how many processors: from /proc/stat. Guests' time is in user's already."""
+    """Ticks that were used or wanted, all ticks, and how many processors: from /proc/stat. Guests'
+    time is in user's already.
+    """
     fields = [int(word) for word in lines[0].split()[1:9]]
     if len(fields) < 4 or not lines[0].startswith("cpu "):
         raise ValueError("not /proc/stat")
@@ -177,7 +209,10 @@ def processors(lines: Sequence[str]) -> tuple[int, int, int]:
 def memory(lines: Sequence[str]) -> int:
     """Bytes that are not available; on kernels before 3.14 those neither free nor cache."""
     fields = _fields(lines)
-    free = fields.get("MemAvailable", fields.get("MemFree", 0) + fields.get("Buffers", 0) + fields.get("Cached", 0))
+    free = fields.get(
+        "MemAvailable",
+        fields.get("MemFree", 0) + fields.get("Buffers", 0) + fields.get("Cached", 0),
+    )
     return max(0, fields["MemTotal"] - free)
 
 
@@ -216,7 +251,9 @@ def network(lines: Sequence[str]) -> int:
 
 
 def history_rows(text: str, total: int) -> Iterator[Row]:
-    """The records of `sadf -j`; `total` is the machine's memory in bytes. Raises ValueError for anything else."""
+    """The records of `sadf -j`; `total` is the machine's memory in bytes. Raises ValueError for
+    anything else.
+    """
     try:
         for host in json.loads(text)["sysstat"]["hosts"]:
             for record in host.get("statistics", ()):
@@ -234,11 +271,17 @@ def _record(record: dict[str, Any], cpus: int, total: int) -> Row | None:
     idle = _rate(everything["idle"]) + _rate(everything.get("iowait", 0))
     storage, space = record["io"], record["memory"]
     moved = _rate(storage["io-reads"]["bread"]) + _rate(storage["io-writes"]["bwrtn"])
-    used = total - int(space["avail"]) * 1024 if total and "avail" in space else int(space["memused"]) * 1024
+    used = (
+        total - int(space["avail"]) * 1024
+        if total and "avail" in space
+        else int(space["memused"]) * 1024
+    )
     faces = [face for face in record["network"]["net-dev"] if not _INNER.fullmatch(face["iface"])]
     sent = sum(_rate(face["rxkB"]) + _rate(face["txkB"]) for face in faces) * 1024
     cpu = max(0.0, cpus * (100 - idle) / 100)
-    return Row(_moment(record["timestamp"]), cpu, max(0, used), moved * SECTOR, _rate(storage["tps"]), sent)
+    return Row(
+        _moment(record["timestamp"]), cpu, max(0, used), moved * SECTOR, _rate(storage["tps"]), sent
+    )
 
 
 def _rate(given: Any) -> float:

@@ -28,14 +28,18 @@ EMPTY = "no servers yet: virtuary launch debian"
 
 @click.command()
 @click.option("--every", type=Duration(), default="1s", help="Refresh after so long.")
-@click.option("--sort", type=click.Choice([*ORDERS, "name"]), default="cpu", help="What comes first.")
+@click.option(
+    "--sort", type=click.Choice([*ORDERS, "name"]), default="cpu", help="What comes first."
+)
 @click.option("--once", is_flag=True, help="Print one table and end; so it is without a terminal.")
 @output_option
 def top_command(every: float, sort: str, once: bool, output: str) -> None:
-    """Watch what servers and this host use. Ends with q or Ctrl-C; c, m, d, n and a sort by cpu, memory, disk, network and name.
+    """Watch what servers and this host use. Ends with q or Ctrl-C; c, m, d, n and a sort by cpu,
+    memory, disk, network and name.
 
-    CPU is percent of one processor; STEAL is time a server was ready to run and waited for the host. MEMORY is the host's that it
-    occupies, IN GUEST what its own system uses. The guest's figures are some seconds old.
+    CPU is percent of one processor; STEAL is time a server was ready to run and waited for the
+    host. MEMORY is the host's that it occupies, IN GUEST what its own system uses. The guest's
+    figures are some seconds old.
 
     \b
     Examples:
@@ -74,7 +78,9 @@ def _draw(found: dict[str, Any] | None, sort: str, trouble: str) -> None:
     """One frame; nothing wraps, and what has no place is counted."""
     wide, high = shutil.get_terminal_size()
     lines = frame(found, sort, high) if found else [shown_text(trouble)]
-    sys.stdout.write("\033[H" + "".join(f"{line[:wide]}\033[K\r\n" for line in lines[: high - 1]) + "\033[J")
+    sys.stdout.write(
+        "\033[H" + "".join(f"{line[:wide]}\033[K\r\n" for line in lines[: high - 1]) + "\033[J"
+    )
     sys.stdout.flush()
 
 
@@ -90,7 +96,9 @@ def frame(found: dict[str, Any], sort: str, high: int) -> list[str]:
 
 @contextlib.contextmanager
 def _screen() -> Iterator[bool]:
-    """The terminal's other screen, without a cursor; says whether keys can be read. What was there before comes back."""
+    """The terminal's other screen, without a cursor; says whether keys can be read. What was there
+    before comes back.
+    """
     import termios
     import tty
 

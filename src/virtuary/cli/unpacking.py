@@ -1,7 +1,9 @@
-"""What comes out of a server goes into a folder of this machine: files and folders, then links; devices, sockets and pipes are left out.
+"""What comes out of a server goes into a folder of this machine: files and folders, then links;
+devices, sockets and pipes are left out.
 
-The root user of the guest makes the archive, so its names, order, kinds, number and sizes are hostile. Where each thing may go is base/beneath's;
-here stands what becomes of it. Links are made when all else is there. What is refused is told, and the rest is copied.
+The root user of the guest makes the archive, so its names, order, kinds, number and sizes are
+hostile. Where each thing may go is base/beneath's; here stands what becomes of it. Links are made
+when all else is there. What is refused is told, and the rest is copied.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Unpacking:
         self.refused = 0
 
     def folder(self, first: Entry, rest: Iterator[Entry]) -> None:
-        """A folder with all that is in it. Raises Refused when there can't be such a folder, Failed when the archive is broken."""
+        """A folder with all that is in it. Raises Refused when there can't be such a folder, Failed
+        when the archive is broken.
+        """
         top = split(first.name)
         self._folder(self._into, first)
         for entry in rest:
@@ -74,7 +78,9 @@ class Unpacking:
         elif source is not None:
             self._beneath.hard_link(path, source, self._inodes)
         else:
-            self._inodes.add(self._beneath.write(path, entry.mode, entry.modified, self._archive.content()))
+            self._inodes.add(
+                self._beneath.write(path, entry.mode, entry.modified, self._archive.content())
+            )
 
     def _folder(self, path: Path, entry: Entry) -> None:
         self._links.pop(path, None)

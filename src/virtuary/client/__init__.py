@@ -6,7 +6,8 @@
         vm = virtuary.launch("debian", "web1", memory=2 << 30)
         print(virtuary.execute("web1", ["uname", "-a"]).stdout.decode())
 
-The names are loaded when they are first used: the command line, which needs little of it, has to stay fast.
+The names are loaded when they are first used: the command line, which needs little of it, has to
+stay fast.
 """
 
 from __future__ import annotations

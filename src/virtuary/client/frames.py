@@ -1,7 +1,9 @@
-"""A WebSocket on the daemon's Unix socket, as far as a command in a guest needs it: RFC 6455 without extensions and fragments of ours.
+"""A WebSocket on the daemon's Unix socket, as far as a command in a guest needs it: RFC 6455
+without extensions and fragments of ours.
 
-By hand, for `virtuary exec` is to start as quickly as `list`: the library takes 60 ms to load. Nothing is masked by anything but zeros, which the
-protocol allows and which hides nothing: masks protect proxies, and there is none in a Unix socket.
+By hand, for `virtuary exec` is to start as quickly as `list`: the library takes 60 ms to load.
+Nothing is masked by anything but zeros, which the protocol allows and which hides nothing: masks
+protect proxies, and there is none in a Unix socket.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from virtuary.base.errors import PeerAway
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 MESSAGE_CAP = 16 * 1024 * 1024
 _HELLO = (
-    "GET {target} HTTP/1.1\r\nHost: virtuary\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dmlydHVhcnkgdmlydHVhcg==\r\n"
+    "GET {target} HTTP/1.1\r\nHost: virtuary\r\nUpgrade: websocket\r\nConnection: "
+    "Upgrade\r\nSec-WebSocket-Key: dmlydHVhcnkgdmlydHVhcg==\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: binary\r\n\r\n"
 )
 
@@ -40,13 +43,18 @@ class Frames:
                 raise PeerAway("the daemon went away before it answered")
         head, _, self._left = self._left.partition(b"\r\n\r\n")
         if b" 101 " not in head.split(b"\r\n")[0]:
-            raise PeerAway("the daemon does not know this call", "it may be older than this program: virtuary version tells")
+            raise PeerAway(
+                "the daemon does not know this call",
+                "it may be older than this program: virtuary version tells",
+            )
 
     def fileno(self) -> int:
         return self.sock.fileno()
 
     def send(self, kind: int, data: bytes) -> None:
-        """Send a message as one frame. Where the other side has closed, what it said before still is there to be taken."""
+        """Send a message as one frame. Where the other side has closed, what it said before still
+        is there to be taken.
+        """
         size = len(data)
         length = (
             bytes([0x80 | size])
@@ -59,7 +67,9 @@ class Frames:
             self.sock.sendall(bytes([0x80 | kind]) + length + b"\0\0\0\0" + data)
 
     def take(self) -> list[Message]:
-        """Read what is there, waiting for something; the messages that are whole by then. An end of the connection is a CLOSE."""
+        """Read what is there, waiting for something; the messages that are whole by then. An end of
+        the connection is a CLOSE.
+        """
         if not self._more():
             return [Message(CLOSE, b"")]
         return self.whole()

@@ -25,7 +25,9 @@ class Outcome(NamedTuple):
 
 
 def outcome(answer: dict[str, Any]) -> Outcome:
-    return Outcome(answer["status"], base64.b64decode(answer["stdout"]), base64.b64decode(answer["stderr"]))
+    return Outcome(
+        answer["status"], base64.b64decode(answer["stdout"]), base64.b64decode(answer["stderr"])
+    )
 
 
 def idempotency() -> dict[str, str]:
@@ -34,9 +36,9 @@ def idempotency() -> dict[str, str]:
 
 def vm_wish(image: str, name: str | None, fields: dict[str, Any]) -> dict[str, Any]:
     """The body of a creation; fields are those of `VmWish`, checked before anything is sent."""
-    return VmWish(image=image, name=name, **fields).model_dump(mode="json", exclude_none=True, exclude_defaults=True) | {
-        "image": image
-    }
+    return VmWish(image=image, name=name, **fields).model_dump(
+        mode="json", exclude_none=True, exclude_defaults=True
+    ) | {"image": image}
 
 
 def vm_change(fields: dict[str, Any]) -> dict[str, Any]:
@@ -49,11 +51,17 @@ def vm_copy(name: str | None, fields: dict[str, Any]) -> dict[str, Any]:
 
 def placement_wish(servers: Iterable[ServerNeed], hosts: Iterable[HostRoom]) -> dict[str, Any]:
     """The body of a request; raises Invalid as pydantic does where it makes no sense."""
-    return PlacementWish(servers=tuple(servers), hosts=tuple(hosts)).model_dump(mode="json", exclude_none=True)
+    return PlacementWish(servers=tuple(servers), hosts=tuple(hosts)).model_dump(
+        mode="json", exclude_none=True
+    )
 
 
-def consolidation_wish(servers: Iterable[ServerLoad], host: HostShape, fields: dict[str, Any]) -> dict[str, Any]:
-    return ConsolidationWish(servers=tuple(servers), host=host, **fields).model_dump(mode="json", exclude_none=True)
+def consolidation_wish(
+    servers: Iterable[ServerLoad], host: HostShape, fields: dict[str, Any]
+) -> dict[str, Any]:
+    return ConsolidationWish(servers=tuple(servers), host=host, **fields).model_dump(
+        mode="json", exclude_none=True
+    )
 
 
 def exec_body(command: list[str], stdin: bytes, timeout: float) -> dict[str, Any]:

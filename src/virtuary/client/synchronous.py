@@ -36,10 +36,14 @@ from virtuary.model.vm import Vm
 
 
 class Client:
-    """Every method raises the kinds of `virtuary.base.errors`. Not for use by two threads at once."""
+    """Every method raises the kinds of `virtuary.base.errors`. Not for use by two threads at
+    once.
+    """
 
     def __init__(self, socket: str | None = None) -> None:
-        """Connect to the daemon at `socket`; to this user's own, started if need be, when none is named."""
+        """Connect to the daemon at `socket`; to this user's own, started if need be, when none is
+        named.
+        """
         self._wire = Wire(socket) if socket else connect()
 
     def __enter__(self) -> Self:
@@ -50,9 +54,15 @@ class Client:
 
     # ---- servers
 
-    def launch(self, image: str, name: str | None = None, *, timeout: float | None = None, **fields: Any) -> Vm:
-        """Create a server, start it, and wait until a shell is possible. `fields` are those of `model.vm.VmWish`."""
-        answer = self._wire.call("POST", "/v1/vms", vm_wish(image, name, fields), headers=idempotency())
+    def launch(
+        self, image: str, name: str | None = None, *, timeout: float | None = None, **fields: Any
+    ) -> Vm:
+        """Create a server, start it, and wait until a shell is possible. `fields` are those of
+        `model.vm.VmWish`.
+        """
+        answer = self._wire.call(
+            "POST", "/v1/vms", vm_wish(image, name, fields), headers=idempotency()
+        )
         self.wait(answer["operation"]["meta"]["id"], timeout)
         return self.vm(answer["vm"]["meta"]["name"])
 
@@ -69,10 +79,13 @@ class Client:
             yield Vm.model_validate(item)
 
     def change(self, name: str, *, revision: int | None = None, **fields: Any) -> Vm:
-        """Change fields (those of `model.vm.VmChange`); only if the server is still at `revision`, when given. Waits until the guest of one that
-        runs has followed."""
+        """Change fields (those of `model.vm.VmChange`); only if the server is still at `revision`,
+        when given. Waits until the guest of one that runs has followed.
+        """
         headers = {"If-Match": f'"{revision}"'} if revision is not None else None
-        answer = self._wire.call("PATCH", f"/v1/vms/{path_part(name)}", vm_change(fields), headers=headers)
+        answer = self._wire.call(
+            "PATCH", f"/v1/vms/{path_part(name)}", vm_change(fields), headers=headers
+        )
         if "operation" not in answer:
             return Vm.model_validate(answer)
         self.wait(answer["operation"]["meta"]["id"])
@@ -81,11 +94,15 @@ class Client:
     def start(self, name: str, *, wait: str = "ready", timeout: float | None = None) -> Vm:
         return self._deed(name, "start", {"wait": wait}, timeout)
 
-    def stop(self, name: str, *, grace: float = 90, force: bool = False, timeout: float | None = None) -> Vm:
+    def stop(
+        self, name: str, *, grace: float = 90, force: bool = False, timeout: float | None = None
+    ) -> Vm:
         """Shut down; after `grace` seconds the plug is pulled."""
         return self._deed(name, "stop", {"timeout": grace, "force": force}, timeout)
 
-    def restart(self, name: str, *, grace: float = 90, force: bool = False, timeout: float | None = None) -> Vm:
+    def restart(
+        self, name: str, *, grace: float = 90, force: bool = False, timeout: float | None = None
+    ) -> Vm:
         return self._deed(name, "restart", {"timeout": grace, "force": force}, timeout)
 
     def pause(self, name: str) -> Vm:
@@ -94,34 +111,56 @@ class Client:
     def resume(self, name: str) -> Vm:
         return self._deed(name, "resume", {}, None)
 
-    def copy(self, name: str, new_name: str | None = None, *, timeout: float | None = None, **fields: Any) -> Vm:
-        """Copy a server and wait for the copy. `fields` are those of `model.vm.VmCopy`: mode is overlay, full or live."""
+    def copy(
+        self, name: str, new_name: str | None = None, *, timeout: float | None = None, **fields: Any
+    ) -> Vm:
+        """Copy a server and wait for the copy. `fields` are those of `model.vm.VmCopy`: mode is
+        overlay, full or live.
+        """
         body = vm_copy(new_name, fields)
-        answer = self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/copy", body, headers=idempotency())
+        answer = self._wire.call(
+            "POST", f"/v1/vms/{path_part(name)}/actions/copy", body, headers=idempotency()
+        )
         self.wait(answer["operation"]["meta"]["id"], timeout)
         return self.vm(answer["vm"]["meta"]["name"])
 
     def trim(self, name: str) -> int:
         """Have the guest tell which blocks it does not use; bytes the pool got back."""
-        return int((self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/trim", {}))["freed"])
+        return int(
+            (self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/trim", {}))["freed"]
+        )
 
     def delete(self, name: str, *, now: bool = False, force: bool = False) -> None:
         """Move to the trash, or with `now` remove for good."""
         query = {"now": str(now).lower(), "force": str(force).lower()}
-        answer = self._wire.call("DELETE", f"/v1/vms/{path_part(name)}", query=query, headers=idempotency())
+        answer = self._wire.call(
+            "DELETE", f"/v1/vms/{path_part(name)}", query=query, headers=idempotency()
+        )
         self.wait(answer["operation"]["meta"]["id"])
 
     def undelete(self, name: str, new_name: str | None = None) -> Vm:
-        return Vm.model_validate(self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name}))
+        return Vm.model_validate(
+            self._wire.call(
+                "POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name}
+            )
+        )
 
     def way_in(self, name: str) -> dict[str, Any]:
-        """How to log in by SSH: host, port, user, key, known_hosts, known (whether its host key is there), alias (of that), ready."""
+        """How to log in by SSH: host, port, user, key, known_hosts, known (whether its host key is
+        there), alias (of that), ready.
+        """
         found: dict[str, Any] = self._wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
         return found
 
-    def execute(self, name: str, command: list[str], *, stdin: bytes = b"", timeout: float = 60) -> Outcome:
+    def execute(
+        self, name: str, command: list[str], *, stdin: bytes = b"", timeout: float = 60
+    ) -> Outcome:
         """Run a command in the guest through its agent."""
-        return outcome(self._wire.call("POST", f"/v1/vms/{path_part(name)}/exec", exec_body(command, stdin, timeout)))
+        return outcome(
+            self._wire.call(
+                "POST", f"/v1/vms/{path_part(name)}/exec", exec_body(command, stdin, timeout)
+            )
+        )
 
     # ---- networks
 
@@ -130,9 +169,13 @@ class Client:
             yield Network.model_validate(item)
 
     def create_network(self, name: str, **wish: Any) -> Network:
-        """Have a network made, `wish` being the other fields of NetworkWish; its status tells when it is ready, a moment later."""
+        """Have a network made, `wish` being the other fields of NetworkWish; its status tells when
+        it is ready, a moment later.
+        """
         body = NetworkWish(name=name, **wish).model_dump(mode="json", exclude_defaults=True)
-        return Network.model_validate(self._wire.call("POST", "/v1/networks", body, headers=idempotency()))
+        return Network.model_validate(
+            self._wire.call("POST", "/v1/networks", body, headers=idempotency())
+        )
 
     def delete_network(self, name: str) -> None:
         """Have a network removed that no server is on; it is gone a moment later."""
@@ -145,12 +188,18 @@ class Client:
     def create_firewall(self, name: str, rules: Iterable[Rule]) -> Firewall:
         """Make a firewall group; NICs are attached to it by their `groups`."""
         body = {"name": name, "rules": [rule.model_dump(mode="json") for rule in rules]}
-        return Firewall.model_validate(self._wire.call("POST", "/v1/firewalls", body, headers=idempotency()))
+        return Firewall.model_validate(
+            self._wire.call("POST", "/v1/firewalls", body, headers=idempotency())
+        )
 
     def change_firewall(self, name: str, rules: Iterable[Rule]) -> Firewall:
         """Give a firewall group other rules, which hold for new connections at once."""
         body = {"rules": [rule.model_dump(mode="json") for rule in rules]}
-        return Firewall.model_validate(self._wire.call("PATCH", f"/v1/firewalls/{path_part(name)}", body, headers=idempotency()))
+        return Firewall.model_validate(
+            self._wire.call(
+                "PATCH", f"/v1/firewalls/{path_part(name)}", body, headers=idempotency()
+            )
+        )
 
     def delete_firewall(self, name: str) -> None:
         self._wire.call("DELETE", f"/v1/firewalls/{path_part(name)}", headers=idempotency())
@@ -163,21 +212,36 @@ class Client:
 
     def make_image(self, name: str, source: ImageSource, *, timeout: float | None = None) -> Image:
         """Build, pull or fetch an image and wait for it."""
-        body = {"name": name, "source": source.model_dump(mode="json", exclude_defaults=True) | {"kind": source.kind}}
+        body = {
+            "name": name,
+            "source": source.model_dump(mode="json", exclude_defaults=True) | {"kind": source.kind},
+        }
         answer = self._wire.call("POST", "/v1/images", body, headers=idempotency())
         self.wait(answer["operation"]["meta"]["id"], timeout)
-        return Image.model_validate(self._wire.call("GET", f"/v1/images/{path_part(answer['image']['meta']['name'])}"))
+        return Image.model_validate(
+            self._wire.call("GET", f"/v1/images/{path_part(answer['image']['meta']['name'])}")
+        )
 
     def delete_image(self, name: str) -> None:
         answer = self._wire.call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())
         self.wait(answer["operation"]["meta"]["id"])
 
-    def warm_image(self, name: str, memory: int | None = None, *, timeout: float | None = None) -> Template:
-        """Have a warm template made of an image, of `memory` bytes or its default, and wait for it."""
+    def warm_image(
+        self, name: str, memory: int | None = None, *, timeout: float | None = None
+    ) -> Template:
+        """Have a warm template made of an image, of `memory` bytes or its default, and wait for
+        it.
+        """
         body = {} if memory is None else {"memory": memory}
-        answer = self._wire.call("POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency())
+        answer = self._wire.call(
+            "POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency()
+        )
         self.wait(answer["operation"]["meta"]["id"], timeout)
-        return next(template for template in self.templates() if template.id == answer["template"]["meta"]["id"])
+        return next(
+            template
+            for template in self.templates()
+            if template.id == answer["template"]["meta"]["id"]
+        )
 
     def cool_image(self, name: str) -> None:
         """Remove an image's warm templates."""
@@ -191,20 +255,29 @@ class Client:
         return Operation.model_validate(self._wire.call("GET", f"/v1/operations/{identity}"))
 
     def wait(self, identity: str, timeout: float | None = None) -> Operation:
-        """Wait for the end of an operation; raises what it failed with, GuestSilent after `timeout` seconds."""
+        """Wait for the end of an operation; raises what it failed with, GuestSilent after `timeout`
+        seconds.
+        """
         until = None if timeout is None else time.monotonic() + timeout
         while True:
             left = 60.0 if until is None else max(0.0, min(60.0, until - time.monotonic()))
             operation = Operation.model_validate(
-                self._wire.call("GET", f"/v1/operations/{identity}/wait", query={"timeout": round(left, 3)})
+                self._wire.call(
+                    "GET", f"/v1/operations/{identity}/wait", query={"timeout": round(left, 3)}
+                )
             )
             if operation.ended:
                 return judged(operation)
             if until is not None and time.monotonic() >= until:
-                raise GuestSilent(f"{operation.spec.kind} {operation.spec.target_name} has not ended after {timeout} s")
+                raise GuestSilent(
+                    f"{operation.spec.kind} {operation.spec.target_name} has not ended after "
+                    f"{timeout} s"
+                )
 
     def cancel(self, identity: str) -> Operation:
-        return Operation.model_validate(self._wire.call("POST", f"/v1/operations/{identity}/actions/cancel", {}))
+        return Operation.model_validate(
+            self._wire.call("POST", f"/v1/operations/{identity}/actions/cancel", {})
+        )
 
     def events(self, since: int | None = None) -> Iterator[dict[str, Any]]:
         """Changes as they happen, for ever."""
@@ -222,29 +295,53 @@ class Client:
         """What the host and each of its servers use."""
         return Overview.model_validate(self._wire.call("GET", "/v1/usage"))
 
-    def history(self, name: str | None, resolution: Resolution = "minute", since: int = 0) -> list[Point]:
-        """What a server used, or the host (None), oldest first, from the second `since` (after 1970) on."""
-        return points(self._wire.call("GET", history_path(name), query={"resolution": resolution, "since": since}))
+    def history(
+        self, name: str | None, resolution: Resolution = "minute", since: int = 0
+    ) -> list[Point]:
+        """What a server used, or the host (None), oldest first, from the second `since` (after
+        1970) on.
+        """
+        return points(
+            self._wire.call(
+                "GET", history_path(name), query={"resolution": resolution, "since": since}
+            )
+        )
 
     def advice(self, name: str, *, enough: float = 86400) -> Advice:
-        """Whether a server is too big or too small; `enough`: seconds it must have been watched to be called too big."""
-        return Advice.model_validate(self._wire.call("GET", f"/v1/vms/{path_part(name)}/advice", query={"enough": enough}))
+        """Whether a server is too big or too small; `enough`: seconds it must have been watched to
+        be called too big.
+        """
+        return Advice.model_validate(
+            self._wire.call("GET", f"/v1/vms/{path_part(name)}/advice", query={"enough": enough})
+        )
 
     def host(self) -> dict[str, Any]:
         found: dict[str, Any] = self._wire.call("GET", "/v1/host")
         return found
 
-    def plan_consolidation(self, servers: Iterable[ServerLoad], host: HostShape, **fields: Any) -> ConsolidationPlan:
-        """Which servers go onto how many hosts of this shape. `fields` are those of `model.consolidation.ConsolidationWish`."""
+    def plan_consolidation(
+        self, servers: Iterable[ServerLoad], host: HostShape, **fields: Any
+    ) -> ConsolidationPlan:
+        """Which servers go onto how many hosts of this shape. `fields` are those of
+        `model.consolidation.ConsolidationWish`.
+        """
         body = consolidation_wish(servers, host, fields)
-        return ConsolidationPlan.model_validate(self._wire.call("POST", "/v1/plans/consolidation", body))
+        return ConsolidationPlan.model_validate(
+            self._wire.call("POST", "/v1/plans/consolidation", body)
+        )
 
-    def plan_placement(self, servers: Iterable[ServerNeed], hosts: Iterable[HostRoom]) -> PlacementPlan:
+    def plan_placement(
+        self, servers: Iterable[ServerNeed], hosts: Iterable[HostRoom]
+    ) -> PlacementPlan:
         """Where servers could go on hosts that are partly full, and why not where they can't."""
-        return PlacementPlan.model_validate(self._wire.call("POST", "/v1/plans/placement", placement_wish(servers, hosts)))
+        return PlacementPlan.model_validate(
+            self._wire.call("POST", "/v1/plans/placement", placement_wish(servers, hosts))
+        )
 
     def _deed(self, name: str, deed: str, body: dict[str, Any], timeout: float | None) -> Vm:
-        answer = self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/{deed}", body, headers=idempotency())
+        answer = self._wire.call(
+            "POST", f"/v1/vms/{path_part(name)}/actions/{deed}", body, headers=idempotency()
+        )
         self.wait(answer["operation"]["meta"]["id"], timeout)
         return self.vm(name)
 

@@ -1,7 +1,8 @@
 """The API spoken over the daemon's Unix socket with nothing but the standard library's cheap parts.
 
-Small on purpose: `virtuary list` as a whole process has to end within 120 ms, and http.client alone would cost half of that.
-One connection a call; JSON in, JSON out; problem documents become the errors they stand for.
+Small on purpose: `virtuary list` as a whole process has to end within 120 ms, and http.client alone
+would cost half of that. One connection a call; JSON in, JSON out; problem documents become the
+errors they stand for.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Wire:
         query: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> Any:
-        """One request; the decoded answer (None for an empty one). Raises the error the daemon answered, or PeerAway."""
+        """One request; the decoded answer (None for an empty one). Raises the error the daemon
+        answered, or PeerAway.
+        """
         content = b"" if body is None else json.dumps(body).encode()
         with self.connect() as sock:
             self._send(sock, method, target, query, content, headers)
@@ -42,11 +45,19 @@ class Wire:
         return _decode(text) if text else None
 
     def upload(self, target: str, query: dict[str, Any], content: Any, size: int) -> Any:
-        """PUT a file's content as it is; `content` is a readable binary file, or pieces that are `size` bytes together."""
+        """PUT a file's content as it is; `content` is a readable binary file, or pieces that are
+        `size` bytes together.
+        """
         with self.connect() as sock:
-            head = self._head("PUT", target, query, {"Content-Length": str(size), "Content-Type": "application/octet-stream"})
+            head = self._head(
+                "PUT",
+                target,
+                query,
+                {"Content-Length": str(size), "Content-Type": "application/octet-stream"},
+            )
             sock.sendall(head)
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused meanwhile: the answer tells why
+            # refused meanwhile: the answer tells why
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 if hasattr(content, "fileno"):
                     if size:
                         sock.sendfile(content, 0, size)
@@ -59,7 +70,9 @@ class Wire:
             raise from_problem(_decode(text))
         return _decode(text)
 
-    def events(self, target: str = "", since: int | None = None, tick: float = 0.2) -> Iterator[dict[str, Any] | None]:
+    def events(
+        self, target: str = "", since: int | None = None, tick: float = 0.2
+    ) -> Iterator[dict[str, Any] | None]:
         """Changes as they happen; None every `tick` seconds in which there was none."""
         query: dict[str, Any] = {"target": target} if target else {}
         if since is not None:
@@ -82,14 +95,21 @@ class Wire:
             sock.close()
             if isinstance(error, PermissionError):
                 raise PeerAway(
-                    "the daemon's socket is closed to this user", "an administrator can add you to the group virtuary"
+                    "the daemon's socket is closed to this user",
+                    "an administrator can add you to the group virtuary",
                 ) from error
-            raise PeerAway(f"no daemon answers at {self.path}", "virtuary daemon starts one in the foreground") from error
+            raise PeerAway(
+                f"no daemon answers at {self.path}", "virtuary daemon starts one in the foreground"
+            ) from error
         return sock
 
-    def _head(self, method: str, target: str, query: dict[str, Any] | None, headers: dict[str, str]) -> bytes:
+    def _head(
+        self, method: str, target: str, query: dict[str, Any] | None, headers: dict[str, str]
+    ) -> bytes:
         if query:
-            target += "?" + "&".join(f"{key}={_quote(str(value))}" for key, value in query.items() if value is not None)
+            target += "?" + "&".join(
+                f"{key}={_quote(str(value))}" for key, value in query.items() if value is not None
+            )
         lines = [f"{method} {target} HTTP/1.1", "Host: virtuary", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -109,7 +129,8 @@ class Wire:
             if content:
                 extra["Content-Type"] = "application/json"
         try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused meanwhile: the answer tells why
+            # refused meanwhile: the answer tells why
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 sock.sendall(self._head(method, target, query, extra) + content)
         except OSError as error:
             raise PeerAway(f"the daemon went away: {error}") from error
@@ -126,7 +147,10 @@ class _Reply:
             self.status = int(lines[0].split(" ")[1])
         except (IndexError, ValueError):
             raise PeerAway("what answered is not the daemon") from None
-        self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
+        self.headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines[1:] if line)
+        }
 
     def _more(self) -> bytes:
         try:
@@ -134,7 +158,9 @@ class _Reply:
         except TimeoutError as error:
             if self._ticking:
                 raise
-            raise PeerAway("the daemon did not answer in time", "virtuary doctor, or its log, may tell why") from error
+            raise PeerAway(
+                "the daemon did not answer in time", "virtuary doctor, or its log, may tell why"
+            ) from error
         except OSError as error:
             raise PeerAway(f"the daemon went away: {error}") from error
 
@@ -142,7 +168,10 @@ class _Reply:
         while mark not in self._left:
             chunk = self._more()
             if not chunk:
-                raise PeerAway("the daemon went away in the middle of an answer", "virtuary doctor, or its log, may tell why")
+                raise PeerAway(
+                    "the daemon went away in the middle of an answer",
+                    "virtuary doctor, or its log, may tell why",
+                )
             self._left += chunk
         head, _, self._left = self._left.partition(mark)
         return head
@@ -155,7 +184,10 @@ class _Reply:
                 parts.append(chunk)
                 have += len(chunk)
             if have < wanted:
-                raise PeerAway("the daemon went away in the middle of an answer", "virtuary doctor, or its log, may tell why")
+                raise PeerAway(
+                    "the daemon went away in the middle of an answer",
+                    "virtuary doctor, or its log, may tell why",
+                )
             return b"".join(parts)[:wanted]
         if self.headers.get("transfer-encoding") == "chunked":
             return b"".join(self.chunks())
@@ -198,7 +230,11 @@ class _Reply:
 
 
 def _event(block: bytes) -> dict[str, Any] | None:
-    fields = dict(line.split(b": ", 1) for line in block.split(b"\n") if b": " in line and not line.startswith(b":"))
+    fields = dict(
+        line.split(b": ", 1)
+        for line in block.split(b"\n")
+        if b": " in line and not line.startswith(b":")
+    )
     if b"data" not in fields:
         return None
     return {
@@ -228,12 +264,17 @@ def path_part(text: str) -> str:
 
 
 def environment_socket() -> str | None:
-    """The socket named by VIRTUARY_HOST=unix://PATH, if any. Other addresses come with authentication."""
+    """The socket named by VIRTUARY_HOST=unix://PATH, if any. Other addresses come with
+    authentication.
+    """
     from virtuary.base.errors import Invalid
 
     value = os.environ.get("VIRTUARY_HOST", "")
     if not value:
         return None
     if not value.startswith("unix://"):
-        raise Invalid(f"VIRTUARY_HOST={value[:80]!r} is not supported", "only unix:///path/to/socket is, for now")
+        raise Invalid(
+            f"VIRTUARY_HOST={value[:80]!r} is not supported",
+            "only unix:///path/to/socket is, for now",
+        )
     return value.removeprefix("unix://")

@@ -1,10 +1,13 @@
-"""The QEMU guest agent: one connection, one request at a time, each under a deadline; replies are a hostile guest's until they are read.
+"""The QEMU guest agent: one connection, one request at a time, each under a deadline; replies are a
+hostile guest's until they are read.
 
-The agent has no greeting and may hold leftovers of an earlier conversation, so each conversation begins with `guest-sync-delimited`. After a missed
-deadline, or an answer that makes no sense, the next request synchronises again.
+The agent has no greeting and may hold leftovers of an earlier conversation, so each conversation
+begins with `guest-sync-delimited`. After a missed deadline, or an answer that makes no sense, the
+next request synchronises again.
 
-Lines are at most 1 MiB but for one: the agent tells a command's whole output, up to 16 MiB of each kind, in the line that says that it has ended. Its
-two long texts are taken out as they come, piece by piece, and what is left of the line is read like any other.
+Lines are at most 1 MiB but for one: the agent tells a command's whole output, up to 16 MiB of each
+kind, in the line that says that it has ended. Its two long texts are taken out as they come, piece
+by piece, and what is left of the line is read like any other.
 """
 
 from __future__ import annotations
@@ -66,12 +69,17 @@ class Agent:
     async def run(self, command: str, deadline: float = DEADLINE, **arguments: Any) -> object:
         """Run an agent command and return what it answers, for `read`.
 
-        Raises GuestSilent at the deadline (seconds), Failed when the agent refuses, Misbehaves for what is no answer.
+        Raises GuestSilent at the deadline (seconds), Failed when the agent refuses, Misbehaves for
+        what is no answer.
         """
         return await self._ask(command, deadline, arguments, self._lines.next)
 
     async def _ask(
-        self, command: str, deadline: float, arguments: dict[str, Any], take: Callable[[], Awaitable[object]]
+        self,
+        command: str,
+        deadline: float,
+        arguments: dict[str, Any],
+        take: Callable[[], Awaitable[object]],
     ) -> object:
         async with self._turn:
             try:
@@ -85,9 +93,14 @@ class Agent:
                     answer = read(await take(), WHO).inner()
                     self._in_step = True
             except (TimeoutError, EOFError, OSError) as error:
-                raise GuestSilent("the guest agent did not answer", "it may not be running in the guest") from error
+                raise GuestSilent(
+                    "the guest agent did not answer", "it may not be running in the guest"
+                ) from error
         if "error" in answer:
-            raise Failed(f"the guest agent refused {command}: {answer.inner('error').words('desc', 'it gives no reason')}")
+            raise Failed(
+                f"the guest agent refused {command}: "
+                f"{answer.inner('error').words('desc', 'it gives no reason')}"
+            )
         return answer.value("return")
 
     async def _synchronise(self) -> None:
@@ -104,13 +117,17 @@ class Agent:
         self._writer.write(json.dumps(request).encode() + b"\n")
 
     async def _ended(self, output: dict[bytes, bytes], most: int) -> object:
-        """The line that may tell of a command's end, without its output, which goes where it belongs."""
+        """The line that may tell of a command's end, without its output, which goes where it
+        belongs.
+        """
         line = bytearray()
         while True:
             piece, end = await self._lines.piece(_QUOTE_OR_END)
             line += piece + end
             if len(line) > STATUS_CAP:
-                raise Misbehaves(f"{WHO} answered more than {STATUS_CAP} bytes besides a command's output")
+                raise Misbehaves(
+                    f"{WHO} answered more than {STATUS_CAP} bytes besides a command's output"
+                )
             if end == b"\n":
                 return self._lines.parse(bytes(line).strip())
             if end == b'"' and (begins := _OUTPUT.search(line[-64:])):
@@ -131,15 +148,19 @@ class Agent:
             rest, size = rest[whole:], size + len(found[-1])
             if size > most:
                 raise Misbehaves(f"{WHO} answered more than {most} bytes of a command's output")
-        return await asyncio.to_thread(b"".join, found)  # what is large is put together beside the loop
+        # what is large is put together beside the loop
+        return await asyncio.to_thread(b"".join, found)
 
     async def execute(
-        self, command: list[str], stdin: bytes = b"", deadline: float = 60, poll: float = 0.02, slowest: float = 0.5, most: int = WORDS_CAP
+        self, command: list[str], stdin: bytes = b"", deadline: float = 60, poll: float = 0.02,
+        slowest: float = 0.5, most: int = WORDS_CAP
     ) -> Outcome:  # fmt: skip
-        """Run a command in the guest and wait for its end; output is captured by the agent, of which `most` bytes of each kind are taken.
+        """Run a command in the guest and wait for its end; output is captured by the agent, of
+        which `most` bytes of each kind are taken.
 
-        Raises Failed when it can't be started, GuestSilent at the deadline (the command goes on in the guest), Misbehaves where it says more.
-        Its end is asked for after `poll` seconds, then ever more seldom, at least every `slowest`.
+        Raises Failed when it can't be started, GuestSilent at the deadline (the command goes on in
+        the guest), Misbehaves where it says more. Its end is asked for after `poll` seconds, then
+        ever more seldom, at least every `slowest`.
         """
         arguments: dict[str, Any] = {"path": command[0], "arg": command[1:], "capture-output": True}
         if stdin:
@@ -149,18 +170,30 @@ class Agent:
         end = loop.time() + deadline
         while True:
             output: dict[bytes, bytes] = {}
-            answer = read(await self._ask("guest-exec-status", DEADLINE, {"pid": pid}, partial(self._ended, output, most)), WHO)
+            answer = read(
+                await self._ask(
+                    "guest-exec-status", DEADLINE, {"pid": pid}, partial(self._ended, output, most)
+                ),
+                WHO,
+            )
             if "exited" not in answer:
-                raise Misbehaves(f"{WHO} answered something unexpected: it does not say whether the command ended")
+                raise Misbehaves(
+                    f"{WHO} answered something unexpected: it does not say whether the command "
+                    "ended"
+                )
             if answer.flag("exited"):
                 return _outcome(answer, output)
             if loop.time() > end:
-                raise GuestSilent(f"the command did not end within {deadline:.0f} s", "it goes on in the guest")
+                raise GuestSilent(
+                    f"the command did not end within {deadline:.0f} s", "it goes on in the guest"
+                )
             await asyncio.sleep(poll)
             poll = min(poll * 1.5, slowest)
 
     async def read_file(self, path: str, cap: int) -> bytes:
-        """The beginning of a file in the guest, at most `cap` bytes; no process is started for it. Raises Failed when it can't be opened."""
+        """The beginning of a file in the guest, at most `cap` bytes; no process is started for it.
+        Raises Failed when it can't be opened.
+        """
         handle = read(await self.run("guest-file-open", path=path, mode="r"), WHO).number()
         try:
             told = read(await self.run("guest-file-read", handle=handle, count=cap), WHO)
@@ -169,22 +202,34 @@ class Agent:
             await self.run("guest-file-close", handle=handle)
 
     async def addresses(self) -> tuple[str, ...]:
-        """The guest's own addresses in their canonical form, without loopback and link-local ones; IPv4 first."""
+        """The guest's own addresses in their canonical form, without loopback and link-local ones;
+        IPv4 first.
+        """
         found: dict[IPv4Address | IPv6Address, None] = {}
         for link in await self._links(DEADLINE):
             if link.text("name", None) != "lo":
                 texts = [item.text("ip-address", None) for item in link.items("ip-addresses")]
                 found |= dict.fromkeys(address for text in texts if (address := to_address(text)))
-        return tuple(str(address) for address in sorted(list(found)[:MOST_ADDRESSES], key=lambda address: address.version))
+        return tuple(
+            str(address)
+            for address in sorted(list(found)[:MOST_ADDRESSES], key=lambda address: address.version)
+        )
 
     async def traffic(self, mac: str, deadline: float = DEADLINE) -> tuple[int, int] | None:
-        """Bytes that the guest's card of this address received and sent, or where none has it all its cards; None when it counts none."""
+        """Bytes that the guest's card of this address received and sent, or where none has it all
+        its cards; None when it counts none.
+        """
         outward = [link for link in await self._links(deadline) if link.text("name", None) != "lo"]
-        chosen = [link for link in outward if (link.text("hardware-address", None) or "").lower() == mac] or outward
+        chosen = [
+            link for link in outward if (link.text("hardware-address", None) or "").lower() == mac
+        ] or outward
         counted = [link.inner("statistics") for link in chosen if "statistics" in link]
         if not counted:
             return None
-        received, sent = (sum(facts.number(name, 0, most=2**64 - 1) for facts in counted) for name in ("rx-bytes", "tx-bytes"))
+        received, sent = (
+            sum(facts.number(name, 0, most=2**64 - 1) for facts in counted)
+            for name in ("rx-bytes", "tx-bytes")
+        )
         return received, sent
 
     async def _links(self, deadline: float) -> list[Answer]:
@@ -192,23 +237,37 @@ class Agent:
         return [link.inner() for link in found[:MOST_LINKS]]
 
     async def trim(self, deadline: float) -> int | None:
-        """Have its filesystems tell which blocks they do not use: bytes told of, or None where none of them says."""
+        """Have its filesystems tell which blocks they do not use: bytes told of, or None where none
+        of them says.
+        """
         found = read(await self.run("guest-fstrim", deadline), WHO)
-        told = [item.number("trimmed") for item in found.items("paths") if "trimmed" in item.inner()]
+        told = [
+            item.number("trimmed") for item in found.items("paths") if "trimmed" in item.inner()
+        ]
         return sum(told) if told else None
 
     async def cpus(self, deadline: float = DEADLINE) -> int:
         """How many CPUs it uses."""
-        return sum(item.flag("online") for item in read(await self.run("guest-get-vcpus", deadline), WHO).items())
+        return sum(
+            item.flag("online")
+            for item in read(await self.run("guest-get-vcpus", deadline), WHO).items()
+        )
 
 
 def to_address(text: str | None) -> IPv4Address | IPv6Address | None:
-    """An address by which a guest can be reached; None where it is none, or one that means nothing outside of it."""
+    """An address by which a guest can be reached; None where it is none, or one that means nothing
+    outside of it.
+    """
     try:
         address = ip_address(text or "")
     except ValueError:
         return None
-    own = address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified
+    own = (
+        address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+    )
     return None if own or getattr(address, "scope_id", None) else address
 
 
@@ -228,7 +287,8 @@ def _outcome(answer: Answer, output: dict[bytes, bytes]) -> Outcome:
     )
     truncated = answer.flag("out-truncated") or answer.flag("err-truncated")
     out, err = (
-        output.get(name) or decode(answer.text(f"{name.decode()}-data", "", most=STATUS_CAP).encode())
+        output.get(name)
+        or decode(answer.text(f"{name.decode()}-data", "", most=STATUS_CAP).encode())
         for name in (b"out", b"err")
     )
     return Outcome(status, out, err, truncated)

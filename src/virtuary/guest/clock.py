@@ -1,4 +1,6 @@
-"""The guest's clock, set by its agent after it stood still: a paused guest goes on with the time at which it was paused."""
+"""The guest's clock, set by its agent after it stood still: a paused guest goes on with the time at
+which it was paused.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ async def find_offset(agent: Agent, wall: Callable[[], float]) -> float:
 
 
 async def set_clock(agent: Agent, wall: Callable[[], float]) -> float:
-    """Set the guest's clock to ours; the seconds by which it differs then. `wall`: our seconds since 1970.
+    """Set the guest's clock to ours; the seconds by which it differs then. `wall`: our seconds
+    since 1970.
 
     Raises GuestSilent; Failed with the agent's reason where it stays wrong.
     """
@@ -33,12 +36,15 @@ async def set_clock(agent: Agent, wall: Callable[[], float]) -> float:
             return offset
         try:
             await agent.run("guest-set-time", 30, time=int((wall() + lead) * 1e9))
-        except Failed as error:  # also where it set its clock and could not write that to its hardware
+        except Failed as error:
+            # also where it set its clock and could not write that to its hardware
             why = error
         after = await find_offset(agent, wall)
         if abs(after) < NEAR:
             return after
         lead -= max(-1.0, min(1.0, after))  # as late as it set it, it will set it again
     if abs(after) > 0.5:
-        raise why or Failed(f"the guest agent did not set the clock, which differs by {after:.1f} s")
+        raise why or Failed(
+            f"the guest agent did not set the clock, which differs by {after:.1f} s"
+        )
     return after

@@ -1,6 +1,8 @@
-"""The SSH host keys of a guest: told by the guest itself through its agent, which its root user runs; and the lines by which clients know them.
+"""The SSH host keys of a guest: told by the guest itself through its agent, which its root user
+runs; and the lines by which clients know them.
 
-So a login never has to believe the first key it is shown. What the agent answers is hostile text of which only whole keys are taken.
+So a login never has to believe the first key it is shown. What the agent answers is hostile text of
+which only whole keys are taken.
 """
 
 from __future__ import annotations
@@ -19,8 +21,16 @@ own=/etc/dropbear/dropbear_ed25519_host_key
 [ -e "$own" ] || dropbearkey -t ed25519 -f "$own"
 for key in /etc/dropbear/dropbear_*_host_key; do dropbearkey -y -f "$key"; done
 """
-"""Prints the public halves of dropbear's keys. It makes its own when the first client comes: that is too late, so it is made here."""
-KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
+"""Prints the public halves of dropbear's keys. It makes its own when the first client comes: that
+is too late, so it is made here.
+"""
+KINDS = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "ssh-rsa",
+)
 ANSWER_CAP = 32 * 1024
 LIMIT = 5.0
 """Seconds within which a guest answers or is not asked any more."""
@@ -44,7 +54,9 @@ async def _read(agent: Agent, path: str) -> bytes:
 
 
 def parse(answer: bytes) -> tuple[str, ...]:
-    """The public keys in what the guest said, at most one of each kind: `KIND BASE64`. Whatever is no such key is left out. Pure."""
+    """The public keys in what the guest said, at most one of each kind: `KIND BASE64`. Whatever is
+    no such key is left out. Pure.
+    """
     found: dict[str, str] = {}
     for line in answer[:ANSWER_CAP].decode("ascii", "replace").splitlines():
         kind, _, rest = line.partition(" ")
@@ -60,7 +72,10 @@ def _is_key(kind: str, text: str) -> bool:
         blob = base64.b64decode(text, validate=True)
     except binascii.Error:
         return False
-    return blob.startswith(len(kind).to_bytes(4, "big") + kind.encode()) and len(blob) > 4 + len(kind) + 4
+    return (
+        blob.startswith(len(kind).to_bytes(4, "big") + kind.encode())
+        and len(blob) > 4 + len(kind) + 4
+    )
 
 
 def alias(vm_id: str) -> str:
@@ -69,5 +84,7 @@ def alias(vm_id: str) -> str:
 
 
 def known_hosts(name: str, keys: Iterable[str]) -> bytes:
-    """The lines of a known_hosts file (sshd(8)) for these public keys; what follows a key on its line is left out. Pure."""
+    """The lines of a known_hosts file (sshd(8)) for these public keys; what follows a key on its
+    line is left out. Pure.
+    """
     return "".join(f"{name} {' '.join(key.split()[:2])}\n" for key in keys).encode()

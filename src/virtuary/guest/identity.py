@@ -1,13 +1,18 @@
-"""What makes a guest a machine of its own, given in one round trip; and what takes it away again. Pure.
+"""What makes a guest a machine of its own, given in one round trip; and what takes it away again.
+Pure.
 
-Scripts of plain POSIX shell, the same for Debian and for tiny, with the values as quoted, checked text:
+Scripts of plain POSIX shell, the same for Debian and for tiny, with the values as quoted, checked
+text:
 
 - `script`: a booted guest gets its name and the keys that may log in as root. Idempotent.
-- `settle_script`, `strip_script`: a booted guest becomes the template of copies: everything started, nothing unique left.
-- `fresh_script`, `live_script`: a guest that was another machine, stopped or running, becomes one of its own.
+- `settle_script`, `strip_script`: a booted guest becomes the template of copies: everything
+  started, nothing unique left.
+- `fresh_script`, `live_script`: a guest that was another machine, stopped or running, becomes one
+  of its own.
 
-And lines for a small program (awaken.c): `copy_lines` make a resumed copy a machine of its own. Starting a program inside an emulated
-guest costs tenths of a second, so this one waits in the template already, at a port of its own, and starts nothing.
+And lines for a small program (awaken.c): `copy_lines` make a resumed copy a machine of its own.
+Starting a program inside an emulated guest costs tenths of a second, so this one waits in the
+template already, at a port of its own, and starts nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +32,9 @@ FOLDER = "/var/lib/virtuary"
 """Where a template keeps what its copies need to wake up."""
 
 LISTENS = b"awake 0 1\n"
-"""What it says last when nothing failed and it saw SSH listen, after it waited for an address; else that may come a little later."""
+"""What it says last when nothing failed and it saw SSH listen, after it waited for an address; else
+that may come a little later.
+"""
 
 _SCRIPT = """set -e
 umask 077
@@ -65,8 +72,10 @@ done
 hostname "$hostname" 2>/dev/null || echo "$hostname" > /proc/sys/kernel/hostname
 sync
 """
-"""Everything new is written beside what is there before anything is changed: a full or read-only disk leaves all as it was. Of who may log in as
-root only the line of Virtuary's own key, which ends with its name, is replaced; a key that was given is added where it is missing."""
+"""Everything new is written beside what is there before anything is changed: a full or read-only
+disk leaves all as it was. Of who may log in as root only the line of Virtuary's own key, which ends
+with its name, is replaced; a key that was given is added where it is missing.
+"""
 
 _SETTLE = """set -e
 umask 022
@@ -143,7 +152,9 @@ class Identity:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a NIC is: what DHCP would tell it, told at once. Nothing but the network where that gives no addresses."""
+    """Where a NIC is: what DHCP would tell it, told at once. Nothing but the network where that
+    gives no addresses.
+    """
 
     address: str | None = None
     """IPv4, with the length of its prefix."""
@@ -169,13 +180,19 @@ class Renewal:
     now: float
     """Seconds since 1970, when the script is sent."""
     lag: float | None = None
-    """Seconds by which its real-time clock is behind; None where that shows another time, and can't tell how late the script is."""
+    """Seconds by which its real-time clock is behind; None where that shows another time, and can't
+    tell how late the script is.
+    """
     place: Place | None = None
-    """Its place on a network of the host's; None: nobody else is on its network, so the template's address is its own too."""
+    """Its place on a network of the host's; None: nobody else is on its network, so the template's
+    address is its own too.
+    """
     dmi: bytes = b""
     """The SMBIOS tables it is to show."""
     crowd: int = 0
-    """Servers that are being started beside it: what nobody waits for is put off until they are there."""
+    """Servers that are being started beside it: what nobody waits for is put off until they are
+    there.
+    """
     cpus: int = 1
     grown: int | None = None
     """Bytes of its disk, where that is larger than the template's."""
@@ -184,19 +201,27 @@ class Renewal:
 
 
 def script(identity: Identity) -> bytes:
-    """The shell script that gives a booted guest this identity; raises Invalid for text that could leave its place."""
+    """The shell script that gives a booted guest this identity; raises Invalid for text that could
+    leave its place.
+    """
     _check(identity)
     return _SCRIPT.format(hostname=identity.hostname, keys="\n".join(identity.keys)).encode()
 
 
 def settle_script() -> bytes:
-    """Wait until the guest has started everything, and make it ready to be copied; it fails with a reason."""
+    """Wait until the guest has started everything, and make it ready to be copied; it fails with a
+    reason.
+    """
     program = (resources.files("virtuary.guest") / "awaken.bin").read_bytes()
-    return _SETTLE.format(folder=FOLDER, room=room.READY_FOR_MEMORY, awaken=base64.encodebytes(program).decode()).encode()
+    return _SETTLE.format(
+        folder=FOLDER, room=room.READY_FOR_MEMORY, awaken=base64.encodebytes(program).decode()
+    ).encode()
 
 
 def strip_script() -> bytes:
-    """Take from the guest what makes it a machine of its own, and have it wait for what its copy becomes. The last thing before it is saved."""
+    """Take from the guest what makes it a machine of its own, and have it wait for what its copy
+    becomes. The last thing before it is saved.
+    """
     return _STRIP.format(awaken=f"{FOLDER}/awaken", port=WAKE_PORT).encode()
 
 
@@ -224,7 +249,9 @@ class _Lines:
 
 
 def copy_lines(identity: Identity, renewal: Renewal, keys: bool = True) -> bytes:
-    """What awaken.c is told to make a resumed copy a machine of its own. Safe to repeat. `keys`: nobody could log in before it."""
+    """What awaken.c is told to make a resumed copy a machine of its own. Safe to repeat. `keys`:
+    nobody could log in before it.
+    """
     _check(identity)
     lines, name, place = _Lines(), identity.hostname, renewal.place
     seconds = int(renewal.now)
@@ -238,8 +265,11 @@ def copy_lines(identity: Identity, renewal: Renewal, keys: bool = True) -> bytes
         own = ipaddress.IPv4Interface(place.address)
         gateway = ipaddress.IPv4Address(place.gateway).packed.hex() if place.gateway else "0"
         lines.do("a", own.ip.packed.hex(), own.netmask.packed.hex(), gateway)
-    if place and place.nameserver:  # until the guest's own service has asked for it and writes it anew
-        resolv = f"search {place.domain}\nnameserver {ipaddress.ip_address(place.nameserver)}\n".encode()
+    # until the guest's own service has asked for it and writes it anew
+    if place and place.nameserver:
+        resolv = (
+            f"search {place.domain}\nnameserver {ipaddress.ip_address(place.nameserver)}\n".encode()
+        )
         for path in ("/run/resolv.conf", "/run/systemd/resolve/stub-resolv.conf"):
             lines.write("e", 0o644, path, resolv)
     lines.write("f", 0o644, "/etc/hostname", f"{name}\n".encode())
@@ -247,10 +277,19 @@ def copy_lines(identity: Identity, renewal: Renewal, keys: bool = True) -> bytes
     lines.write("e", 0o644, "/etc/machine-id", f"{renewal.machine_id}\n".encode())
     lines.do("d", "700", "/root/.ssh")
     if keys:
-        lines.write("f", 0o600, "/root/.ssh/authorized_keys", "".join(f"{key}\n" for key in identity.keys).encode())
-    lines.write("o", 0o600, "/etc/dropbear/dropbear_ed25519_host_key", dropbear_key(renewal.host_key))
+        lines.write(
+            "f",
+            0o600,
+            "/root/.ssh/authorized_keys",
+            "".join(f"{key}\n" for key in identity.keys).encode(),
+        )
+    lines.write(
+        "o", 0o600, "/etc/dropbear/dropbear_ed25519_host_key", dropbear_key(renewal.host_key)
+    )
     lines.write("o", 0o600, "/etc/ssh/ssh_host_ed25519_key", f"{renewal.host_key}\n".encode())
-    lines.write("o", 0o644, "/etc/ssh/ssh_host_ed25519_key.pub", f"{renewal.host_key_public}\n".encode())
+    lines.write(
+        "o", 0o644, "/etc/ssh/ssh_host_ed25519_key.pub", f"{renewal.host_key_public}\n".encode()
+    )
     for folder in _SEED_FOLDERS if renewal.seed else ():
         lines.do("d", "755", folder)
     for file, content in renewal.seed:
@@ -276,18 +315,24 @@ def copy_lines(identity: Identity, renewal: Renewal, keys: bool = True) -> bytes
 
 
 _LATER_BY, _SEEDED_BY, _ASKING_BY = 15, 5, 3
-"""Seconds after which services go on under their new name: it takes an emulated processor a second, and others may be starting now too. Sooner
-where somebody waits for cloud-init, or for what a network gives besides the address that a copy was told."""
+"""Seconds after which services go on under their new name: it takes an emulated processor a second,
+and others may be starting now too. Sooner where somebody waits for cloud-init, or for what a
+network gives besides the address that a copy was told.
+"""
 _MOST_LATER = 15
 """Seconds by which that is put off at most for others, half of one for each."""
 
 
 def _start_again(lines: _Lines, renewal: Renewal) -> None:
-    """What goes on under another name. Nobody waits for it: while its user logs in the guest's processor has enough to do."""
+    """What goes on under another name. Nobody waits for it: while its user logs in the guest's
+    processor has enough to do.
+    """
     for place in ("/var/log/journal", "/run/log/journal"):
         lines.do("j", "/run/virtuary/machine-id", renewal.machine_id, place)
     wait = f"sleep {_SEEDED_BY - _ASKING_BY}\n" if renewal.place else ""
-    later = _LATER.format(wait=wait, cloud="systemctl start cloud-init.target\n" if renewal.seed else "")
+    later = _LATER.format(
+        wait=wait, cloud="systemctl start cloud-init.target\n" if renewal.seed else ""
+    )
     pause = _ASKING_BY if renewal.place else _SEEDED_BY if renewal.seed else _LATER_BY
     pause += min(renewal.crowd // 2, _MOST_LATER)
     lines.run_apart(pause, "/run/systemd/system", later)
@@ -300,12 +345,16 @@ def complaints(answer: bytes) -> bytes:
 
 
 def renewed_dmi(tables: bytes, old: str, new: str) -> bytes:
-    """SMBIOS tables with the machine's uuid replaced, wherever it stands in its mixed-endian form (SMBIOS 7.2.1)."""
+    """SMBIOS tables with the machine's uuid replaced, wherever it stands in its mixed-endian form
+    (SMBIOS 7.2.1).
+    """
     return tables.replace(_mixed(old), _mixed(new))
 
 
 def dropbear_key(text: str) -> bytes:
-    """An ed25519 key that ssh-keygen wrote without a passphrase, in dropbear's form. Source: PROTOCOL.key of OpenSSH."""
+    """An ed25519 key that ssh-keygen wrote without a passphrase, in dropbear's form. Source:
+    PROTOCOL.key of OpenSSH.
+    """
     rest = base64.b64decode("".join(text.splitlines()[1:-1])).removeprefix(b"openssh-key-v1\0")
     for _ in range(3):  # cipher, key derivation, its options: none
         _, rest = _string(rest)
@@ -377,7 +426,9 @@ fi
 
 @dataclass(frozen=True)
 class Fresh:
-    """What a guest gets besides its name and keys that was another machine when it was shut down."""
+    """What a guest gets besides its name and keys that was another machine when it was shut
+    down.
+    """
 
     machine_id: str
     entropy: str
@@ -388,7 +439,9 @@ class Fresh:
 
 
 def fresh_script(identity: Identity, fresh: Fresh) -> bytes:
-    """The shell script that gives a guest, booted from a copied disk, an identity of its own. Idempotent."""
+    """The shell script that gives a guest, booted from a copied disk, an identity of its own.
+    Idempotent.
+    """
     rest = _FRESH.format(
         machine_id=fresh.machine_id,
         entropy=fresh.entropy,
@@ -436,9 +489,11 @@ END
 
 
 def live_script(identity: Identity, renewal: Renewal) -> bytes:
-    """What `copy_lines` do, for a guest that was never made ready to be copied: a copy of a machine that ran, cold-started or not.
+    """What `copy_lines` do, for a guest that was never made ready to be copied: a copy of a machine
+    that ran, cold-started or not.
 
-    What it does first leaves what `strip_script` leaves. A second time it waits for the end of the first and changes nothing.
+    What it does first leaves what `strip_script` leaves. A second time it waits for the end of the
+    first and changes nothing.
     """
     program = (resources.files("virtuary.guest") / "awaken.bin").read_bytes()
     return _LIVE.format(

@@ -1,8 +1,11 @@
-"""A command in the guest with streams, through its agent and without any network: what goes in and comes out is passed on piece by piece.
+"""A command in the guest with streams, through its agent and without any network: what goes in and
+comes out is passed on piece by piece.
 
-The agent itself keeps a command's whole output until it ends, cuts it at 16 MiB, and lets the command live on when nobody waits for it any more. So a
-small program (relay.c) is put into the guest once and runs the command there; the agent reads and writes the files by which it is spoken with. What
-it says is a hostile guest's: frames are bounded, and nothing is believed but how long they are.
+The agent itself keeps a command's whole output until it ends, cuts it at 16 MiB, and lets the
+command live on when nobody waits for it any more. So a small program (relay.c) is put into the
+guest once and runs the command there; the agent reads and writes the files by which it is spoken
+with. What it says is a hostile guest's: frames are bounded, and nothing is believed but how long
+they are.
 """
 
 from __future__ import annotations
@@ -35,9 +38,13 @@ ACKNOWLEDGED_AT = 256 * 1024
 WATCHED = 5.0
 """Seconds without a word after which it is asked whether the program still runs."""
 ANSWERS = 5.0
-"""Seconds within which an agent begins to do what it is asked: where none does, there is another way in."""
+"""Seconds within which an agent begins to do what it is asked: where none does, there is another
+way in.
+"""
 BEAT = 20.0
-"""Seconds after which the guest is told that somebody still waits; it ends the command after 120 without."""
+"""Seconds after which the guest is told that somebody still waits; it ends the command after 120
+without.
+"""
 QUICK, SLOW = 0.01, 0.25
 """Seconds between two looks: the least, and the most where nothing happens."""
 _STREAMS = {b"o": 1, b"e": 2}
@@ -88,7 +95,9 @@ def place() -> str:
 
 
 def setup_script() -> bytes:
-    """Puts the program where the guest can run it: /run may forbid that, and a disk may be full. Fails with a reason."""
+    """Puts the program where the guest can run it: /run may forbid that, and a disk may be full.
+    Fails with a reason.
+    """
     text = base64.encodebytes(program()).decode()
     return f"""umask 077
 mkdir -p {FOLDER} || exit 1
@@ -134,7 +143,8 @@ class Relay:
         """Hand over input."""
         for at in range(0, len(data), PIECE):
             piece = data[at : at + PIECE]
-            self._given += len(piece)  # first: what was sent once gets there, also where no answer came
+            # first: what was sent once gets there, also where no answer came
+            self._given += len(piece)
             await self._write("in", piece)
 
     async def close_input(self) -> None:
@@ -157,13 +167,16 @@ class Relay:
 
     async def _write(self, name: str, data: bytes) -> None:
         text = base64.b64encode(data).decode()
-        await self._agent.run("guest-file-write", 60, **{"handle": self._handles[name], "buf-b64": text})
+        await self._agent.run(
+            "guest-file-write", 60, **{"handle": self._handles[name], "buf-b64": text}
+        )
         await self._agent.run("guest-file-flush", handle=self._handles[name])
 
     # ---- what it says
 
     async def look(self) -> list[Piece | End]:
-        """What came since the last look; empty where nothing did. After an End there is nothing more. Raises NotStarted.
+        """What came since the last look; empty where nothing did. After an End there is nothing
+        more. Raises NotStarted.
 
         After a GuestSilent it may be asked again: nothing is lost.
         """
@@ -180,10 +193,16 @@ class Relay:
         if data:
             self._seen = now
         elif self._over:
-            raise Failed(f"what ran {self._word[:200]!r} in the guest was ended there", "its output may not be whole")
-        elif now - self._seen > WATCHED:  # a program that was ended from inside the guest says nothing any more
+            raise Failed(
+                f"what ran {self._word[:200]!r} in the guest was ended there",
+                "its output may not be whole",
+            )
+        elif now - self._seen > WATCHED:
+            # a program that was ended from inside the guest says nothing any more
             self._seen = now
-            self._over = read(await self._agent.run("guest-exec-status", pid=self._pid), WHO).flag("exited")
+            self._over = read(await self._agent.run("guest-exec-status", pid=self._pid), WHO).flag(
+                "exited"
+            )
         if self._end is None and self._got - self._acknowledged > ACKNOWLEDGED_AT:
             self._acknowledged = self._got
             await self._tell(b"a", self._got)
@@ -262,14 +281,17 @@ def _record(letter: bytes, number: int) -> bytes:
 
 
 async def start(agent: Agent, command: Command) -> Relay:
-    """Run a command in the guest. Raises Failed where its agent refuses that, or no program can be put into it."""
+    """Run a command in the guest. Raises Failed where its agent refuses that, or no program can be
+    put into it.
+    """
     try:
         return await _start(agent, command)
     except Failed:  # it is not there yet, or the folder was emptied
         outcome = await agent.execute(["/bin/sh"], setup_script(), 60)
         if outcome.status != 0:
             raise Failed(
-                f"the guest can't be made ready to run commands: {outcome.stderr.decode(errors='replace').strip()[-300:]}"
+                "the guest can't be made ready to run commands: "
+                f"{outcome.stderr.decode(errors='replace').strip()[-300:]}"
             ) from None
     return await _start(agent, command)
 
@@ -279,7 +301,9 @@ async def _start(agent: Agent, command: Command) -> Relay:
     rows, columns = command.size
     try:
         for end, mode in _MODES.items():
-            handles[end] = read(await agent.run("guest-file-open", ANSWERS, path=f"{name}.{end}", mode=mode), WHO).number()
+            handles[end] = read(
+                await agent.run("guest-file-open", ANSWERS, path=f"{name}.{end}", mode=mode), WHO
+            ).number()
         if command.terminal:
             await Relay(agent, handles, "").resize(rows, columns)
         words = [name, "t" if command.terminal else "p", command.terminal, *command.words]

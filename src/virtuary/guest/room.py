@@ -1,4 +1,6 @@
-"""What a guest does when its machine becomes larger or smaller while it runs: shell for its agent, short, safe to repeat."""
+"""What a guest does when its machine becomes larger or smaller while it runs: shell for its agent,
+short, safe to repeat.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ esac
 """
 
 TRIES = 1200
-"""Looks at what is to come, 50 ms apart and longer: a guest on a busy host, its processor emulated, may get little of that time itself."""
+"""Looks at what is to come, 50 ms apart and longer: a guest on a busy host, its processor emulated,
+may get little of that time itself.
+"""
 
 _USE_CPUS = """number=1
 while [ $number -lt {cpus} ]; do
@@ -57,7 +61,9 @@ def use_cpus(cpus: int) -> str:
 
 
 def grow(size: int) -> str:
-    """Have the root partition and its filesystem fill the disk, once the guest has seen that it is of so many bytes."""
+    """Have the root partition and its filesystem fill the disk, once the guest has seen that it is
+    of so many bytes.
+    """
     return _GROW.replace("{sectors}", str(size // 512)).replace("{tries}", str(TRIES))
 
 

@@ -1,10 +1,12 @@
-"""User data as cloud-init takes it: told apart by how it begins, looked through part by part, and refused with the reason where that can't go well.
+"""User data as cloud-init takes it: told apart by how it begins, looked through part by part, and
+refused with the reason where that can't go well.
 
-What kinds there are and how they are told: cloud-init's user_data.py and handlers/__init__.py. The user's own words are passed on as they are, but
-for what only carries them: base64 around all of it, and a byte order mark.
+What kinds there are and how they are told: cloud-init's user_data.py and handlers/__init__.py. The
+user's own words are passed on as they are, but for what only carries them: base64 around all of it,
+and a byte order mark.
 
-A #cloud-config is gone through event by event, and given up at the first that is too much, before anything is made of it: no text that a user may
-send holds up the daemon.
+A #cloud-config is gone through event by event, and given up at the first that is too much, before
+anything is made of it: no text that a user may send holds up the daemon.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ EVENTS_CAP = 8192
 DIRECTIVES_CAP = 64
 """Lines that may be directives, each of which libyaml compares with all others."""
 NUMBERS_CAP = 4096
-"""Characters of all numbers that do not fit into 64 bits: to make them, and to keep them apart as keys, takes their number squared."""
+"""Characters of all numbers that do not fit into 64 bits: to make them, and to keep them apart as
+keys, takes their number squared.
+"""
 _NUMBER = re.compile(r"[-+0-9_.:]{19,}")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{16,}={0,2}\s*")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -79,25 +83,39 @@ class Part(NamedTuple):
 
 
 def normalise(text: str) -> bytes:
-    """What cloud-init is to be given: without a byte order mark, and without base64 around all of it. Pure."""
+    """What cloud-init is to be given: without a byte order mark, and without base64 around all of
+    it. Pure.
+    """
     text = text.removeprefix("\ufeff")
     if _BASE64.fullmatch(text):
         try:
             inner = base64.b64decode("".join(text.split()), validate=True)
         except binascii.Error:
             return text.encode()
-        if inner.startswith(b"\x1f\x8b") or _is_mime(inner) or _kind_of(inner.decode("utf-8", "replace")):
+        if (
+            inner.startswith(b"\x1f\x8b")
+            or _is_mime(inner)
+            or _kind_of(inner.decode("utf-8", "replace"))
+        ):
             return inner
     raw = text.encode()
     # by the other header alone cloud-init would not take it for the message it is
-    return b"MIME-Version: 1.0\n" + raw if text[:13].lower() == "content-type:" and not _is_mime(raw) else raw
+    return (
+        b"MIME-Version: 1.0\n" + raw
+        if text[:13].lower() == "content-type:" and not _is_mime(raw)
+        else raw
+    )
 
 
 def check_user_data(text: str) -> str:
-    """User data that cloud-init will take, as it is; raises Invalid with the reason, for a #cloud-config that is not valid YAML with the line."""
+    """User data that cloud-init will take, as it is; raises Invalid with the reason, for a
+    #cloud-config that is not valid YAML with the line.
+    """
     found = [part for part in parts(normalise(text)) if not _check(part, 0)]
     if not found and not any(part.kind for part in parts(normalise(text))):
-        raise Invalid("no part of the user data is of a kind that cloud-init knows", "see cloud-init's manual")
+        raise Invalid(
+            "no part of the user data is of a kind that cloud-init knows", "see cloud-init's manual"
+        )
     return text
 
 
@@ -110,7 +128,8 @@ def parts(raw: bytes) -> Iterator[Part]:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise Invalid(
-            f"the user data is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}", "convert it: iconv -t utf-8"
+            f"the user data is not UTF-8: byte 0x{raw[error.start]:02x} in line {line}",
+            "convert it: iconv -t utf-8",
         ) from error
     if _is_mime(raw):
         yield from _mime(text)
@@ -132,7 +151,10 @@ def _is_mime(raw: bytes) -> bool:
 
 def _kind_of(text: str) -> str:
     begin = text[:4096].lstrip().lower()
-    return next((KINDS[start] for start in sorted(KINDS, key=len, reverse=True) if begin.startswith(start)), "")
+    return next(
+        (KINDS[start] for start in sorted(KINDS, key=len, reverse=True) if begin.startswith(start)),
+        "",
+    )
 
 
 def _unpacked(raw: bytes) -> bytes:
@@ -165,18 +187,23 @@ def _mime(text: str) -> Iterator[Part]:
 
 
 def _check(part: Part, depth: int) -> bool:
-    """Raise Invalid for a part that can't go well; whether there is something cloud-init does nothing with."""
+    """Raise Invalid for a part that can't go well; whether there is something cloud-init does
+    nothing with.
+    """
     if part.kind == "cloud-config":
         body = _load(part)
         if body is not None and not isinstance(body, dict):
-            raise Invalid(f"{part.name} is a #cloud-config, which must be a mapping of keys to values")
+            raise Invalid(
+                f"{part.name} is a #cloud-config, which must be a mapping of keys to values"
+            )
     elif part.kind == "archive":
         _check_archive(part, depth)
     elif part.kind == "jsonp":
         _check_patch(part)
     elif part.kind == "script" and part.text.lstrip().partition("\n")[0].endswith("\r"):
         raise Invalid(
-            f"the first line of {part.name}, a script, ends with a carriage return: no interpreter has such a name",
+            f"the first line of {part.name}, a script, ends with a carriage return: no "
+            "interpreter has such a name",
             "convert it: dos2unix FILE",
         )
     return not part.kind
@@ -186,7 +213,8 @@ def _load(part: Part) -> Any:
     try:
         _check_extent(part.text)
         return _LOADER(part.text).get_single_data()
-    except Exception as error:  # besides YAMLError whatever a broken date, number or tag makes of it
+    except Exception as error:
+        # besides YAMLError whatever a broken date, number or tag makes of it
         why = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise Invalid(f"{part.name} is not valid YAML: {why[:300]}") from error
 
@@ -203,7 +231,11 @@ def _check_archive(part: Part, depth: int) -> None:
         content = entry.get("content", "")
         text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
         told = entry.get("type")
-        kind = TYPES.get(str(told), "") if told else _kind_of(text) or ("" if isinstance(content, bytes) else "cloud-config")
+        kind = (
+            TYPES.get(str(told), "")
+            if told
+            else _kind_of(text) or ("" if isinstance(content, bytes) else "cloud-config")
+        )
         _check(Part(kind, text, name), depth + 1)
 
 
@@ -217,24 +249,33 @@ def _check_patch(part: Part) -> None:
         steps = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Invalid(f"{part.name} is not valid JSON: {error}") from error
-    if not isinstance(steps, list) or not all(isinstance(step, dict) and {"op", "path"} <= set(step) for step in steps):
-        raise Invalid(f"{part.name} is a #cloud-config-jsonp, which must be a list of steps with op and path")
+    if not isinstance(steps, list) or not all(
+        isinstance(step, dict) and {"op", "path"} <= set(step) for step in steps
+    ):
+        raise Invalid(
+            f"{part.name} is a #cloud-config-jsonp, which must be a list of steps with op and path"
+        )
 
 
 def _check_extent(text: str) -> None:
-    """Raise ValueError for YAML that would take long to make something of; in time that goes by what is accepted."""
+    """Raise ValueError for YAML that would take long to make something of; in time that goes by
+    what is accepted.
+    """
     if text.count("\n%") > DIRECTIVES_CAP:
         raise ValueError("it has too many directives")
     depth = numbers = 0
     for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
         if isinstance(event, yaml.ScalarEvent) and _NUMBER.fullmatch(event.value):
             numbers += len(event.value)
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"it has an alias, *{event.anchor}: write out what that stands for")
         if depth > DEPTH_CAP or count > EVENTS_CAP or numbers > NUMBERS_CAP:
             raise ValueError(
-                f"it has more than {DEPTH_CAP} levels, {EVENTS_CAP} parts or {NUMBERS_CAP} characters of long numbers"
+                f"it has more than {DEPTH_CAP} levels, {EVENTS_CAP} parts or {NUMBERS_CAP} "
+                "characters of long numbers"
             )
 
 
@@ -251,7 +292,9 @@ def has_host_keys(text: str) -> bool:
 
 
 def login_lines(text: str) -> list[str]:
-    """Lines of the user data that may have taken away the login by which shell and cp come in: `line 4: PermitRootLogin no`. Pure."""
+    """Lines of the user data that may have taken away the login by which shell and cp come in:
+    `line 4: PermitRootLogin no`. Pure.
+    """
     found = []
     for part in _readable(text):
         where = "" if part.name == "the user data" else f"{part.name}, "

@@ -1,6 +1,8 @@
-"""The port at which a template's guest waits to be told who a copy of it is: lines out, what failed in. Replies are hostile text with a cap.
+"""The port at which a template's guest waits to be told who a copy of it is: lines out, what failed
+in. Replies are hostile text with a cap.
 
-Somebody listens from before the template is saved, and before its copy begins to run: so the guest waits without looking about.
+Somebody listens from before the template is saved, and before its copy begins to run: so the guest
+waits without looking about.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class Port:
         self._writer.close()
 
     async def wake(self, lines: bytes, deadline: float) -> Outcome:
-        """Have the program that waits in the guest do these lines (see awaken.c), once; `status` tells how many failed, 9 for more.
+        """Have the program that waits in the guest do these lines (see awaken.c), once; `status`
+        tells how many failed, 9 for more.
 
         Raises GuestSilent at the deadline (seconds), Misbehaves when it answers something else.
         """

@@ -1,4 +1,6 @@
-"""What the physical machine has: processors, NUMA, huge pages, links, pressure. Read from /proc and /sys; changes nothing."""
+"""What the physical machine has: processors, NUMA, huge pages, links, pressure. Read from /proc and
+/sys; changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def parse_cpus(text: str) -> tuple[int, ...]:
 def find_cores(sys: Path = SYS) -> int:
     """Cores of all processors; 0 when the kernel does not tell."""
     places = (sys / "devices/system/cpu").glob("cpu[0-9]*/topology")
-    return len({(_read(place / "physical_package_id"), _read(place / "core_id")) for place in places})
+    return len(
+        {(_read(place / "physical_package_id"), _read(place / "core_id")) for place in places}
+    )
 
 
 def find_numa(sys: Path = SYS) -> tuple[NumaNode, ...]:
@@ -39,7 +43,11 @@ def find_numa(sys: Path = SYS) -> tuple[NumaNode, ...]:
         total = re.search(r"MemTotal:\s+(\d+) kB", _read(place / "meminfo"))
         number = int(place.name.removeprefix("node"))
         found.append(
-            NumaNode(number=number, cpus=parse_cpus(_read(place / "cpulist")), memory=int(total[1]) * 1024 if total else 0)
+            NumaNode(
+                number=number,
+                cpus=parse_cpus(_read(place / "cpulist")),
+                memory=int(total[1]) * 1024 if total else 0,
+            )
         )
     return tuple(sorted(found, key=lambda node: node.number))
 
@@ -50,9 +58,19 @@ def find_huge_pages(sys: Path = SYS, proc: Path = PROC) -> tuple[HugePages, ...]
     default = re.search(r"Hugepagesize:\s+(\d+) kB", _read(proc / "meminfo"))
     for place in sorted((sys / "kernel/mm/hugepages").glob("hugepages-*kB")):
         size = int(place.name.removeprefix("hugepages-").removesuffix("kB")) * 1024
-        total, free = int(_read(place / "nr_hugepages") or 0), int(_read(place / "free_hugepages") or 0)
+        total, free = (
+            int(_read(place / "nr_hugepages") or 0),
+            int(_read(place / "free_hugepages") or 0),
+        )
         if total:
-            found.append(HugePages(size=size, total=total, free=free, default=bool(default and size == int(default[1]) * 1024)))
+            found.append(
+                HugePages(
+                    size=size,
+                    total=total,
+                    free=free,
+                    default=bool(default and size == int(default[1]) * 1024),
+                )
+            )
     return tuple(found)
 
 
@@ -67,15 +85,21 @@ def find_links(sys: Path = SYS) -> tuple[Link, ...]:
     for place in sorted((sys / "class/net").glob("*")):
         if (place / "device").exists():
             speed = _read(place / "speed")
-            found.append(Link(name=place.name, speed=int(speed) * 10**6 if speed.isdigit() else None))
+            found.append(
+                Link(name=place.name, speed=int(speed) * 10**6 if speed.isdigit() else None)
+            )
     return tuple(found)
 
 
 def find_pressure(proc: Path = PROC) -> dict[str, float]:
-    """Percent of the last ten seconds in which somebody waited for each resource; empty where the kernel keeps no account."""
+    """Percent of the last ten seconds in which somebody waited for each resource; empty where the
+    kernel keeps no account.
+    """
     found = {}
     for name in ("cpu", "memory", "io"):
         with contextlib.suppress(StopIteration):
             words = _read(proc / "pressure" / name).split()
-            found[name] = next(float(word.removeprefix("avg10=")) for word in words if word.startswith("avg10="))
+            found[name] = next(
+                float(word.removeprefix("avg10=")) for word in words if word.startswith("avg10=")
+            )
     return found

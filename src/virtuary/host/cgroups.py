@@ -1,6 +1,8 @@
-"""A control group per machine: version 2 where the host has it, the version 1 controllers else; what can't be had is said.
+"""A control group per machine: version 2 where the host has it, the version 1 controllers else;
+what can't be had is said.
 
-A group keeps a machine's processes together and apart from the daemon's; `shares.py` gives it its part of the processors.
+A group keeps a machine's processes together and apart from the daemon's; `shares.py` gives it its
+part of the processors.
 """
 
 from __future__ import annotations
@@ -37,21 +39,29 @@ def _own_group(root: Path) -> Path:
 
 CONTROLLERS_V2 = ("cpu", "cpuset", "io", "memory", "pids")
 OWN = "daemon"
-"""Child of the delegated group in which the daemon itself is: of version 2 only groups without processes may share out."""
+"""Child of the delegated group in which the daemon itself is: of version 2 only groups without
+processes may share out.
+"""
 SERVERS = "virtuary-servers.scope"
-"""The unit of systemd that machines are in. Not the daemon's: as long as machines are in a group of version 2 that is shared out systemd can
-start nothing in it, so a daemon that was stopped, or died, could not be started again."""
+"""The unit of systemd that machines are in. Not the daemon's: as long as machines are in a group of
+version 2 that is shared out systemd can start nothing in it, so a daemon that was stopped, or died,
+could not be started again.
+"""
 HELPERS = "helpers"
-"""Child of that unit with the one process that keeps it, also while no machine runs, and with all else that outlives the daemon."""
+"""Child of that unit with the one process that keeps it, also while no machine runs, and with all
+else that outlives the daemon.
+"""
 SYSTEMD = Path("/run/systemd/system")
 BUILDS = "builds"
 """Child of that unit for the making of images: it weighs as much as one machine."""
 
 
 def prepare(root: Path = ROOT, systemd: Path = SYSTEMD) -> str | None:
-    """Make ready for machines' groups. Under systemd with version 2 they have a unit of their own; without systemd the daemon moves into
-    a child of its own group; in both what controllers there are is passed on. To be called once, before anything else is in the group;
-    repeats harmlessly. Why it can't be, None when there is nothing to do or it is done."""
+    """Make ready for machines' groups. Under systemd with version 2 they have a unit of their own;
+    without systemd the daemon moves into a child of its own group; in both what controllers there
+    are is passed on. To be called once, before anything else is in the group; repeats harmlessly.
+    Why it can't be, None when there is nothing to do or it is done.
+    """
     if version(root) != 2:
         return None
     try:
@@ -64,11 +74,15 @@ def prepare(root: Path = ROOT, systemd: Path = SYSTEMD) -> str | None:
         else:
             own = _own_group(root)
             (own / OWN).mkdir(exist_ok=True)
-            (own / OWN / "cgroup.procs").write_text("0", encoding="ascii")  # itself; whoever else is there is nobody's to move
+            # itself; whoever else is there is nobody's to move
+            (own / OWN / "cgroup.procs").write_text("0", encoding="ascii")
             _pass_on(own, own / "virtuary")
     except OSError as error:
         others = error.errno == errno.EBUSY
-        return f"the daemon's control group can't be shared out ({'other programs are in it' if others else error.strerror})"
+        return (
+            "the daemon's control group can't be shared out "
+            f"({'other programs are in it' if others else error.strerror})"
+        )
     return None
 
 
@@ -85,29 +99,37 @@ def unit_command(system: bool) -> list[str]:
     scope = ["--slice=system.slice"] if system else ["--user", "--slice=app.slice"]
     properties = ("Delegate=yes", "TasksMax=infinity")
     return [
-        "systemd-run", *scope, "--scope", "--quiet", "--collect", f"--unit={SERVERS}", "--description=Virtuary's servers",
+        "systemd-run", *scope, "--scope", "--quiet", "--collect", f"--unit={SERVERS}",
+        "--description=Virtuary's servers",
         *(f"--property={text}" for text in properties), "--", "sleep", "infinity",
     ]  # fmt: skip
 
 
 def _ensure_unit(root: Path, patience: float = 30.0) -> str | None:
-    """Have systemd make the unit, if it is not there; why it would not. systemd-run becomes the process that holds the unit."""
+    """Have systemd make the unit, if it is not there; why it would not. systemd-run becomes the
+    process that holds the unit.
+    """
     group = servers_unit(root)
     if group.is_dir():
         return None
     try:
         process = subprocess.Popen(
-            unit_command(os.getuid() == 0), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            unit_command(os.getuid() == 0), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             start_new_session=True, cwd="/",
         )  # fmt: skip
     except OSError as error:
         return f"systemd-run: {error.strerror}"
     assert process.stderr
-    with process.stderr as words:  # held open by sleep as well, so it is read only when that has ended
+    # held open by sleep as well, so it is read only when that has ended
+    with process.stderr as words:
         until = time.monotonic() + patience
         while str(process.pid) not in _processes(group):
             if process.poll() is not None:
-                return None if group.is_dir() else f"systemd-run: {words.read().decode(errors='replace').strip() or 'it failed'}"
+                if group.is_dir():
+                    return None
+                said = words.read().decode(errors="replace").strip()
+                return f"systemd-run: {said or 'it failed'}"
             if time.monotonic() > until:
                 process.kill()
                 return f"systemd made no unit {SERVERS} within {patience:.0f} s"
@@ -130,7 +152,9 @@ def builds_group(root: Path = ROOT) -> Path | None:
 
 
 def outlive(pid: int, root: Path = ROOT) -> None:
-    """Move a helper that is to outlive the daemon out of the daemon's unit, which systemd would keep else when the daemon is stopped."""
+    """Move a helper that is to outlive the daemon out of the daemon's unit, which systemd would
+    keep else when the daemon is stopped.
+    """
     with contextlib.suppress(OSError):
         (servers_unit(root) / HELPERS / "cgroup.procs").write_text(str(pid), encoding="ascii")
 
@@ -153,14 +177,17 @@ def _pass_on(group: Path, *below: Path) -> None:
 
 @functools.cache
 def _parents(root: Path) -> tuple[Path, ...]:
-    """The folders machines' groups are made in; a host does not change them while a daemon lives."""
+    """The folders machines' groups are made in; a host does not change them while a daemon
+    lives.
+    """
     match version(root):
         case 2:
             unit = servers_unit(root)
             return (unit if unit.is_dir() else _own_group(root) / "virtuary",)
         case 1:
             found = [root / name for name in CONTROLLERS_V1 if (root / name).is_dir()]
-            return tuple({path.resolve(): path / "virtuary" for path in found}.values())  # cpu,cpuacct is one with two names
+            # cpu,cpuacct is one with two names
+            return tuple({path.resolve(): path / "virtuary" for path in found}.values())
     return ()
 
 
@@ -169,7 +196,10 @@ def find_gap(root: Path = ROOT) -> str | None:
     parents = _parents(root)
     if not parents:
         return "this host has no control groups"
-    if all(os.access(next(path for path in (parent, *parent.parents) if path.exists()), os.W_OK) for parent in parents):
+    if all(
+        os.access(next(path for path in (parent, *parent.parents) if path.exists()), os.W_OK)
+        for parent in parents
+    ):
         return None
     return "this user has no control groups of its own"
 
@@ -180,7 +210,11 @@ def find_missing(root: Path = ROOT) -> tuple[str, ...]:
         given = [_read(parent / "cgroup.subtree_control").split() for parent in _parents(root)]
         return tuple(name for name in ("cpu", "io") if not all(name in found for found in given))
     found = {path.parent.name for path in _parents(root)}
-    return tuple(name for name, v1 in (("cpu", "cpu"), ("io", "blkio")) if not any(v1 in names.split(",") for names in found))
+    return tuple(
+        name
+        for name, v1 in (("cpu", "cpu"), ("io", "blkio"))
+        if not any(v1 in names.split(",") for names in found)
+    )
 
 
 def _read(path: Path) -> str:
@@ -212,19 +246,33 @@ def members_of(vm_id: str, root: Path = ROOT) -> set[int]:
     folders = [folder for path in group_paths(vm_id, root) for folder in (path, path / VCPUS)]
     pids: set[int] = set()
     for folder in folders:
-        with contextlib.suppress(OSError):  # a group of threads can't list processes; they are its parent's
+        # a group of threads can't list processes; they are its parent's
+        with contextlib.suppress(OSError):
             pids.update(map(int, _processes(folder)))
     return pids
 
 
 def set_bounds(vm_id: str, memory: int, processes: int, root: Path = ROOT) -> str | None:
-    """Let the group have at most so many bytes of memory and so many threads; why that can't be, None when it was done.
+    """Let the group have at most so many bytes of memory and so many threads; why that can't be,
+    None when it was done.
 
-    Memory of the kernel and cached parts of files count; those are given up before anything is refused.
+    Memory of the kernel and cached parts of files count; those are given up before anything is
+    refused.
     """
-    bounds = {"memory": (memory, ("memory.max", "memory.limit_in_bytes")), "pids": (processes, ("pids.max",))}
-    missing = [name for name, (most, files) in bounds.items() if not _bound(group_paths(vm_id, root), files, most)]
-    return f"no bound of {' and '.join(missing)} (this host gives no controller for it)" if missing else None
+    bounds = {
+        "memory": (memory, ("memory.max", "memory.limit_in_bytes")),
+        "pids": (processes, ("pids.max",)),
+    }
+    missing = [
+        name
+        for name, (most, files) in bounds.items()
+        if not _bound(group_paths(vm_id, root), files, most)
+    ]
+    return (
+        f"no bound of {' and '.join(missing)} (this host gives no controller for it)"
+        if missing
+        else None
+    )
 
 
 def _bound(groups: list[Path], names: tuple[str, ...], most: int) -> bool:
@@ -250,10 +298,12 @@ def _make(path: Path) -> None:
 
 
 def remove_group(vm_id: str, root: Path = ROOT) -> bool:
-    """Remove the group; whether nothing of it is left. A process that has just ended may hold it for a moment: some kernels tell
-    the end before the group knows of it."""
+    """Remove the group; whether nothing of it is left. A process that has just ended may hold it
+    for a moment: some kernels tell the end before the group knows of it.
+    """
     for path in group_paths(vm_id, root):
         for folder in (path / VCPUS, path):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
-    return not any(os.path.exists(path) for path in group_paths(vm_id, root))  # none, where they are not to be seen
+    # none, where they are not to be seen
+    return not any(os.path.exists(path) for path in group_paths(vm_id, root))

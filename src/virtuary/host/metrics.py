@@ -1,7 +1,8 @@
-"""Figures of processes and of the host, read from /proc as counters. Knows no servers and waits for nobody.
+"""Figures of processes and of the host, read from /proc as counters. Knows no servers and waits for
+nobody.
 
-Files that are read each second stay open; a process that ends is an ordinary answer (None), never an error. Counters are what the
-kernel says; `Meter` makes rates of them.
+Files that are read each second stay open; a process that ends is an ordinary answer (None), never
+an error. Counters are what the kernel says; `Meter` makes rates of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ UNREAL_DISKS = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd")
 
 
 class Meter:
-    """A counter that is read now and then, and its rate a second. One that went back began anew and has no rate until the next reading."""
+    """A counter that is read now and then, and its rate a second. One that went back began anew and
+    has no rate until the next reading.
+    """
 
     __slots__ = ("at", "rate", "total")
 
@@ -32,7 +35,9 @@ class Meter:
         self.at: float | None = None
 
     def read(self, total: float | None, now: float, within: float = math.inf) -> float | None:
-        """Note what the counter says at `now` (seconds); the rate since the last reading, None when there was none `within` so long."""
+        """Note what the counter says at `now` (seconds); the rate since the last reading, None when
+        there was none `within` so long.
+        """
         before, at = self.total, self.at
         if total is None or before is None or at is None or total < before or now - at > within:
             self.rate = None
@@ -88,19 +93,23 @@ class Process:
             return None, None
 
     def waited(self) -> float | None:
-        """Seconds its threads stood ready and waited for a processor, since the first call; None where the kernel does not tell.
+        """Seconds its threads stood ready and waited for a processor, since the first call; None
+        where the kernel does not tell.
 
         Costs an open file a thread: for every few seconds.
         """
         found: dict[str, int] = {}
         try:
             for thread in os.listdir(self._threads):
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+                # a thread that ended meanwhile
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     found[thread] = int(_read(f"{self._threads}/{thread}/schedstat").split()[1])
         except (OSError, ValueError, IndexError):
             return None
         if self._delays is not None:
-            self._waited += sum(max(0, delay - self._delays.get(thread, 0)) for thread, delay in found.items())
+            self._waited += sum(
+                max(0, delay - self._delays.get(thread, 0)) for thread, delay in found.items()
+            )
         self._delays = found
         return self._waited / 1e9 if found else None
 
@@ -111,7 +120,9 @@ class Process:
 
 
 def open_process(pid: int, start: int | None = None, proc: Path = PROC) -> Process | None:
-    """Begin to look at a process; None when there is none of this pid that began at `start` (clock ticks since boot)."""
+    """Begin to look at a process; None when there is none of this pid that began at `start` (clock
+    ticks since boot).
+    """
     try:
         stat = os.open(f"{proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -129,7 +140,9 @@ def open_process(pid: int, start: int | None = None, proc: Path = PROC) -> Proce
 
 
 def glance(pid: int, start: int | None, proc: Path = PROC) -> tuple[float, int] | None:
-    """Processor seconds and resident bytes of a process that is looked at now and then; None when it is gone."""
+    """Processor seconds and resident bytes of a process that is looked at now and then; None when
+    it is gone.
+    """
     try:
         cpu, began, resident = parse_stat(_read(f"{proc}/{pid}/stat"))
     except (OSError, ValueError, IndexError):
@@ -138,7 +151,9 @@ def glance(pid: int, start: int | None, proc: Path = PROC) -> tuple[float, int] 
 
 
 def parse_stat(text: bytes) -> tuple[float, int, int]:
-    """Processor seconds, start time in ticks and resident bytes from /proc/PID/stat; the name in it may hold anything."""
+    """Processor seconds, start time in ticks and resident bytes from /proc/PID/stat; the name in it
+    may hold anything.
+    """
     fields = text[text.rindex(b")") + 2 :].split(b" ", 22)
     return (int(fields[11]) + int(fields[12])) / TICK, int(fields[19]), int(fields[21]) * PAGE
 
@@ -152,7 +167,9 @@ def parse_io(text: bytes) -> tuple[int, int]:
 
 
 def throttled(groups: Iterable[Path]) -> float | None:
-    """Seconds the first of these control groups that has a limit was held back by it; None where nobody counts them."""
+    """Seconds the first of these control groups that has a limit was held back by it; None where
+    nobody counts them.
+    """
     for group in groups:
         with contextlib.suppress(OSError):  # it has no such group, or it is another user's
             words = _read(f"{group}/cpu.stat").split()
@@ -182,7 +199,9 @@ class HostSample(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Bytes that came in (read, received) and went out, and how many operations or packets they were."""
+    """Bytes that came in (read, received) and went out, and how many operations or packets they
+    were.
+    """
 
     came: int
     went: int
@@ -199,7 +218,15 @@ class HostFiles:
     def __init__(self, proc: Path = PROC, sys: Path = SYS) -> None:
         self._sys = sys
         self._handles: dict[str, int] = {}
-        for name in ("stat", "meminfo", "diskstats", "net/dev", "pressure/cpu", "pressure/memory", "pressure/io"):
+        for name in (
+            "stat",
+            "meminfo",
+            "diskstats",
+            "net/dev",
+            "pressure/cpu",
+            "pressure/memory",
+            "pressure/io",
+        ):
             with contextlib.suppress(OSError):
                 self._handles[name] = os.open(proc / name, os.O_RDONLY | os.O_CLOEXEC)
         self._samples = 0
@@ -244,14 +271,18 @@ class HostFiles:
 
 
 def find_disks(sys: Path = SYS) -> frozenset[str]:
-    """The disks on which others are not counted again: those with a device; where there are none, whatever looks like one."""
+    """The disks on which others are not counted again: those with a device; where there are none,
+    whatever looks like one.
+    """
     names = _names(sys / "block")
     real = [name for name in names if (sys / "block" / name / "device").exists()]
     return frozenset(real or [name for name in names if not name.startswith(UNREAL_DISKS)])
 
 
 def find_links(sys: Path = SYS) -> frozenset[str]:
-    """The links that lead out: those with a device; where there are none (in a container), all but the loopback."""
+    """The links that lead out: those with a device; where there are none (in a container), all but
+    the loopback.
+    """
     names = _names(sys / "class/net")
     real = [name for name in names if (sys / "class/net" / name / "device").exists()]
     return frozenset(real or [name for name in names if name != "lo"])
@@ -265,7 +296,9 @@ def _names(folder: Path) -> list[str]:
 
 
 def parse_cpu(text: bytes) -> tuple[float, float, float]:
-    """Seconds busy, stolen and waiting for storage, of all processors, from /proc/stat. Guests' time is in `user` already."""
+    """Seconds busy, stolen and waiting for storage, of all processors, from /proc/stat. Guests'
+    time is in `user` already.
+    """
     words = text.split(b"\n", 1)[0].split()
     if words[0] != b"cpu":
         raise ValueError("not /proc/stat")

@@ -1,8 +1,11 @@
-"""What several Virtuaries on one host would take from each other as root: the users of their machines, and the networks of the host.
+"""What several Virtuaries on one host would take from each other as root: the users of their
+machines, and the networks of the host.
 
-Each has its part by a note in a folder that is root's and the same for all. A note counts while its owner's daemon lives or what was
-taken is in use, so that a stopped daemon keeps what its servers run on; with the host's next start all notes are gone, as is what they
-are about. Ordinary users share nothing: their machines run as themselves, their networks lie in a network namespace of their own.
+Each has its part by a note in a folder that is root's and the same for all. A note counts while its
+owner's daemon lives or what was taken is in use, so that a stopped daemon keeps what its servers
+run on; with the host's next start all notes are gone, as is what they are about. Ordinary users
+share nothing: their machines run as themselves, their networks lie in a network namespace of their
+own.
 """
 
 from __future__ import annotations
@@ -45,7 +48,10 @@ class Owner:
         return self.lives or (os.path.isdir(self.used) and bool(os.listdir(self.used)))
 
     def __str__(self) -> str:
-        return f"another Virtuary ({self.state}, {f'pid {self.pid}' if self.lives else 'whose daemon does not run'})"
+        return (
+            f"another Virtuary ({self.state}, "
+            f"{f'pid {self.pid}' if self.lives else 'whose daemon does not run'})"
+        )
 
 
 @dataclass(frozen=True)
@@ -90,16 +96,22 @@ def claim(folder: Path, name: str, state: Path, used: Path) -> Claim:
     """The claim of this process, which is the daemon of `state`."""
     identity = identify(os.getpid())
     assert identity
-    return Claim(folder, name, Owner(os.path.realpath(state), identity.pid, identity.start, str(used)))
+    return Claim(
+        folder, name, Owner(os.path.realpath(state), identity.pid, identity.start, str(used))
+    )
 
 
 def claim_networks(folder: Path, state: Path, used: Path) -> Claim:
-    """Bridges, addresses and the packet filter belong to a network namespace, and so does this claim."""
+    """Bridges, addresses and the packet filter belong to a network namespace, and so does this
+    claim.
+    """
     return claim(folder, f"networks-{os.stat('/proc/self/ns/net').st_ino}", state, used)
 
 
 def take_users(folder: Path, state: Path, used: Path, whole: range) -> range:
-    """The users of this instance's machines: no other instance on this host has any of them. Raises HostLacks when all are given away."""
+    """The users of this instance's machines: no other instance on this host has any of them. Raises
+    HostLacks when all are given away.
+    """
     if state == SYSTEM:
         return whole[:MOST]
     rest = whole[MOST:]
@@ -109,7 +121,10 @@ def take_users(folder: Path, state: Path, used: Path, whole: range) -> range:
     for one, users in sorted(parts, key=lambda part: not part[0].is_mine()):
         if (one.is_mine() or living.isdisjoint(users)) and one.take() is None:
             return users
-    raise HostLacks(f"{len(parts)} other Virtuaries have all users of machines on this host", f"their notes lie in {folder}")
+    raise HostLacks(
+        f"{len(parts)} other Virtuaries have all users of machines on this host",
+        f"their notes lie in {folder}",
+    )
 
 
 def _living_users() -> set[int]:

@@ -1,8 +1,10 @@
-"""Whom the kernel ends first when memory has run out after all. Only ever advice: what may not be said is left unsaid.
+"""Whom the kernel ends first when memory has run out after all. Only ever advice: what may not be
+said is left unsaid.
 
-The kernel ends the process whose memory and score together are largest; a score of 1000 counts as much as all of the host's memory. A
-server's goes down with its priority. An ordinary user's daemon may raise scores and never lower them, and a QEMU jailed well is not
-its to judge: there the kernel goes by size alone.
+The kernel ends the process whose memory and score together are largest; a score of 1000 counts as
+much as all of the host's memory. A server's goes down with its priority. An ordinary user's daemon
+may raise scores and never lower them, and a QEMU jailed well is not its to judge: there the kernel
+goes by size alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ FIRST, STEP = 900, 8
 
 
 def score_of(priority: int) -> int:
-    """The score of a server of this priority, from 0 to 100: above everything that is no server. Pure."""
+    """The score of a server of this priority, from 0 to 100: above everything that is no server.
+    Pure.
+    """
     return FIRST - STEP * priority
 
 
@@ -36,5 +40,7 @@ def set_score(pid: int, score: int, proc: Path = Path("/proc")) -> bool:
 
 
 def protect_self(proc: Path = Path("/proc")) -> bool:
-    """Have the kernel end almost anything else before this process. What it starts inherits that, until it is told otherwise."""
+    """Have the kernel end almost anything else before this process. What it starts inherits that,
+    until it is told otherwise.
+    """
     return set_score(os.getpid(), PROTECTED, proc)

@@ -1,4 +1,6 @@
-"""What the host says of its memory now: how much there is to be had, and how long somebody had to wait for some."""
+"""What the host says of its memory now: how much there is to be had, and how long somebody had to
+wait for some.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ class HostMemory(NamedTuple):
     available: int
     """What programs could get without swapping."""
     some: float = 0.0
-    """Percent of the last ten seconds in which somebody waited for memory; 0 where the kernel keeps no account."""
+    """Percent of the last ten seconds in which somebody waited for memory; 0 where the kernel keeps
+    no account.
+    """
     full: float = 0.0
     """And in which nobody did anything but wait."""
 

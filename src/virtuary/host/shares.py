@@ -1,8 +1,10 @@
-"""A machine's share of the processors: weight, floor, limit and pinning of its group, virtual CPUs apart from the rest of its process.
+"""A machine's share of the processors: weight, floor, limit and pinning of its group, virtual CPUs
+apart from the rest of its process.
 
-The weight holds for the whole group; the limit for a child group into which the threads of the virtual CPUs are moved, so that a
-machine at its limit still answers its monitor. A machine without a limit has no such group: moving a thread takes milliseconds.
-What a host can't do is told in words, never passed over.
+The weight holds for the whole group; the limit for a child group into which the threads of the
+virtual CPUs are moved, so that a machine at its limit still answers its monitor. A machine without
+a limit has no such group: moving a thread takes milliseconds. What a host can't do is told in
+words, never passed over.
 """
 
 from __future__ import annotations
@@ -38,12 +40,16 @@ class Claim(NamedTuple):
 
 
 def fair_weights(claims: Mapping[str, Claim], capacity: float) -> dict[str, float]:
-    """Weights by which each machine gets its reserve and, of what is left, its weight's part, when all of them spin. Pure.
+    """Weights by which each machine gets its reserve and, of what is left, its weight's part, when
+    all of them spin. Pure.
 
-    `capacity`: percent of one CPU that there are. Where nobody has a reserve these are the plain weights, and else those who have
-    none keep theirs as far as the numbers allow.
+    `capacity`: percent of one CPU that there are. Where nobody has a reserve these are the plain
+    weights, and else those who have none keep theirs as far as the numbers allow.
     """
-    reserved, total = sum(claim.reserve for claim in claims.values()), sum(claim.weight for claim in claims.values())
+    reserved, total = (
+        sum(claim.reserve for claim in claims.values()),
+        sum(claim.weight for claim in claims.values()),
+    )
     if not reserved:
         return {name: claim.weight for name, claim in claims.items()}
     left = max(capacity - reserved, 0)
@@ -53,12 +59,17 @@ def fair_weights(claims: Mapping[str, Claim], capacity: float) -> dict[str, floa
     return {name: part * scale for name, part in parts.items()}
 
 
-def apply_cpu(vm_id: str, threads: Sequence[int], cpu: Cpu, weight: float, root: Path = ROOT) -> list[str]:
-    """Make the group's share what is wished: `threads` are the host's ids of the virtual CPUs' threads, `weight` counts in hundredths of an
-    ordinary one. Returns what could not be done, in words. Repeats harmlessly."""
+def apply_cpu(
+    vm_id: str, threads: Sequence[int], cpu: Cpu, weight: float, root: Path = ROOT
+) -> list[str]:
+    """Make the group's share what is wished: `threads` are the host's ids of the virtual CPUs'
+    threads, `weight` counts in hundredths of an ordinary one. Returns what could not be done, in
+    words. Repeats harmlessly.
+    """
     gaps = [gap] if (gap := set_weight(vm_id, weight, root)) and weight != ORDINARY else []
     group = _group(vm_id, root)
-    if cpu.limit is not None or os.path.isdir(group / VCPUS):  # not where the host's groups are closed to a user
+    # not where the host's groups are closed to a user
+    if cpu.limit is not None or os.path.isdir(group / VCPUS):
         try:
             _move(_child(group, root), threads, root)
             _limit(group / VCPUS, cpu.limit, root)
@@ -82,8 +93,10 @@ def set_weight(vm_id: str, weight: float, root: Path = ROOT) -> str | None:
 
 
 async def weigh_all(weight: float, root: Path = ROOT) -> None:
-    """Give all machines together, beside the host's other services, this weight: else they would weigh as much as one service, however many
-    they are. Only under systemd with version 2: elsewhere everything else is in their place one by one, and would hardly have its turn."""
+    """Give all machines together, beside the host's other services, this weight: else they would
+    weigh as much as one service, however many they are. Only under systemd with version 2:
+    elsewhere everything else is in their place one by one, and would hardly have its turn.
+    """
     if version(root) == 2 and servers_unit(root).is_dir():
         with contextlib.suppress(OSError, VirtuaryError):
             for command in total_commands(weight, os.getuid() == 0):
@@ -91,12 +104,17 @@ async def weigh_all(weight: float, root: Path = ROOT) -> None:
 
 
 def total_commands(weight: float, system: bool) -> list[list[str]]:
-    """How systemd is told what its units weigh; what is written into a unit's group itself it would undo some time. Pure.
+    """How systemd is told what its units weigh; what is written into a unit's group itself it would
+    undo some time. Pure.
 
-    The daemon's weighs as much as all machines, so that it answers also while all of them spin: with a tenth it took ten times as long.
+    The daemon's weighs as much as all machines, so that it answers also while all of them spin:
+    with a tenth it took ten times as long.
     """
     words = ["systemctl", *([] if system else ["--user"]), "set-property", "--runtime"]
-    return [[*words, unit, f"CPUWeight={_on_v2(max(weight, ORDINARY))}"] for unit in (SERVERS, "virtuary.service")]
+    return [
+        [*words, unit, f"CPUWeight={_on_v2(max(weight, ORDINARY))}"]
+        for unit in (SERVERS, "virtuary.service")
+    ]
 
 
 def _on_v2(weight: float) -> str:
@@ -105,7 +123,10 @@ def _on_v2(weight: float) -> str:
 
 def set_io_weight(vm_id: str, weight: int, root: Path = ROOT) -> str | None:
     """Give the group its weight of storage traffic; why that can't be, None when it was done."""
-    group = next((path for path in group_paths(vm_id, root) if "blkio" in path.parts or version(root) == 2), Path("/nowhere"))
+    group = next(
+        (path for path in group_paths(vm_id, root) if "blkio" in path.parts or version(root) == 2),
+        Path("/nowhere"),
+    )
     try:
         if version(root) == 2:
             _enable(group.parent, "io")
@@ -116,7 +137,11 @@ def set_io_weight(vm_id: str, weight: int, root: Path = ROOT) -> str | None:
     except OSError as error:
         if _weighs():
             return f"no weight of storage traffic ({_why(error, root)})"
-    return None if _weighs() else "no weight of storage traffic (no disk of this host has a scheduler that weighs)"
+    return (
+        None
+        if _weighs()
+        else "no weight of storage traffic (no disk of this host has a scheduler that weighs)"
+    )
 
 
 def _weighs(sys: Path = Path("/sys/block")) -> bool:
@@ -135,14 +160,19 @@ def _group(vm_id: str, root: Path) -> Path:
     paths = group_paths(vm_id, root)
     if version(root) == 2:
         return paths[0]
-    return next((path for path in paths if path.parent.parent.name.split(",")[0] in ("cpu", "cpuacct")), Path("/nowhere"))
+    return next(
+        (path for path in paths if path.parent.parent.name.split(",")[0] in ("cpu", "cpuacct")),
+        Path("/nowhere"),
+    )
 
 
 def _child(group: Path, root: Path) -> Path:
     child = group / VCPUS
     with contextlib.suppress(FileExistsError):
         os.mkdir(child)
-    if version(root) == 2:  # a group of threads: it can't count memory, and needs not; a daemon may have died before it was said
+    # a group of threads: it can't count memory, and needs not; a daemon may have died before it was
+    # said
+    if version(root) == 2:
         _write(child / "cgroup.type", "threaded")
         _enable(group, "cpu")
     return child
@@ -150,7 +180,11 @@ def _child(group: Path, root: Path) -> Path:
 
 def _move(child: Path, threads: Sequence[int], root: Path) -> None:
     name = "cgroup.threads" if version(root) == 2 else "tasks"
-    there = set((child / name).read_text(encoding="ascii").split()) if (child / name).exists() else set()
+    there = (
+        set((child / name).read_text(encoding="ascii").split())
+        if (child / name).exists()
+        else set()
+    )
     for thread in threads:
         if str(thread) not in there:
             _write(child / name, str(thread))

@@ -1,7 +1,8 @@
-"""Where a URL of a user may lead: parsed strictly, its host resolved once, every address checked (attack row SF1).
+"""Where a URL of a user may lead: parsed strictly, its host resolved once, every address checked
+(attack row SF1).
 
-The fetcher connects to the addresses returned here and never resolves the name again, so a name server that changes its
-mind in between gains nothing.
+The fetcher connects to the addresses returned here and never resolves the name again, so a name
+server that changes its mind in between gains nothing.
 """
 
 from __future__ import annotations
@@ -47,18 +48,27 @@ class Url(NamedTuple):
 
 
 def parse_url(text: str) -> Url:
-    """The URL meant by `text`; raises Invalid for other schemes, user names in it, and anything that could be read two ways."""
+    """The URL meant by `text`; raises Invalid for other schemes, user names in it, and anything
+    that could be read two ways.
+    """
     if len(text) > MAX_URL or not text.isascii() or re.search(r"[\x00-\x20\x7f\\<>\"]", text):
-        raise Invalid("the URL is too long or has characters that do not belong in a URL", "write other characters in %-notation")
+        raise Invalid(
+            "the URL is too long or has characters that do not belong in a URL",
+            "write other characters in %-notation",
+        )
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
         raise Invalid("the URL has a host or port that is not understood") from error
     if parts.scheme not in PORTS:
-        raise Invalid(f"URLs of the kind {parts.scheme[:20]!r} are not fetched", "give an http or https URL")
+        raise Invalid(
+            f"URLs of the kind {parts.scheme[:20]!r} are not fetched", "give an http or https URL"
+        )
     if "@" in parts.netloc:
-        raise Invalid("the URL has a user name or password in it", "publish the file where none is needed")
+        raise Invalid(
+            "the URL has a user name or password in it", "publish the file where none is needed"
+        )
     host = (parts.hostname or "").rstrip(".")
     if not host or not (_HOST.match(host) or literal(host)):
         raise Invalid("the URL has no host that is understood")
@@ -75,7 +85,9 @@ PRIVATE = "is a private address"
 
 
 def why_not(address: Address, allow_private: bool, deny: Sequence[Network] = ()) -> str | None:
-    """Why nothing is fetched from `address`, taken as itself and as every address that it stands for; None when it may be. Pure."""
+    """Why nothing is fetched from `address`, taken as itself and as every address that it stands
+    for; None when it may be. Pure.
+    """
     if any(address in network for network in deny):
         return "belongs to this cluster"
     if never := special.why_never(address):
@@ -90,16 +102,26 @@ def why_not(address: Address, allow_private: bool, deny: Sequence[Network] = ())
     return None
 
 
-def check_addresses(url: Url, found: Sequence[Address], allow_private: bool = False, deny: Sequence[Network] = ()) -> None:
+def check_addresses(
+    url: Url, found: Sequence[Address], allow_private: bool = False, deny: Sequence[Network] = ()
+) -> None:
     """Raise Refused if a single one of these addresses of the URL's host is not allowed."""
     for address in found:
         if reason := why_not(address, allow_private, deny):
-            hint = "an administrator can allow private addresses: images.allow_private = true in virtuary.toml"
-            raise Refused(f"{url.host} is not fetched from: its address {reason}", hint if reason == PRIVATE else None)
+            hint = (
+                "an administrator can allow private addresses: images.allow_private = true in "
+                "virtuary.toml"
+            )
+            raise Refused(
+                f"{url.host} is not fetched from: its address {reason}",
+                hint if reason == PRIVATE else None,
+            )
 
 
 def literal(host: str) -> Address | None:
-    """The address that a host is written as, in any notation that the C library takes; None for a name. Pure."""
+    """The address that a host is written as, in any notation that the C library takes; None for a
+    name. Pure.
+    """
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host)
     with contextlib.suppress(OSError):

@@ -1,8 +1,10 @@
-"""Images built on this host from Debian's signed packages: `tiny` (seconds) and `debian` (a server that boots on its own).
+"""Images built on this host from Debian's signed packages: `tiny` (seconds) and `debian` (a server
+that boots on its own).
 
-No root is needed, no loop device, no mount on the host: the tree is made by mmdebstrap inside namespaces (build_tree.py),
-file systems are filled by mke2fs and mtools, the boot loader is placed by our own code (bootdisk.py). Everything happens
-below the given folder; what is left at the end is the result alone, after a failure nothing.
+No root is needed, no loop device, no mount on the host: the tree is made by mmdebstrap inside
+namespaces (build_tree.py), file systems are filled by mke2fs and mtools, the boot loader is placed
+by our own code (bootdisk.py). Everything happens below the given folder; what is left at the end is
+the result alone, after a failure nothing.
 """
 
 from __future__ import annotations
@@ -38,11 +40,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise Invalid(f"there is no kind of image {self.kind!r}", f"one of: {', '.join(get_args(Kind))}")
+            raise Invalid(
+                f"there is no kind of image {self.kind!r}", f"one of: {', '.join(get_args(Kind))}"
+            )
         if self.release not in get_args(Release):
-            raise Invalid(f"Debian {self.release!r} can't be built", f"one of: {', '.join(get_args(Release))}")
+            raise Invalid(
+                f"Debian {self.release!r} can't be built", f"one of: {', '.join(get_args(Release))}"
+            )
         if self.arch != "amd64":
-            raise Invalid(f"images for {self.arch!r} can't be built", "amd64 is the only architecture so far")
+            raise Invalid(
+                f"images for {self.arch!r} can't be built", "amd64 is the only architecture so far"
+            )
         if self.kind == "tiny" and self.packages:
             raise Invalid("the tiny image takes no packages", "build debian instead")
         check_packages(self.packages)
@@ -65,20 +73,28 @@ class Built:
 
 
 def check_packages(names: tuple[str, ...]) -> None:
-    """Raise Invalid unless each is a plain package name: no version, no option, no pattern, no trailing + or - of apt's."""
+    """Raise Invalid unless each is a plain package name: no version, no option, no pattern, no
+    trailing + or - of apt's.
+    """
     if len(names) > MAX_PACKAGES:
-        raise Invalid(f"{len(names)} packages are more than the {MAX_PACKAGES} allowed", "install the rest inside the server")
+        raise Invalid(
+            f"{len(names)} packages are more than the {MAX_PACKAGES} allowed",
+            "install the rest inside the server",
+        )
     for name in names:
         if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
             raise Invalid(
-                f"{name!r:.80} is not a Debian package name", "small letters, digits, '+', '-' and '.', at least two characters"
+                f"{name!r:.80} is not a Debian package name",
+                "small letters, digits, '+', '-' and '.', at least two characters",
             )
         if name.endswith("-"):
             raise Invalid(f"{name!r:.80} would ask apt to remove a package", "give the plain name")
 
 
 def missing_programs(recipe: Recipe) -> list[str]:
-    """Programs the host lacks for this recipe; for an ordinary user also /etc/subuid and /etc/subgid without a range."""
+    """Programs the host lacks for this recipe; for an ordinary user also /etc/subuid and
+    /etc/subgid without a range.
+    """
     return build_tree.missing_programs(build_debian.PROGRAMS if recipe.kind == "debian" else ())
 
 
@@ -92,8 +108,8 @@ def estimate_space(recipe: Recipe) -> int:
 async def build(recipe: Recipe, into: Path, report: Callable[[str, float | None], None]) -> Built:
     """Build `recipe` in the empty folder `into`; takes half a minute (tiny) to a few minutes.
 
-    `report` gets what is being done and the fraction done. Raises a VirtuaryError and leaves `into` empty when it fails,
-    also when it is cancelled.
+    `report` gets what is being done and the fraction done. Raises a VirtuaryError and leaves `into`
+    empty when it fails, also when it is cancelled.
     """
     build_tree.require(missing_programs(recipe))
     check_folder(recipe, into)
@@ -121,18 +137,27 @@ def check_folder(recipe: Recipe, into: Path) -> None:
         raise Invalid(f"{into} is not an empty folder", "give a new folder for the build")
     free, need = shutil.disk_usage(into).free, estimate_space(recipe)
     if free < need:
-        raise NoRoom(f"building needs {format_size(need)}, and {format_size(free)} are free at {into}", "free some space")
+        raise NoRoom(
+            f"building needs {format_size(need)}, and {format_size(free)} are free at {into}",
+            "free some space",
+        )
 
 
 async def _build(recipe: Recipe, scratch: Path, into: Path, report: build_tree.Report) -> Built:
     report("reading package lists", 0.0)
     disk = into / "disk.qcow2"
     if recipe.kind == "tiny":
-        raw, kernel, initrd = await build_tiny.make(recipe.release, recipe.arch, scratch, into, report)
+        raw, kernel, initrd = await build_tiny.make(
+            recipe.release, recipe.arch, scratch, into, report
+        )
         size, name = build_tiny.DISK_SIZE, build_tiny.pretty_name(recipe.release)
         await _to_qcow2(raw, disk, report)
-        return Built(disk, size, kernel, initrd, build_tiny.KERNEL_ARGS, (), True, False, "root", name)
-    raw, size, name = await build_debian.make(recipe.release, recipe.arch, recipe.packages, scratch, report)
+        return Built(
+            disk, size, kernel, initrd, build_tiny.KERNEL_ARGS, (), True, False, "root", name
+        )
+    raw, size, name = await build_debian.make(
+        recipe.release, recipe.arch, recipe.packages, scratch, report
+    )
     await _to_qcow2(raw, disk, report)
     return Built(disk, size, None, None, "", ("bios", "uefi"), True, True, "root", name)
 
@@ -151,4 +176,12 @@ def _remove_results(into: Path) -> None:
             (into / name).unlink()
 
 
-__all__ = ["Built", "Recipe", "VirtuaryError", "build", "check_packages", "estimate_space", "missing_programs"]
+__all__ = [
+    "Built",
+    "Recipe",
+    "VirtuaryError",
+    "build",
+    "check_packages",
+    "estimate_space",
+    "missing_programs",
+]

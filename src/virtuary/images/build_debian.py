@@ -1,12 +1,15 @@
-"""A Debian server on a disk of its own: GPT with BIOS boot partition, EFI system partition and an ext4 root.
+"""A Debian server on a disk of its own: GPT with BIOS boot partition, EFI system partition and an
+ext4 root.
 
-mmdebstrap installs the packages; what makes it a server of ours are the files below guest_files/debian, put in place before
-the kernel's package is (its initial RAM disk is made once, with them). Nothing in it is unique to one machine but the UUIDs.
+mmdebstrap installs the packages; what makes it a server of ours are the files below
+guest_files/debian, put in place before the kernel's package is (its initial RAM disk is made once,
+with them). Nothing in it is unique to one machine but the UUIDs.
 
-The generic kernel is used. Measured under TCG (1 processor, 1 GiB, SeaBIOS, before units were masked): 28 s to the agent's answer with the
-generic kernel, 20 s with the cloud kernel, which is stored with a faster compression and finds fewer drivers to load. But the
-cloud kernel has neither AHCI nor USB storage: no seed on a q35 machine's CD drive, no start from a physical disk. The initial
-RAM disk is MODULES=list with the drivers of guest_files/debian/initramfs-hook: 8 MB.
+The generic kernel is used. Measured under TCG (1 processor, 1 GiB, SeaBIOS, before units were
+masked): 28 s to the agent's answer with the generic kernel, 20 s with the cloud kernel, which is
+stored with a faster compression and finds fewer drivers to load. But the cloud kernel has neither
+AHCI nor USB storage: no seed on a q35 machine's CD drive, no start from a physical disk. The
+initial RAM disk is MODULES=list with the drivers of guest_files/debian/initramfs-hook: 8 MB.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from virtuary.images.build_tiny import guest_file, put
 
 PROGRAMS = ("sfdisk", "mkfs.vfat", "mcopy")
 PACKAGES = (
-    "systemd", "systemd-sysv", "systemd-resolved", "dbus", "udev", "iproute2", "iputils-ping", "ca-certificates",
+    "systemd", "systemd-sysv", "systemd-resolved", "dbus", "udev", "iproute2", "iputils-ping",
+    "ca-certificates",
     "less", "nano", "sudo", "fdisk", "e2fsprogs", "zstd", "linux-image-amd64", "initramfs-tools",
     "openssh-server", "qemu-guest-agent", "cloud-init", "cloud-guest-utils",
     "grub2-common", "grub-pc-bin", "grub-efi-amd64-bin", "grub-efi-amd64-signed", "shim-signed",
@@ -61,22 +65,41 @@ ENABLED = {
     "sockets.target.wants/systemd-networkd.socket": "/usr/lib/systemd/system/systemd-networkd.socket",
 }
 MASKED = (
-    "apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "e2scrub_reap.service", "man-db.timer",
+    "apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "e2scrub_reap.service",
+    "man-db.timer",
     "systemd-pstore.service",
-    "systemd-networkd-wait-online.service", "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "grub-common.service",
+    "systemd-networkd-wait-online.service", "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
+    "grub-common.service",
     "sys-kernel-config.mount", "sys-fs-fuse-connections.mount", "systemd-repart.service",
     "modprobe@drm.service", "dpkg-db-backup.timer",
 )  # fmt: skip
 # generators for what this image has not: each is a process at every boot
-NO_GENERATORS = ("bless-boot", "gpt-auto", "hibernate-resume", "import", "integritysetup", "ssh", "tpm2", "veritysetup")
+NO_GENERATORS = (
+    "bless-boot",
+    "gpt-auto",
+    "hibernate-resume",
+    "import",
+    "integritysetup",
+    "ssh",
+    "tpm2",
+    "veritysetup",
+)
 SKIPPED_FILES = (
-    "path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright", "path-exclude=/usr/share/info/*",
-    "path-exclude=/usr/share/locale/*", "path-include=/usr/share/locale/locale.alias", "path-include=/usr/share/locale/en*",
-    "path-exclude=/usr/share/man/??/*", "path-exclude=/usr/share/man/??_*/*", "path-exclude=/usr/share/lintian/*",
+    "path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*", "path-include=/usr/share/locale/locale.alias",
+    "path-include=/usr/share/locale/en*",
+    "path-exclude=/usr/share/man/??/*", "path-exclude=/usr/share/man/??_*/*",
+    "path-exclude=/usr/share/lintian/*",
     "path-exclude=/usr/lib/binfmt.d/python*",
 )  # fmt: skip
-GRUB_MKIMAGE = "grub-mkimage -O i386-pc -o /boot/grub/core.img -p /boot/grub -c /boot/grub/early.cfg"
-GRUB_MODULES = "biosdisk part_gpt part_msdos ext2 search_fs_uuid normal linux configfile echo ls test minicmd serial terminal"
+GRUB_MKIMAGE = (
+    "grub-mkimage -O i386-pc -o /boot/grub/core.img -p /boot/grub -c /boot/grub/early.cfg"
+)
+GRUB_MODULES = (
+    "biosdisk part_gpt part_msdos ext2 search_fs_uuid normal linux configfile echo ls "
+    "test minicmd serial terminal"
+)
 
 
 def fstab(root_uuid: str, esp_id: str) -> str:
@@ -88,11 +111,14 @@ def fstab(root_uuid: str, esp_id: str) -> str:
 
 
 def grub_config(root_uuid: str, version: str) -> str:
-    """The menu of the first boot; the guest's own update-grub replaces it at its first kernel update."""
+    """The menu of the first boot; the guest's own update-grub replaces it at its first kernel
+    update.
+    """
     return (
         "set timeout=0\nset timeout_style=hidden\n"
         f"search --no-floppy --fs-uuid --set=root {root_uuid}\n"
-        f"menuentry 'Debian' {{\n  linux /boot/vmlinuz-{version} root=UUID={root_uuid} ro {KERNEL_ARGS}\n"
+        f"menuentry 'Debian' {{\n  linux /boot/vmlinuz-{version} root=UUID={root_uuid} ro "
+        f"{KERNEL_ARGS}\n"
         f"  initrd /boot/initrd.img-{version}\n}}\n"
     )
 
@@ -116,7 +142,9 @@ def make_overlay(overlay: Path, root_uuid: str, esp_id: str) -> None:
 
 
 def finish_tree(tree: Path, release: str, root_uuid: str) -> None:
-    """Everything after the packages: units on and off, boot menu, and whatever belongs to one machine only goes."""
+    """Everything after the packages: units on and off, boot menu, and whatever belongs to one
+    machine only goes.
+    """
     units = tree / "etc/systemd/system"
     for place, target in ENABLED.items():
         link(units / place, target)
@@ -132,7 +160,8 @@ def finish_tree(tree: Path, release: str, root_uuid: str) -> None:
     (tree / "var/lib/dbus").mkdir(exist_ok=True)
     link(tree / "var/lib/dbus/machine-id", "/etc/machine-id")
     (tree / "var/lib/systemd/random-seed").unlink(missing_ok=True)
-    shutil.rmtree(tree / "etc/update-motd.d", ignore_errors=True)  # four programs at every login, to say which kernel this is
+    # four programs at every login, to say which kernel this is
+    shutil.rmtree(tree / "etc/update-motd.d", ignore_errors=True)
     write_sources(tree, release)
     version = kernel_version(tree)
     put(tree / "boot/grub/grub.cfg", grub_config(root_uuid, version).encode(), 0o600)
@@ -166,12 +195,16 @@ def write_sources(tree: Path, release: str) -> None:
 def kernel_version(tree: Path) -> str:
     kernels = sorted((tree / "boot").glob("vmlinuz-*"))
     if not kernels:
-        raise Failed("the packages brought no kernel", "look at the package linux-image-amd64 of the mirror")
+        raise Failed(
+            "the packages brought no kernel", "look at the package linux-image-amd64 of the mirror"
+        )
     return kernels[-1].name.removeprefix("vmlinuz-")
 
 
 def mark_updated(tree: Path) -> None:
-    """Tell systemd that /etc and /var fit /usr: else the first boot rebuilds half a dozen caches (ConditionNeedsUpdate)."""
+    """Tell systemd that /etc and /var fit /usr: else the first boot rebuilds half a dozen caches
+    (ConditionNeedsUpdate).
+    """
     stamp = (tree / "usr").stat().st_mtime_ns
     for place in ("etc/.updated", "var/.updated"):
         put(tree / place, f"# made by Virtuary\nTIMESTAMP_NSEC={stamp}\n".encode())
@@ -179,12 +212,18 @@ def mark_updated(tree: Path) -> None:
 
 
 def size_for(used: int) -> int:
-    """Virtual size of the disk for a tree of `used` bytes: 4 GiB, or what leaves 1 GiB free, in whole GiB."""
+    """Virtual size of the disk for a tree of `used` bytes: 4 GiB, or what leaves 1 GiB free, in
+    whole GiB.
+    """
     return max(MIN_SIZE, -(-(used * 11 // 10 + GIB) // GIB) * GIB)
 
 
 def tree_size(tree: Path) -> int:
-    return sum(os.lstat(os.path.join(folder, name)).st_blocks * 512 for folder, _, names in os.walk(tree) for name in names)
+    return sum(
+        os.lstat(os.path.join(folder, name)).st_blocks * 512
+        for folder, _, names in os.walk(tree)
+        for name in names
+    )
 
 
 def pretty_name(tree: Path) -> str:
@@ -215,7 +254,9 @@ async def make(
     make_overlay(scratch / "overlay", root_uuid, esp_id)
     words = mmdebstrap_words(packages)
     lines = 1150 + 15 * len(packages)
-    tree = await build_tree.bootstrap(scratch, release, arch, words, report, lines=lines, span=(0.02, 0.85))
+    tree = await build_tree.bootstrap(
+        scratch, release, arch, words, report, lines=lines, span=(0.02, 0.85)
+    )
     report("writing the disk", 0.86)
     finish_tree(tree, release, root_uuid)
     size = size_for(tree_size(tree))
@@ -226,6 +267,15 @@ async def make(
     boot = (tree / "usr/lib/grub/i386-pc/boot.img").read_bytes()
     await bootdisk.make_table(disk, layout)
     bootdisk.place_grub(disk, layout, boot, grub)
-    await bootdisk.make_esp(disk, layout, tree, esp_id, early_config(root_uuid) + "configfile $prefix/grub.cfg\n", scratch)
-    await build_tree.fill_filesystem(tree, disk, layout.root.size, layout.root.start, label="root", uuid=root_uuid)
+    await bootdisk.make_esp(
+        disk,
+        layout,
+        tree,
+        esp_id,
+        early_config(root_uuid) + "configfile $prefix/grub.cfg\n",
+        scratch,
+    )
+    await build_tree.fill_filesystem(
+        tree, disk, layout.root.size, layout.root.start, label="root", uuid=root_uuid
+    )
     return disk, size, pretty_name(tree)

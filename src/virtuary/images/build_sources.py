@@ -1,8 +1,9 @@
-"""Where packages come from: the host's own apt configuration, read once and turned into one-line entries.
+"""Where packages come from: the host's own apt configuration, read once and turned into one-line
+entries.
 
-A Debian host tells its mirror, its security mirror and its keyring; anything else (another vendor's archive, backports,
-disabled entries) is left out. A host that isn't Debian tells nothing, and mmdebstrap's own default is used. Nothing here
-turns off the check of the archive's signature.
+A Debian host tells its mirror, its security mirror and its keyring; anything else (another vendor's
+archive, backports, disabled entries) is left out. A host that isn't Debian tells nothing, and
+mmdebstrap's own default is used. Nothing here turns off the check of the archive's signature.
 """
 
 from __future__ import annotations
@@ -49,13 +50,18 @@ def parse_deb822(text: str) -> Iterator[Entry]:
     """Entries of a deb822-style file (*.sources)."""
     for paragraph in re.split(r"\n[ \t]*\n", text):
         fields = _fields(paragraph)
-        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in ("no", "false"):
+        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in (
+            "no",
+            "false",
+        ):
             continue
         signed = fields.get("signed-by", "").strip()
         for uri in fields.get("uris", "").split():
             for suite in fields.get("suites", "").split():
                 components = tuple(fields.get("components", "").split())
-                yield Entry(uri.rstrip("/"), suite, components, signed if signed.startswith("/") else None)
+                yield Entry(
+                    uri.rstrip("/"), suite, components, signed if signed.startswith("/") else None
+                )
 
 
 def _fields(paragraph: str) -> dict[str, str]:
@@ -87,7 +93,9 @@ def read_host(etc: Path = Path("/etc")) -> list[Entry]:
 
 
 def is_debian(etc: Path = Path("/etc")) -> bool:
-    """Whether the host itself is Debian (not one of its descendants, whose archives are their own)."""
+    """Whether the host itself is Debian (not one of its descendants, whose archives are their
+    own).
+    """
     try:
         text = (etc / "os-release").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -96,7 +104,8 @@ def is_debian(etc: Path = Path("/etc")) -> bool:
 
 
 def choose_entries(entries: Iterable[Entry], release: str) -> list[Entry]:
-    """Entries for the guest's release: main, then updates and security as far as the host shows a way to them.
+    """Entries for the guest's release: main, then updates and security as far as the host shows a
+    way to them.
 
     The host's own release doesn't matter: a mirror has all of them, so its codename is replaced.
     """
@@ -104,7 +113,9 @@ def choose_entries(entries: Iterable[Entry], release: str) -> list[Entry]:
     usable = [entry for entry in entries if "main" in entry.components and _URI.match(entry.uri)]
     chosen: list[Entry] = []
     for ending in ("", "-updates", "-security"):
-        pattern = re.compile(rf"^({'|'.join(CODENAMES.values())}|stable|oldstable){ending}(/updates)?$")
+        pattern = re.compile(
+            rf"^({'|'.join(CODENAMES.values())}|stable|oldstable){ending}(/updates)?$"
+        )
         for entry in usable:
             if pattern.match(entry.suite):
                 chosen.append(Entry(entry.uri, codename + ending, ("main",), entry.signed_by))
@@ -113,18 +124,24 @@ def choose_entries(entries: Iterable[Entry], release: str) -> list[Entry]:
 
 
 def one_line(entry: Entry, keyring: str | None) -> str:
-    """The entry as a line for apt inside the guest (without a keyring) or for the build (with one)."""
+    """The entry as a line for apt inside the guest (without a keyring) or for the build (with
+    one).
+    """
     signed = f"[signed-by={keyring}] " if keyring else ""
     return f"deb {signed}{entry.uri} {entry.suite} {' '.join(entry.components)}"
 
 
 def host_entries(release: str, etc: Path = Path("/etc")) -> list[Entry]:
-    """What this host's configuration offers for `release`; empty means: use mmdebstrap's default."""
+    """What this host's configuration offers for `release`; empty means: use mmdebstrap's
+    default.
+    """
     return choose_entries(read_host(etc), release) if is_debian(etc) else []
 
 
 def keyring_of(entries: list[Entry]) -> str | None:
-    """The keyring to check the archive with: the host's Signed-By, else Debian's own; None when the host has neither."""
+    """The keyring to check the archive with: the host's Signed-By, else Debian's own; None when the
+    host has neither.
+    """
     for candidate in [*(entry.signed_by for entry in entries), KEYRING]:
         if candidate and Path(candidate).is_file():
             return candidate

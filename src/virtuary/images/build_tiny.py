@@ -1,7 +1,9 @@
-"""The tiny image: Debian's cloud kernel, busybox, dropbear and the guest agent on a small persistent root disk.
+"""The tiny image: Debian's cloud kernel, busybox, dropbear and the guest agent on a small
+persistent root disk.
 
-Nothing is installed in the sense of dpkg: the packages are only extracted, and the few files that are used are picked from
-them, with their copyright files. It boots by -kernel and -initrd only; tests and quick experiments live on it.
+Nothing is installed in the sense of dpkg: the packages are only extracted, and the few files that
+are used are picked from them, with their copyright files. It boots by -kernel and -initrd only;
+tests and quick experiments live on it.
 """
 
 from __future__ import annotations
@@ -29,24 +31,32 @@ PACKAGES = (
     "openssh-sftp-server",
     "openssh-client",
 )
-# scp and sftp-server come from OpenSSH, so that both `scp` and `scp -O` work; `cat` and `tar` over ssh are busybox's
+# scp and sftp-server come from OpenSSH, so that both `scp` and `scp -O` work; `cat` and `tar` over
+# ssh are busybox's
 PROGRAMS = ("busybox", "dropbear", "dropbearkey", "qemu-ga", "resize2fs", "scp")
 FIRST_MODULES = ("virtio_pci", "virtio_blk", "virtio_console")
 ROOT_MODULES = (
-    *FIRST_MODULES, "virtio_net", "virtio_rng", "virtio_balloon", "virtio_mem", "virtio_scsi", "virtio_pmem", "virtio_input",
-    "vmgenid", "button", "evdev", "pvpanic_pci", "virtiofs", "9p", "9pnet_virtio", "vmw_vsock_virtio_transport", "overlay", "isofs", "vfat",
-    "nls_ascii", "nls_cp437", "sd_mod", "sr_mod", "nvme", "ahci", "i6300esb", "e1000", "e1000e", "8021q", "bridge", "dummy",
+    *FIRST_MODULES, "virtio_net", "virtio_rng", "virtio_balloon", "virtio_mem", "virtio_scsi",
+    "virtio_pmem", "virtio_input",
+    "vmgenid", "button", "evdev", "pvpanic_pci", "virtiofs", "9p", "9pnet_virtio",
+    "vmw_vsock_virtio_transport", "overlay", "isofs", "vfat",
+    "nls_ascii", "nls_cp437", "sd_mod", "sr_mod", "nvme", "ahci", "i6300esb", "e1000", "e1000e",
+    "8021q", "bridge", "dummy",
     "tun", "loop", "ext4", "squashfs", "xfs",
 )  # fmt: skip
 OWN_WORDS = ("poweroff", "reboot", "halt", "shutdown")
 DISK_SIZE = 256 * MIB
 KERNEL_ARGS = (
-    "console=ttyS0 root=/dev/vda rw quiet random.trust_cpu=on no_timer_check cryptomgr.notests i8042.noaux 8250.nr_uarts=1"
-    " swiotlb=noforce"  # a machine that can grow beyond 4 GiB would put 64 MiB aside for devices it has not
+    "console=ttyS0 root=/dev/vda rw quiet random.trust_cpu=on no_timer_check cryptomgr.notests "
+    "i8042.noaux 8250.nr_uarts=1"
+    # a machine that can grow beyond 4 GiB would put 64 MiB aside for devices it has not
+    " swiotlb=noforce"
 )
 PLACES = {
-    "inittab": "etc/inittab", "profile": "etc/profile", "shutdown": "usr/sbin/shutdown", "power-button": "etc/acpi/PWRF/00000080",
-    **{name: f"etc/init.d/{name}" for name in ("boot", "agent", "network", "lease", "ssh", "power", "autologin", "stop")},
+    "inittab": "etc/inittab", "profile": "etc/profile", "shutdown": "usr/sbin/shutdown",
+    "power-button": "etc/acpi/PWRF/00000080",
+    **{name: f"etc/init.d/{name}" for name in ("boot", "agent", "network", "lease", "ssh", "power",
+    "autologin", "stop")},
 }  # fmt: skip
 TEXTS = {
     "etc/hostname": "tiny\n",
@@ -82,7 +92,8 @@ def pretty_name(release: str) -> str:
 
 def release_text(release: str) -> str:
     return (
-        f'PRETTY_NAME="{pretty_name(release)}"\nNAME="Virtuary tiny"\nID=virtuary-tiny\nID_LIKE=debian\nVERSION_ID="{release}"\n'
+        f'PRETTY_NAME="{pretty_name(release)}"\nNAME="Virtuary '
+        f'tiny"\nID=virtuary-tiny\nID_LIKE=debian\nVERSION_ID="{release}"\n'
     )
 
 
@@ -90,7 +101,10 @@ def find_in(tree: Path, name: str) -> Path:
     for folder in ("usr/bin", "bin", "usr/sbin", "sbin", "usr/lib/openssh"):
         if (path := tree / folder / name).is_file():
             return path
-    raise Failed(f"the packages lack the program {name}", "this is a defect of Virtuary's list of packages for the tiny image")
+    raise Failed(
+        f"the packages lack the program {name}",
+        "this is a defect of Virtuary's list of packages for the tiny image",
+    )
 
 
 def guest_file(kind: str, name: str) -> bytes:
@@ -117,14 +131,24 @@ def make_root(tree: Path, root: Path, release: str, modules: Modules, version: s
     (root / "usr/lib/sftp-server").symlink_to("openssh/sftp-server")
     for name, library in libraries_of(tree, programs).items():
         put(root / "usr/lib/x86_64-linux-gnu" / name, library.read_bytes(), 0o755)
-    (root / "usr/lib64/ld-linux-x86-64.so.2").symlink_to("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+    (root / "usr/lib64/ld-linux-x86-64.so.2").symlink_to(
+        "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+    )
     link_applets(root)
     for name, place in PLACES.items():
-        put(root / place, guest_file("tiny", name), 0o644 if name in ("inittab", "profile") else 0o755)
+        put(
+            root / place,
+            guest_file("tiny", name),
+            0o644 if name in ("inittab", "profile") else 0o755,
+        )
     for name in OWN_WORDS[:-1]:
         (root / "usr/sbin" / name).symlink_to("shutdown")
     for place, text in {**TEXTS, "etc/os-release": release_text(release)}.items():
-        put(root / place, text.encode(), 0o755 if place.endswith(".script") else 0o600 if place == "etc/shadow" else 0o644)
+        put(
+            root / place,
+            text.encode(),
+            0o755 if place.endswith(".script") else 0o600 if place == "etc/shadow" else 0o644,
+        )
     (root / "etc/resolv.conf").symlink_to("../run/resolv.conf")
     (root / "etc/mtab").symlink_to("../proc/self/mounts")
     (root / "var/run").symlink_to("../run")
@@ -135,19 +159,28 @@ def make_root(tree: Path, root: Path, release: str, modules: Modules, version: s
 
 
 def link_applets(root: Path) -> None:
-    """A link in /usr/bin or /usr/sbin for each of busybox's commands, as busybox itself lists them."""
+    """A link in /usr/bin or /usr/sbin for each of busybox's commands, as busybox itself lists
+    them.
+    """
     listed = subprocess.run(
-        [root / "usr/bin/busybox", "--list-full"], capture_output=True, text=True, timeout=20, check=True
+        [root / "usr/bin/busybox", "--list-full"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
     ).stdout.split()
     for place in [*listed, "sbin/init"]:
         folder, _, name = place.rpartition("/")
         path = root / ("usr/sbin" if folder.endswith("sbin") else "usr/bin") / name
-        if name not in OWN_WORDS and not os.path.lexists(path):  # the link's target is on the guest's side, not here
+        # the link's target is on the guest's side, not here
+        if name not in OWN_WORDS and not os.path.lexists(path):
             path.symlink_to("/usr/bin/busybox")
 
 
 def copy_modules(target: Path, modules: Modules) -> None:
-    """The modules worth having, decompressed, with the modules.dep that busybox's modprobe reads."""
+    """The modules worth having, decompressed, with the modules.dep that busybox's modprobe
+    reads.
+    """
     lines = []
     for name in modules.ordered(ROOT_MODULES):
         put(target / f"{name}.ko", modules.content(name))
@@ -175,7 +208,8 @@ def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
     out = bytearray()
     for number, (name, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
         raw = name.encode() + b"\0"
-        device = (5, 1) if stat.S_ISCHR(mode) else (0, 0)  # the only device ever put in is the console
+        # the only device ever put in is the console
+        device = (5, 1) if stat.S_ISCHR(mode) else (0, 0)
         fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(raw), 0)
         out += b"070701" + b"".join(b"%08X" % field for field in fields) + raw
         out += bytes(-len(out) % 4) + content
@@ -184,7 +218,9 @@ def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
 
 
 def make_initrd(busybox: bytes, modules: Modules) -> bytes:
-    """The initial RAM disk: busybox, the drivers of the root disk and of the agent, one script; not compressed (fastest)."""
+    """The initial RAM disk: busybox, the drivers of the root disk and of the agent, one script; not
+    compressed (fastest).
+    """
     entries = [(folder, stat.S_IFDIR | 0o755, b"") for folder in ("bin", "dev", "proc", "m", "new")]
     entries.append(("dev/console", stat.S_IFCHR | 0o600, b""))
     entries.append(("bin/busybox", stat.S_IFREG | 0o755, busybox))
@@ -194,15 +230,25 @@ def make_initrd(busybox: bytes, modules: Modules) -> bytes:
     return cpio(entries)
 
 
-async def make(release: str, arch: str, scratch: Path, into: Path, report: build_tree.Report) -> tuple[Path, Path, Path]:
-    """Build in `scratch`; returns the raw disk, the kernel and the initrd, the last two in `into`."""
+async def make(
+    release: str, arch: str, scratch: Path, into: Path, report: build_tree.Report
+) -> tuple[Path, Path, Path]:
+    """Build in `scratch`; returns the raw disk, the kernel and the initrd, the last two in
+    `into`.
+    """
     words = ["--variant=extract", f"--include={','.join(PACKAGES)}"]
-    tree = await build_tree.bootstrap(scratch, release, arch, words, report, lines=60, span=(0.02, 0.7))
+    tree = await build_tree.bootstrap(
+        scratch, release, arch, words, report, lines=60, span=(0.02, 0.7)
+    )
     report("picking files", 0.72)
     kernel = next((tree / "boot").glob("vmlinuz-*"))
     version = kernel.name.removeprefix("vmlinuz-")
     modules = Modules(
-        next(path for path in (tree / "usr/lib/modules" / version, tree / "lib/modules" / version) if path.is_dir())
+        next(
+            path
+            for path in (tree / "usr/lib/modules" / version, tree / "lib/modules" / version)
+            if path.is_dir()
+        )
     )
     root = scratch / "root"
     make_root(tree, root, release, modules, version)

@@ -1,12 +1,13 @@
 """The official cloud images people ask for by name, and where their publishers keep them.
 
-A table and a lookup; nothing here touches the network. Each image lies in a folder of its publisher next to the file with its
-checksum and, where there is one, the signature of that. Debian and Alpine: no signature we could check (Debian publishes
-none for cloud images; Alpine's key is in no keyring), so https and the checksum have to do. For the others the signature is
-checked when a keyring with the publisher's key is found; see `find_keyring`.
+A table and a lookup; nothing here touches the network. Each image lies in a folder of its publisher
+next to the file with its checksum and, where there is one, the signature of that. Debian and
+Alpine: no signature we could check (Debian publishes none for cloud images; Alpine's key is in no
+keyring), so https and the checksum have to do. For the others the signature is checked when a
+keyring with the publisher's key is found; see `find_keyring`.
 
-Facts about publishers were collected in November 2026 from public recipes that use these images; a publisher who
-moves a file makes the fetch fail, never the check pass.
+Facts about publishers were collected in November 2026 from public recipes that use these images; a
+publisher who moves a file makes the fetch fail, never the check pass.
 """
 
 from __future__ import annotations
@@ -24,10 +25,17 @@ from virtuary.images.checksums import Kind
 Arch = Literal["amd64", "arm64"]
 Firmware = Literal["bios", "uefi"]
 ARCHES: tuple[Arch, ...] = ("amd64", "arm64")
-ARCH_ALIASES: dict[str, Arch] = {"amd64": "amd64", "x86_64": "amd64", "x64": "amd64", "arm64": "arm64", "aarch64": "arm64"}
+ARCH_ALIASES: dict[str, Arch] = {
+    "amd64": "amd64",
+    "x86_64": "amd64",
+    "x64": "amd64",
+    "arm64": "arm64",
+    "aarch64": "arm64",
+}
 _RED_HAT_ARCH = {"amd64": "x86_64", "arm64": "aarch64"}
 
-# where distributions keep public keys; the last ones are what the package distribution-gpg-keys and rpm systems have
+# where distributions keep public keys; the last ones are what the package distribution-gpg-keys and
+# rpm systems have
 KEYRING_FOLDERS = (
     Path("/etc/virtuary/keyrings"),
     Path("/usr/share/keyrings"),
@@ -40,7 +48,9 @@ KEYRING_FOLDERS = (
 
 @dataclass(frozen=True)
 class Signature:
-    """How the checksum file is signed, by which key, and in which keyring files that key is usually found."""
+    """How the checksum file is signed, by which key, and in which keyring files that key is usually
+    found.
+    """
 
     kind: Literal["detached", "clearsigned"]
     file: str  # of the detached signature; for clearsigned the checksum file itself
@@ -93,12 +103,16 @@ def entries() -> list[Entry]:
 
 
 def find(name: str, arch: str = "amd64") -> Entry:
-    """The entry called `name` ("debian", "ubuntu:24.04", "noble"); raises NotFound with the names that come close."""
+    """The entry called `name` ("debian", "ubuntu:24.04", "noble"); raises NotFound with the names
+    that come close.
+    """
     wanted = name.strip().lower()
     full = aliases().get(wanted, wanted)
     machine = ARCH_ALIASES.get(arch.lower())
     if machine is None:
-        raise Invalid(f"there are no images for the architecture {arch!r}", f"known are {', '.join(ARCHES)}")
+        raise Invalid(
+            f"there are no images for the architecture {arch!r}", f"known are {', '.join(ARCHES)}"
+        )
     for entry in entries():
         if entry.name == full and entry.arch == machine:
             return entry
@@ -113,7 +127,9 @@ def _did_you_mean(wanted: str) -> str:
 
 
 def mirrored(url: str, mirrors: Mapping[str, str]) -> str:
-    """`url`, or the same path on the mirror given for its host: {"cloud.debian.org": "http://mirror:8080"}."""
+    """`url`, or the same path on the mirror given for its host: {"cloud.debian.org":
+    "http://mirror:8080"}.
+    """
     parts = urlsplit(url)
     base = mirrors.get(parts.hostname or "")
     return url if base is None else base.rstrip("/") + parts.path
@@ -121,7 +137,15 @@ def mirrored(url: str, mirrors: Mapping[str, str]) -> str:
 
 def find_keyring(signature: Signature, folders: Iterable[Path] = KEYRING_FOLDERS) -> Path | None:
     """The first keyring file for this signature that is there; None when the machine has none."""
-    return next((folder / name for folder in folders for name in signature.keyrings if (folder / name).is_file()), None)
+    return next(
+        (
+            folder / name
+            for folder in folders
+            for name in signature.keyrings
+            if (folder / name).is_file()
+        ),
+        None,
+    )
 
 
 def _debian(number: str, codename: str, *more: str) -> _Release:
@@ -150,7 +174,10 @@ def _ubuntu(number: str, codename: str, *more: str) -> _Release:
     name = f"ubuntu:{number}"
     # "UEC Image Automatic Signing Key"
     signature = Signature(
-        "detached", "SHA256SUMS.gpg", "D2EB44626FDDC30B513D5BB71A5D6C4C7DB87C81", ("ubuntu-cloudimage-keyring.gpg",)
+        "detached",
+        "SHA256SUMS.gpg",
+        "D2EB44626FDDC30B513D5BB71A5D6C4C7DB87C81",
+        ("ubuntu-cloudimage-keyring.gpg",),
     )
     entries = tuple(
         Entry(
@@ -181,11 +208,19 @@ def _fedora(number: str, compose: str, fingerprint: str, *more: str) -> _Release
             title=f"Fedora {number} Cloud",
             arch=arch,
             # releases move to the archive when their time is over
-            folders=(f"https://dl.fedoraproject.org/pub/{path}", f"https://dl.fedoraproject.org/pub/archive/{path}"),
+            folders=(
+                f"https://dl.fedoraproject.org/pub/{path}",
+                f"https://dl.fedoraproject.org/pub/archive/{path}",
+            ),
             image=f"Fedora-Cloud-Base-Generic-{number}-{compose}.{theirs}.qcow2",
             checksums=checksums,
             checksum_kind="bsd",
-            signature=Signature("clearsigned", checksums, fingerprint, (f"RPM-GPG-KEY-fedora-{number}-primary", "fedora.gpg")),
+            signature=Signature(
+                "clearsigned",
+                checksums,
+                fingerprint,
+                (f"RPM-GPG-KEY-fedora-{number}-primary", "fedora.gpg"),
+            ),
             user="fedora",
             firmware=_firmware(arch),
             agent=True,
@@ -205,14 +240,21 @@ def _almalinux(number: str, fingerprint: str, cpu: str, *more: str) -> _Release:
             image=f"AlmaLinux-{number}-GenericCloud-latest.{theirs}.qcow2",
             checksums="CHECKSUM",
             checksum_kind="sums",
-            signature=Signature("detached", "CHECKSUM.asc", fingerprint, (f"RPM-GPG-KEY-AlmaLinux-{number}", "almalinux.gpg")),
+            signature=Signature(
+                "detached",
+                "CHECKSUM.asc",
+                fingerprint,
+                (f"RPM-GPG-KEY-AlmaLinux-{number}", "almalinux.gpg"),
+            ),
             user="almalinux",
             firmware=_firmware(arch),
             agent=True,
             cpu=cpu if arch == "amd64" else "",
         )
 
-    return _Release(f"almalinux:{number}", (f"alma:{number}", *more), tuple(entry(arch) for arch in ARCHES))
+    return _Release(
+        f"almalinux:{number}", (f"alma:{number}", *more), tuple(entry(arch) for arch in ARCHES)
+    )
 
 
 def _rocky(number: str, fingerprint: str, cpu: str, *more: str) -> _Release:
@@ -226,21 +268,30 @@ def _rocky(number: str, fingerprint: str, cpu: str, *more: str) -> _Release:
             image=f"Rocky-{number}-GenericCloud-Base.latest.{theirs}.qcow2",
             checksums="CHECKSUM",
             checksum_kind="bsd",
-            signature=Signature("detached", "CHECKSUM.asc", fingerprint, (f"RPM-GPG-KEY-Rocky-{number}", "rocky.gpg")),
+            signature=Signature(
+                "detached",
+                "CHECKSUM.asc",
+                fingerprint,
+                (f"RPM-GPG-KEY-Rocky-{number}", "rocky.gpg"),
+            ),
             user="rocky",
             firmware=_firmware(arch),
             agent=True,
             cpu=cpu if arch == "amd64" else "",
         )
 
-    return _Release(f"rocky:{number}", (f"rockylinux:{number}", *more), tuple(entry(arch) for arch in ARCHES))
+    return _Release(
+        f"rocky:{number}", (f"rockylinux:{number}", *more), tuple(entry(arch) for arch in ARCHES)
+    )
 
 
 def _alpine(number: str, point: str, *more: str) -> _Release:
     def entry(arch: Arch) -> Entry:
         # one image per firmware; BIOS starts faster where there is a choice
         firmware: Firmware = "bios" if arch == "amd64" else "uefi"
-        image = f"generic_alpine-{number}.{point}-{_RED_HAT_ARCH[arch]}-{firmware}-cloudinit-r0.qcow2"
+        image = (
+            f"generic_alpine-{number}.{point}-{_RED_HAT_ARCH[arch]}-{firmware}-cloudinit-r0.qcow2"
+        )
         return Entry(
             name=f"alpine:{number}",
             title=f"Alpine Linux {number}",

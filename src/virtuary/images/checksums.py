@@ -1,8 +1,8 @@
 """Digests, and the checksum files distributions publish: strict, pure parsers with limits.
 
-Three kinds are read: `sums` (SHA256SUMS, SHA512SUMS: "DIGEST  NAME"), `bsd` (Fedora, Rocky: "SHA256 (NAME) = DIGEST") and
-`single` (one file's own: "DIGEST" or "DIGEST  NAME"). A line that is none of these refuses the whole file: what half
-understands a checksum file may be made to overlook a line.
+Three kinds are read: `sums` (SHA256SUMS, SHA512SUMS: "DIGEST  NAME"), `bsd` (Fedora, Rocky: "SHA256
+(NAME) = DIGEST") and `single` (one file's own: "DIGEST" or "DIGEST  NAME"). A line that is none of
+these refuses the whole file: what half understands a checksum file may be made to overlook a line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ MAX_LINE = 1024
 PIECE = 1024 * 1024
 
 _SUMS = re.compile(r"^([0-9A-Fa-f]{64,128}) [ *](?:\./)?([A-Za-z0-9][^\x00-\x1f\\]{0,511})$")
-_BSD = re.compile(r"^(SHA256|SHA512) \(([A-Za-z0-9][^\x00-\x1f\\]{0,511})\) = ([0-9A-Fa-f]{64,128})$")
+_BSD = re.compile(
+    r"^(SHA256|SHA512) \(([A-Za-z0-9][^\x00-\x1f\\]{0,511})\) = ([0-9A-Fa-f]{64,128})$"
+)
 _SINGLE = re.compile(r"^([0-9A-Fa-f]{64,128})(?: [ *]([^\x00-\x1f]{1,512}))?$")
 _ARMOR = "-----BEGIN PGP SIGNED MESSAGE-----"
 _ARMOR_SIGNATURE = "-----BEGIN PGP SIGNATURE-----"
@@ -39,13 +41,19 @@ class Digest:
 
     def __post_init__(self) -> None:
         if self.algorithm not in LENGTHS:
-            raise Invalid(f"{self.algorithm!r} digests are not accepted", "give a sha256 or sha512 digest")
+            raise Invalid(
+                f"{self.algorithm!r} digests are not accepted", "give a sha256 or sha512 digest"
+            )
         if len(self.value) != LENGTHS[self.algorithm] or not re.fullmatch(r"[0-9a-f]+", self.value):
-            raise Invalid(f"a {self.algorithm} digest has {LENGTHS[self.algorithm]} hexadecimal digits")
+            raise Invalid(
+                f"a {self.algorithm} digest has {LENGTHS[self.algorithm]} hexadecimal digits"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Digest:
-        """The digest meant by "sha256:HEX", or by bare HEX of a length that tells the algorithm. Raises Invalid."""
+        """The digest meant by "sha256:HEX", or by bare HEX of a length that tells the algorithm.
+        Raises Invalid.
+        """
         name, _, value = text.strip().lower().rpartition(":")
         by_length = {length: algorithm for algorithm, length in LENGTHS.items()}
         return cls(name or by_length.get(len(value), "unknown"), value)
@@ -58,7 +66,9 @@ class Digest:
 
 
 def hash_file(descriptor: int, algorithms: Iterable[str] = ("sha256",)) -> dict[str, str]:
-    """Hashes of the whole file behind `descriptor`, read once; blocks, so call it in a thread for large files."""
+    """Hashes of the whole file behind `descriptor`, read once; blocks, so call it in a thread for
+    large files.
+    """
     hashes = {algorithm: hashlib.new(algorithm) for algorithm in {"sha256", *algorithms}}
     offset = 0
     while piece := os.pread(descriptor, PIECE, offset):
@@ -69,7 +79,9 @@ def hash_file(descriptor: int, algorithms: Iterable[str] = ("sha256",)) -> dict[
 
 
 def parse_checksums(kind: Kind, content: bytes, name: str) -> Digest:
-    """The digest the checksum file `content` gives for the file `name`; raises Invalid when it gives none, or two."""
+    """The digest the checksum file `content` gives for the file `name`; raises Invalid when it
+    gives none, or two.
+    """
     lines = _lines(content)
     if kind == "single":
         return _parse_single(lines, name)
@@ -82,13 +94,15 @@ def parse_checksums(kind: Kind, content: bytes, name: str) -> Digest:
         raise Invalid(f"the checksum file names {name} twice, with different digests")
     if not digests:
         raise Invalid(
-            f"the checksum file does not name {name}", "the publisher may be in the middle of an update; try again later"
+            f"the checksum file does not name {name}",
+            "the publisher may be in the middle of an update; try again later",
         )
     return max(digests, key=lambda digest: len(digest.value))
 
 
 def clear_text(content: bytes) -> bytes:
-    """What a clearsigned document says, its signature NOT checked; a document that is not clearsigned is returned as it is.
+    """What a clearsigned document says, its signature NOT checked; a document that is not
+    clearsigned is returned as it is.
 
     For use only where no keyring is at hand. Text before or after the signed part is refused.
     """
@@ -98,7 +112,10 @@ def clear_text(content: bytes) -> bytes:
     if "" not in lines or _ARMOR_SIGNATURE not in lines:
         raise Invalid("the signed checksum file is cut")
     start, end = lines.index("") + 1, lines.index(_ARMOR_SIGNATURE)
-    if any(not re.fullmatch(r"Hash: [A-Za-z0-9, -]+", line) for line in lines[1 : start - 1]) or start > end:
+    if (
+        any(not re.fullmatch(r"Hash: [A-Za-z0-9, -]+", line) for line in lines[1 : start - 1])
+        or start > end
+    ):
         raise Invalid("the signed checksum file has headers that do not belong there")
     return "\n".join(line.removeprefix("- ") for line in lines[start:end]).encode() + b"\n"
 

@@ -1,11 +1,13 @@
 """Images from the network: to a checked address, resumable, hashed whole, published at once.
 
-The other side is spoken to by programs in the jail (remote.py); what is asked, which addresses are connected to, and what of the
-answer is kept is decided here. Promises: only http and https; each address, also behind each redirect, is checked before a byte is sent, and the connection
-goes to that very address; nothing of the machine (proxy settings, passwords, cookies) is sent along; size, silence and rate
-have limits. A file appears under its name complete, with the right digest, synced and mode 0400, or not at all. What an
-interrupted fetch left behind (NAME.partial and NAME.partial.json) is used by the next one if the server still has the same
-file. Error texts never contain what the other side sent.
+The other side is spoken to by programs in the jail (remote.py); what is asked, which addresses are
+connected to, and what of the answer is kept is decided here. Promises: only http and https; each
+address, also behind each redirect, is checked before a byte is sent, and the connection goes to
+that very address; nothing of the machine (proxy settings, passwords, cookies) is sent along; size,
+silence and rate have limits. A file appears under its name complete, with the right digest, synced
+and mode 0400, or not at all. What an interrupted fetch left behind (NAME.partial and
+NAME.partial.json) is used by the next one if the server still has the same file. Error texts never
+contain what the other side sent.
 """
 
 from __future__ import annotations
@@ -33,7 +35,16 @@ from virtuary.images.signatures import verify_signature
 from virtuary.images.special import Network
 from virtuary.storage.directory import check_space, reserving
 
-__all__ = ["Fetched", "Patience", "Pulled", "Rules", "fetch", "fetch_small", "pull", "verify_signature"]
+__all__ = [
+    "Fetched",
+    "Patience",
+    "Pulled",
+    "Rules",
+    "fetch",
+    "fetch_small",
+    "pull",
+    "verify_signature",
+]
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -99,9 +110,10 @@ async def fetch(
 ) -> Fetched:
     """Fetch `url` into `target`, which is replaced when it exists.
 
-    Raises Invalid when the file is too large or has another digest (nothing is kept then), PeerAway when the network fails
-    (what came so far is kept), Refused, NotFound, NoRoom, and Busy when the same target is being fetched. `report` hears a
-    sentence and the fraction done, None where it is not known.
+    Raises Invalid when the file is too large or has another digest (nothing is kept then), PeerAway
+    when the network fails (what came so far is kept), Refused, NotFound, NoRoom, and Busy when the
+    same target is being fetched. `report` hears a sentence and the fraction done, None where it is
+    not known.
     """
     rules = Rules(allow_private, deny, digest is not None, trust, kept)
     with open_partial(target) as partial:
@@ -112,7 +124,9 @@ async def fetch(
                 partial.discard()
             raise
         report("checking the file", None)
-        hashes = await asyncio.to_thread(hash_file, partial.descriptor, [digest.algorithm] if digest else [])
+        hashes = await asyncio.to_thread(
+            hash_file, partial.descriptor, [digest.algorithm] if digest else []
+        )
         if digest is not None and not digest.matches(hashes):
             partial.discard()
             raise Invalid(
@@ -136,9 +150,15 @@ async def fetch_small(
     patience: Patience = PATIENCE,
     trust: str = "",
 ) -> bytes:
-    """The content of a small file; raises as `fetch` does. An https URL is never followed to http."""
+    """The content of a small file; raises as `fetch` does. An https URL is never followed to
+    http.
+    """
     content = bytearray()
-    async with _answer(parse_url(url), {}, Rules(allow_private, deny, False, trust), patience) as (_, answer, chunks):
+    async with _answer(parse_url(url), {}, Rules(allow_private, deny, False, trust), patience) as (
+        _,
+        answer,
+        chunks,
+    ):
         _check_status(answer, (200,))
         async for chunk in chunks:
             content += chunk
@@ -159,17 +179,20 @@ async def pull(
     deny: Sequence[Network] = (),
     kept: int | None = None,
 ) -> Pulled:
-    """Fetch an image of the catalogue: checksum file, its signature where a keyring is found, then the image.
+    """Fetch an image of the catalogue: checksum file, its signature where a keyring is found, then
+    the image.
 
-    `mirrors` maps a publisher's host to the base URL of a mirror with the same layout. Where there is a keyring, a missing or
-    wrong signature is an error, never a reason to go on without.
+    `mirrors` maps a publisher's host to the base URL of a mirror with the same layout. Where there
+    is a keyring, a missing or wrong signature is an error, never a reason to go on without.
     """
     missing: NotFound | None = None
     for folder in entry.folders:
         base = mirrored(folder, mirrors or {})
         try:
             report(f"reading the checksums of {entry.title}", None)
-            content = await fetch_small(base + entry.checksums, allow_private=allow_private, deny=deny)
+            content = await fetch_small(
+                base + entry.checksums, allow_private=allow_private, deny=deny
+            )
         except NotFound as error:
             missing = error
             continue
@@ -186,12 +209,18 @@ async def pull(
         )
         return Pulled(fetched, digest, vouched)
     raise NotFound(
-        f"the publisher of {entry.title} no longer has it where it was", "fetch the image by its URL, or update Virtuary"
+        f"the publisher of {entry.title} no longer has it where it was",
+        "fetch the image by its URL, or update Virtuary",
     ) from missing
 
 
 async def _vouched(
-    entry: Entry, base: str, content: bytes, keyrings: Iterable[Path], allow_private: bool, deny: Sequence[Network]
+    entry: Entry,
+    base: str,
+    content: bytes,
+    keyrings: Iterable[Path],
+    allow_private: bool,
+    deny: Sequence[Network],
 ) -> tuple[bytes, Literal["signature", "https"]]:
     """The text of the checksum file and what vouches for it."""
     signature = entry.signature
@@ -204,8 +233,12 @@ async def _vouched(
     return await verify_signature(content, detached, keyring, signature.fingerprint), "signature"
 
 
-async def _download(url: Url, partial: Partial, max_size: int, report: Report, rules: Rules, patience: Patience) -> Url:
-    """Bring the partial file to its end, from where it is if the server allows; returns where it came from."""
+async def _download(
+    url: Url, partial: Partial, max_size: int, report: Report, rules: Rules, patience: Patience
+) -> Url:
+    """Bring the partial file to its end, from where it is if the server allows; returns where it
+    came from.
+    """
     validator = partial.validator(str(url))
     have = partial.size if validator else 0
     headers = {"Range": f"bytes={have}-", "If-Range": validator} if validator else {}
@@ -218,16 +251,26 @@ async def _download(url: Url, partial: Partial, max_size: int, report: Report, r
         complete = answer.status == 416 and total == have
         if not complete and (answer.status == 416 or (answer.status == 206 and total is None)):
             partial.discard()
-            raise PeerAway("the server can't continue the file that was begun", "repeat the command: it starts anew")
+            raise PeerAway(
+                "the server can't continue the file that was begun",
+                "repeat the command: it starts anew",
+            )
         _check_size(total or have, max_size, partial)
         if not complete:
-            with reserving(partial.path.parent, max((total or 0) - have, 0), "the file", rules.kept):
+            with reserving(
+                partial.path.parent, max((total or 0) - have, 0), "the file", rules.kept
+            ):
                 await _receive(chunks, partial, have, total, max_size, report)
         return source
 
 
 async def _receive(
-    chunks: AsyncIterator[bytes], partial: Partial, have: int, total: int | None, max_size: int, report: Report
+    chunks: AsyncIterator[bytes],
+    partial: Partial,
+    have: int,
+    total: int | None,
+    max_size: int,
+    report: Report,
 ) -> None:
     """Append what comes; what was received is in the file also when this ends in an error."""
     buffer = bytearray()
@@ -245,36 +288,54 @@ async def _receive(
             fraction = min(1.0, have / total) if total else None
             if fraction is None or fraction - told >= 0.01 or fraction == 1.0:
                 told = fraction or told
-                report(f"fetching {format_size(total)}" if total else f"fetching, {format_size(have)} so far", fraction)
+                report(
+                    f"fetching {format_size(total)}"
+                    if total
+                    else f"fetching, {format_size(have)} so far",
+                    fraction,
+                )
     finally:
         if buffer and not partial.discarded:
             partial.append(bytes(buffer))
     if total is not None and have != total:
-        raise PeerAway(f"the connection ended after {format_size(have)} of {format_size(total)}", AGAIN)
+        raise PeerAway(
+            f"the connection ended after {format_size(have)} of {format_size(total)}", AGAIN
+        )
 
 
 def _check_size(size: int, most: int, partial: Partial) -> None:
     if size > most:
         partial.discard()
-        raise Invalid(f"the file is larger than the {format_size(most)} allowed", "raise the limit if you trust the source")
+        raise Invalid(
+            f"the file is larger than the {format_size(most)} allowed",
+            "raise the limit if you trust the source",
+        )
 
 
 def _validator(answer: Answer) -> str | None:
-    """What identifies this version of the file for If-Range: a strong ETag, else the date; printable and short, or None."""
+    """What identifies this version of the file for If-Range: a strong ETag, else the date;
+    printable and short, or None.
+    """
     tag = answer.headers.get("etag", "")
     value = tag if tag and not tag.startswith("W/") else answer.headers.get("last-modified", "")
     return value if value and len(value) < 512 and value.isascii() and value.isprintable() else None
 
 
 def _total(answer: Answer, have: int) -> int | None:
-    """Size of the whole file as far as the answer tells; None when it does not, or when a part does not begin at `have`."""
+    """Size of the whole file as far as the answer tells; None when it does not, or when a part does
+    not begin at `have`.
+    """
     ranges = answer.headers.get("content-range", "")
     if answer.status == 416:
         found = re.fullmatch(r"bytes \*/(\d{1,18})", ranges)
         return int(found[1]) if found else None
     if answer.status == 206:
         part = _RANGE.match(ranges)
-        return int(part[3]) if part and int(part[1]) == have and int(part[2]) + 1 == int(part[3]) else None
+        return (
+            int(part[3])
+            if part and int(part[1]) == have and int(part[2]) + 1 == int(part[3])
+            else None
+        )
     length = answer.headers.get("content-length", "")
     return int(length) if re.fullmatch(r"\d{1,18}", length) else None
 
@@ -283,23 +344,34 @@ def _total(answer: Answer, have: int) -> int | None:
 async def _answer(
     url: Url, headers: Mapping[str, str], rules: Rules, patience: Patience
 ) -> AsyncIterator[tuple[Url, Answer, AsyncIterator[bytes]]]:
-    """The answer to a GET and its body, redirects followed; a fetcher of its own for each hop, so nothing is carried from host to host."""
+    """The answer to a GET and its body, redirects followed; a fetcher of its own for each hop, so
+    nothing is carried from host to host.
+    """
     for _ in range(MAX_REDIRECTS + 1):
         addresses = await resolve(url, rules.allow_private, rules.deny, patience.connect)
         async with open_remote(await connect(url, addresses, patience.connect)) as remote:
-            answer = await remote.get(url, {**_HEADERS, **headers}, silence=patience.silence, trust=rules.trust)
+            answer = await remote.get(
+                url, {**_HEADERS, **headers}, silence=patience.silence, trust=rules.trust
+            )
             if answer.status not in REDIRECTS or "location" not in answer.headers:
                 yield url, answer, _chunks(answer, remote, patience)
                 return
             onward = follow(url, answer.headers["location"])
         if url.scheme == "https" and onward.scheme == "http" and not rules.allow_downgrade:
-            raise Refused(f"{url.host} leads from https to http", "give a digest, or the URL of a server that stays with https")
+            raise Refused(
+                f"{url.host} leads from https to http",
+                "give a digest, or the URL of a server that stays with https",
+            )
         url = onward
     raise Invalid(f"the URL was redirected more than {MAX_REDIRECTS} times")
 
 
-async def resolve(url: Url, allow_private: bool = False, deny: Sequence[Network] = (), patience: float = 15) -> list[str]:
-    """Addresses of the URL's host, all of them checked; raises Refused if a single one is not allowed."""
+async def resolve(
+    url: Url, allow_private: bool = False, deny: Sequence[Network] = (), patience: float = 15
+) -> list[str]:
+    """Addresses of the URL's host, all of them checked; raises Refused if a single one is not
+    allowed.
+    """
     address = literal(url.host)
     found = [address] if address else await look_up(url.host, url.port, patience)
     check_addresses(url, found, allow_private, deny)
@@ -317,7 +389,10 @@ async def _chunks(answer: Answer, remote: Remote, patience: Patience) -> AsyncIt
         passed = time.monotonic() - begin
         if passed >= patience.window:
             if got / passed < patience.slowest:
-                raise PeerAway(f"the server sends less than {format_size(int(patience.slowest))} a second", AGAIN)
+                raise PeerAway(
+                    f"the server sends less than {format_size(int(patience.slowest))} a second",
+                    AGAIN,
+                )
             begin, got = time.monotonic(), 0
 
 
@@ -333,4 +408,8 @@ def _check_status(answer: Answer, wanted: Sequence[int]) -> None:
         kind = Refused
     elif status in (408, 425, 429) or status >= 500:
         kind = PeerAway
-    raise kind(f"the server answered with status {status}", "check the URL" if kind is NotFound else None, status=status)
+    raise kind(
+        f"the server answered with status {status}",
+        "check the URL" if kind is NotFound else None,
+        status=status,
+    )

@@ -1,10 +1,12 @@
-"""The program that speaks to servers of images, in a jail of its own: it reads TLS and HTTP on a connection that it was given.
+"""The program that speaks to servers of images, in a jail of its own: it reads TLS and HTTP on a
+connection that it was given.
 
-Run as text (`python3 -I -S -c`), standard library only, with one end of a socket pair as descriptor 0 and the connection as 3. It
-has no network and decides nothing: where a connection leads and whether a redirect is followed the daemon says. The question is
-a line of JSON, {"get": TARGET, "scheme", "host", "headers", "patience", "trust"}, and so is the answer: {"status": N, "headers": {...}}
-or {"error": "certificate" | "broke"}. The body of an answer follows its line, as it is, until the end of the socket. Ended with
-status 0 the body was whole.
+Run as text (`python3 -I -S -c`), standard library only, with one end of a socket pair as descriptor
+0 and the connection as 3. It has no network and decides nothing: where a connection leads and
+whether a redirect is followed the daemon says. The question is a line of JSON, {"get": TARGET,
+"scheme", "host", "headers", "patience", "trust"}, and so is the answer: {"status": N, "headers":
+{...}} or {"error": "certificate" | "broke"}. The body of an answer follows its line, as it is,
+until the end of the socket. Ended with status 0 the body was whole.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Which disk format a file is, and whether it is safe to hand to a tool: decided here, before any tool sees the file.
+"""Which disk format a file is, and whether it is safe to hand to a tool: decided here, before any
+tool sees the file.
 
-`inspect` looks for the signatures of all formats at all their places. Exactly one may match: a file that is two things at
-once (a polyglot) is refused, for the checker and the tool might then disagree. Accepted are qcow2, vmdk, vhdx, vhd, vdi and
-raw; raw has no signature, so it needs the traces of a disk (partition table, file system) or the caller's explicit word.
-Does not convert, does not open anything an image names, does not trust file names.
+`inspect` looks for the signatures of all formats at all their places. Exactly one may match: a file
+that is two things at once (a polyglot) is refused, for the checker and the tool might then
+disagree. Accepted are qcow2, vmdk, vhdx, vhd, vdi and raw; raw has no signature, so it needs the
+traces of a disk (partition table, file system) or the caller's explicit word. Does not convert,
+does not open anything an image names, does not trust file names.
 """
 
 from __future__ import annotations
@@ -35,7 +37,16 @@ from virtuary.images.vmdk import CONVERT as VMDK_HINT
 from virtuary.images.vmdk import MAGIC as VMDK
 from virtuary.images.vmdk import read_vmdk
 
-__all__ = ["FORMATS", "MAX_VIRTUAL_SIZE", "Bytes", "File", "Header", "Memory", "inspect", "open_reader"]
+__all__ = [
+    "FORMATS",
+    "MAX_VIRTUAL_SIZE",
+    "Bytes",
+    "File",
+    "Header",
+    "Memory",
+    "inspect",
+    "open_reader",
+]
 
 FORMATS = ("qcow2", "raw", "vmdk", "vhdx", "vhd", "vdi")
 
@@ -106,11 +117,15 @@ _KOLY = b"koly\0\0\0\x04\0\0\x02\0"  # trailer of an Apple disk image: name, ver
 _KOLY_WINDOW = 1536
 
 
-def inspect(reader: Bytes, format: str | None = None, *, max_virtual_size: int = MAX_VIRTUAL_SIZE) -> Header:
-    """What disk image this is; raises Invalid, with a sentence and a hint, for everything that is not safe to open.
+def inspect(
+    reader: Bytes, format: str | None = None, *, max_virtual_size: int = MAX_VIRTUAL_SIZE
+) -> Header:
+    """What disk image this is; raises Invalid, with a sentence and a hint, for everything that is
+    not safe to open.
 
-    `format` is what the caller was told; a file of another format is then refused, and "raw" is accepted without traces of a
-    disk (not, however, if it carries the signature of another disk format). Reads at most a few hundred KiB.
+    `format` is what the caller was told; a file of another format is then refused, and "raw" is
+    accepted without traces of a disk (not, however, if it carries the signature of another disk
+    format). Reads at most a few hundred KiB.
     """
     if format is not None and format not in FORMATS:
         refuse(f"{format!r} is not an image format known here", f"known are {', '.join(FORMATS)}")
@@ -120,29 +135,42 @@ def inspect(reader: Bytes, format: str | None = None, *, max_virtual_size: int =
     _refuse_others(reader, disk, format)
     found = disk[0] if disk else "raw"
     if format is not None and format != found:
-        refuse(f"the file was said to be {format}, but is {found}", f"say {found}, or check that it is the right file")
+        refuse(
+            f"the file was said to be {format}, but is {found}",
+            f"say {found}, or check that it is the right file",
+        )
     if found == "raw":
         return _read_raw(reader, format == "raw", max_virtual_size)
     return READERS[found](reader, max_virtual_size)
 
 
 def _refuse_others(reader: Bytes, disk: list[str], format: str | None) -> None:
-    """Raise Invalid if any signature of something else is there besides (or instead of) the one accepted format."""
+    """Raise Invalid if any signature of something else is there besides (or instead of) the one
+    accepted format.
+    """
     foreign = _find(reader, _DISK_FORMATS) + _find_special(reader)
     packed, iso = _find(reader, _PACKED), _find(reader, _ISO)[:1]
     together = disk + foreign + packed + iso
-    if disk and not (disk == ["vhd"] and reader.read(0, len(VHD)) != VHD):  # a fixed one is a disk, and behind it a footer
+    # a fixed one is a disk, and behind it a footer
+    if disk and not (disk == ["vhd"] and reader.read(0, len(VHD)) != VHD):
         together += ["partitioned disk"] * bool(_find(reader, _DISK_TRACES[:3]))
     if len(together) > 1 and not (format == "raw" and not disk and not foreign and not packed):
         refuse(
-            f"the file is several things at once: {', '.join(together)}", "such files are refused; make a clean copy of the disk"
+            f"the file is several things at once: {', '.join(together)}",
+            "such files are refused; make a clean copy of the disk",
         )
     if foreign:
-        refuse(f"images of the format {foreign[0]} are not accepted", VMDK_HINT if "vmdk" in foreign[0] else CONVERT)
+        refuse(
+            f"images of the format {foreign[0]} are not accepted",
+            VMDK_HINT if "vmdk" in foreign[0] else CONVERT,
+        )
     if packed:
         refuse(f"the file is packed ({packed[0]}), not a disk image", UNPACK)
     if iso and format != "raw":
-        refuse("the file is a CD or DVD image, not a disk", "attach it as a CD, or say that its format is raw (--format raw)")
+        refuse(
+            "the file is a CD or DVD image, not a disk",
+            "attach it as a CD, or say that its format is raw (--format raw)",
+        )
 
 
 def _find(reader: Bytes, signs: tuple[_Sign, ...]) -> list[str]:
@@ -167,7 +195,9 @@ def _find_special(reader: Bytes) -> list[str]:
 
 
 def _is_descriptor(start: bytes) -> bool:
-    """Whether text begins here that a tool would take for a VMDK descriptor: comments and blank lines, then `version=`."""
+    """Whether text begins here that a tool would take for a VMDK descriptor: comments and blank
+    lines, then `version=`.
+    """
     if b"# disk descriptorfile" in start[:1024].lower():
         # inside an image that is a VMDK the descriptor is embedded, and begins at sector 1
         return not start.startswith(VMDK)
@@ -182,10 +212,14 @@ def _read_raw(reader: Bytes, stated: bool, max_virtual_size: int) -> Header:
     traces = _find(reader, _DISK_TRACES)
     if not traces and not stated:
         refuse(
-            "the file is no disk image known here: it has no signature, no partition table and no file system",
+            "the file is no disk image known here: it has no signature, no partition table and "
+            "no file system",
             "if it is a raw disk all the same, say so: --format raw",
         )
     if reader.size % SECTOR:
-        refuse(f"the raw image has {reader.size} bytes, not a multiple of {SECTOR}", "it was probably not transferred completely")
+        refuse(
+            f"the raw image has {reader.size} bytes, not a multiple of {SECTOR}",
+            "it was probably not transferred completely",
+        )
     check_virtual_size(reader.size, max_virtual_size)
     return Header("raw", reader.size, "", reader.size, {"traces": ", ".join(traces)})

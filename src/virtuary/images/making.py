@@ -1,7 +1,9 @@
-"""Makes an image in a folder, whichever of the four ways it comes: built, pulled, from an address, from a file.
+"""Makes an image in a folder, whichever of the four ways it comes: built, pulled, from an address,
+from a file.
 
-The folder then holds disk.qcow2, perhaps kernel and initrd, and facts.json; nothing else. What was not built here is read by
-our own header parser before any tool sees it, and converted, so that its format is known from then on.
+The folder then holds disk.qcow2, perhaps kernel and initrd, and facts.json; nothing else. What was
+not built here is read by our own header parser before any tool sees it, and converted, so that its
+format is known from then on.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Means:
 
 
 async def make(spec: ImageSpec, folder: Path, means: Means, report: Report) -> dict[str, Any]:
-    """Make the image in `folder` (empty, private) and return its facts: the fields of an image's status."""
+    """Make the image in `folder` (empty, private) and return its facts: the fields of an image's
+    status.
+    """
     source = spec.source
     match source.kind:
         case "build":
@@ -75,12 +79,19 @@ async def _build(source: ImageSource, folder: Path, report: Report) -> dict[str,
 
 
 async def _pull(source: ImageSource, folder: Path, means: Means, report: Report) -> dict[str, Any]:
-    """From its publisher; a publisher that can't be reached is replaced by building, where that is possible."""
+    """From its publisher; a publisher that can't be reached is replaced by building, where that is
+    possible.
+    """
     entry = catalogue.find(source.entry, "amd64")
     download = means.downloads / f"{entry.name.replace(':', '-')}.download"
     try:
         await fetch.pull(
-            entry, download, report=report, mirrors=means.mirrors, allow_private=means.allow_private, kept=means.kept
+            entry,
+            download,
+            report=report,
+            mirrors=means.mirrors,
+            allow_private=means.allow_private,
+            kept=means.kept,
         )
     except PeerAway as error:
         if entry.name not in BUILT:
@@ -99,15 +110,21 @@ async def _pull(source: ImageSource, folder: Path, means: Means, report: Report)
 
 
 def check_source(source: ImageSource, allow_private: bool) -> None:
-    """Raise Invalid or Refused for an address that can't be meant, before anything is begun. Names are looked up later."""
+    """Raise Invalid or Refused for an address that can't be meant, before anything is begun. Names
+    are looked up later.
+    """
     if source.kind != "url":
         return
     url = parse_url(source.url)
     address = literal(url.host)
-    if address and not allow_private:  # first: whoever then has found the digest is not to be told so only then
+    # first: whoever then has found the digest is not to be told so only then
+    if address and not allow_private:
         check_addresses(url, [address], allow_private)
     if not source.sha256:
-        raise Invalid("an image from an address needs its digest", "--sha256 DIGEST, as its publisher tells it")
+        raise Invalid(
+            "an image from an address needs its digest",
+            "--sha256 DIGEST, as its publisher tells it",
+        )
     if address:
         check_addresses(url, [address], allow_private)
 
@@ -124,15 +141,24 @@ async def _fetch(source: ImageSource, folder: Path, means: Means, report: Report
         allow_private=means.allow_private,
         kept=means.kept,
     )
-    return {**await _adopt(download, folder, source.format or None, means, report), **_stated(source)}
+    return {
+        **await _adopt(download, folder, source.format or None, means, report),
+        **_stated(source),
+    }
 
 
-async def _import(source: ImageSource, folder: Path, means: Means, report: Report) -> dict[str, Any]:
-    upload = means.downloads / source.path  # it stays until the image is in its place: a crash before that begins afresh
+async def _import(
+    source: ImageSource, folder: Path, means: Means, report: Report
+) -> dict[str, Any]:
+    # it stays until the image is in its place: a crash before that begins afresh
+    upload = means.downloads / source.path
     if source.sha256:
         report("comparing the digest", None)
         _compare(upload, source.sha256)
-    return {**await _adopt(upload, folder, source.format or None, means, report, keep=True), **_stated(source)}
+    return {
+        **await _adopt(upload, folder, source.format or None, means, report, keep=True),
+        **_stated(source),
+    }
 
 
 def _stated(source: ImageSource) -> dict[str, Any]:
@@ -146,12 +172,21 @@ def _stated(source: ImageSource) -> dict[str, Any]:
 
 
 async def _adopt(
-    file: Path, folder: Path, stated: str | None, means: Means, report: Report, *, keep: bool = False
+    file: Path,
+    folder: Path,
+    stated: str | None,
+    means: Means,
+    report: Report,
+    *,
+    keep: bool = False,
 ) -> dict[str, Any]:
-    """Read the header of a foreign file, convert it, and remove it unless told to `keep` it; it is gone as well when it is refused."""
+    """Read the header of a foreign file, convert it, and remove it unless told to `keep` it; it is
+    gone as well when it is refused.
+    """
     try:
         with open_reader(file) as reader:
-            header = await asyncio.to_thread(inspect, reader, stated)  # a log's checksums take a while
+            # a log's checksums take a while
+            header = await asyncio.to_thread(inspect, reader, stated)
         disk = folder / "disk.qcow2"
         digest = await convert.to_qcow2(file, header, disk, report, means.kept)
     except VirtuaryError:
@@ -159,14 +194,22 @@ async def _adopt(
         raise
     if not keep:
         remove(file)
-    return {"format": "qcow2", "virtual_size": header.virtual_size, "sha256": digest, "boot": "disk", "kernel_args": ""}
+    return {
+        "format": "qcow2",
+        "virtual_size": header.virtual_size,
+        "sha256": digest,
+        "boot": "disk",
+        "kernel_args": "",
+    }
 
 
 def _compare(file: Path, wanted: str) -> None:
     with file.open("rb") as handle:
         found = hash_file(handle.fileno())["sha256"]
     if found != wanted.lower():
-        raise Invalid(f"the file's SHA-256 is {found}, not {wanted.lower()}", "fetch the file again")
+        raise Invalid(
+            f"the file's SHA-256 is {found}, not {wanted.lower()}", "fetch the file again"
+        )
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:

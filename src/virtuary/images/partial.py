@@ -1,7 +1,8 @@
 """A file on its way from the network: what came so far, and a note that says what it is a part of.
 
-`NAME.partial` holds the bytes, `NAME.partial.json` the URL and the validator (ETag or date) they were sent under. The note is
-written before any byte it describes, so that a crash can leave too little, never something wrong. One process at a time.
+`NAME.partial` holds the bytes, `NAME.partial.json` the URL and the validator (ETag or date) they
+were sent under. The note is written before any byte it describes, so that a crash can leave too
+little, never something wrong. One process at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Partial:
         self.discarded = False
         try:
             self.descriptor = self._open()
-        except PermissionError:  # ended between chmod and rename: it is whole, but nobody may write to it any more
+        except PermissionError:
+            # ended between chmod and rename: it is whole, but nobody may write to it any more
             remove(self.path)
             self.descriptor = self._open()
 
@@ -52,7 +54,9 @@ class Partial:
         return os.fstat(self.descriptor).st_size
 
     def validator(self, url: str) -> str | None:
-        """The ETag or date under which the bytes here were sent, if they are of `url` and may be continued."""
+        """The ETag or date under which the bytes here were sent, if they are of `url` and may be
+        continued.
+        """
         try:
             with self.note.open("rb") as handle:
                 note = json.loads(handle.read(MAX_NOTE))
@@ -79,7 +83,9 @@ class Partial:
                 view, offset = view[written:], offset + written
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoRoom("the disk is full: the file does not fit", "free some space; " + AGAIN) from error
+                raise NoRoom(
+                    "the disk is full: the file does not fit", "free some space; " + AGAIN
+                ) from error
             raise
 
     def discard(self) -> None:
@@ -90,7 +96,9 @@ class Partial:
 
 
 def drop_abandoned(folder: Path, before: float) -> None:
-    """Remove what nobody has gone on with since `before` (seconds since 1970), and nobody is fetching now."""
+    """Remove what nobody has gone on with since `before` (seconds since 1970), and nobody is
+    fetching now.
+    """
     for path in folder.glob("*.partial"):
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -1,7 +1,8 @@
 """The qcow2 header, read before any tool sees the file.
 
-Field layout and limits: "docs/interop/qcow2" of the QEMU documentation. Refused although QEMU could open it: anything that
-names a second file (backing file, external data file), encryption, dirty or damaged images, and bits we do not know.
+Field layout and limits: "docs/interop/qcow2" of the QEMU documentation. Refused although QEMU could
+open it: anything that names a second file (backing file, external data file), encryption, dirty or
+damaged images, and bits we do not know.
 """
 
 from __future__ import annotations
@@ -57,10 +58,19 @@ class _More(NamedTuple):
 
 def read_qcow2(reader: Bytes, max_virtual_size: int) -> Header:
     """The header of a self-contained, clean qcow2 image; raises Invalid for any other."""
-    fields = _Fields._make(struct.unpack(">4sIQIIQIIQQIIQ", take(reader, 0, 72, "the qcow2 header")))
+    fields = _Fields._make(
+        struct.unpack(">4sIQIIQIIQQIIQ", take(reader, 0, 72, "the qcow2 header"))
+    )
     if fields.version not in (2, 3):
-        refuse(f"qcow version {fields.version} is not supported", "convert it: qemu-img convert -O qcow2 IMAGE NEW")
-    more = _More._make(struct.unpack(">QQQII", take(reader, 72, 32, "the qcow2 header"))) if fields.version == 3 else _More()
+        refuse(
+            f"qcow version {fields.version} is not supported",
+            "convert it: qemu-img convert -O qcow2 IMAGE NEW",
+        )
+    more = (
+        _More._make(struct.unpack(">QQQII", take(reader, 72, 32, "the qcow2 header")))
+        if fields.version == 3
+        else _More()
+    )
     _check_company(fields, more)
     _check_geometry(fields, more)
     compression = _compression(reader, more)
@@ -85,33 +95,57 @@ def _check_company(fields: _Fields, more: _More) -> None:
     if fields.encryption:
         refuse("the qcow2 image is encrypted", "decrypt it first: qemu-img convert with its secret")
     if more.incompatible & CORRUPT:
-        refuse("the qcow2 image is marked as damaged", "repair it first: qemu-img check -r all IMAGE")
+        refuse(
+            "the qcow2 image is marked as damaged", "repair it first: qemu-img check -r all IMAGE"
+        )
     if more.incompatible & DIRTY:
-        refuse("the qcow2 image was not closed cleanly", "repair it first: qemu-img check -r all IMAGE")
+        refuse(
+            "the qcow2 image was not closed cleanly", "repair it first: qemu-img check -r all IMAGE"
+        )
     unknown = more.incompatible & ~(DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2)
     if unknown:
-        refuse(f"the qcow2 image needs features unknown here (bits {unknown:#x})", "convert it with the program that made it")
+        refuse(
+            f"the qcow2 image needs features unknown here (bits {unknown:#x})",
+            "convert it with the program that made it",
+        )
 
 
 def _check_geometry(fields: _Fields, more: _More) -> None:
     if not 9 <= fields.cluster_bits <= 21:
-        refuse(f"the qcow2 image says its clusters have 2^{fields.cluster_bits} bytes; 2^9 to 2^21 are possible")
+        refuse(
+            f"the qcow2 image says its clusters have 2^{fields.cluster_bits} bytes; 2^9 to 2^21 "
+            "are possible"
+        )
     if more.incompatible & EXTENDED_L2 and fields.cluster_bits < 14:
         refuse("the qcow2 image uses extended L2 entries with clusters below 16 KiB")
     if more.refcount_order > 6:
-        refuse(f"the qcow2 image says its reference counts have 2^{more.refcount_order} bits; at most 2^6 are possible")
+        refuse(
+            f"the qcow2 image says its reference counts have 2^{more.refcount_order} bits; at "
+            "most 2^6 are possible"
+        )
     smallest = 104 if fields.version == 3 else 72
-    if more.header_length < smallest or more.header_length % 8 or more.header_length > 1 << fields.cluster_bits:
-        refuse(f"the qcow2 image says its header has {more.header_length} bytes, which is not possible")
+    if (
+        more.header_length < smallest
+        or more.header_length % 8
+        or more.header_length > 1 << fields.cluster_bits
+    ):
+        refuse(
+            f"the qcow2 image says its header has {more.header_length} bytes, which is not possible"
+        )
     if fields.snapshots > MAX_SNAPSHOTS:
-        refuse(f"the qcow2 image says it holds {fields.snapshots} snapshots; at most {MAX_SNAPSHOTS} are accepted")
+        refuse(
+            f"the qcow2 image says it holds {fields.snapshots} snapshots; at most "
+            f"{MAX_SNAPSHOTS} are accepted"
+        )
 
 
 def _compression(reader: Bytes, more: _More) -> str:
     """Name of the compression; the field exists only in headers longer than 104 bytes."""
     number = take(reader, 104, 1, "the qcow2 header")[0] if more.header_length > 104 else 0
     if number > 1 or bool(number) != bool(more.incompatible & COMPRESSION_TYPE):
-        refuse(f"the qcow2 image uses compression type {number}, which does not fit its feature bits")
+        refuse(
+            f"the qcow2 image uses compression type {number}, which does not fit its feature bits"
+        )
     return ("zlib", "zstd")[number]
 
 
@@ -120,16 +154,35 @@ def _check_tables(reader: Bytes, fields: _Fields, more: _More) -> None:
     per_l2 = cluster // (16 if more.incompatible & EXTENDED_L2 else 8)
     needed = -(-fields.size // (cluster * per_l2))
     if fields.l1_entries * 8 > MAX_L1_BYTES:
-        refuse(f"the qcow2 image says its L1 table has {fields.l1_entries} entries, more than any sound image has")
+        refuse(
+            f"the qcow2 image says its L1 table has {fields.l1_entries} entries, more than any "
+            "sound image has"
+        )
     if fields.l1_entries < needed:
-        refuse(f"the L1 table of the qcow2 image has {fields.l1_entries} entries, but its disk needs {needed}")
-    _check_table(reader, cluster, fields.l1_offset, fields.l1_entries * 8, "the L1 table of the qcow2 image")
+        refuse(
+            f"the L1 table of the qcow2 image has {fields.l1_entries} entries, but its disk "
+            f"needs {needed}"
+        )
+    _check_table(
+        reader, cluster, fields.l1_offset, fields.l1_entries * 8, "the L1 table of the qcow2 image"
+    )
     if not 0 < fields.refcount_clusters * cluster <= max(MAX_REFCOUNT_TABLE_BYTES, cluster):
-        refuse(f"the qcow2 image says its refcount table has {fields.refcount_clusters} clusters, which is not possible")
+        refuse(
+            f"the qcow2 image says its refcount table has {fields.refcount_clusters} clusters, "
+            "which is not possible"
+        )
     length = fields.refcount_clusters * cluster
-    _check_table(reader, cluster, fields.refcount_offset, length, "the refcount table of the qcow2 image")
+    _check_table(
+        reader, cluster, fields.refcount_offset, length, "the refcount table of the qcow2 image"
+    )
     if fields.snapshots:
-        _check_table(reader, cluster, fields.snapshots_offset, fields.snapshots * 40, "the snapshot table of the qcow2 image")
+        _check_table(
+            reader,
+            cluster,
+            fields.snapshots_offset,
+            fields.snapshots * 40,
+            "the snapshot table of the qcow2 image",
+        )
 
 
 def _check_table(reader: Bytes, cluster: int, offset: int, length: int, what: str) -> None:
@@ -139,13 +192,17 @@ def _check_table(reader: Bytes, cluster: int, offset: int, length: int, what: st
 
 
 def _check_extensions(reader: Bytes, fields: _Fields, more: _More) -> None:
-    """Walk the header extensions; they end within the first cluster, with type 0 or where the cluster ends."""
+    """Walk the header extensions; they end within the first cluster, with type 0 or where the
+    cluster ends.
+    """
     cluster = 1 << fields.cluster_bits
     offset = more.header_length
     for _ in range(MAX_EXTENSIONS):
         if offset + 8 > cluster:
             return
-        kind, length = struct.unpack(">II", take(reader, offset, 8, "the header extensions of the qcow2 image"))
+        kind, length = struct.unpack(
+            ">II", take(reader, offset, 8, "the header extensions of the qcow2 image")
+        )
         if kind == EXTENSION_END:
             return
         if kind in EXTENSIONS_REFUSED:

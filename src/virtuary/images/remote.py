@@ -1,7 +1,9 @@
-"""Servers of images, seen from the daemon: names are looked up and answers read by programs in the jail, connections made here.
+"""Servers of images, seen from the daemon: names are looked up and answers read by programs in the
+jail, connections made here.
 
-A connection is made by the kernel alone and leads to the very address that was checked; the program that reads what comes through
-it has no other way out. What both say is hostile text: capped and typed, and the body is counted by whoever reads it.
+A connection is made by the kernel alone and leads to the very address that was checked; the program
+that reads what comes through it has no other way out. What both say is hostile text: capped and
+typed, and the body is counted by whoever reads it.
 """
 
 from __future__ import annotations
@@ -46,8 +48,15 @@ TRUSTING = Surroundings(
     )
 )
 NAMING = Surroundings(
-    readable=(*_LIBRARY, *(Path("/etc") / name for name in ("hosts", "host.conf", "nsswitch.conf", "gai.conf", "services"))),
-    environment={"LC_ALL": "C.UTF-8", "RES_OPTIONS": "edns0"},  # many addresses in one datagram: it has no TCP
+    readable=(
+        *_LIBRARY,
+        *(
+            Path("/etc") / name
+            for name in ("hosts", "host.conf", "nsswitch.conf", "gai.conf", "services")
+        ),
+    ),
+    # many addresses in one datagram: it has no TCP
+    environment={"LC_ALL": "C.UTF-8", "RES_OPTIONS": "edns0"},
     reach="names",
 )
 LONGEST = 64 * 1024
@@ -65,12 +74,21 @@ class Answer:
 class Remote:
     """A fetcher that was just started; made by `open_remote`."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, program: Tied) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, program: Tied
+    ) -> None:
         self._reader, self._writer, self._program = reader, writer, program
 
-    async def get(self, url: Url, headers: Mapping[str, str], *, silence: float, trust: str) -> Answer:
+    async def get(
+        self, url: Url, headers: Mapping[str, str], *, silence: float, trust: str
+    ) -> Answer:
         """The answer to a request; its body is `chunks`. Host and SNI carry the URL's name."""
-        question = {"get": url.target, "scheme": url.scheme, "host": url.host, "headers": {**headers, "Host": url.authority}}
+        question = {
+            "get": url.target,
+            "scheme": url.scheme,
+            "host": url.host,
+            "headers": {**headers, "Host": url.authority},
+        }
         answer = await self._ask({**question, "patience": silence, "trust": trust}, silence)
         status, told = answer.get("status"), answer.get("headers")
         if not isinstance(status, int) or not isinstance(told, dict):
@@ -78,7 +96,9 @@ class Remote:
         return Answer(status, {str(name): str(value) for name, value in told.items()})
 
     async def chunks(self, silence: float) -> AsyncIterator[bytes]:
-        """The body, piece by piece. Raises PeerAway when it breaks off or nothing comes for so many seconds."""
+        """The body, piece by piece. Raises PeerAway when it breaks off or nothing comes for so many
+        seconds.
+        """
         broken = PeerAway("the connection broke off", AGAIN)
         try:
             while True:
@@ -114,30 +134,43 @@ class Remote:
 def _refusal(url: Url, error: object) -> Exception:
     match error:
         case "certificate":
-            return Refused(f"{url.host} could not prove that it is {url.host}: its certificate is not valid")
+            return Refused(
+                f"{url.host} could not prove that it is {url.host}: its certificate is not valid"
+            )
         case "broke":
             return PeerAway(f"{url.host} broke off before it answered", AGAIN)
     return Failed("the fetcher answered something unexpected")
 
 
 async def look_up(host: str, port: int, patience: float) -> list[Address]:
-    """The addresses of a name, as the host's resolver has them. Raises PeerAway when it has none, and after so many seconds."""
-    away = PeerAway(f"the name {host} can't be resolved", "check the name and this host's name service")
+    """The addresses of a name, as the host's resolver has them. Raises PeerAway when it has none,
+    and after so many seconds.
+    """
+    away = PeerAway(
+        f"the name {host} can't be resolved", "check the name and this host's name service"
+    )
     try:
         done = await run([*PYTHON, LOOKUP, host, str(port)], BOUNDS, patience + GRACE, NAMING)
     except Failed as error:
         raise away from error
     try:
-        found = [ipaddress.ip_address(text.partition("%")[0]) for text in json.loads(done.stdout[:LONGEST])]
+        found = [
+            ipaddress.ip_address(text.partition("%")[0])
+            for text in json.loads(done.stdout[:LONGEST])
+        ]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise Failed("the program that looks names up answered something unexpected", status=done.status) from error
+        raise Failed(
+            "the program that looks names up answered something unexpected", status=done.status
+        ) from error
     if not found:
         raise away
     return found
 
 
 async def connect(url: Url, addresses: Sequence[str], patience: float) -> socket.socket:
-    """A connection to the first of these addresses that takes it, each tried for so many seconds. Raises PeerAway."""
+    """A connection to the first of these addresses that takes it, each tried for so many seconds.
+    Raises PeerAway.
+    """
     for address in addresses:
         connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         connection.setblocking(False)
@@ -155,13 +188,17 @@ async def connect(url: Url, addresses: Sequence[str], patience: float) -> socket
 
 @contextlib.asynccontextmanager
 async def open_remote(connection: socket.socket) -> AsyncIterator[Remote]:
-    """A fetcher for one answer on this connection, which it takes over; both are gone at the end of the `with`."""
+    """A fetcher for one answer on this connection, which it takes over; both are gone at the end of
+    the `with`.
+    """
     ours, theirs = socket.socketpair()
     with connection, theirs:
         reader, writer = await asyncio.open_connection(sock=ours, limit=LONGEST)
         try:
             words = (*PYTHON, FETCHER.read_text(encoding="utf-8"))
-            async with confined(words, {0: theirs.fileno(), 3: connection.fileno()}, BOUNDS, TRUSTING) as program:
+            async with confined(
+                words, {0: theirs.fileno(), 3: connection.fileno()}, BOUNDS, TRUSTING
+            ) as program:
                 theirs.close()
                 connection.close()
                 yield Remote(reader, writer, program)

@@ -1,4 +1,6 @@
-"""Which images can be had by a name alone, and how. Pure tables; `debian` is an alias of a version."""
+"""Which images can be had by a name alone, and how. Pure tables; `debian` is an alias of a
+version.
+"""
 
 from __future__ import annotations
 

@@ -43,10 +43,17 @@ def read_vdi(reader: Bytes, max_virtual_size: int) -> Header:
     piece = take(reader, MAGIC_OFFSET, 448 - MAGIC_OFFSET + 8, "the VDI header")
     fields = _Fields._make(struct.unpack_from("<4sIII4x256xII12xI4xQIIII32x16s16s", piece))
     if fields.version != VERSION:
-        refuse(f"VDI version {fields.version >> 16}.{fields.version & 0xFFFF} is not supported; 1.1 is", MERGE)
+        refuse(
+            f"VDI version {fields.version >> 16}.{fields.version & 0xFFFF} is not supported; 1.1 "
+            "is",
+            MERGE,
+        )
     if fields.kind not in KINDS:
         refuse(
-            "the VDI is the difference to a parent disk" if fields.kind in (3, 4) else f"VDI kind {fields.kind} is unknown", MERGE
+            "the VDI is the difference to a parent disk"
+            if fields.kind in (3, 4)
+            else f"VDI kind {fields.kind} is unknown",
+            MERGE,
         )
     if fields.link != NO_UUID or fields.parent != NO_UUID:
         refuse("the VDI names a parent disk", MERGE)
@@ -62,7 +69,10 @@ def _check_layout(reader: Bytes, fields: _Fields) -> None:
     if fields.sector_size != SECTOR or fields.block_size != BLOCK or fields.block_extra:
         refuse("the VDI uses sector or block sizes other than 512 bytes and 1 MiB", MERGE)
     if fields.blocks != -(-fields.size // BLOCK) or fields.allocated > fields.blocks:
-        refuse(f"the VDI says it has {fields.blocks} blocks, which does not fit its disk of {fields.size} bytes")
+        refuse(
+            f"the VDI says it has {fields.blocks} blocks, which does not fit its disk of "
+            f"{fields.size} bytes"
+        )
     if fields.map_offset % SECTOR or fields.map_offset < SECTOR or fields.data_offset % SECTOR:
         refuse("the block map or the data of the VDI does not begin at a sector of its own")
     if fields.data_offset < fields.map_offset + 4 * fields.blocks:

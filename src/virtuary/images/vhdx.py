@@ -1,8 +1,8 @@
 """The VHDX header, region table and metadata (Hyper-V), read before any tool sees the file.
 
-Layout: MS-VHDX. Refused: differencing disks (HasParent or a parent locator), required items we do not know, wrong checksums, contradictory
-copies. What a log waits to write is taken for written, and such a disk is unpacked by vhdx_log.py: a tool that replays it would rewrite what was
-checked.
+Layout: MS-VHDX. Refused: differencing disks (HasParent or a parent locator), required items we do
+not know, wrong checksums, contradictory copies. What a log waits to write is taken for written, and
+such a disk is unpacked by vhdx_log.py: a tool that replays it would rewrite what was checked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from virtuary.images.crc32c import crc32c
-from virtuary.images.header import Bytes, Header, check_virtual_size, inside, is_power_of_two, refuse, take
+from virtuary.images.header import (
+    Bytes,
+    Header,
+    check_virtual_size,
+    inside,
+    is_power_of_two,
+    refuse,
+    take,
+)
 from virtuary.images.vhdx_log import Layout, Log, replayed, unpack
 
 __all__ = ["MAGIC", "PARENT_LOCATOR", "crc32c", "read_vhdx", "unpack_vhdx"]
@@ -54,7 +62,10 @@ def read_vhdx(reader: Bytes, max_virtual_size: int) -> Header:
     if flags & HAS_PARENT:
         refuse("the VHDX is the difference to a parent disk", MERGE)
     if not is_power_of_two(block) or not MIB <= block <= 256 * MIB:
-        refuse(f"the VHDX says its blocks have {block} bytes; powers of two from 1 MiB to 256 MiB are possible")
+        refuse(
+            f"the VHDX says its blocks have {block} bytes; powers of two from 1 MiB to 256 MiB "
+            "are possible"
+        )
     (size,) = struct.unpack("<Q", items[DISK_SIZE])
     (sector,) = struct.unpack("<I", items[LOGICAL_SECTOR])
     if sector not in (512, 4096) or size % sector:
@@ -67,11 +78,18 @@ def read_vhdx(reader: Bytes, max_virtual_size: int) -> Header:
     return Header("vhdx", size, "1", reader.size, details)
 
 
-def unpack_vhdx(reader: Bytes, header: Header, target: int, report: Callable[[float], None]) -> None:
-    """Write the disk of a VHDX whose log waits to be replayed, that was read as `header`, into an empty file. Blocks."""
+def unpack_vhdx(
+    reader: Bytes, header: Header, target: int, report: Callable[[float], None]
+) -> None:
+    """Write the disk of a VHDX whose log waits to be replayed, that was read as `header`, into an
+    empty file. Blocks.
+    """
     block = int(header.details["block_size"])
     layout = Layout(
-        int(header.details["table"]), header.virtual_size, block, (1 << 23) * int(header.details["sector_size"]) // block
+        int(header.details["table"]),
+        header.virtual_size,
+        block,
+        (1 << 23) * int(header.details["sector_size"]) // block,
     )
     unpack(replayed(reader, _find_log(reader)), layout, target, report)
 
@@ -98,7 +116,9 @@ def _find_log(reader: Bytes) -> Log:
 
 def _regions(reader: Bytes) -> dict[uuid.UUID, _Region]:
     """Where block table and metadata lie. Both copies of the table must be valid and equal."""
-    first, second = (take(reader, offset, 64 * KIB, "the VHDX region table") for offset in REGION_TABLES)
+    first, second = (
+        take(reader, offset, 64 * KIB, "the VHDX region table") for offset in REGION_TABLES
+    )
     if first[:4] != b"regi" or not _sum_fits(first):
         refuse("the region table of the VHDX is damaged")
     if second != first:
@@ -109,24 +129,38 @@ def _regions(reader: Bytes) -> dict[uuid.UUID, _Region]:
     regions: dict[uuid.UUID, _Region] = {}
     for index in range(count):
         guid, offset, length, required = struct.unpack_from("<16sQII", first, 16 + 32 * index)
-        _add_region(reader, regions, uuid.UUID(bytes_le=guid), _Region(offset, length), bool(required & 1))
+        _add_region(
+            reader, regions, uuid.UUID(bytes_le=guid), _Region(offset, length), bool(required & 1)
+        )
     if set(regions) != {REGION_BAT, REGION_METADATA}:
         refuse("the VHDX lacks its block table or its metadata")
     return regions
 
 
-def _add_region(reader: Bytes, regions: dict[uuid.UUID, _Region], name: uuid.UUID, region: _Region, required: bool) -> None:
+def _add_region(
+    reader: Bytes,
+    regions: dict[uuid.UUID, _Region],
+    name: uuid.UUID,
+    region: _Region,
+    required: bool,
+) -> None:
     if name not in (REGION_BAT, REGION_METADATA):
         if required:
             refuse(f"the VHDX needs a region unknown here ({name})", MERGE)
         return
     if name in regions:
         refuse("the VHDX has the same region twice")
-    if region.offset < FIRST_REGION or region.offset % MIB or region.length % MIB or not region.length:
+    if (
+        region.offset < FIRST_REGION
+        or region.offset % MIB
+        or region.length % MIB
+        or not region.length
+    ):
         refuse("a region of the VHDX does not begin or end at a whole MiB")
     inside(reader, region.offset, region.length, "a region of the VHDX")
     if any(
-        region.offset < other.offset + other.length and other.offset < region.offset + region.length for other in regions.values()
+        region.offset < other.offset + other.length and other.offset < region.offset + region.length
+        for other in regions.values()
     ):
         refuse("two regions of the VHDX overlap")
     regions[name] = region
@@ -148,7 +182,12 @@ def _metadata(reader: Bytes, region: _Region) -> dict[uuid.UUID, bytes]:
             if flags & 4:
                 refuse(f"the VHDX needs a metadata item unknown here ({name})", MERGE)
             continue
-        if name in items or length != LENGTHS[name] or offset < 64 * KIB or offset + length > region.length:
+        if (
+            name in items
+            or length != LENGTHS[name]
+            or offset < 64 * KIB
+            or offset + length > region.length
+        ):
             refuse("a metadata item of the VHDX is damaged")
         items[name] = take(reader, region.offset + offset, length, "the VHDX metadata")
     if missing := set(LENGTHS) - set(items):

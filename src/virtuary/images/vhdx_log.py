@@ -1,7 +1,9 @@
-"""The log of a VHDX that was not closed cleanly, replayed by our own reader, and such a disk unpacked: the file itself is not changed.
+"""The log of a VHDX that was not closed cleanly, replayed by our own reader, and such a disk
+unpacked: the file itself is not changed.
 
-What the log says was to be written is laid over the file's bytes, and all checks are made of what comes of it. No tool of others sees the file: it
-would replay the log itself, after the checks. Layout: MS-VHDX 2.3 (log) and 2.5 (blocks).
+What the log says was to be written is laid over the file's bytes, and all checks are made of what
+comes of it. No tool of others sees the file: it would replay the log itself, after the checks.
+Layout: MS-VHDX 2.3 (log) and 2.5 (blocks).
 """
 
 from __future__ import annotations
@@ -60,23 +62,34 @@ class Patched:
             if (sector := self._sectors.get(number)) is not None:
                 begin = max(offset, number * SECTOR)
                 end = min(offset + length, (number + 1) * SECTOR)
-                whole[begin - offset : end - offset] = sector[begin - number * SECTOR : end - number * SECTOR]
+                whole[begin - offset : end - offset] = sector[
+                    begin - number * SECTOR : end - number * SECTOR
+                ]
         return bytes(whole)
 
 
 def replayed(reader: Bytes, log: Log) -> Patched:
-    """The file as it is to be once its log was replayed. Raises Invalid where the log is damaged, or too much."""
+    """The file as it is to be once its log was replayed. Raises Invalid where the log is damaged,
+    or too much.
+    """
     if log.offset < MIB or log.offset % MIB or log.length % MIB or not 0 < log.length <= MAX_LOG:
-        refuse("the log of the VHDX does not lie where it may, or is larger than any sound one", DAMAGED)
+        refuse(
+            "the log of the VHDX does not lie where it may, or is larger than any sound one",
+            DAMAGED,
+        )
     inside(reader, log.offset, log.length, "the log of the VHDX")
     told = take(reader, log.offset, log.length, "the log of the VHDX")
     entries = _active(told, _entries(told, log.identity))
     if entries[-1].flushed > reader.size:
-        refuse("the VHDX is shorter than its log says", "it was probably not transferred completely")
+        refuse(
+            "the VHDX is shorter than its log says", "it was probably not transferred completely"
+        )
     sectors: dict[int, bytes] = {}
     for entry in entries:
         _apply(_piece(told, entry.place, entry.length), entry, sectors, log)
-    return Patched(reader, sectors, max(reader.size, min(entries[-1].last, reader.size + MAX_ZEROED)))
+    return Patched(
+        reader, sectors, max(reader.size, min(entries[-1].last, reader.size + MAX_ZEROED))
+    )
 
 
 def _piece(told: bytes, place: int, length: int) -> bytes:
@@ -90,15 +103,24 @@ def _entries(told: bytes, identity: bytes) -> dict[int, _Entry]:
     for place in range(0, len(told), SECTOR):
         if told[place : place + 4] != b"loge":
             continue
-        _, _, length, tail, sequence, descriptors, guid, flushed, last = _ENTRY.unpack_from(told, place)
-        fits = 0 < length <= len(told) and length % SECTOR == 0 and tail % SECTOR == 0 and tail < len(told)
+        _, _, length, tail, sequence, descriptors, guid, flushed, last = _ENTRY.unpack_from(
+            told, place
+        )
+        fits = (
+            0 < length <= len(told)
+            and length % SECTOR == 0
+            and tail % SECTOR == 0
+            and tail < len(told)
+        )
         if guid == identity and fits and sequence and descriptors <= (length - 64) // 32:
             found[place] = _Entry(place, length, tail, sequence, descriptors, flushed, last)
     return found
 
 
 def _active(told: bytes, found: dict[int, _Entry]) -> list[_Entry]:
-    """The entries to be replayed: those from the tail of the youngest one on that follow each other without a gap."""
+    """The entries to be replayed: those from the tail of the youngest one on that follow each other
+    without a gap.
+    """
     summed = [0]
     for head in sorted(found.values(), key=lambda entry: -entry.sequence)[:TRIES]:
         chain = _chain(told, found, head, summed)
@@ -111,7 +133,9 @@ def _chain(told: bytes, found: dict[int, _Entry], head: _Entry, summed: list[int
     chain: list[_Entry] = []
     place = head.tail
     while entry := found.get(place):
-        if (chain and entry.sequence != chain[-1].sequence + 1) or not _is_whole(told, entry, summed):
+        if (chain and entry.sequence != chain[-1].sequence + 1) or not _is_whole(
+            told, entry, summed
+        ):
             return []
         chain.append(entry)
         if entry.place == head.place:
@@ -125,7 +149,10 @@ def _chain(told: bytes, found: dict[int, _Entry], head: _Entry, summed: list[int
 def _is_whole(told: bytes, entry: _Entry, summed: list[int]) -> bool:
     summed[0] += entry.length
     if summed[0] > MAX_SUMMED:
-        refuse(f"the log of the VHDX holds more than {MAX_SUMMED // MIB} MiB that wait to be replayed", DAMAGED)
+        refuse(
+            f"the log of the VHDX holds more than {MAX_SUMMED // MIB} MiB that wait to be replayed",
+            DAMAGED,
+        )
     piece = _piece(told, entry.place, entry.length)
     return bool(crc32c(piece[:4] + bytes(4) + piece[8:]) == int.from_bytes(piece[4:8], "little"))
 
@@ -144,7 +171,9 @@ def _apply(piece: bytes, entry: _Entry, sectors: dict[int, bytes], log: Log) -> 
             _zero(sectors, offset, length)
             continue
         data = piece[at : at + SECTOR]
-        if data[:4] != b"data" or data[4:8] + data[-4:] != struct.pack("<II", entry.sequence >> 32, entry.sequence & 0xFFFFFFFF):
+        if data[:4] != b"data" or data[4:8] + data[-4:] != struct.pack(
+            "<II", entry.sequence >> 32, entry.sequence & 0xFFFFFFFF
+        ):
             refuse("an entry of the log of the VHDX is damaged", DAMAGED)
         sectors[offset // SECTOR] = leading + data[8:-4] + trailing
         at += SECTOR
@@ -166,7 +195,9 @@ class Layout(NamedTuple):
 
 
 def unpack(reader: Bytes, layout: Layout, target: int, report: Callable[[float], None]) -> None:
-    """Write the disk into an empty file; what is zeros takes no space. Blocks. Raises Invalid for blocks in each other or outside of the file."""
+    """Write the disk into an empty file; what is zeros takes no space. Blocks. Raises Invalid for
+    blocks in each other or outside of the file.
+    """
     blocks = -(-layout.size // layout.block)
     places = {}
     for number in range(blocks):
@@ -187,16 +218,29 @@ def unpack(reader: Bytes, layout: Layout, target: int, report: Callable[[float],
         before = place + layout.block
     os.ftruncate(target, layout.size)
     for done, (number, place) in enumerate(places.items()):
-        _copy(reader, place, min(layout.block, layout.size - number * layout.block), target, number * layout.block)
+        _copy(
+            reader,
+            place,
+            min(layout.block, layout.size - number * layout.block),
+            target,
+            number * layout.block,
+        )
         report(done / len(places))
 
 
 def _row(reader: Bytes, layout: Layout, first: int, count: int) -> list[int]:
     """Entries of the table for these blocks, without those for bitmaps."""
-    begin, end = first + first // layout.chunk, first + count - 1 + (first + count - 1) // layout.chunk
-    piece = take(reader, layout.table + begin * 8, (end - begin + 1) * 8, "the block table of the VHDX")
+    begin, end = (
+        first + first // layout.chunk,
+        first + count - 1 + (first + count - 1) // layout.chunk,
+    )
+    piece = take(
+        reader, layout.table + begin * 8, (end - begin + 1) * 8, "the block table of the VHDX"
+    )
     entries = struct.unpack(f"<{len(piece) // 8}Q", piece)
-    return [entries[number + number // layout.chunk - begin] for number in range(first, first + count)]
+    return [
+        entries[number + number // layout.chunk - begin] for number in range(first, first + count)
+    ]
 
 
 def _copy(reader: Bytes, place: int, length: int, target: int, to: int) -> None:

@@ -1,7 +1,9 @@
-"""Tools that must read files of many owners: what is in a file system that is being made belongs to everybody.
+"""Tools that must read files of many owners: what is in a file system that is being made belongs to
+everybody.
 
-Such a tool stays root of the namespaces that it is started in, but has no capability besides that to read, nothing of the file
-system but what it is given, the filter of system calls and bounds. The namespaces are the caller's to make, without a network.
+Such a tool stays root of the namespaces that it is started in, but has no capability besides that
+to read, nothing of the file system but what it is given, the filter of system calls and bounds. The
+namespaces are the caller's to make, without a network.
 """
 
 from __future__ import annotations
@@ -26,8 +28,17 @@ def inner(
     writable: Sequence[Path],
     environment: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Words that become the program `argv`; its first word is a program's name or path. `writable`: files that are there already."""
-    jail = Jail(os.getuid(), os.getgid(), own_user_namespace=False, namespaces=(), empty_root=False, landlock=landlock_abi() > 0)
+    """Words that become the program `argv`; its first word is a program's name or path. `writable`:
+    files that are there already.
+    """
+    jail = Jail(
+        os.getuid(),
+        os.getgid(),
+        own_user_namespace=False,
+        namespaces=(),
+        empty_root=False,
+        landlock=landlock_abi() > 0,
+    )
     order = {
         "argv": [argv[0] if argv[0].startswith("/") else find_program(argv[0]), *argv[1:]],
         "environment": dict(environment or {}),

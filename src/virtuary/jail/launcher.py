@@ -1,27 +1,34 @@
-"""The small separate program that makes jails: for each order it forks a child, which jails itself and becomes the program.
+"""The small separate program that makes jails: for each order it forks a child, which jails itself
+and becomes the program.
 
-Run as `python3 -I -S launcher.py`, one per daemon, with a socket to the daemon (SOCK_SEQPACKET) as standard input; it ends with the
-daemon. Standard library only, and little of it: it is forked for every program, and never holds anything of one. A child makes,
-in this sequence: new namespaces, an empty read-only root that holds nothing but the libraries and the named files, a session
-keyring and a uid of its own, no new privileges, Landlock, limits, the filter of system calls, an empty environment, exec. The
-process between the two enters the control groups, makes the namespaces, writes down who the child is, and ends at once: the
-daemon, a subreaper, becomes the parent; when the daemon dies the program has none that matters. A *tied* program is not to
-outlive whoever waits for it: there the process in between stays, ends it when nobody holds the answer's other end any more, and
-tells its exit status.
+Run as `python3 -I -S launcher.py`, one per daemon, with a socket to the daemon (SOCK_SEQPACKET) as
+standard input; it ends with the daemon. Standard library only, and little of it: it is forked for
+every program, and never holds anything of one. A child makes, in this sequence: new namespaces, an
+empty read-only root that holds nothing but the libraries and the named files, a session keyring and
+a uid of its own, no new privileges, Landlock, limits, the filter of system calls, an empty
+environment, exec. The process between the two enters the control groups, makes the namespaces,
+writes down who the child is, and ends at once: the daemon, a subreaper, becomes the parent; when
+the daemon dies the program has none that matters. A *tied* program is not to outlive whoever waits
+for it: there the process in between stays, ends it when nobody holds the answer's other end any
+more, and tells its exit status.
 
-An order is one message, as `marshal` writes it: json alone would take as long to load as everything else. With it come
-descriptors: a socket for the answer, then those the program shall have. Answers are messages too: `pid CHILD PARENT` with the
-gaps, parted by NUL, as soon as the child is there; `error` with words when it fails; `status` of a tied one; and the end of the
-socket, which is exec when no error came before. Nothing is executed whose pid the daemon was not told, nor for a daemon that is
-gone or listens no more.
+An order is one message, as `marshal` writes it: json alone would take as long to load as everything
+else. With it come descriptors: a socket for the answer, then those the program shall have. Answers
+are messages too: `pid CHILD PARENT` with the gaps, parted by NUL, as soon as the child is there;
+`error` with words when it fails; `status` of a tied one; and the end of the socket, which is exec
+when no error came before. Nothing is executed whose pid the daemon was not told, nor for a daemon
+that is gone or listens no more.
 
-With an order in hexadecimal as its argument it becomes that program itself, where it is, in whatever namespaces those are.
+With an order in hexadecimal as its argument it becomes that program itself, where it is, in
+whatever namespaces those are.
 
-Order: argv; environment; fds (numbers wanted for the descriptors); stderr (path of a FIFO, or null where 1 and 2 are among fds);
-uid, gid; groups (supplementary, kept by root only); own_user_namespace; namespaces (of mnt net pid ipc uts); root (an empty
-folder to mount the new root on, or null); readable and writable (paths); links (path: target); landlock (bool); filter (bytes);
-keyring (number of keyctl, or null); cgroups (folders); limits (number of the limit: soft and hard); record (a file that names the
-process, or null); tied (bool). A control group that can't be joined is a gap; anything else that fails is an error.
+Order: argv; environment; fds (numbers wanted for the descriptors); stderr (path of a FIFO, or null
+where 1 and 2 are among fds); uid, gid; groups (supplementary, kept by root only);
+own_user_namespace; namespaces (of mnt net pid ipc uts); root (an empty folder to mount the new root
+on, or null); readable and writable (paths); links (path: target); landlock (bool); filter (bytes);
+keyring (number of keyctl, or null); cgroups (folders); limits (number of the limit: soft and hard);
+record (a file that names the process, or null); tied (bool). A control group that can't be joined
+is a gap; anything else that fails is an error.
 """
 
 from __future__ import annotations
@@ -42,12 +49,35 @@ if TYPE_CHECKING:
 
     Order = dict[str, Any]
 
-NAMESPACES = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "pid": 0x20000000, "net": 0x40000000}
+NAMESPACES = {
+    "mnt": 0x20000,
+    "uts": 0x4000000,
+    "ipc": 0x8000000,
+    "pid": 0x20000000,
+    "net": 0x40000000,
+}
 NEW_USER = 0x10000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 1 << 14, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    1 << 14,
+    1 << 18,
+)
 MNT_DETACH = 2
-NO_NEW_PRIVS, SECCOMP, FILTER, JOIN_SESSION_KEYRING, CAPBSET_DROP, DAC_READ_SEARCH = 38, 22, 2, 1, 24, 2
-CLONE3, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 435, 444, 445, 446  # the same on every 64-bit architecture
+NO_NEW_PRIVS, SECCOMP, FILTER, JOIN_SESSION_KEYRING, CAPBSET_DROP, DAC_READ_SEARCH = (
+    38,
+    22,
+    2,
+    1,
+    24,
+    2,
+)
+# the same on every 64-bit architecture
+CLONE3, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 435, 444, 445, 446
 CLONE_INTO_CGROUP = 1 << 33
 EXECUTE, WRITE, READ, READ_DIR, TRUNCATE, IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
 FILE_RIGHTS = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
@@ -71,16 +101,19 @@ def check(value: int, what: str) -> int:
     return value
 
 
-def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+def mount(
+    source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
+) -> None:
     words = [word.encode() if word is not None else None for word in (source, target, kind)]
     check(libc.mount(*words, flags, data.encode() if data else None), f"mount {target}")
 
 
 def enter_groups(order: Order, gaps: list[str]) -> int | None:
-    """Join the control groups of version 1; the group of version 2, where that is it, is opened for the child to be born in.
+    """Join the control groups of version 1; the group of version 2, where that is it, is opened for
+    the child to be born in.
 
-    Not by cgroup.procs: a process that is moved waits for a grace period of the kernel, 2 to 15 ms. A thread that moves itself
-    (Linux 5.5), and a child that is born elsewhere (5.7), do not.
+    Not by cgroup.procs: a process that is moved waits for a grace period of the kernel, 2 to 15 ms.
+    A thread that moves itself (Linux 5.5), and a child that is born elsewhere (5.7), do not.
     """
     unified = None
     for folder in order["cgroups"]:
@@ -97,7 +130,9 @@ def enter_groups(order: Order, gaps: list[str]) -> int | None:
 
 
 def fork_into(group: int | None, gaps: list[str]) -> int:
-    """Fork, the child in this control group of version 2 from its first moment; by the slow way where the quick one is refused."""
+    """Fork, the child in this control group of version 2 from its first moment; by the slow way
+    where the quick one is refused.
+    """
     if group is not None:
         fields = struct.pack("=11Q", CLONE_INTO_CGROUP, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, group)
         child = int(libc.syscall(CLONE3, fields, ctypes.c_size_t(len(fields))))
@@ -116,7 +151,11 @@ def unshare(order: Order) -> None:
     uid, gid = os.getuid(), os.getgid()
     check(libc.unshare(flags | (NEW_USER if order["own_user_namespace"] else 0)), "unshare")
     if order["own_user_namespace"]:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
             with open(f"/proc/self/{name}", "w", encoding="ascii") as handle:
                 handle.write(text)
     if "mnt" in order["namespaces"]:
@@ -151,9 +190,15 @@ def bind(path: str, target: str, *, writable: bool) -> None:
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o444))
     mount(source, target, None, MS_BIND | MS_REC)
     if path != NOTHING:
-        kept = os.statvfs(target).f_flag & (MS_RDONLY | MS_NOEXEC)  # a user namespace may not take them away
+        # a user namespace may not take them away
+        kept = os.statvfs(target).f_flag & (MS_RDONLY | MS_NOEXEC)
         device = 0 if path.startswith("/dev/") else MS_NODEV
-        mount(None, target, None, MS_REMOUNT | MS_BIND | MS_NOSUID | device | kept | (0 if writable else MS_RDONLY))
+        mount(
+            None,
+            target,
+            None,
+            MS_REMOUNT | MS_BIND | MS_NOSUID | device | kept | (0 if writable else MS_RDONLY),
+        )
 
 
 def drop_identity(order: Order) -> None:
@@ -164,13 +209,17 @@ def drop_identity(order: Order) -> None:
     os.setresuid(order["uid"], order["uid"], order["uid"])
     if (
         order["keyring"] is not None
-    ):  # fails where the kernel has no keys or lets nobody touch them, and then there are none to see
+        # fails where the kernel has no keys or lets nobody touch them, and then there are none to
+        # see
+    ):
         libc.syscall(order["keyring"], JOIN_SESSION_KEYRING, None)
     check(libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
 def landlock(order: Order) -> None:
-    """Deny every path but the named ones; TCP too from ABI 4 on, abstract sockets and signals from ABI 6 on."""
+    """Deny every path but the named ones; TCP too from ABI 4 on, abstract sockets and signals from
+    ABI 6 on.
+    """
     abi = libc.syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     handled = (1 << 13) - 1
     handled |= (1 << 13) if abi >= 2 else 0
@@ -179,7 +228,9 @@ def landlock(order: Order) -> None:
     alone = "net" in order["namespaces"]
     fields = [handled] + ([3 if alone else 0] if abi >= 4 else []) + ([3] if abi >= 6 else [])
     attributes = struct.pack(f"={len(fields)}Q", *fields)
-    rules = check(libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0), "landlock")
+    rules = check(
+        libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0), "landlock"
+    )
     for path in TREES:
         allow(rules, path, (EXECUTE | READ | READ_DIR) & handled)
     for path in (*FILES, *order["readable"]):
@@ -201,11 +252,14 @@ def allow(rules: int, path: str, rights: int) -> None:
 
 
 def limit(order: Order) -> None:
-    libc.signal(SIGXFSZ, ctypes.c_void_p(SIG_IGN))  # a file that is as large as may be is an error to a program, not its end
+    # a file that is as large as may be is an error to a program, not its end
+    libc.signal(SIGXFSZ, ctypes.c_void_p(SIG_IGN))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for which, wanted in order["limits"].items():
         most = resource.getrlimit(which)[1]
-        soft, hard = (value if most < 0 else most if value < 0 else min(value, most) for value in wanted)
+        soft, hard = (
+            value if most < 0 else most if value < 0 else min(value, most) for value in wanted
+        )
         resource.setrlimit(which, (soft, hard))
 
 
@@ -217,7 +271,9 @@ def filter_calls(instructions: bytes) -> None:
 
 
 def place_descriptors(have: list[int], want: list[int]) -> None:
-    """Put the descriptors where the command line says, through free high numbers so that none is overwritten."""
+    """Put the descriptors where the command line says, through free high numbers so that none is
+    overwritten.
+    """
     for index, number in enumerate(have):
         os.dup2(number, FIRST_FREE + index, inheritable=False)
         os.close(number)
@@ -242,11 +298,14 @@ def close_all_but(kept: list[int]) -> None:
 
 
 def become(order: Order, descriptors: list[int]) -> NoReturn:
-    """The child: enter the jail and become QEMU. A failure is written to ANSWER, which closes by itself on exec."""
+    """The child: enter the jail and become QEMU. A failure is written to ANSWER, which closes by
+    itself on exec.
+    """
     try:
         place_descriptors(descriptors, order["fds"])
         if order["stderr"]:
-            # A FIFO open for both directions never blocks and never breaks: when nobody reads, what is too much is dropped.
+            # A FIFO open for both directions never blocks and never breaks: when nobody reads, what
+            # is too much is dropped.
             errors = os.open(order["stderr"], os.O_RDWR | os.O_NONBLOCK)
             os.dup2(errors, 1)
             os.dup2(errors, 2)
@@ -270,7 +329,8 @@ def become(order: Order, descriptors: list[int]) -> NoReturn:
 
 def is_awaited() -> bool:
     """Whether the daemon lives and still waits for this machine."""
-    peek = 0x02 | 0x40  # MSG_PEEK | MSG_DONTWAIT: it never sends anything, so there is nothing to read, or the end
+    # MSG_PEEK | MSG_DONTWAIT: it never sends anything, so there is nothing to read, or the end
+    peek = 0x02 | 0x40
     read = libc.recv(ANSWER, ctypes.create_string_buffer(1), ctypes.c_size_t(1), peek)
     return int(read) < 0 and ctypes.get_errno() == errno.EAGAIN
 
@@ -283,7 +343,9 @@ def tell(answer: int, words: bytes) -> None:
 
 
 def open_record(path: str | None) -> tuple[int, int] | None:
-    """The file that names the processes of a folder, and /proc: opened before paths mean something else here."""
+    """The file that names the processes of a folder, and /proc: opened before paths mean something
+    else here.
+    """
     if path is None:
         return None
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -291,7 +353,9 @@ def open_record(path: str | None) -> tuple[int, int] | None:
 
 
 def write_record(record: tuple[int, int], child: int) -> None:
-    """So a program is found of which the daemon never wrote anything down: the boot of the host, and who the child is."""
+    """So a program is found of which the daemon never wrote anything down: the boot of the host,
+    and who the child is.
+    """
     file, proc = record
     words = [read(name, proc).strip() for name in ("sys/kernel/random/boot_id", f"{child}/stat")]
     os.write(file, b" ".join(words) + b"\n")
@@ -351,7 +415,8 @@ def launch(message: bytes, descriptors: list[int]) -> NoReturn:
             os.close(number)
         if order["tied"]:
             stay(child)
-        # The answer ends with this process, when the daemon is QEMU's parent. Paths mean nothing here: pivot_root moved us too.
+        # The answer ends with this process, when the daemon is QEMU's parent. Paths mean nothing
+        # here: pivot_root moved us too.
         if os.read(failed, 1):
             os.waitpid(child, 0)  # what never became QEMU is nobody else's to bury
     except BaseException as error:
@@ -360,13 +425,17 @@ def launch(message: bytes, descriptors: list[int]) -> NoReturn:
 
 
 def serve(control: _socket.socket) -> None:
-    """Take orders, one process for each, until the daemon is gone. Holds no descriptor of a machine while it waits."""
+    """Take orders, one process for each, until the daemon is gone. Holds no descriptor of a machine
+    while it waits.
+    """
     space = _socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
     while True:
         message, ancillary, _, _ = control.recvmsg(LONGEST_ORDER, space, _socket.MSG_CMSG_CLOEXEC)
         if not message:
             return
-        descriptors = [number for _, _, data in ancillary for (number,) in struct.iter_unpack("=i", data)]
+        descriptors = [
+            number for _, _, data in ancillary for (number,) in struct.iter_unpack("=i", data)
+        ]
         try:
             if descriptors and os.fork() == 0:
                 launch(message, descriptors)
@@ -378,10 +447,13 @@ def serve(control: _socket.socket) -> None:
 
 
 def confine(order: Order) -> NoReturn:
-    """Become a program here, root of its namespaces as it is, for it reads files of many owners; see inner.py."""
+    """Become a program here, root of its namespaces as it is, for it reads files of many owners;
+    see inner.py.
+    """
     for number in range(64):
         if number != DAC_READ_SEARCH:
-            libc.prctl(CAPBSET_DROP, number, 0, 0, 0)  # fails for numbers that this kernel does not know
+            # fails for numbers that this kernel does not know
+            libc.prctl(CAPBSET_DROP, number, 0, 0, 0)
     check(libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     close_all_but([])
     if order["landlock"]:

@@ -1,7 +1,9 @@
-"""The launcher, seen from the daemon: started at the first need, again when it has died, and gone when the daemon is.
+"""The launcher, seen from the daemon: started at the first need, again when it has died, and gone
+when the daemon is.
 
-Each order carries a socket of its own for the answer, so that orders don't wait for each other, and whoever stops waiting is
-noticed: what nobody waits for is not executed. A launcher that dies harms nobody: until it has told a pid nothing was started.
+Each order carries a socket of its own for the answer, so that orders don't wait for each other, and
+whoever stops waiting is noticed: what nobody waits for is not executed. A launcher that dies harms
+nobody: until it has told a pid nothing was started.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class Tied:
         while message := await loop.sock_recv(self._answers, LONGEST_ANSWER):
             kind, _, words = message.decode(errors="replace").partition(" ")
             if kind == "error":
-                raise HostLacks(f"the jail can't be made: {words}", "virtuary doctor tells what is missing")
+                raise HostLacks(
+                    f"the jail can't be made: {words}", "virtuary doctor tells what is missing"
+                )
             if kind == "status":
                 return int(words)
         raise Failed("the launcher ended while a program of it ran")
@@ -74,10 +78,13 @@ class Launcher:
     async def launch(self, order: dict[str, Any], descriptors: list[int]) -> Launched:
         """Have one order done; returns when the program of the machine runs in its jail.
 
-        Raises HostLacks with the launcher's words when the jail can't be made. Left early, it leaves no process.
+        Raises HostLacks with the launcher's words when the jail can't be made. Left early, it
+        leaves no process.
         """
         message = marshal.dumps(order)
-        for _ in range(2):  # one that died since the last time is found out here, and so is one that dies over the order
+        # one that died since the last time is found out here, and so is one that dies over the
+        # order
+        for _ in range(2):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.setblocking(False)
             with ours:
@@ -93,7 +100,9 @@ class Launcher:
         raise HostLacks("the launcher ends at once", "the daemon's log has its words")
 
     async def tie(self, order: dict[str, Any], descriptors: list[int]) -> Tied:
-        """Have one order done whose program is to end with us; returns when it is there. To be closed. Raises HostLacks."""
+        """Have one order done whose program is to end with us; returns when it is there. To be
+        closed. Raises HostLacks.
+        """
         message = marshal.dumps({**order, "tied": True})
         for _ in range(2):  # as in `launch`
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -113,7 +122,9 @@ class Launcher:
                 return Tied(int(words.partition(" ")[0]), ours)
             ours.close()
             if answer:
-                raise HostLacks(f"the jail can't be made: {words}", "virtuary doctor tells what is missing")
+                raise HostLacks(
+                    f"the jail can't be made: {words}", "virtuary doctor tells what is missing"
+                )
         raise HostLacks("the launcher ends at once", "the daemon's log has its words")
 
     async def _order(self, message: bytes, descriptors: list[int]) -> None:
@@ -205,13 +216,17 @@ async def _answer(ours: socket.socket) -> Launched | None:
     try:
         while message := await loop.sock_recv(ours, LONGEST_ANSWER):
             answer.hear(message)
-        # The kernel makes no event of the rest. When the parent is gone QEMU is our child, or its group is free of processes.
+        # The kernel makes no event of the rest. When the parent is gone QEMU is our child, or its
+        # group is free of processes.
         while start_time(answer.parent):  # noqa: ASYNC110
             await asyncio.sleep(0.0005)
         if answer.error:
-            raise HostLacks(f"the jail can't be made: {answer.error}", "virtuary doctor tells what is missing")
+            raise HostLacks(
+                f"the jail can't be made: {answer.error}", "virtuary doctor tells what is missing"
+            )
     except BaseException:
-        ours.shutdown(socket.SHUT_RDWR)  # from here on nothing is executed, and what is must have told its pid before
+        # from here on nothing is executed, and what is must have told its pid before
+        ours.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             while message := ours.recv(LONGEST_ANSWER):
                 answer.hear(message)

@@ -1,7 +1,9 @@
-"""The host's resolvers as programs of ours see them: a copy of the host's file, in a folder of its own, that follows it.
+"""The host's resolvers as programs of ours see them: a copy of the host's file, in a folder of its
+own, that follows it.
 
-A jail shows and allows what was there at its start, and the host's file is often another one later: renewed by renaming, made late, or
-a link to what is not there yet. The copy is always there, and a new one appears in the folder that the jail shows.
+A jail shows and allows what was there at its start, and the host's file is often another one later:
+renewed by renaming, made late, or a link to what is not there yet. The copy is always there, and a
+new one appears in the folder that the jail shows.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Resolver:
         self.follow()
 
     def follow(self) -> bool:
-        """Have the copy say what the host's file says now; whether that was something else. Raises OSError."""
+        """Have the copy say what the host's file says now; whether that was something else. Raises
+        OSError.
+        """
         text, copy = resolv.sift(resolv.read(self._host)), self.file
         if copy == self._host or (copy.exists() and resolv.read(copy) == text):
             return False
@@ -55,7 +59,9 @@ class Resolver:
                 continue  # a full disk: what was known goes on to serve
 
     def shown(self, *, empty_root: bool) -> tuple[list[Path], dict[str, str]]:
-        """What whoever looks names up needs: files and folders to be read, and links to be made in an empty root."""
+        """What whoever looks names up needs: files and folders to be read, and links to be made in
+        an empty root.
+        """
         if self.folder and empty_root:
             return [self.folder], {str(self._host): str(self.file)}
         place = Path(os.path.realpath(self._host))

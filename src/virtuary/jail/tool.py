@@ -1,7 +1,9 @@
-"""Tools in the jail: programs that parse what strangers wrote, run with nothing but the descriptors and files they were given.
+"""Tools in the jail: programs that parse what strangers wrote, run with nothing but the descriptors
+and files they were given.
 
-A tool has a user of its own, all namespaces, an empty root, Landlock, the filter of system calls, and bounds of memory, time,
-threads and file size. It ends with whoever waits for it, and with the daemon.
+A tool has a user of its own, all namespaces, an empty root, Landlock, the filter of system calls,
+and bounds of memory, time, threads and file size. It ends with whoever waits for it, and with the
+daemon.
 """
 
 from __future__ import annotations
@@ -44,18 +46,28 @@ NOTHING = Surroundings()
 
 @contextlib.asynccontextmanager
 async def confined(
-    argv: Sequence[str], descriptors: Mapping[int, int], bounds: Bounds, around: Surroundings = NOTHING
+    argv: Sequence[str],
+    descriptors: Mapping[int, int],
+    bounds: Bounds,
+    around: Surroundings = NOTHING,
 ) -> AsyncIterator[Tied]:
-    """A tool for as long as the `with` lasts; its first word is a program's name or path. `descriptors`: there -> here.
+    """A tool for as long as the `with` lasts; its first word is a program's name or path.
+    `descriptors`: there -> here.
 
-    What it is not given as 0, 1 and 2 leads nowhere. Raises HostLacks where the program or the jail is missing.
+    What it is not given as 0, 1 and 2 leads nowhere. Raises HostLacks where the program or the jail
+    is missing.
     """
     program = argv[0] if argv[0].startswith("/") else proc.find_program(argv[0])
     host = _host.get(os.getuid()) or _host.setdefault(os.getuid(), await find_capabilities())
     uid = UIDS[next(_turns) % len(UIDS)] if host.root else os.getuid()
     jail = choose_jail(host, uid, reach=around.reach)
-    resolver, links = RESOLVER.shown(empty_root=jail.empty_root) if around.reach != "nothing" else ([], {})
-    with tempfile.TemporaryDirectory(prefix="virtuary-tool-") as folder, open(os.devnull, "r+b") as nothing:
+    resolver, links = (
+        RESOLVER.shown(empty_root=jail.empty_root) if around.reach != "nothing" else ([], {})
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="virtuary-tool-") as folder,
+        open(os.devnull, "r+b") as nothing,
+    ):
         os.chmod(folder, 0o711)  # noqa: S103  (its empty root is mounted there, and passed through by a user of its own)
         given = {0: nothing.fileno(), 1: nothing.fileno(), 2: nothing.fileno(), **descriptors}
         order = {
@@ -80,8 +92,12 @@ async def confined(
             tied.close()
 
 
-async def run(argv: Sequence[str], bounds: Bounds, deadline: float, around: Surroundings = NOTHING) -> proc.Result:
-    """Run a tool to its end; what it wrote is capped at 4 MiB each. Raises Failed at the deadline (seconds)."""
+async def run(
+    argv: Sequence[str], bounds: Bounds, deadline: float, around: Surroundings = NOTHING
+) -> proc.Result:
+    """Run a tool to its end; what it wrote is capped at 4 MiB each. Raises Failed at the deadline
+    (seconds).
+    """
     with contextlib.ExitStack() as stack:
         (out, out_end), (err, err_end) = (_pipe(stack) for _ in range(2))
         try:

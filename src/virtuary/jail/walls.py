@@ -1,4 +1,6 @@
-"""How a program is kept apart: chosen from what the host allows, with what is missing said in words."""
+"""How a program is kept apart: chosen from what the host allows, with what is missing said in
+words.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ class Jail:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a process may use at most, enforced by the kernel wherever there is no control group; None: no bound of ours."""
+    """What a process may use at most, enforced by the kernel wherever there is no control group;
+    None: no bound of ours.
+    """
 
     file_size: int | None = None
     """Bytes of each file it writes to."""
@@ -85,7 +89,9 @@ class Bounds:
     """Whether the largest file may have to grow while the program runs."""
 
     def order(self, jail: Jail) -> dict[int, tuple[int, int]]:
-        """The limits, soft and hard, as the launcher takes them. Before Linux 5.14 a user namespace counts all processes of its user."""
+        """The limits, soft and hard, as the launcher takes them. Before Linux 5.14 a user namespace
+        counts all processes of its user.
+        """
         counted = jail.namespaces and (not jail.own_user_namespace or _release() >= (5, 14))
         wanted = {
             resource.RLIMIT_NPROC: self.processes if counted else None,
@@ -94,13 +100,18 @@ class Bounds:
             resource.RLIMIT_CPU: self.cpu,
         }
         limits = {which: (most, most) for which, most in wanted.items() if most is not None}
-        return limits if self.file_size is None else limits | self.file_limit(self.file_size, jail, may_raise())
+        return (
+            limits
+            if self.file_size is None
+            else limits | self.file_limit(self.file_size, jail, may_raise())
+        )
 
     def file_limit(self, most: int, jail: Jail, raised: bool) -> dict[int, tuple[int, int]]:
-        """The bound of its files. Pure. `raised`: whether the daemon may raise the limits of other users' processes.
+        """The bound of its files. Pure. `raised`: whether the daemon may raise the limits of other
+        users' processes.
 
-        One that grows is raised by root; an ordinary user can only raise the soft limit, as could whoever took the program over;
-        and a root that may not (as in many containers) sets none.
+        One that grows is raised by root; an ordinary user can only raise the soft limit, as could
+        whoever took the program over; and a root that may not (as in many containers) sets none.
         """
         if self.growing and jail.own_user_namespace:
             return {resource.RLIMIT_FSIZE: (most, resource.RLIM_INFINITY)}
@@ -131,16 +142,21 @@ async def find_capabilities() -> Capabilities:
         "r=r or (l.mount(None,b'/',None,(1<<14)|(1<<18),None) if os.getuid()==0 else 0);"
         "sys.exit(os.strerror(ctypes.get_errno()) if r else 0)"
     )
-    process = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", "-c", code, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", "-c", code, stderr=asyncio.subprocess.PIPE
+    )
     _, err = await process.communicate()
     return Capabilities(root, process.returncode == 0, landlock_abi(), last_line(err))
 
 
-def choose_jail(host: Capabilities, uid: int, *, reach: Reach = "nothing", userfaults: bool = False) -> Jail:
+def choose_jail(
+    host: Capabilities, uid: int, *, reach: Reach = "nothing", userfaults: bool = False
+) -> Jail:
     """The strongest jail this host allows, with what is missing said in words. Pure.
 
-    `reach`: for who opens connections for others or looks names up, and so can't be cut off from the host's network. `userfaults`: for a QEMU
-    that is to handle page faults of its guest's memory; it has to be given /dev/userfaultfd as a writable file as well.
+    `reach`: for who opens connections for others or looks names up, and so can't be cut off from
+    the host's network. `userfaults`: for a QEMU that is to handle page faults of its guest's
+    memory; it has to be given /dev/userfaultfd as a writable file as well.
     """
     gaps: list[str] = []
     if not host.namespaces:

@@ -1,7 +1,9 @@
-"""What a NIC is given of its network: a limit, a floor and a share, for each direction; and whether a network can promise it.
+"""What a NIC is given of its network: a limit, a floor and a share, for each direction; and whether
+a network can promise it.
 
-Directions are the server's own: inbound is what it receives. Rates are bits a second, counted as on Ethernet with all headers but
-without checksum, preamble and gap; None means no limit and no floor. Weights share what nobody has a claim to; 100 is the ordinary one.
+Directions are the server's own: inbound is what it receives. Rates are bits a second, counted as on
+Ethernet with all headers but without checksum, preamble and gap; None means no limit and no floor.
+Weights share what nobody has a claim to; 100 is the ordinary one.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ MIN_RATE, MAX_RATE = 64_000, 10**12
 BURST_SECONDS = 60
 """How long a burst may last at the limit; the kernel counts no further."""
 RESERVE_PERCENT = 5
-"""Of a link, what is promised and used by nobody: gaps and checksums that are not counted, and room so that frames wait in this host,
-where they are told apart, and not in the switch."""
+"""Of a link, what is promised and used by nobody: gaps and checksums that are not counted, and room
+so that frames wait in this host, where they are told apart, and not in the switch.
+"""
 Direction = Literal["inbound", "outbound"]
 DIRECTIONS: tuple[Direction, ...] = ("inbound", "outbound")
 
@@ -40,12 +43,20 @@ class Rate(Model):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.limit is not None and self.floor is not None and self.floor > self.limit:
-            raise ValueError(f"a floor of {format_bandwidth(self.floor)} lies above the limit of {format_bandwidth(self.limit)}")
+            raise ValueError(
+                f"a floor of {format_bandwidth(self.floor)} lies above the limit of "
+                f"{format_bandwidth(self.limit)}"
+            )
         if self.burst is not None and self.limit is None:
             raise ValueError("a burst belongs to a limit")
-        if self.burst is not None and self.limit is not None and self.burst * 8 > self.limit * BURST_SECONDS:
+        if (
+            self.burst is not None
+            and self.limit is not None
+            and self.burst * 8 > self.limit * BURST_SECONDS
+        ):
             raise ValueError(
-                f"a burst of {self.burst} bytes lasts longer than {BURST_SECONDS} s at {format_bandwidth(self.limit)}"
+                f"a burst of {self.burst} bytes lasts longer than {BURST_SECONDS} s at "
+                f"{format_bandwidth(self.limit)}"
             )
         return self
 
@@ -66,7 +77,9 @@ class Bandwidth(Model):
 
 
 class RateChange(Model):
-    """What of `Rate` is to be changed; what is left out stays, an explicit null takes a limit or floor away."""
+    """What of `Rate` is to be changed; what is left out stays, an explicit null takes a limit or
+    floor away.
+    """
 
     limit: int | None = None
     burst: int | None = None
@@ -82,10 +95,15 @@ class BandwidthChange(Model):
 
 
 def changed(bandwidth: Bandwidth, change: BandwidthChange) -> Bandwidth:
-    """`bandwidth` after `change`. A null weight is the ordinary one. Raises pydantic's ValidationError when the outcome makes no sense."""
+    """`bandwidth` after `change`. A null weight is the ordinary one. Raises pydantic's
+    ValidationError when the outcome makes no sense.
+    """
     body = bandwidth.model_dump()
     for direction, given in change.model_dump(exclude_unset=True).items():
-        body[direction] |= {field: 100 if field == "weight" and value is None else value for field, value in given.items()}
+        body[direction] |= {
+            field: 100 if field == "weight" and value is None else value
+            for field, value in given.items()
+        }
     return Bandwidth.model_validate(body)
 
 
@@ -113,17 +131,23 @@ class Shortage(NamedTuple):
     @property
     def sentence(self) -> str:
         if self.missing is None:
-            return f"a floor of {format_bandwidth(self.asked)} {self.direction} can't be promised: the speed of the network's link is not known"
+            return (
+                f"a floor of {format_bandwidth(self.asked)} {self.direction} can't be "
+                "promised: the speed of the network's link is not known"
+            )
         return (
-            f"a floor of {format_bandwidth(self.asked)} {self.direction} can't be promised: {format_bandwidth(self.missing)} are missing, "
+            f"a floor of {format_bandwidth(self.asked)} {self.direction} can't be promised: "
+            f"{format_bandwidth(self.missing)} are missing, "
             f"of {format_bandwidth(self.room or 0)} others have {format_bandwidth(self.taken)}"
         )
 
 
 def admit(wanted: Bandwidth, others: Iterable[Bandwidth], link: int | None) -> tuple[Shortage, ...]:
-    """What a network whose link has this speed can't promise to one NIC beside the others; empty when it can everything. Pure.
+    """What a network whose link has this speed can't promise to one NIC beside the others; empty
+    when it can everything. Pure.
 
-    One without floors is always admitted. The floors of all may reach the link's speed without its reserve, in each direction.
+    One without floors is always admitted. The floors of all may reach the link's speed without its
+    reserve, in each direction.
     """
     there = tuple(others)
     found = []

@@ -1,4 +1,6 @@
-"""A consolidation plan: what many servers need, what a host has, and which server goes where. Never stored."""
+"""A consolidation plan: what many servers need, what a host has, and which server goes where. Never
+stored.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from virtuary.model.meta import Model
 
 MAX_SERVERS = 5000
 MAX_HOSTS = 5000
-# fail fast: of a million values the first wrong one is told; telling all would take more memory than the plan
+# fail fast: of a million values the first wrong one is told; telling all would take more memory
+# than the plan
 Resource = Literal["cpu", "memory", "disk", "iops", "network"]
 ServerName = Annotated[str, AfterValidator(check_server)]
 Amount = Annotated[float, Field(ge=0, le=2.0**60, allow_inf_nan=False)]
@@ -20,7 +23,12 @@ Week = (
     Amount
     | Annotated[
         tuple[Amount, ...],
-        Field(min_length=HOURS, max_length=HOURS, fail_fast=True, description="168 values, one for each hour from Monday 00:00"),
+        Field(
+            min_length=HOURS,
+            max_length=HOURS,
+            fail_fast=True,
+            description="168 values, one for each hour from Monday 00:00",
+        ),
     ]
 )
 """168 values from Monday 00:00, or one that holds all week."""
@@ -53,7 +61,9 @@ class HostShape(Model):
 
 
 class ConsolidationWish(Model):
-    servers: Annotated[tuple[ServerLoad, ...], FailFast()] = Field(min_length=1, max_length=MAX_SERVERS)
+    servers: Annotated[tuple[ServerLoad, ...], FailFast()] = Field(
+        min_length=1, max_length=MAX_SERVERS
+    )
     host: HostShape
     hosts: int | None = Field(default=None, ge=1, le=MAX_HOSTS)
     """How many hosts there are at most."""
@@ -64,7 +74,13 @@ class ConsolidationWish(Model):
     spare: int = Field(default=0, ge=0, le=16)
     """How many hosts may fail at once while every server still has a place."""
     apart: Annotated[
-        tuple[Annotated[tuple[ServerName, ...], Field(min_length=2, max_length=MAX_SERVERS, fail_fast=True)], ...], FailFast()
+        tuple[
+            Annotated[
+                tuple[ServerName, ...], Field(min_length=2, max_length=MAX_SERVERS, fail_fast=True)
+            ],
+            ...,
+        ],
+        FailFast(),
     ] = Field(default=(), max_length=1000)
     """Groups of servers of which no two may share a host."""
     solver_seconds: float = Field(default=5, ge=0, le=30, allow_inf_nan=False)
@@ -82,9 +98,12 @@ class ConsolidationWish(Model):
             if len(set(group)) < len(group):
                 raise ValueError(f"apart names a server twice in the group {', '.join(group)[:80]}")
         for resource in (name for name, limit in self.host if limit is not None):
-            if missing := [server.name for server in self.servers if getattr(server, resource) is None]:
+            if missing := [
+                server.name for server in self.servers if getattr(server, resource) is None
+            ]:
                 raise ValueError(
-                    f"{resource} of {missing[0]!r} was not measured ({len(missing)} such servers): measure it, or give the host no {resource}"
+                    f"{resource} of {missing[0]!r} was not measured ({len(missing)} such "
+                    f"servers): measure it, or give the host no {resource}"
                 )
         return self
 
@@ -116,7 +135,9 @@ class Move(Model):
 
 
 class Stranded(Model):
-    """A server without a place. `lacks` tells of the host where least is missing; empty where only `apart` forbids."""
+    """A server without a place. `lacks` tells of the host where least is missing; empty where only
+    `apart` forbids.
+    """
 
     server: str
     reason: str
@@ -145,7 +166,9 @@ class Bound(Model):
 
     hosts: int
     kind: Literal["volume", "large", "apart", "search", "none"]
-    """What it follows from: the summed load of an hour, loads that can't share a host in an hour, `apart`, or an exhaustive search."""
+    """What it follows from: the summed load of an hour, loads that can't share a host in an hour,
+    `apart`, or an exhaustive search.
+    """
     resource: Resource | None = None
     hour: int | None = None
 

@@ -1,7 +1,9 @@
-"""Firewall groups: named lists of rules that servers' network cards are attached to, and which rule decides a connection.
+"""Firewall groups: named lists of rules that servers' network cards are attached to, and which rule
+decides a connection.
 
-A rule says who may open a connection; what belongs to an open one always passes. Nothing here looks at a host: `decide`
-answers from values alone what the loaded rules do, so that a person can be told why a connection fails.
+A rule says who may open a connection; what belongs to an open one always passes. Nothing here looks
+at a host: `decide` answers from values alone what the loaded rules do, so that a person can be told
+why a connection fails.
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from virtuary.model.meta import Document, Labels, Model, Name, check_name
 
@@ -35,7 +44,10 @@ def parse_ports(value: object) -> object:
     if isinstance(value, str):
         found = _PORTS.fullmatch(value.strip())
         if not found:
-            raise ValueError(f"{value[:40]!r} is not a port: write a number or FIRST-LAST, for example 80 or 8000-8100")
+            raise ValueError(
+                f"{value[:40]!r} is not a port: write a number or FIRST-LAST, for example 80 or "
+                "8000-8100"
+            )
         value = (int(found[1]), int(found[2] or found[1]))
     return value
 
@@ -43,7 +55,9 @@ def parse_ports(value: object) -> object:
 def _check_ports(value: tuple[int, int]) -> tuple[int, int]:
     first, last = value
     if not 1 <= first <= last <= 65535:
-        raise ValueError(f"{show_ports(value)} are no ports: they lie from 1 to 65535, the smaller one first")
+        raise ValueError(
+            f"{show_ports(value)} are no ports: they lie from 1 to 65535, the smaller one first"
+        )
     return value
 
 
@@ -54,7 +68,9 @@ def show_ports(value: tuple[int, int]) -> str:
 
 
 def check_peer(text: str) -> str:
-    """A peer in its one spelling: a network in CIDR notation, or `group:` or `server:` and a name. Raises ValueError."""
+    """A peer in its one spelling: a network in CIDR notation, or `group:` or `server:` and a name.
+    Raises ValueError.
+    """
     kind, _, name = text.strip().partition(":")
     if kind in ("group", "server"):
         return f"{kind}:{check_name(name)}"
@@ -64,7 +80,8 @@ def check_peer(text: str) -> str:
         return str(ip_network(text.strip()))
     except ValueError:
         raise ValueError(
-            f"{text[:80]!r} is not a peer: write an address, a network like 10.0.0.0/8, group:NAME or server:NAME"
+            f"{text[:80]!r} is not a peer: write an address, a network like 10.0.0.0/8, "
+            "group:NAME or server:NAME"
         ) from None
 
 
@@ -92,7 +109,10 @@ class Rule(Model):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.ports and self.protocol not in ("tcp", "udp"):
-            raise ValueError(f"{self.protocol} has no ports: name the protocol tcp or udp, or leave the ports out")
+            raise ValueError(
+                f"{self.protocol} has no ports: name the protocol tcp or udp, or leave the ports "
+                "out"
+            )
         return self
 
 
@@ -122,7 +142,9 @@ class FirewallWish(Model):
 
 
 class FirewallChange(Model):
-    """What a user may change later; what is left out stays. Rules are replaced as a whole: their order is their meaning."""
+    """What a user may change later; what is left out stays. Rules are replaced as a whole: their
+    order is their meaning.
+    """
 
     labels: Labels | None = None
     rules: Rules | None = None
@@ -142,9 +164,13 @@ class Match(NamedTuple):
         """Whether a new connection of its direction is this rule's business."""
         if self.protocol not in ("any", protocol):
             return False
-        if self.ports and (port is None or not any(first <= port <= last for first, last in self.ports)):
+        if self.ports and (
+            port is None or not any(first <= port <= last for first, last in self.ports)
+        ):
             return False
-        return self.peers is None or any(peer.version == net.version and peer in net for net in self.peers)
+        return self.peers is None or any(
+            peer.version == net.version and peer in net for net in self.peers
+        )
 
 
 def resolve(rule: Rule, members: Members) -> Match:
@@ -181,7 +207,9 @@ class Verdict(NamedTuple):
 
     action: Action
     direction: Direction | None = None
-    """The side that decided: `out` of the source, `in` of the destination; None when no rule was asked."""
+    """The side that decided: `out` of the source, `in` of the destination; None when no rule was
+    asked.
+    """
     server: str = ""
     group: str = ""
     number: int = 0
@@ -199,7 +227,11 @@ class Verdict(NamedTuple):
         if self.direction is None:
             return f"{what}: neither side is a server's network card"
         way = "outbound" if self.direction == "out" else "inbound"
-        by = f"rule {self.number} of group {self.group}" if self.group else f"the {way} default of network {self.network}"
+        by = (
+            f"rule {self.number} of group {self.group}"
+            if self.group
+            else f"the {way} default of network {self.network}"
+        )
         return f"{what} by {by}, on the {way} side of {self.server}"
 
 
@@ -213,12 +245,14 @@ def decide(
     destination_card: Card | None = None,
     members: Members,
 ) -> Verdict:
-    """Who decides about a new connection from `source` to `destination`, the addresses after any translation of published ports.
+    """Who decides about a new connection from `source` to `destination`, the addresses after any
+    translation of published ports.
 
-    The outbound side of the source is judged first, then the inbound side of the destination; a side that is no
-    server's card (None) is not judged. On a side the first rule that fits decides, over the groups in the order they
-    are attached and within a group in its own; then the default of the network. A connection is allowed when no side
-    stops it; the verdict is that of the side that stopped it, else of the last one judged.
+    The outbound side of the source is judged first, then the inbound side of the destination; a
+    side that is no server's card (None) is not judged. On a side the first rule that fits decides,
+    over the groups in the order they are attached and within a group in its own; then the default
+    of the network. A connection is allowed when no side stops it; the verdict is that of the side
+    that stopped it, else of the last one judged.
     """
     verdict = Verdict("allow")
     if source_card:
@@ -228,11 +262,20 @@ def decide(
     return verdict
 
 
-def _judge(direction: Direction, card: Card, peer: Address, protocol: str, port: int | None, members: Members) -> Verdict:
+def _judge(
+    direction: Direction,
+    card: Card,
+    peer: Address,
+    protocol: str,
+    port: int | None,
+    members: Members,
+) -> Verdict:
     for group in card.groups:
         for number, rule in enumerate(group.rules, 1):
             if rule.direction == direction and resolve(rule, members).fits(protocol, port, peer):
-                return Verdict(rule.action, direction, card.server, group.name, number, card.network)
+                return Verdict(
+                    rule.action, direction, card.server, group.name, number, card.network
+                )
     default = card.default_in if direction == "in" else card.default_out
     return Verdict(default, direction, card.server, network=card.network)
 

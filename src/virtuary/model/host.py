@@ -27,7 +27,8 @@ class Balance(Model):
 
     total: int
     usable: int
-    """What may be promised in all: without what is kept for the host, times the overcommit ratio."""
+    """What may be promised in all: without what is kept for the host, times the overcommit ratio.
+    """
     promised: int
     holders: dict[str, int] = Field(default_factory=dict)
     """The servers that hold most of it, the largest first."""
@@ -72,7 +73,9 @@ class Pool(Model):
     allocated: int = 0
     """What those disks take of it now."""
     full_in: float | None = None
-    """Seconds until nothing more is made in it, at the pace of the last week; None when it does not fill, or was not watched for long."""
+    """Seconds until nothing more is made in it, at the pace of the last week; None when it does not
+    fill, or was not watched for long.
+    """
 
 
 class HostStatus(Model):
@@ -100,13 +103,17 @@ class HostStatus(Model):
     links: tuple[Link, ...] = ()
     pools: tuple[Pool, ...] = ()
     pressure: dict[str, float] = Field(default_factory=dict)
-    """Percent of the last ten seconds in which somebody waited for cpu, memory or io; missing where the kernel does not tell."""
+    """Percent of the last ten seconds in which somebody waited for cpu, memory or io; missing where
+    the kernel does not tell.
+    """
     policy: ResourceSettings = ResourceSettings()
     default_network: str = "user"
     """The network that a server joins when nobody says which."""
     account: dict[str, Balance] = Field(default_factory=dict)
     bandwidth: dict[str, dict[Direction, Balance]] = Field(default_factory=dict)
-    """By network: the floors promised of its link, in bits a second; without those whose link's speed nobody knows."""
+    """By network: the floors promised of its link, in bits a second; without those whose link's
+    speed nobody knows.
+    """
 
     @property
     def ordinary_memory(self) -> int:

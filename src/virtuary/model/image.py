@@ -59,7 +59,9 @@ class ImageStatus(Model):
 
     @property
     def makes_login(self) -> bool:
-        """Whether only cloud-init, at a boot, makes the user whom the shell logs in as, and lets our key in."""
+        """Whether only cloud-init, at a boot, makes the user whom the shell logs in as, and lets
+        our key in.
+        """
         return self.cloud_init and self.user not in ("", "root")
 
 

@@ -15,15 +15,22 @@ from virtuary.base.errors import Invalid
 from virtuary.base.units import MIB, format_size
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?(?::[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?)?")
+_IMAGE_NAME = re.compile(
+    r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?(?::[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?)?"
+)
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9./_-]{0,61}[a-z0-9])?")
 
 
 def check_name(text: str) -> str:
-    """A server's or host's name: 1-63 of a-z, 0-9 and inner dashes; compared in lower case. Raises ValueError."""
+    """A server's or host's name: 1-63 of a-z, 0-9 and inner dashes; compared in lower case. Raises
+    ValueError.
+    """
     name = text.strip().lower()
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{text[:80]!r} is not a valid name: use 1 to 63 letters, digits and inner dashes, for example web1")
+        raise ValueError(
+            f"{text[:80]!r} is not a valid name: use 1 to 63 letters, digits and inner dashes, "
+            "for example web1"
+        )
     return name
 
 
@@ -31,7 +38,10 @@ def check_image_name(text: str) -> str:
     """An image's name: like a server's, with dots, and at most one `:tag`. Raises ValueError."""
     name = text.strip().lower()
     if not _IMAGE_NAME.fullmatch(name):
-        raise ValueError(f"{text[:80]!r} is not a valid image name: write NAME or NAME:TAG, for example debian:12")
+        raise ValueError(
+            f"{text[:80]!r} is not a valid image name: write NAME or NAME:TAG, for example "
+            "debian:12"
+        )
     return name
 
 
@@ -40,9 +50,13 @@ def _check_labels(labels: dict[str, str]) -> dict[str, str]:
         raise ValueError("at most 64 labels are allowed")
     for key, value in labels.items():
         if not _LABEL.fullmatch(key):
-            raise ValueError(f"{key[:80]!r} is not a valid label: use lower-case letters, digits and . / _ -")
+            raise ValueError(
+                f"{key[:80]!r} is not a valid label: use lower-case letters, digits and . / _ -"
+            )
         if len(value) > 256 or not value.isprintable():
-            raise ValueError(f"the value of label {key!r} must be printable and at most 256 characters long")
+            raise ValueError(
+                f"the value of label {key!r} must be printable and at most 256 characters long"
+            )
     return labels
 
 
@@ -66,7 +80,9 @@ class Model(BaseModel):
 
     def but(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated."""
-        return self.model_validate({**{name: getattr(self, name) for name in self.__class__.model_fields}, **changes})
+        return self.model_validate(
+            {**{name: getattr(self, name) for name in self.__class__.model_fields}, **changes}
+        )
 
 
 class Meta(Model):
@@ -118,7 +134,8 @@ class Document(Model):
 def invalid(error: ValidationError) -> Invalid:
     """The `Invalid` that tells all findings of a validation at once, each with its JSON pointer."""
     findings = [
-        {"pointer": "/" + "/".join(str(part) for part in item["loc"]), "detail": sentence_of(item)} for item in error.errors()
+        {"pointer": "/" + "/".join(str(part) for part in item["loc"]), "detail": sentence_of(item)}
+        for item in error.errors()
     ]
     sentence = "; ".join(_line(finding) for finding in findings[:5])
     return Invalid(sentence, errors=findings)
@@ -150,8 +167,10 @@ _SAID = {
     "frozen_field": "can't be changed",
 }
 _KINDS = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "list": "a list", "tuple": "a list", "set": "a list",
-    "dict": "an object", "model": "an object", "datetime": "a time (RFC 3339)", "date": "a date", "bytes": "a text", "dataclass": "an object",
+    "int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text",
+    "list": "a list", "tuple": "a list", "set": "a list",
+    "dict": "an object", "model": "an object", "datetime": "a time (RFC 3339)", "date": "a date",
+    "bytes": "a text", "dataclass": "an object",
 }  # fmt: skip
 
 
@@ -168,5 +187,9 @@ def sentence_of(finding: Mapping[str, Any]) -> str:
 
 
 def _amount(field: str, value: object) -> str:
-    sized = any(word in field for word in ("memory", "disk", "bandwidth")) and isinstance(value, int) and value >= MIB
+    sized = (
+        any(word in field for word in ("memory", "disk", "bandwidth"))
+        and isinstance(value, int)
+        and value >= MIB
+    )
     return format_size(value) if sized and isinstance(value, int) else str(value)

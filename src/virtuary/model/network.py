@@ -8,7 +8,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from virtuary.model.bandwidth import MAX_RATE, MIN_RATE, Bandwidth
 from virtuary.model.firewall import Action
@@ -16,18 +23,26 @@ from virtuary.model.host import Link
 from virtuary.model.meta import Document, Model, Name
 
 USER, NONE, DEFAULT = "user", "none", "default"
-"""Names that are always there: a network of the server's own through the host's sockets; a NIC without a cable; the host's NAT network."""
+"""Names that are always there: a network of the server's own through the host's sockets; a NIC
+without a cable; the host's NAT network.
+"""
 UPLINK = ("10.0.2.0/24", "fec0::/10")
-"""Where what leads out of an ordinary user's networks has its own addresses: QEMU's user network."""
+"""Where what leads out of an ordinary user's networks has its own addresses: QEMU's user network.
+"""
 Kind = Literal["nat", "isolated", "bridge"]
 Check = Literal["mac", "arp", "ipv4", "ipv6", "dhcp", "ra", "vlan", "ethertype"]
 """What is looked at in every frame that a server sends, see docs/networks.md."""
 MAX_NICS = 4
 USUAL_MTU, MIN_MTU, MAX_MTU = 1500, 1280, 9216
-"""Bytes of a packet: of Ethernet, the least with which there is IPv6 (RFC 8200), and the most that cards commonly can."""
+"""Bytes of a packet: of Ethernet, the least with which there is IPv6 (RFC 8200), and the most that
+cards commonly can.
+"""
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-_INTERFACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,126}")  # other names (altname) are longer than the kernel's own
-_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
+# other names (altname) are longer than the kernel's own
+_INTERFACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,126}")
+_DOMAIN = re.compile(
+    r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
+)
 
 
 def _check_mac(text: str) -> str:
@@ -59,14 +74,19 @@ def _parse_tags(value: object) -> object:
     if isinstance(value, str):
         found = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", value.strip())
         if not found:
-            raise ValueError(f"{value[:40]!r} is no VLAN tag: write a number or FIRST-LAST, for example 10 or 20-29")
+            raise ValueError(
+                f"{value[:40]!r} is no VLAN tag: write a number or FIRST-LAST, for example 10 or "
+                "20-29"
+            )
         value = (int(found[1]), int(found[2] or found[1]))
     return value
 
 
 def _check_tags(value: tuple[int, int]) -> tuple[int, int]:
     if not 1 <= value[0] <= value[1] <= 4094:
-        raise ValueError(f"{show_tags(value)} are no VLAN tags: they lie from 1 to 4094, the smaller one first")
+        raise ValueError(
+            f"{show_tags(value)} are no VLAN tags: they lie from 1 to 4094, the smaller one first"
+        )
     return value
 
 
@@ -106,14 +126,19 @@ def _check_ipv6(text: str) -> str:
 def _check_subnet4(text: str) -> str:
     net = ipaddress.IPv4Network(text.strip())
     if not 8 <= net.prefixlen <= 29:
-        raise ValueError(f"{net} can't be a network of servers: its prefix has to be 8 to 29 bits long")
+        raise ValueError(
+            f"{net} can't be a network of servers: its prefix has to be 8 to 29 bits long"
+        )
     return str(net)
 
 
 def _check_subnet6(text: str) -> str:
     net = ipaddress.IPv6Network(text.strip())
     if net.prefixlen != 64:
-        raise ValueError(f"{net} can't be a network of servers: guests make their addresses from a prefix of 64 bits")
+        raise ValueError(
+            f"{net} can't be a network of servers: guests make their addresses from a prefix of "
+            "64 bits"
+        )
     return str(net)
 
 
@@ -121,7 +146,12 @@ def _check_external(text: str) -> str:
     if "%" in text:
         raise ValueError("an address of the host that leads to a server has no scope")
     address = ipaddress.ip_address(text.strip())
-    odd = address.is_unspecified or address.is_multicast or address.is_loopback or address.is_link_local
+    odd = (
+        address.is_unspecified
+        or address.is_multicast
+        or address.is_loopback
+        or address.is_link_local
+    )
     if odd or address == ipaddress.IPv4Address("255.255.255.255"):
         raise ValueError(f"{address} is no address by which others reach a host")
     return str(address)
@@ -158,7 +188,9 @@ class NetworkParts(Model):
 
     kind: Kind = "nat"
     ipv4: Subnet4 | None = None
-    """The subnet, of which the host has the first address; None on a bridge of the physical network."""
+    """The subnet, of which the host has the first address; None on a bridge of the physical
+    network.
+    """
     ipv6: Subnet6 | None = None
     domain: Domain = "virtuary"
     """Servers are known here as NAME.DOMAIN."""
@@ -169,12 +201,15 @@ class NetworkParts(Model):
     trunk: Trunk = ()
     """For a bridge: ranges of VLAN tags that the servers' own frames may have, besides none."""
     routed6: bool = False
-    """Whether IPv6 leaves with the servers' own addresses, because somebody routes the subnet here; else it is masqueraded."""
+    """Whether IPv6 leaves with the servers' own addresses, because somebody routes the subnet here;
+    else it is masqueraded.
+    """
     host_access: bool = False
     """Whether servers may reach the services of the host itself."""
     speed: int | None = Field(default=None, ge=MIN_RATE, le=MAX_RATE)
-    """Bits a second of the link that its servers share. When not given: on a bridge of its slowest way out of the host, else of the
-    host's fastest link."""
+    """Bits a second of the link that its servers share. When not given: on a bridge of its slowest
+    way out of the host, else of the host's fastest link.
+    """
     mtu: int | None = Field(default=None, ge=MIN_MTU, le=MAX_MTU)
     """Bytes of the largest packet on it. When not given: that of its way out."""
     default_in: Action = "allow"
@@ -191,14 +226,20 @@ class NetworkSpec(NetworkParts):
                 raise ValueError("a bridge needs the host's bridge or interface to join")
             if self.mtu:
                 raise ValueError(
-                    "the size of packets on a bridge is the physical network's: ip link set mtu changes that of its interface"
+                    "the size of packets on a bridge is the physical network's: ip link set mtu "
+                    "changes that of its interface"
                 )
             if self.ipv4 or self.ipv6:
                 raise ValueError("the addresses of a bridge are the physical network's")
             if (self.default_in, self.default_out) != ("allow", "allow"):
-                raise ValueError("what passes a bridge of the physical network does not pass this host's packet filter")
+                raise ValueError(
+                    "what passes a bridge of the physical network does not pass this host's "
+                    "packet filter"
+                )
             if self.vlan and self.trunk:
-                raise ValueError("traffic of a VLAN has that tag alone: name a tag or a trunk, not both")
+                raise ValueError(
+                    "traffic of a VLAN has that tag alone: name a tag or a trunk, not both"
+                )
         elif self.interface or self.vlan or self.trunk:
             raise ValueError(f"a network of kind {self.kind} joins no interface of the host")
         return self
@@ -216,7 +257,9 @@ class NetworkStatus(Model):
     was_up: bool | None = None
     """Of a bridge: whether the interface it joined was up before; None until it was joined."""
     external: tuple[tuple[str, str], ...] = ()
-    """Interfaces of the host, and the addresses that were given to them because they lead to servers."""
+    """Interfaces of the host, and the addresses that were given to them because they lead to
+    servers.
+    """
     speed: int | None = None
     """Of a bridge: bits a second of its slowest way out of the host, where a driver tells."""
     mtu: int | None = None
@@ -238,7 +281,11 @@ class Network(Document):
     @property
     def gateways(self) -> tuple[str, ...]:
         """The host's own addresses on it."""
-        return tuple(str(next(ipaddress.ip_network(net).hosts())) for net in (self.spec.ipv4, self.spec.ipv6) if net)
+        return tuple(
+            str(next(ipaddress.ip_network(net).hosts()))
+            for net in (self.spec.ipv4, self.spec.ipv6)
+            if net
+        )
 
 
 class NetworkWish(NetworkParts):
@@ -249,7 +296,9 @@ class NetworkWish(NetworkParts):
 
 
 class NetworkChange(Model):
-    """What may be changed while servers are on it; an explicit null takes the speed or the MTU away."""
+    """What may be changed while servers are on it; an explicit null takes the speed or the MTU
+    away.
+    """
 
     labels: dict[str, str] | None = None
     routed6: bool | None = None
@@ -282,7 +331,9 @@ class NicWish(Model):
     """Firewall groups, in the order their rules are asked."""
     bandwidth: Bandwidth = Bandwidth()
     external: Externals = ()
-    """Addresses outside that lead to this NIC alone; the first of a family is what its server is seen as there."""
+    """Addresses outside that lead to this NIC alone; the first of a family is what its server is
+    seen as there.
+    """
 
 
 class Nic(Model):
@@ -307,7 +358,9 @@ class Nic(Model):
 
     @property
     def wiring(self) -> tuple[str, str, str | None, str | None, str | None]:
-        """Where it leads and what it is known by there: what a guest that runs can't be given another of without being told."""
+        """Where it leads and what it is known by there: what a guest that runs can't be given
+        another of without being told.
+        """
         return self.network, self.network_id, self.mac, self.ipv4, self.ipv6
 
     def wired_as(self, other: Nic) -> Nic:
@@ -323,15 +376,18 @@ class Nic(Model):
 
 
 def link_speed(network: Network, links: Iterable[Link]) -> int | None:
-    """Bits a second that the NICs of a network share: as stated, else of a bridge's own way out, and of the host's fastest link for
-    others; None where nobody knows."""
+    """Bits a second that the NICs of a network share: as stated, else of a bridge's own way out,
+    and of the host's fastest link for others; None where nobody knows.
+    """
     if network.spec.speed or network.spec.kind == "bridge":
         return network.spec.speed or network.status.speed
     return max((link.speed for link in links if link.speed), default=None)
 
 
 def mac_of(vm_id: str, number: int = 0) -> str:
-    """The MAC address of a server's NIC, from the server's id: locally administered, in QEMU's customary range."""
+    """The MAC address of a server's NIC, from the server's id: locally administered, in QEMU's
+    customary range.
+    """
     digest = hashlib.sha256(vm_id.encode() + (str(number).encode() if number else b"")).digest()
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
 
@@ -358,7 +414,9 @@ def eui64(prefix: str, mac: str) -> str:
 
 
 def choose_ipv4(subnet: str, mac: str, taken: Iterable[str]) -> str | None:
-    """A free address of the subnet, the same one for the same MAC where that is free; None when it is full. The first is the host's."""
+    """A free address of the subnet, the same one for the same MAC where that is free; None when it
+    is full. The first is the host's.
+    """
     net, busy = ipaddress.IPv4Network(subnet), set(taken)
     size = net.num_addresses - 3  # without the network's, the host's and everybody's
     begin = int.from_bytes(hashlib.sha256(mac.encode()).digest()[:4], "big") % size
@@ -370,11 +428,14 @@ def choose_ipv4(subnet: str, mac: str, taken: Iterable[str]) -> str | None:
 
 
 def choose_subnets(seed: str, routed: Iterable[str]) -> tuple[str, str]:
-    """An IPv4 and an IPv6 (ULA) subnet that meet nothing which is routed or used already. Pure; raises ValueError where none is free."""
+    """An IPv4 and an IPv6 (ULA) subnet that meet nothing which is routed or used already. Pure;
+    raises ValueError where none is free.
+    """
     nets = (ipaddress.ip_network(text, strict=False) for text in routed)
     used = [(int(net[0]), int(net[-1])) for net in nets if net.version == 4 and net.prefixlen]
     digest = hashlib.sha256(seed.encode()).digest()
-    ula = f"fd{digest[0]:02x}:{digest[1]:02x}{digest[2]:02x}:{digest[3]:02x}{digest[4]:02x}:{digest[5]:02x}{digest[6]:02x}::/64"
+    words = (bytes((0xFD, digest[0])), digest[1:3], digest[3:5], digest[5:7])
+    ula = ":".join(word.hex() for word in words) + "::/64"
     for base in _candidates(digest[7]):
         if not any(first <= base + 255 and base <= last for first, last in used):
             return f"{ipaddress.IPv4Address(base)}/24", ula
@@ -382,7 +443,9 @@ def choose_subnets(seed: str, routed: Iterable[str]) -> tuple[str, str]:
 
 
 def _candidates(begin: int) -> Iterator[int]:
-    """Where subnets of 256 addresses may begin: 10.77.0.0 and those beside it first, then the rest of what is private."""
+    """Where subnets of 256 addresses may begin: 10.77.0.0 and those beside it first, then the rest
+    of what is private.
+    """
     for second in (77, *(number for number in range(256) if number != 77)):
         for third in range(256):
             yield (10 << 24) + (second << 16) + ((begin + third) % 256 << 8)

@@ -1,4 +1,6 @@
-"""An operation: a deed with a beginning and an end, that survives a crash and can be waited for or cancelled."""
+"""An operation: a deed with a beginning and an end, that survives a crash and can be waited for or
+cancelled.
+"""
 
 from __future__ import annotations
 
@@ -52,11 +54,16 @@ class Operation(Document):
 
     @staticmethod
     def looks_open(value: bytes, target: str | None = None) -> bool:
-        """Whether stored bytes are of an operation that has not ended, on `target` if named; without parsing them.
+        """Whether stored bytes are of an operation that has not ended, on `target` if named;
+        without parsing them.
 
-        Kept operations are many and looked through often. A quote inside a string is escaped, so no text can look like a field.
+        Kept operations are many and looked through often. A quote inside a string is escaped, so no
+        text can look like a field.
         """
-        if b'"status":{"phase":"pending"' not in value and b'"status":{"phase":"running"' not in value:
+        if (
+            b'"status":{"phase":"pending"' not in value
+            and b'"status":{"phase":"running"' not in value
+        ):
             return False
         return target is None or f'"target":"{target}"'.encode() in value
 

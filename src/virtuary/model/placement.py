@@ -1,4 +1,6 @@
-"""Where servers could go on hosts that are partly full: what is asked, and what comes out. Never stored."""
+"""Where servers could go on hosts that are partly full: what is asked, and what comes out. Never
+stored.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ PARTS: tuple[Part, ...] = ("cpu", "memory", "disk", "iops", "network")
 
 
 class Parts(Model):
-    """CPUs, bytes of memory, bytes of disk, operations a second, bits a second; what is not named is none of it."""
+    """CPUs, bytes of memory, bytes of disk, operations a second, bits a second; what is not named
+    is none of it.
+    """
 
     cpu: Amount = 0
     memory: Amount = 0
@@ -55,15 +59,29 @@ class ServerNeed(Featured):
 
 class PlacementWish(Model):
     hosts: Annotated[tuple[HostRoom, ...], FailFast()] = Field(min_length=1, max_length=MAX_HOSTS)
-    servers: Annotated[tuple[ServerNeed, ...], FailFast()] = Field(min_length=1, max_length=MAX_SERVERS)
+    servers: Annotated[tuple[ServerNeed, ...], FailFast()] = Field(
+        min_length=1, max_length=MAX_SERVERS
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> PlacementWish:
-        for what, names in (("host", [host.name for host in self.hosts]), ("server", [server.name for server in self.servers])):
+        for what, names in (
+            ("host", [host.name for host in self.hosts]),
+            ("server", [server.name for server in self.servers]),
+        ):
             if len(set(names)) < len(names):
-                raise ValueError(f"the {what} {Counter(names).most_common(1)[0][0]!r} is given twice")
+                raise ValueError(
+                    f"the {what} {Counter(names).most_common(1)[0][0]!r} is given twice"
+                )
         hosts = {host.name for host in self.hosts}
-        if lost := next((server for server in self.servers if server.host is not None and server.host not in hosts), None):
+        if lost := next(
+            (
+                server
+                for server in self.servers
+                if server.host is not None and server.host not in hosts
+            ),
+            None,
+        ):
             raise ValueError(f"{lost.name!r} is on {lost.host!r}, which is not among the hosts")
         items: tuple[Featured, ...] = (*self.hosts, *self.servers)
         features = {feature for item in items for feature in item.features}

@@ -1,7 +1,8 @@
-"""What a server is given of its host's processors and storage traffic: a share, a limit and a floor.
+"""What a server is given of its host's processors and storage traffic: a share, a limit and a
+floor.
 
-Percentages of processor time are of one CPU: 150 is one and a half. Weights share what nobody has a claim to; 100 is the
-ordinary one. None means no limit.
+Percentages of processor time are of one CPU: 150 is one and a half. Weights share what nobody has a
+claim to; 100 is the ordinary one. None means no limit.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from virtuary.model.meta import Model
 
 MAX_PERCENT = 100 * 1024
 TRANSLATION = ((256 * MIB, 64), (512 * MIB, 128))
-"""Memory of a machine, at most, and the MiB QEMU may use for translated code when it emulates that; 256 for larger ones. Only what is used
-counts. Measured: row TB of docs/benchmarks.md."""
+"""Memory of a machine, at most, and the MiB QEMU may use for translated code when it emulates that;
+256 for larger ones. Only what is used counts. Measured: row TB of docs/benchmarks.md.
+"""
 Weight = Field(default=100, ge=1, le=10_000)
 Pages = Literal["normal", "huge"]
 
 
 def translation_buffer(memory: int) -> int:
-    """MiB for the translated code of an emulated machine that begins with so many bytes of memory."""
+    """MiB for the translated code of an emulated machine that begins with so many bytes of
+    memory.
+    """
     return next((size for most, size in TRANSLATION if memory <= most), 256)
 
 
@@ -38,7 +42,9 @@ class Cpu(Model):
     pin: tuple[int, ...] = Field(default=(), max_length=1024)
     """CPUs of the host its virtual CPUs may run on; empty for all."""
     node: int | None = Field(default=None, ge=0, le=1023)
-    """NUMA node of the host whose CPUs it runs on, unless it is pinned otherwise, and in whose memory it is started."""
+    """NUMA node of the host whose CPUs it runs on, unless it is pinned otherwise, and in whose
+    memory it is started.
+    """
     sockets: int = Field(default=1, ge=1, le=64)
     threads: int = Field(default=1, ge=1, le=8)
     """Of one core, as the guest sees it."""
@@ -53,7 +59,9 @@ class Cpu(Model):
 
 
 class DiskIo(Model):
-    """Limits of what goes to and from its disk: operations and bytes a second, in all or by direction."""
+    """Limits of what goes to and from its disk: operations and bytes a second, in all or by
+    direction.
+    """
 
     iops: int | None = Field(default=None, ge=1, le=10**9)
     read_iops: int | None = Field(default=None, ge=1, le=10**9)
@@ -69,17 +77,25 @@ class DiskIo(Model):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         for what in ("iops", "bandwidth"):
-            if getattr(self, what) is not None and (getattr(self, f"read_{what}") or getattr(self, f"write_{what}")):
+            if getattr(self, what) is not None and (
+                getattr(self, f"read_{what}") or getattr(self, f"write_{what}")
+            ):
                 raise ValueError(f"a limit of {what} holds in all or by direction, not both")
         return self
 
     @property
     def limited(self) -> bool:
-        return any(value is not None for name, value in self if name not in ("burst", "burst_seconds", "weight"))
+        return any(
+            value is not None
+            for name, value in self
+            if name not in ("burst", "burst_seconds", "weight")
+        )
 
 
 class CpuChange(Model):
-    """What of `Cpu` is to be changed; what is left out stays, an explicit null takes a limit away."""
+    """What of `Cpu` is to be changed; what is left out stays, an explicit null takes a limit
+    away.
+    """
 
     limit: int | None = None
     weight: int | None = None
@@ -91,7 +107,9 @@ class CpuChange(Model):
 
 
 class DiskIoChange(Model):
-    """What of `DiskIo` is to be changed; what is left out stays, an explicit null takes a limit away."""
+    """What of `DiskIo` is to be changed; what is left out stays, an explicit null takes a limit
+    away.
+    """
 
     iops: int | None = None
     read_iops: int | None = None

@@ -1,4 +1,6 @@
-"""A warm template: an image booted once and saved with its memory; servers start by resuming copies of it."""
+"""A warm template: an image booted once and saved with its memory; servers start by resuming copies
+of it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from virtuary.model.meta import Document, ImageName, Model
 from virtuary.model.vm import Arch
 
 WAKE_PORT = "org.virtuary.wake"
-"""Name of the virtio port at which a template's guest waits until a copy of it is told who it is."""
+"""Name of the virtio port at which a template's guest waits until a copy of it is told who it is.
+"""
 
 
 class TemplateSpec(Model):
@@ -26,10 +29,14 @@ class TemplateSpec(Model):
 
 class TemplateStatus(Model):
     state: Literal["absent", "making", "ready", "failed", "retired"] = "absent"
-    """`retired`: its memory is gone and nothing is resumed from it; its disk stays while servers stand on it."""
+    """`retired`: its memory is gone and nothing is resumed from it; its disk stays while servers
+    stand on it.
+    """
     reason: str | None = None
     key: str = ""
-    """Digest of everything that must match for a copy to be resumed: image, engine, processor, devices."""
+    """Digest of everything that must match for a copy to be resumed: image, engine, processor,
+    devices.
+    """
     size: int = 0
     """Bytes its files occupy on disk."""
     disk_size: int = 0

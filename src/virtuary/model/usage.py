@@ -1,7 +1,8 @@
-"""What servers and their host use, as it was last seen: figures with their age, and the points of a history.
+"""What servers and their host use, as it was last seen: figures with their age, and the points of a
+history.
 
-Shares of time are seconds a second: a `cpu` of 1.5 is one processor and a half. Sizes are bytes, rates are bytes or operations a
-second. None means that nobody could tell.
+Shares of time are seconds a second: a `cpu` of 1.5 is one processor and a half. Sizes are bytes,
+rates are bytes or operations a second. None means that nobody could tell.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ STEPS: dict[str, int] = {"second": 1, "minute": 60, "hour": 3600}
 """Seconds that a point of each resolution stands for."""
 
 VM_SERIES = (
-    "cpu", "steal", "throttled", "resident", "guest_used", "guest_total", "swap", "disk_read", "disk_written", "disk_reads",
+    "cpu", "steal", "throttled", "resident", "guest_used", "guest_total", "swap", "disk_read",
+    "disk_written", "disk_reads",
     "disk_writes", "network_received", "network_sent",
 )  # fmt: skip
 HOST_SERIES = (
-    "cpu", "steal", "iowait", "memory_used", "swap_used", "disk_read", "disk_written", "disk_reads", "disk_writes",
-    "network_received", "network_sent", "pressure_cpu", "pressure_memory", "pressure_io", "vms", "pool_used",
+    "cpu", "steal", "iowait", "memory_used", "swap_used", "disk_read", "disk_written", "disk_reads",
+    "disk_writes",
+    "network_received", "network_sent", "pressure_cpu", "pressure_memory", "pressure_io", "vms",
+    "pool_used",
 )  # fmt: skip
 
 
@@ -39,7 +43,10 @@ class Point(NamedTuple):
 
     def body(self) -> dict[str, Any]:
         """As JSON, with as many digits as make sense."""
-        mean, peak = ({name: round(value, 4) for name, value in part.items()} for part in (self.mean, self.peak))
+        mean, peak = (
+            {name: round(value, 4) for name, value in part.items()}
+            for part in (self.mean, self.peak)
+        )
         return {"at": self.at, "covered": self.covered, "mean": mean, "peak": peak}
 
 
@@ -127,7 +134,9 @@ class Usage(Model):
     resident: int | None = None
     """Memory of the host that it occupies, its network's helper included."""
     promised: int | None = None
-    """Memory of the host that is promised to it, with what its emulation is reckoned to need: what `resident` is to be held against."""
+    """Memory of the host that is promised to it, with what its emulation is reckoned to need: what
+    `resident` is to be held against.
+    """
     guest: GuestMemory | None = None
     disk: DiskUsage = Field(default_factory=DiskUsage)
     network: NetworkUsage | None = None

@@ -17,16 +17,29 @@ from virtuary.model.resources import Cpu, CpuChange, DiskIo, DiskIoChange, Pages
 
 Power = Literal["running", "paused", "stopped"]
 State = Literal[
-    "creating", "starting", "running", "paused", "stopping", "stopped", "crashed", "unresponsive", "unknown", "trashed"
+    "creating",
+    "starting",
+    "running",
+    "paused",
+    "stopping",
+    "stopped",
+    "crashed",
+    "unresponsive",
+    "unknown",
+    "trashed",
 ]
 Arch = Literal["x86_64"]
 HostShutdown = Literal["shutdown", "off"]
 CopyMode = Literal["overlay", "full", "live"]
-"""overlay: a stopped server's disk becomes a layer below both. full: a disk of its own. live: memory and disk of one that runs."""
+"""overlay: a stopped server's disk becomes a layer below both. full: a disk of its own. live:
+memory and disk of one that runs.
+"""
 STAGES = ("image", "disk", "firmware", "kernel", "agent", "network", "ssh")
 """What a launch passes through, in this order; each is noted when a real signal shows it."""
 
-NO_CLOUD_INIT = "the image {image} has no cloud-init, and nobody else in it would read the user data"
+NO_CLOUD_INIT = (
+    "the image {image} has no cloud-init, and nobody else in it would read the user data"
+)
 MIN_MEMORY, MAX_MEMORY = 64 * MIB, 16 * 1024 * GIB
 MAX_DISK = 64 * 1024 * GIB
 DEFAULT_MEMORY = {"tiny": 128 * MIB}
@@ -63,16 +76,21 @@ class Publish(Model):
     @model_validator(mode="after")
     def _address_is_one(self) -> Publish:
         ipaddress.ip_address(self.address)
-        if "%" in self.address:  # a scope may hold any text, and the address stands on a command line
+        # a scope may hold any text, and the address stands on a command line
+        if "%" in self.address:
             raise ValueError("an address to listen on has no scope")
         return self
 
     def meets(self, other: Publish) -> bool:
-        """Whether only one server can have both: the same port of the same address, or of all of its family."""
+        """Whether only one server can have both: the same port of the same address, or of all of
+        its family.
+        """
         own, its = ipaddress.ip_address(self.address), ipaddress.ip_address(other.address)
-        return (self.protocol, self.host, own.version) == (other.protocol, other.host, its.version) and (
-            own == its or own.is_unspecified or its.is_unspecified
-        )
+        return (self.protocol, self.host, own.version) == (
+            other.protocol,
+            other.host,
+            its.version,
+        ) and (own == its or own.is_unspecified or its.is_unspecified)
 
     def __str__(self) -> str:
         return f"{self.address}:{self.host}->{self.guest}/{self.protocol}"
@@ -100,17 +118,23 @@ class VmSpec(Model):
     memory_max: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
     """What its memory may be grown to while it runs; None: what the host can give."""
     memory_min: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
-    """Memory that is never taken from it, however short the host is; None: what the host's overcommit leaves it."""
+    """Memory that is never taken from it, however short the host is; None: what the host's
+    overcommit leaves it.
+    """
     memory_pages: Pages = "normal"
     memory_merge: bool = False
-    """Whether pages that equal another server's may be kept once (KSM); slower, and one may learn what the other holds."""
+    """Whether pages that equal another server's may be kept once (KSM); slower, and one may learn
+    what the other holds.
+    """
     priority: int = Field(default=50, ge=0, le=100)
     """When the host runs out of memory, what has the lowest is taken from and paused first."""
     disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
     """Size of the root disk; the image's own size when not given."""
     disk_io: DiskIo = DiskIo()
     nics: tuple[Nic, ...] = Field(default=(Nic(),), min_length=1, max_length=MAX_NICS)
-    """Its network interfaces; the first is there while it lives, the others can be plugged in and out."""
+    """Its network interfaces; the first is there while it lives, the others can be plugged in and
+    out.
+    """
     publish: tuple[Publish, ...] = Field(default=(), max_length=ports.MOST)
     ssh_keys: tuple[SshKey, ...] = Field(default=(), max_length=64)
     user_data: bool = False
@@ -123,9 +147,13 @@ class VmSpec(Model):
     autostart: bool = False
     """Whether it is started when the host has booted."""
     boot_order: int = Field(default=0, ge=0, le=1000)
-    """When the host boots lower ones are started first, and those of one order before the next; when it goes down the other way round."""
+    """When the host boots lower ones are started first, and those of one order before the next;
+    when it goes down the other way round.
+    """
     on_host_shutdown: HostShutdown = "shutdown"
-    """What becomes of it when the host goes down: its guest is asked to shut down, or the plug is pulled at once."""
+    """What becomes of it when the host goes down: its guest is asked to shut down, or the plug is
+    pulled at once.
+    """
     shutdown_timeout: float = Field(default=90.0, ge=0, le=3600)
     """Seconds that its guest has for that."""
     restart_policy: Literal["always", "on-failure", "no"] = "no"
@@ -142,14 +170,19 @@ class VmSpec(Model):
     def _sizes_fit(self) -> VmSpec:
         if self.memory_max is not None and self.memory > self.memory_max:
             raise ValueError(
-                f"{format_size(self.memory)} of memory are more than the most it may have, {format_size(self.memory_max)}"
+                f"{format_size(self.memory)} of memory are more than the most it may have, "
+                f"{format_size(self.memory_max)}"
             )
         if self.memory_min is not None and self.memory_min > self.memory:
-            raise ValueError(f"a floor of {format_size(self.memory_min)} lies above the memory, {format_size(self.memory)}")
+            raise ValueError(
+                f"a floor of {format_size(self.memory_min)} lies above the memory, "
+                f"{format_size(self.memory)}"
+            )
         each = self.cpu.sockets * self.cpu.threads
         if self.cpus % each:
             raise ValueError(
-                f"{self.cpus} CPUs can't be {self.cpu.sockets} sockets of cores with {self.cpu.threads} threads: use a multiple of {each}"
+                f"{self.cpus} CPUs can't be {self.cpu.sockets} sockets of cores with "
+                f"{self.cpu.threads} threads: use a multiple of {each}"
             )
         return self
 
@@ -208,7 +241,9 @@ class VmWish(Model):
 
 
 class VmChange(Model):
-    """What a user may change later; fields left out stay as they are, an explicit null takes a limit or floor away."""
+    """What a user may change later; fields left out stay as they are, an explicit null takes a
+    limit or floor away.
+    """
 
     labels: dict[str, str] | None = None
     cpus: int | None = Field(default=None, ge=1, le=255)
@@ -233,7 +268,9 @@ class VmChange(Model):
 
 
 class VmCopy(Model):
-    """What a user may say when copying a server; whatever is left out is as its source has it, but for published ports: none."""
+    """What a user may say when copying a server; whatever is left out is as its source has it, but
+    for published ports: none.
+    """
 
     name: str | None = None
     mode: CopyMode = "overlay"
@@ -253,7 +290,9 @@ class VmCopy(Model):
 
 
 class Shape(Model):
-    """What a process began with, and how far it can grow: what one that takes over its memory has to match."""
+    """What a process began with, and how far it can grow: what one that takes over its memory has
+    to match.
+    """
 
     memory: int
     max_cpus: int
@@ -265,7 +304,9 @@ class Shape(Model):
     wakes: bool = False
     """Whether it has the port at which a template's guest waits."""
     borrowed: bool = False
-    """Whether the memory it began with is a template's or another server's, of which nothing can be given back."""
+    """Whether the memory it began with is a template's or another server's, of which nothing can be
+    given back.
+    """
 
     def allows(self, cpus: int | None = None, memory: int | None = None) -> bool:
         """Whether the process can get so much while it runs."""
@@ -275,7 +316,9 @@ class Shape(Model):
 
 
 class Runtime(Model):
-    """The process that is this server right now; enough to find it again and to know it is the same."""
+    """The process that is this server right now; enough to find it again and to know it is the
+    same.
+    """
 
     generation: int
     """Generation of the spec it was started with."""
@@ -307,7 +350,9 @@ class Runtime(Model):
     command: str = ""
     """Digest of the arguments it was started with."""
     end: str | None = None
-    """Why it is being ended, noted before it is: shutdown (by the guest), stop, restart, panic, cancel. None: unexpected."""
+    """Why it is being ended, noted before it is: shutdown (by the guest), stop, restart, panic,
+    cancel. None: unexpected.
+    """
     started: datetime
 
 
@@ -358,15 +403,21 @@ class VmStatus(Model):
     disk_ready: bool = False
     disk_size: int | None = None
     disk_file: str = "disk.qcow2"
-    """Name of its own disk in its folder; another one after it was copied, when what it had became a layer."""
+    """Name of its own disk in its folder; another one after it was copied, when what it had became
+    a layer.
+    """
     layers: tuple[str, ...] = ()
-    """Files between the image and the server's own disk, the lowest first; relative to the state folder, never changed."""
+    """Files between the image and the server's own disk, the lowest first; relative to the state
+    folder, never changed.
+    """
     base: bool = True
     """Whether the image lies below all of them; nothing does below a full copy."""
     copied: bool = False
     """Of a copy: whether its source has given what it is made of."""
     renew: bool = False
-    """Whether its guest still is who its source is: its first start gives it another machine-id and other SSH host keys too."""
+    """Whether its guest still is who its source is: its first start gives it another machine-id and
+    other SSH host keys too.
+    """
     template: str | None = None
     """Id of the warm template its disk was made on, whose copy its first start resumes."""
     cold: str | None = None
@@ -374,7 +425,9 @@ class VmStatus(Model):
     identity: str | None = None
     """The hostname whose identity has been given to the guest; None before the first time."""
     identity_refused: str | None = None
-    """Why the guest did not take its present name and keys when they were given last: it goes on under those it has, and is asked again later."""
+    """Why the guest did not take its present name and keys when they were given last: it goes on
+    under those it has, and is asked again later.
+    """
     cloud_init: CloudInit | None = None
     """What became of the user data, where there is some and the guest has an agent."""
     addresses: tuple[str, ...] = ()
@@ -392,7 +445,9 @@ class Vm(Document):
     @model_validator(mode="before")
     @classmethod
     def _nics_have_numbers_only(cls, body: Any) -> Any:
-        """Documents once held just the numbers of NICs that are plugged: those are as the spec has them."""
+        """Documents once held just the numbers of NICs that are plugged: those are as the spec has
+        them.
+        """
         status = body.get("status") if isinstance(body, dict) else None
         runtime = status.get("runtime") if isinstance(status, dict) else None
         if not isinstance(status, dict) or not isinstance(runtime, dict):
@@ -400,7 +455,10 @@ class Vm(Document):
         if not all(isinstance(nic, int) for nic in runtime.get("nics", (0,))):
             return body
         wished = {nic.get("number", 0): nic for nic in body.get("spec", {}).get("nics", ({},))}
-        nics = [wished.get(number, {"number": number, "network": NONE}) for number in runtime.get("nics", (0,))]
+        nics = [
+            wished.get(number, {"number": number, "network": NONE})
+            for number in runtime.get("nics", (0,))
+        ]
         return {**body, "status": {**status, "runtime": {**runtime, "nics": nics}}}
 
     @property
@@ -411,8 +469,10 @@ class Vm(Document):
 
     @property
     def nics(self) -> tuple[Nic, ...]:
-        """Its NICs as they are, the first one first: while it runs each leads where it led when it was plugged, and is known there by
-        the same addresses. The rest is as wished. One that is to be taken out is among them until its guest lets go of it."""
+        """Its NICs as they are, the first one first: while it runs each leads where it led when it
+        was plugged, and is known there by the same addresses. The rest is as wished. One that is to
+        be taken out is among them until its guest lets go of it.
+        """
         there = {nic.number: nic for nic in self.status.runtime.nics} if self.status.runtime else {}
         wished = tuple(nic.wired_as(there.pop(nic.number, nic)) for nic in self.spec.nics)
         return (*wished, *(nic.but(external=()) for nic in there.values()))

@@ -1,4 +1,6 @@
-"""What somebody else takes from the host's interfaces, and that it passes packets on, is heard, so that nobody need look all the time (rtnetlink(7))."""
+"""What somebody else takes from the host's interfaces, and that it passes packets on, is heard, so
+that nobody need look all the time (rtnetlink(7)).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,23 @@ import struct
 import sys
 from collections.abc import Iterator
 
-LINKS, TRAFFIC_CONTROL, ADDRESSES4, ADDRESSES6, SETTINGS4, SETTINGS6 = 0x1, 0x8, 0x10, 0x100, 1 << 23, 1 << 24
-NEW_LINK, DEL_LINK, DEL_ADDRESS, DEL_QUEUE, DEL_CLASS, DEL_FILTER, SETTINGS = 16, 17, 21, 37, 41, 45, 80
+LINKS, TRAFFIC_CONTROL, ADDRESSES4, ADDRESSES6, SETTINGS4, SETTINGS6 = (
+    0x1,
+    0x8,
+    0x10,
+    0x100,
+    1 << 23,
+    1 << 24,
+)
+NEW_LINK, DEL_LINK, DEL_ADDRESS, DEL_QUEUE, DEL_CLASS, DEL_FILTER, SETTINGS = (
+    16,
+    17,
+    21,
+    37,
+    41,
+    45,
+    80,
+)
 INTERFACE, FORWARDING, OF_ALL = 1, 2, -1
 NAME, UP, ALL = 3, 0x1, 0xFFFFFFFF
 _HEADER, _LINK, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BxHIII"), struct.Struct("=HH")
@@ -20,14 +37,22 @@ _TAP = re.compile(r"vt[0-9a-f]{10}n[0-9]")
 
 
 def open_listener() -> socket.socket:
-    """Hears of every change of interfaces, their addresses and their traffic control; never blocks."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+    """Hears of every change of interfaces, their addresses and their traffic control; never
+    blocks.
+    """
+    sock = socket.socket(
+        socket.AF_NETLINK,
+        socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+        socket.NETLINK_ROUTE,
+    )
     sock.bind((0, LINKS | TRAFFIC_CONTROL | ADDRESSES4 | ADDRESSES6 | SETTINGS4 | SETTINGS6))
     return sock
 
 
 def hear(sock: socket.socket) -> bool:
-    """Whether anything was taken away that may be ours, since the last time. True also where the kernel had more to tell than it kept."""
+    """Whether anything was taken away that may be ours, since the last time. True also where the
+    kernel had more to tell than it kept.
+    """
     found = False
     while True:
         try:
@@ -39,7 +64,9 @@ def hear(sock: socket.socket) -> bool:
 
 
 def takes_away(messages: bytes) -> bool:
-    """Whether these messages tell of something that may have been ours and is gone. A tap that is gone went with its machine."""
+    """Whether these messages tell of something that may have been ours and is gone. A tap that is
+    gone went with its machine.
+    """
     return any(_takes_away(kind, body) for kind, body in _split(messages))
 
 
@@ -59,7 +86,10 @@ def _takes_away(kind: int, body: bytes) -> bool:
     if kind in (DEL_QUEUE, DEL_CLASS, DEL_FILTER) and len(body) >= _QUEUE.size:
         return bool(_OURS.match(_name_of(*_QUEUE.unpack_from(body))))
     if kind == SETTINGS:  # the host passes packets on no more
-        told = {word: int.from_bytes(data[:4], sys.byteorder, signed=True) for word, data in _attributes(body, 4)}
+        told = {
+            word: int.from_bytes(data[:4], sys.byteorder, signed=True)
+            for word, data in _attributes(body, 4)
+        }
         return told.get(INTERFACE) == OF_ALL and told.get(FORWARDING) == 0
     if kind not in (NEW_LINK, DEL_LINK) or len(body) < _LINK.size:
         return False

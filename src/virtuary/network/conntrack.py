@@ -1,4 +1,6 @@
-"""The connections that this kernel tracks: read, and taken out one by one (nfnetlink, linux/netfilter/nfnetlink_conntrack.h)."""
+"""The connections that this kernel tracks: read, and taken out one by one (nfnetlink,
+linux/netfilter/nfnetlink_conntrack.h).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class End:
 
 @dataclass(frozen=True)
 class Flow:
-    """A connection. In the reply its addresses and ports are after translation, the other way round."""
+    """A connection. In the reply its addresses and ports are after translation, the other way
+    round.
+    """
 
     protocol: str
     """tcp, udp, icmp, or a number."""
@@ -66,7 +70,9 @@ def open_socket() -> socket.socket:
 
 
 class Glance(NamedTuple):
-    """What is quickly seen of a connection: the addresses of both directions, packed, and the port that was called."""
+    """What is quickly seen of a connection: the addresses of both directions, packed, and the port
+    that was called.
+    """
 
     source: bytes
     target: bytes
@@ -75,12 +81,17 @@ class Glance(NamedTuple):
     port: int
 
 
-def find(sock: socket.socket, near: Callable[[Glance], bool], wanted: Callable[[Flow], bool]) -> list[Flow]:
+def find(
+    sock: socket.socket, near: Callable[[Glance], bool], wanted: Callable[[Flow], bool]
+) -> list[Flow]:
     """The tracked connections that are wanted, of both address families. Raises OSError.
 
-    `near`: which are worth a look. A host may track hundreds of thousands, and a whole one takes fifty times as long as a glance.
+    `near`: which are worth a look. A host may track hundreds of thousands, and a whole one takes
+    fifty times as long as a glance.
     """
-    sock.send(_MESSAGE.pack(20, GET, REQUEST | DUMP, 1, 0) + struct.pack(">BBH", socket.AF_UNSPEC, 0, 0))
+    sock.send(
+        _MESSAGE.pack(20, GET, REQUEST | DUMP, 1, 0) + struct.pack(">BBH", socket.AF_UNSPEC, 0, 0)
+    )
     found = list[Flow]()
     while True:
         for kind, body in _messages(sock.recv(1 << 18)):
@@ -110,7 +121,9 @@ def remove(sock: socket.socket, flows: Iterable[Flow]) -> int:
 
 
 def glance(body: bytes) -> Glance | None:
-    """A connection as the kernel lays it out always; None for a message that is laid out otherwise. Pure."""
+    """A connection as the kernel lays it out always; None for a message that is laid out otherwise.
+    Pure.
+    """
     size = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}.get(body[0] if body else 0)
     if size is None or len(body) < 2 * _SHORTEST[size]:
         return None
@@ -119,10 +132,12 @@ def glance(body: bytes) -> Glance | None:
         return None
     source, answers = 16, 16 + length
     target = source + size + 4
-    port = target + size + 4 + 8 + 8 + 4  # of the protocol: its own head, its number, the port called from
+    # of the protocol: its own head, its number, the port called from
+    port = target + size + 4 + 8 + 8 + 4
     return Glance(
         body[source : source + size], body[target : target + size], body[answers : answers + size],
-        body[answers + size + 4 : answers + 2 * size + 4], int.from_bytes(body[port : port + 2], "big"),
+        body[answers + size + 4 : answers + 2 * size + 4], int.from_bytes(body[port : port + 2],
+        "big"),
     )  # fmt: skip
 
 
@@ -148,7 +163,9 @@ def _end(data: bytes) -> tuple[End | None, int]:
     parts = dict(_attributes(data))
     addresses, protocol = dict(_attributes(parts.get(1, b""))), dict(_attributes(parts.get(2, b"")))
     number = int.from_bytes(protocol.get(1, b"\0"), "big")
-    ports = tuple(int.from_bytes(protocol[kind], "big") if kind in protocol else None for kind in (3, 2))
+    ports = tuple(
+        int.from_bytes(protocol[kind], "big") if kind in protocol else None for kind in (3, 2)
+    )
     if SOURCE4 in addresses and TARGET4 in addresses:
         return End(IPv4Address(addresses[SOURCE4]), IPv4Address(addresses[TARGET4]), *ports), number
     if SOURCE6 in addresses and TARGET6 in addresses:

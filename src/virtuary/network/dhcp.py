@@ -1,7 +1,9 @@
-"""Addresses and names of one network: its dnsmasq, whose configuration is written from typed values only.
+"""Addresses and names of one network: its dnsmasq, whose configuration is written from typed values
+only.
 
-Every server's address is fixed before it asks: who is not in the list gets none. dnsmasq reads the list again on SIGHUP. It
-writes down who it is before it begins (base/known.py), and outlives the daemon as machines do.
+Every server's address is fixed before it asks: who is not in the list gets none. dnsmasq reads the
+list again on SIGHUP. It writes down who it is before it begins (base/known.py), and outlives the
+daemon as machines do.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from virtuary.base.units import GIB, MIB
 LEASE = "1h"
 USER = "nobody"
 RIGHTS = ("net_bind_service", "net_admin", "net_raw", "setuid", "setgid")
-"""All that dnsmasq is started with: it becomes USER and keeps the first three, without which it serves no DHCP."""
+"""All that dnsmasq is started with: it becomes USER and keeps the first three, without which it
+serves no DHCP.
+"""
 MEMORY, LARGEST = GIB, 64 * MIB
 """Bytes of address space that dnsmasq may have, and of each file it writes, the leases."""
 WORDS = 4096
@@ -63,11 +67,14 @@ class Service:
 def config(service: Service, folder: Path) -> str:
     """dnsmasq's configuration file. Pure."""
     lines = [
-        f"interface={service.bridge}", "except-interface=lo", "bind-dynamic", "keep-in-foreground", f"user={USER}",
+        f"interface={service.bridge}", "except-interface=lo", "bind-dynamic", "keep-in-foreground",
+        f"user={USER}",
         "pid-file", "no-hosts", "log-facility=-", "quiet-dhcp", "quiet-dhcp6", "quiet-ra",
         f"domain={service.domain}", "expand-hosts", f"servers-file={folder / 'own'}",
-        "dhcp-authoritative", "dhcp-ignore-names", "dhcp-no-override", "dhcp-ignore-clid", "no-ping", "dhcp-sequential-ip", "cache-size=1000",
-        f"dhcp-hostsfile={folder / 'hosts'}", f"addn-hosts={folder / 'names'}", f"dhcp-leasefile={folder / 'leases'}",
+        "dhcp-authoritative", "dhcp-ignore-names", "dhcp-no-override", "dhcp-ignore-clid",
+        "no-ping", "dhcp-sequential-ip", "cache-size=1000",
+        f"dhcp-hostsfile={folder / 'hosts'}", f"addn-hosts={folder / 'names'}",
+        f"dhcp-leasefile={folder / 'leases'}",
         "dhcp-lease-max=10000", "dns-loop-detect",
     ]  # fmt: skip
     if not service.outside:
@@ -78,14 +85,24 @@ def config(service: Service, folder: Path) -> str:
         lines += [f"resolv-file={service.resolvers}"]
     if service.ipv4:
         net = ipaddress.IPv4Network(service.ipv4)
-        lines += [f"dhcp-range={net.network_address},static,{net.netmask},{LEASE}", f"local=/{_reverse(net)}/"]
+        lines += [
+            f"dhcp-range={net.network_address},static,{net.netmask},{LEASE}",
+            f"local=/{_reverse(net)}/",
+        ]
         lines += [f"dhcp-option=option:mtu,{service.mtu}"]
     if service.ipv6:
         net6 = ipaddress.IPv6Network(service.ipv6)
-        lines += ["enable-ra", f"dhcp-range={net6.network_address},static,slaac,off-link,64,{LEASE}"]
+        lines += [
+            "enable-ra",
+            f"dhcp-range={net6.network_address},static,slaac,off-link,64,{LEASE}",
+        ]
         lines += ["dhcp-option=option6:dns-server,[::]", f"local=/{_reverse(net6)}/"]
-        # neighbours are reached by their host, also where nothing leads outside: whoever has a better way out takes that for the rest
-        lines += [f"ra-param={service.bridge},mtu:{service.mtu},{'' if service.outside else 'low,'}60,1800"]
+        # neighbours are reached by their host, also where nothing leads outside: whoever has a
+        # better way out takes that for the rest
+        lines += [
+            f"ra-param={service.bridge},mtu:{service.mtu},"
+            f"{'' if service.outside else 'low,'}60,1800"
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -108,15 +125,20 @@ def names(service: Service, gateways: Sequence[str], reservations: Sequence[Rese
     """The names of servers that run, and the host's own, as a hosts file. Pure."""
     lines = [f"{address} host.{service.domain}" for address in gateways]
     for host in reservations:
-        lines += [f"{address} {host.name}.{service.domain} {host.name}" for address in (host.ipv4, host.ipv6) if address]
+        lines += [
+            f"{address} {host.name}.{service.domain} {host.name}"
+            for address in (host.ipv4, host.ipv6)
+            if address
+        ]
     return "".join(f"{line}\n" for line in lines)
 
 
 def own(service: Service, gateways: Sequence[str], reservations: Sequence[Reservation]) -> str:
     """What nobody else is asked for, as a list of servers that are none. Pure.
 
-    A domain of one word is the network's alone. Of another one, which may be a company's, only the names there are: else a question for an
-    address of the other family would be answered with what the company calls so.
+    A domain of one word is the network's alone. Of another one, which may be a company's, only the
+    names there are: else a question for an address of the other family would be answered with what
+    the company calls so.
     """
     domains = [service.domain]
     if service.outside and "." in service.domain:
@@ -125,15 +147,20 @@ def own(service: Service, gateways: Sequence[str], reservations: Sequence[Reserv
     return "".join(f"server=/{domain}/\n" for domain in domains)
 
 
-def write(folder: Path, service: Service, gateways: Sequence[str], reservations: Sequence[Reservation]) -> tuple[bool, bool]:
-    """Write its files where they differ; says whether the configuration did, and whether the lists did."""
+def write(
+    folder: Path, service: Service, gateways: Sequence[str], reservations: Sequence[Reservation]
+) -> tuple[bool, bool]:
+    """Write its files where they differ; says whether the configuration did, and whether the lists
+    did.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, folder.parent):
         place.chmod(0o711)  # dnsmasq is nobody when it reads its lists again
     (folder / "leases").touch(mode=0o644, exist_ok=True)
     configured = _write(folder / "dnsmasq.conf", config(service, folder))
     lists = {
-        "hosts": hosts(reservations), "names": names(service, gateways, reservations), "own": own(service, gateways, reservations),
+        "hosts": hosts(reservations), "names": names(service, gateways, reservations),
+        "own": own(service, gateways, reservations),
     }  # fmt: skip
     listed = [_write(folder / name, text) for name, text in lists.items()]
     return configured, any(listed)
@@ -144,19 +171,23 @@ def _write(place: Path, text: str) -> bool:
         if place.read_text(encoding="utf-8") == text:
             return False
     beside = place.with_name(f".{place.name}.new")
-    beside.write_text(text, encoding="utf-8")  # made again at every start of the host: it need not outlive a power cut
+    # made again at every start of the host: it need not outlive a power cut
+    beside.write_text(text, encoding="utf-8")
     beside.chmod(0o644)
     beside.replace(place)
     return True
 
 
 async def start(folder: Path, settle: float = 0.05) -> Identity:
-    """Start dnsmasq with the files of `folder`; raises Failed with its own words when it ends at once."""
+    """Start dnsmasq with the files of `folder`; raises Failed with its own words when it ends at
+    once.
+    """
     handle = _open_words()
     try:
         process = await asyncio.create_subprocess_exec(
             *recording(
-                folder / RECORD, *bounded(MEMORY, LARGEST), find_program("setpriv"), "--no-new-privs", f"--bounding-set=-all,+{',+'.join(RIGHTS)}",
+                folder / RECORD, *bounded(MEMORY, LARGEST), find_program("setpriv"),
+                "--no-new-privs", f"--bounding-set=-all,+{',+'.join(RIGHTS)}",
                 find_program("dnsmasq"), f"--conf-file={folder / 'dnsmasq.conf'}",
             ),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=handle,
@@ -173,10 +204,11 @@ async def start(folder: Path, settle: float = 0.05) -> Identity:
 
 
 def _open_words() -> int:
-    """A descriptor for what dnsmasq says: of a pipe that is its own reader, so that it takes a page and no more, whoever listens.
+    """A descriptor for what dnsmasq says: of a pipe that is its own reader, so that it takes a page
+    and no more, whoever listens.
 
-    What guests send makes it complain, as often as they like. It drops what does not fit (EAGAIN), and goes on. Among /proc/PID/fd
-    that pipe can be read.
+    What guests send makes it complain, as often as they like. It drops what does not fit (EAGAIN),
+    and goes on. Among /proc/PID/fd that pipe can be read.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:

@@ -1,6 +1,8 @@
-"""Addresses outside that lead to servers: the host answers for those on its own links, and forgets them when they lead nowhere.
+"""Addresses outside that lead to servers: the host answers for those on its own links, and forgets
+them when they lead nowhere.
 
-An address that is routed to the host from further away needs nothing; one that the host had already is its administrator's to keep.
+An address that is routed to the host from further away needs nothing; one that the host had already
+is its administrator's to keep.
 """
 
 from __future__ import annotations
@@ -18,18 +20,31 @@ Placed = tuple[str, str]
 
 def parse_held(listing: bytes) -> set[str]:
     """Every address the host has, from `ip -j address show`."""
-    return {info["local"] for link in json.loads(listing or b"[]") for info in link.get("addr_info", ()) if "local" in info}
+    return {
+        info["local"]
+        for link in json.loads(listing or b"[]")
+        for info in link.get("addr_info", ())
+        if "local" in info
+    }
 
 
 def parse_link(route: bytes) -> str | None:
-    """The interface on whose link an address lies, from `ip -j route get`; None when it lies behind a router, or nowhere."""
+    """The interface on whose link an address lies, from `ip -j route get`; None when it lies behind
+    a router, or nowhere.
+    """
     found: list[dict[str, Any]] = json.loads(route or b"[]")
-    ways = [way for way in found if way.get("type", "unicast") == "unicast" and "gateway" not in way and "via" not in way]
+    ways = [
+        way
+        for way in found
+        if way.get("type", "unicast") == "unicast" and "gateway" not in way and "via" not in way
+    ]
     return ways[0]["dev"] if ways and ways[0].get("dev") != "lo" else None
 
 
 async def plan(wanted: Iterable[str], known: Sequence[Placed]) -> tuple[Placed, ...]:
-    """Where the wanted addresses are to be: as they are `known` to have been placed, else on the interface on whose link they lie."""
+    """Where the wanted addresses are to be: as they are `known` to have been placed, else on the
+    interface on whose link they lie.
+    """
     addresses = sorted(set(wanted))
     kept = {address: interface for interface, address in known}
     strange = [address for address in addresses if address not in kept]
@@ -51,7 +66,11 @@ async def place(placed: Sequence[Placed]) -> None:
     for interface, address in placed:
         if address in held:
             continue
-        whole, odd = (f"{address}/32", ()) if ipaddress.ip_address(address).version == 4 else (f"{address}/128", SIX)
+        whole, odd = (
+            (f"{address}/32", ())
+            if ipaddress.ip_address(address).version == 4
+            else (f"{address}/128", SIX)
+        )
         await run("ip", "address", "replace", whole, "dev", interface, *odd)
 
 

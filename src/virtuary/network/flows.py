@@ -1,7 +1,8 @@
 """Which tracked connections the rules of now would not let begin, and their end.
 
-The packet filter judges a connection by its first packet, so one that is open outlives what allowed it, and the translation that was
-chosen for it. After rules became narrower each connection is judged once more, from the same values as the rules are made of.
+The packet filter judges a connection by its first packet, so one that is open outlives what allowed
+it, and the translation that was chosen for it. After rules became narrower each connection is
+judged once more, from the same values as the rules are made of.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from socket import socket
 from virtuary.model.firewall import Address, Direction
 from virtuary.network import conntrack
 from virtuary.network.conntrack import Flow, Glance
+from virtuary.network.filtered import External, Forward, Net
 from virtuary.network.guard import Port
 from virtuary.network.routes import find_own
-from virtuary.network.ruleset import External, Forward, Net
 
 SERVED = {("udp", 53), ("udp", 67), ("udp", 547), ("tcp", 53)}
 
@@ -37,7 +38,11 @@ class World:
 
     def narrows(self, before: World) -> bool:
         """Whether something that was there is not there any more, or not as it was."""
-        pairs = ((before.nets, self.nets), (before.forwards, self.forwards), (before.externals, self.externals))
+        pairs = (
+            (before.nets, self.nets),
+            (before.forwards, self.forwards),
+            (before.externals, self.externals),
+        )
         if any(item not in there for was, now in pairs for there in (set(now),) for item in was):
             return True
         cards, same = {port.interface: port for port in self.ports}, dict[tuple[int, int], bool]()
@@ -52,7 +57,12 @@ class World:
     @cached_property
     def _cards(self) -> dict[Address, tuple[Net, Port]]:
         nets = {net.bridge: net for net in self._own}
-        return {address: (nets[port.bridge], port) for port in self.ports if port.bridge in nets for address in port.addresses}
+        return {
+            address: (nets[port.bridge], port)
+            for port in self.ports
+            if port.bridge in nets
+            for address in port.addresses
+        }
 
     @cached_property
     def _own(self) -> tuple[Net, ...]:
@@ -61,7 +71,10 @@ class World:
     @cached_property
     def _ways(self) -> dict[tuple[Address, str, int | None], tuple[Address, int | None]]:
         """Where published ports lead."""
-        return {(item.address, item.protocol, item.port): (item.guest, item.guest_port) for item in self.forwards}
+        return {
+            (item.address, item.protocol, item.port): (item.guest, item.guest_port)
+            for item in self.forwards
+        }
 
     @cached_property
     def _outer(self) -> dict[Address, Address]:
@@ -74,26 +87,40 @@ class World:
 
     def concerned(self, own: Collection[Address]) -> Callable[[Glance], bool]:
         """Which connections have to do with servers, by a glance: all others are none of ours."""
-        nets = [(subnet.version, int(subnet.network_address), int(subnet.netmask)) for net in self._own for subnet in net.subnets]
-        led = {address.packed for address in (*self._outer, *self.left, *(item.address for item in self.forwards))}
+        nets = [
+            (subnet.version, int(subnet.network_address), int(subnet.netmask))
+            for net in self._own
+            for subnet in net.subnets
+        ]
+        led = {
+            address.packed
+            for address in (*self._outer, *self.left, *(item.address for item in self.forwards))
+        }
         hosts, ports = {address.packed for address in own}, {item.port for item in self.forwards}
         known: dict[bytes, bool] = {}
 
         def is_ours(address: bytes) -> bool:
             if address not in known:
                 number, version = int.from_bytes(address, "big"), 4 if len(address) == 4 else 6
-                known[address] = address in led or any(version == kind and number & mask == net for kind, net, mask in nets)
+                known[address] = address in led or any(
+                    version == kind and number & mask == net for kind, net, mask in nets
+                )
             return known[address]
 
         return lambda seen: (
-            is_ours(seen.source) or is_ours(seen.answers) or is_ours(seen.target) or is_ours(seen.answered)
+            is_ours(seen.source) or is_ours(seen.answers)
+            or is_ours(seen.target) or is_ours(seen.answered)
             or (seen.port in ports and seen.target in hosts)
         )  # fmt: skip
 
     def net_of(self, address: Address) -> Net | None:
-        return next((net for net in self._own for subnet in net.subnets if _within(address, subnet)), None)
+        return next(
+            (net for net in self._own for subnet in net.subnets if _within(address, subnet)), None
+        )
 
-    def led(self, address: Address, protocol: str, port: int | None) -> tuple[Address, int | None] | None:
+    def led(
+        self, address: Address, protocol: str, port: int | None
+    ) -> tuple[Address, int | None] | None:
         """To whom a call of an address of this host leads; None where it is the host's own."""
         everywhere = ip_address("0.0.0.0" if address.version == 4 else "::")  # noqa: S104
         if exact := self._ways.get((address, protocol, port)):
@@ -103,9 +130,13 @@ class World:
         return self._ways.get((everywhere, protocol, port))
 
     def is_over(self, flow: Flow, own: frozenset[Address] | set[Address]) -> bool:
-        """Whether this connection would not begin so any more. `own`: the addresses of this host."""
+        """Whether this connection would not begin so any more. `own`: the addresses of this
+        host.
+        """
         caller, called = flow.original.source, flow.reply.source
-        here, there = (None if address in own else self.net_of(address) for address in (caller, called))
+        here, there = (
+            None if address in own else self.net_of(address) for address in (caller, called)
+        )
         if self._is_led_wrongly(flow, there, own) or self._is_masked_wrongly(flow, here, there):
             return True
         if here is None and there is None:
@@ -116,20 +147,29 @@ class World:
             return not self._reaches_host(flow, here)
         return not self._passes(flow, here, there)
 
-    def _is_led_wrongly(self, flow: Flow, there: Net | None, own: frozenset[Address] | set[Address]) -> bool:
+    def _is_led_wrongly(
+        self, flow: Flow, there: Net | None, own: frozenset[Address] | set[Address]
+    ) -> bool:
         """Whether it goes to somebody else than a new one would."""
         original = flow.original
         if flow.translated:
             if there is None and original.target not in self._outer:
                 return False  # translated by somebody else
-            return self.led(original.target, flow.protocol, original.port) != (flow.reply.source, flow.reply.from_port)
+            return self.led(original.target, flow.protocol, original.port) != (
+                flow.reply.source,
+                flow.reply.from_port,
+            )
         if original.target not in own or self._is_served(flow):
             return False
         return self.led(original.target, flow.protocol, original.port) is not None
 
     def _is_served(self, flow: Flow) -> bool:
         here = self.net_of(flow.original.source)
-        return here is not None and flow.original.target in here.gateways and flow.original.port in (53, 67, 547)
+        return (
+            here is not None
+            and flow.original.target in here.gateways
+            and flow.original.port in (53, 67, 547)
+        )
 
     def _is_masked_wrongly(self, flow: Flow, here: Net | None, there: Net | None) -> bool:
         """Whether it is seen outside under an address that is not its server's any more."""
@@ -162,7 +202,9 @@ class World:
         default = net.default_out if direction == "out" else net.default_in
         if own not in self._cards:
             free = f"ipv{own.version}"
-            return default == "allow" and any(port.bridge == net.bridge and free in port.unguarded for port in self.ports)
+            return default == "allow" and any(
+                port.bridge == net.bridge and free in port.unguarded for port in self.ports
+            )
         for rule in self._cards[own][1].rules:
             if rule.direction == direction and rule.fits(flow.protocol, flow.reply.from_port, peer):
                 return rule.action == "allow"
@@ -170,8 +212,14 @@ class World:
 
 
 def _is_alike(was: Port, now: Port | None, same: dict[tuple[int, int], bool]) -> bool:
-    """Whether a card is what it was. `same`: rules that were compared already, by identity: many cards share them, and they may be long."""
-    if now is None or (was.bridge, was.addresses, was.unguarded) != (now.bridge, now.addresses, now.unguarded):
+    """Whether a card is what it was. `same`: rules that were compared already, by identity: many
+    cards share them, and they may be long.
+    """
+    if now is None or (was.bridge, was.addresses, was.unguarded) != (
+        now.bridge,
+        now.addresses,
+        now.unguarded,
+    ):
         return False
     key = id(was.rules), id(now.rules)
     if key not in same:
@@ -184,11 +232,15 @@ def _within(address: Address, subnet: object) -> bool:
 
 
 async def end_those_over(world: World) -> int:
-    """Forget the tracked connections that would not begin any more; how many those were. Raises OSError where the kernel lets nobody ask."""
+    """Forget the tracked connections that would not begin any more; how many those were. Raises
+    OSError where the kernel lets nobody ask.
+    """
     own = {ip_address(text) for text in find_own(Path("/proc/thread-self/net"))}
     with conntrack.open_socket() as sock:  # here: in this network namespace
         return await asyncio.to_thread(_end, sock, world, own)
 
 
 def _end(sock: socket, world: World, own: set[Address]) -> int:
-    return conntrack.remove(sock, conntrack.find(sock, world.concerned(own), lambda flow: world.is_over(flow, own)))
+    return conntrack.remove(
+        sock, conntrack.find(sock, world.concerned(own), lambda flow: world.is_over(flow, own))
+    )

@@ -1,7 +1,9 @@
-"""What other people's rules in this kernel's packet filter do with a packet of a server's: gone through as the kernel would, and told.
+"""What other people's rules in this kernel's packet filter do with a packet of a server's: gone
+through as the kernel would, and told.
 
-Every chain that such a packet passes is looked at, on whatever hook, and the chains they jump to. What a rule asks for that is not known
-here (a set, a mark, how many came before) makes it doubtful: it is passed over, and what follows is told as what may be.
+Every chain that such a packet passes is looked at, on whatever hook, and the chains they jump to.
+What a rule asks for that is not known here (a set, a mark, how many came before) makes it doubtful:
+it is passed over, and what follows is told as what may be.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ PATHS = {
     "output": ("output", "postrouting", "egress"),
 }
 """The hooks that a packet passes on, arriving, and leaving."""
-_DEVICE = re.compile(r"chain (\S+) \{\s*type \S+ hook \S+ devices? (?:= )?(.*?) priority", re.DOTALL)
+_DEVICE = re.compile(
+    r"chain (\S+) \{\s*type \S+ hook \S+ devices? (?:= )?(.*?) priority", re.DOTALL
+)
 _QUIET = {
     "counter",
     "log",
@@ -78,7 +82,9 @@ class Ruleset:
     """The chains and rules of a kernel, without ours."""
 
     bases: list[dict[str, Any]] = field(default_factory=list)
-    rules: dict[tuple[str, str, str], list[Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    rules: dict[tuple[str, str, str], list[Sequence[Mapping[str, Any]]]] = field(
+        default_factory=dict
+    )
     devices: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     """By table and chain of family netdev: what they are asked of."""
 
@@ -95,13 +101,19 @@ class Ruleset:
     def _passed(self, packet: Packet) -> Iterator[dict[str, Any]]:
         families = {"inet", "ip" if packet.version == 4 else "ip6", "netdev", "bridge"}
         order = PATHS[packet.way]
-        chains = [chain for chain in self.bases if chain["family"] in families and chain["hook"] in order]
-        for chain in sorted(chains, key=lambda chain: (order.index(chain["hook"]), chain.get("prio", 0))):
+        chains = [
+            chain for chain in self.bases if chain["family"] in families and chain["hook"] in order
+        ]
+        for chain in sorted(
+            chains, key=lambda chain: (order.index(chain["hook"]), chain.get("prio", 0))
+        ):
             if chain["family"] == "netdev":
                 asked = self.devices.get((chain["table"], chain["name"]), frozenset())
                 if (packet.iif if chain["hook"] == "ingress" else packet.oif) not in asked:
                     continue
-            if chain["family"] == "bridge" and (packet.way == "output" or chain["hook"] not in ("prerouting", "input")):
+            if chain["family"] == "bridge" and (
+                packet.way == "output" or chain["hook"] not in ("prerouting", "input")
+            ):
                 continue
             yield chain
 
@@ -111,20 +123,32 @@ class Ruleset:
         dropped = outcome == "drop" or (outcome == "go on" and chain.get("policy") == "drop")
         if not dropped:
             return None
-        return Stop(self._owner_of(chain), f"{chain['family']} {chain['table']} {chain['name']}", not doubts)
+        return Stop(
+            self._owner_of(chain), f"{chain['family']} {chain['table']} {chain['name']}", not doubts
+        )
 
     def _owner_of(self, chain: Mapping[str, Any]) -> str:
         """Whose a chain is, as people know it."""
-        names = {name for family, table, name in self.rules if (family, table) == (chain["family"], chain["table"])}
+        names = {
+            name
+            for family, table, name in self.rules
+            if (family, table) == (chain["family"], chain["table"])
+        }
         if chain["table"] == FIREWALLD:
             return "firewalld"
         if any(name.startswith(("ufw-", "ufw6-")) for name in names):
             return "ufw"
         if "DOCKER-USER" in names and chain["hook"] == "forward":
             return "Docker"
-        return "iptables" if chain["table"] in ("filter", "raw", "mangle") and chain["name"].isupper() else "nftables"
+        return (
+            "iptables"
+            if chain["table"] in ("filter", "raw", "mangle") and chain["name"].isupper()
+            else "nftables"
+        )
 
-    def _walk(self, name: tuple[str, str, str], packet: Packet, doubts: list[None], depth: int) -> Outcome:
+    def _walk(
+        self, name: tuple[str, str, str], packet: Packet, doubts: list[None], depth: int
+    ) -> Outcome:
         for rule in self.rules.get(name, ()) if depth < _DEEPEST else ():
             outcome = self._judge(name, rule, packet, doubts, depth)
             if outcome == "return":
@@ -134,7 +158,12 @@ class Ruleset:
         return "go on"
 
     def _judge(
-        self, name: tuple[str, str, str], rule: Sequence[Mapping[str, Any]], packet: Packet, doubts: list[None], depth: int
+        self,
+        name: tuple[str, str, str],
+        rule: Sequence[Mapping[str, Any]],
+        packet: Packet,
+        doubts: list[None],
+        depth: int,
     ) -> Outcome | Literal["return"]:
         fits: bool | None = True
         for statement in rule:
@@ -146,13 +175,21 @@ class Ruleset:
                 fits = fits and found
             elif word == "vmap":
                 verdict = _mapped(value, packet)
-                return self._follow(name, verdict, packet, doubts, depth) if verdict and fits else _doubtful(doubts)
+                return (
+                    self._follow(name, verdict, packet, doubts, depth)
+                    if verdict and fits
+                    else _doubtful(doubts)
+                )
             elif word == "xt" and value.get("type") == "target":
                 word = {"REJECT": "reject", "DROP": "drop"}.get(str(value.get("name")), "counter")
                 if word != "counter":
                     return "drop" if fits else _doubtful(doubts)
             elif word in ("accept", "drop", "reject", "return", "jump", "goto"):
-                return self._follow(name, statement, packet, doubts, depth) if fits else _doubtful(doubts)
+                return (
+                    self._follow(name, statement, packet, doubts, depth)
+                    if fits
+                    else _doubtful(doubts)
+                )
             elif word == "xt" and value.get("name") == "comment":
                 continue
             elif word not in _QUIET:
@@ -160,13 +197,20 @@ class Ruleset:
         return "go on"
 
     def _follow(
-        self, name: tuple[str, str, str], verdict: Mapping[str, Any], packet: Packet, doubts: list[None], depth: int
+        self,
+        name: tuple[str, str, str],
+        verdict: Mapping[str, Any],
+        packet: Packet,
+        doubts: list[None],
+        depth: int,
     ) -> Outcome | Literal["return"]:
         (word, value), *_ = verdict.items()
         if word in ("jump", "goto"):
             outcome = self._walk((*name[:2], value["target"]), packet, doubts, depth + 1)
             return "return" if outcome == "go on" and word == "goto" else outcome
-        return {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return"}.get(word, "go on")  # type: ignore[return-value]
+        return {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return"}.get(
+            word, "go on"
+        )  # type: ignore[return-value]
 
 
 def _doubtful(doubts: list[None]) -> Literal["go on"]:
@@ -184,7 +228,9 @@ def matches(match: Mapping[str, Any], packet: Packet) -> bool | None:
 
 
 def value_of(left: object, packet: Packet) -> str | int | Literal[False] | None:
-    """What a packet has at this place; False where it has no such place, None where nobody knows here."""
+    """What a packet has at this place; False where it has no such place, None where nobody knows
+    here.
+    """
     if not isinstance(left, dict) or len(left) != 1:
         return None
     (kind, where), *_ = left.items()
@@ -192,11 +238,18 @@ def value_of(left: object, packet: Packet) -> str | int | Literal[False] | None:
         return {"state": "new", "direction": "original"}.get(where.get("key"))
     if kind == "meta":
         family = "ipv4" if packet.version == 4 else "ipv6"
-        protocol = "ipv6-icmp" if packet.protocol == "icmp" and packet.version == 6 else packet.protocol
-        names = {"iifname": packet.iif, "iif": packet.iif, "oifname": packet.oif, "oif": packet.oif}
-        return (names | {"l4proto": protocol, "nfproto": family, "protocol": "ip" if family == "ipv4" else "ip6"}).get(
-            where["key"]
+        protocol = (
+            "ipv6-icmp" if packet.protocol == "icmp" and packet.version == 6 else packet.protocol
         )
+        names = {"iifname": packet.iif, "iif": packet.iif, "oifname": packet.oif, "oif": packet.oif}
+        return (
+            names
+            | {
+                "l4proto": protocol,
+                "nfproto": family,
+                "protocol": "ip" if family == "ipv4" else "ip6",
+            }
+        ).get(where["key"])
     return _payload(where, packet) if kind == "payload" else None
 
 
@@ -205,9 +258,12 @@ def _payload(where: Mapping[str, Any], packet: Packet) -> str | int | Literal[Fa
     if protocol in ("ip", "ip6"):
         if (protocol == "ip") != (packet.version == 4):
             return False
-        return {"saddr": packet.source, "daddr": packet.target, "protocol": packet.protocol, "nexthdr": packet.protocol}.get(
-            str(place)
-        )
+        return {
+            "saddr": packet.source,
+            "daddr": packet.target,
+            "protocol": packet.protocol,
+            "nexthdr": packet.protocol,
+        }.get(str(place))
     if protocol in ("tcp", "udp", "th"):
         if protocol not in (packet.protocol, "th") or packet.protocol == "icmp":
             return False
@@ -228,13 +284,19 @@ def _is_in(known: str | int | Literal[False], right: object) -> bool | None:
         found = [_is_in(known, item) for item in right]
         return True if True in found else None if None in found else False
     if isinstance(right, dict) and "prefix" in right:
-        return ip_address(str(known)) in ip_network(f"{right['prefix']['addr']}/{right['prefix']['len']}", strict=False)
+        return ip_address(str(known)) in ip_network(
+            f"{right['prefix']['addr']}/{right['prefix']['len']}", strict=False
+        )
     if isinstance(right, dict) and "range" in right:
         return _between(known, *right["range"])
     if isinstance(right, dict) or (isinstance(right, str) and right.startswith("@")):
         return None
     if isinstance(known, str) and isinstance(right, str):
-        return fnmatchcase(known, right) if right.endswith("*") else known == right or {known, right} == {"icmpv6", "ipv6-icmp"}
+        return (
+            fnmatchcase(known, right)
+            if right.endswith("*")
+            else known == right or {known, right} == {"icmpv6", "ipv6-icmp"}
+        )
     return str(known) == str(right)
 
 
@@ -254,14 +316,18 @@ def _mapped(value: Mapping[str, Any], packet: Packet) -> Mapping[str, Any] | Non
 
 
 def parse(listing: bytes, netdev: str = "") -> Ruleset:
-    """The rules of others, from `nft -j list ruleset`, and where chains of devices are asked from what nft says in words."""
+    """The rules of others, from `nft -j list ruleset`, and where chains of devices are asked from
+    what nft says in words.
+    """
     found = Ruleset()
     for item in json.loads(listing or b"{}").get("nftables", ()):
         chain, rule = item.get("chain"), item.get("rule")
         if chain and not chain["table"].startswith(OURS) and chain.get("type") == "filter":
             found.bases.append(chain)
         elif rule and not rule["table"].startswith(OURS):
-            found.rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule.get("expr", ()))
+            found.rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(
+                rule.get("expr", ())
+            )
     for table, text in re.findall(r"table netdev (\S+) \{(.*?)\n\}", netdev, re.DOTALL):
         for name, devices in _DEVICE.findall(text):
             found.devices[table, name] = frozenset(re.findall(r"[\w.-]+", devices))
@@ -272,7 +338,9 @@ async def read() -> Ruleset:
     """Those of this kernel: table by table, since ours may be long. Raises Failed."""
     tables = [
         item["table"]
-        for item in json.loads((await run("nft", "-j", "list", "tables")).stdout or b"{}")["nftables"]
+        for item in json.loads((await run("nft", "-j", "list", "tables")).stdout or b"{}")[
+            "nftables"
+        ]
         if "table" in item
     ]
     found, words = Ruleset(), ""
@@ -280,8 +348,11 @@ async def read() -> Ruleset:
         if table["name"].startswith(OURS) or table["family"] == "arp":
             continue
         place = table["family"], table["name"]
-        listing = await run("nft", "-j", "-t", "list", "table", *place, check=False)  # it may be gone meanwhile
+        # it may be gone meanwhile
+        listing = await run("nft", "-j", "-t", "list", "table", *place, check=False)
         if table["family"] == "netdev":
-            words += (await run("nft", "-t", "list", "table", *place, check=False)).stdout.decode(errors="replace")
+            words += (await run("nft", "-t", "list", "table", *place, check=False)).stdout.decode(
+                errors="replace"
+            )
         found.add(parse(listing.stdout, words) if listing.status == 0 else Ruleset())
     return found

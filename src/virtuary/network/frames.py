@@ -31,7 +31,9 @@ def parse_segment(frame: bytes) -> Segment | None:
     if len(frame) < head + 20:
         return None
     source, target, sequence, acknowledged, _, flags = struct.unpack_from(">HHIIBB", frame, head)
-    return Segment(frame[6:12], frame[26:30], frame[30:34], source, target, sequence, acknowledged, flags)
+    return Segment(
+        frame[6:12], frame[26:30], frame[30:34], source, target, sequence, acknowledged, flags
+    )
 
 
 def accept(segment: Segment, sequence: int) -> bytes:
@@ -39,11 +41,24 @@ def accept(segment: Segment, sequence: int) -> bytes:
     options = b"\x02\x04" + struct.pack(">H", 1460)
     acknowledged = (segment.sequence + 1) & 0xFFFFFFFF
     ports = (segment.target_port, segment.source_port)
-    tcp = struct.pack(">HHIIBBHHH", *ports, sequence, acknowledged, 0x60, SYN | ACK, 65535, 0, 0) + options
+    tcp = (
+        struct.pack(">HHIIBBHHH", *ports, sequence, acknowledged, 0x60, SYN | ACK, 65535, 0, 0)
+        + options
+    )
     pseudo = segment.target + segment.source + struct.pack(">BBH", 0, socket.IPPROTO_TCP, len(tcp))
     tcp = tcp[:16] + struct.pack(">H", checksum(pseudo + tcp)) + tcp[18:]
     ip = struct.pack(
-        ">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0x4000, 64, socket.IPPROTO_TCP, 0, segment.target, segment.source
+        ">BBHHHBBH4s4s",
+        0x45,
+        0,
+        20 + len(tcp),
+        0,
+        0x4000,
+        64,
+        socket.IPPROTO_TCP,
+        0,
+        segment.target,
+        segment.source,
     )
     ip = ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:]
     return segment.peer_mac + GUEST_MAC + b"\x08\x00" + ip + tcp

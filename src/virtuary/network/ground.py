@@ -1,7 +1,9 @@
-"""Where the networks of a host are: on the host itself for root, in a network namespace of their own for an ordinary user.
+"""Where the networks of a host are: on the host itself for root, in a network namespace of their
+own for an ordinary user.
 
-Whoever makes networks asks their `Ground` to call the functions that touch the kernel. `Host` calls them; `Private` has them called
-inside the user's namespace. What may be read there can be read from here, below `net`.
+Whoever makes networks asks their `Ground` to call the functions that touch the kernel. `Host` calls
+them; `Private` has them called inside the user's namespace. What may be read there can be read from
+here, below `net`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,16 @@ from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from virtuary.base.errors import Failed, HostLacks, PeerAway
 from virtuary.base.known import RECORD, adopt, end_recorded, recorded
-from virtuary.base.proc import ENVIRONMENT, Identity, end, find_program, identify, last_line, run, wait_end
+from virtuary.base.proc import (
+    ENVIRONMENT,
+    Identity,
+    end,
+    find_program,
+    identify,
+    last_line,
+    run,
+    wait_end,
+)
 from virtuary.network.bridge import NET
 from virtuary.network.within import LENGTH, READY, ask, stay, understand
 
@@ -27,8 +38,10 @@ READY_WITHIN, ANSWER_WITHIN = 10.0, 90.0
 """Seconds."""
 TUN = Path("/dev/net/tun")
 TRIED = (
-    "ip link add vbtry type bridge && ip tuntap add vttry mode tap && ip link set vttry master vbtry && "
-    "nft add table inet virtuary && nft add table bridge virtuary && echo 1 > /proc/sys/net/ipv4/ip_forward"
+    "ip link add vbtry type bridge && ip tuntap add vttry mode tap && ip link set vttry master "
+    "vbtry && "
+    "nft add table inet virtuary && nft add table bridge virtuary && echo 1 > "
+    "/proc/sys/net/ipv4/ip_forward"
 )
 PROGRAM = (sys.executable, "-P", "-s", "-m", "virtuary.network.within")
 SURROUNDINGS = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -48,14 +61,20 @@ class Ground(Protocol):
         ...
 
     @overload
-    async def call(self, function: Callable[P, Awaitable[T]], *words: P.args, **named: P.kwargs) -> T: ...
+    async def call(
+        self, function: Callable[P, Awaitable[T]], *words: P.args, **named: P.kwargs
+    ) -> T: ...
     @overload
     async def call(self, function: Callable[P, T], *words: P.args, **named: P.kwargs) -> T: ...
     async def call(self, function: Callable[..., Any], *words: Any, **named: Any) -> Any:
-        """What this function, of a module, gives there; raises what it raises, and PeerAway where there can't be reached."""
+        """What this function, of a module, gives there; raises what it raises, and PeerAway where
+        there can't be reached.
+        """
         ...
 
-    async def lend(self, function: Callable[P, int | Awaitable[int]], *words: P.args, **named: P.kwargs) -> int:
+    async def lend(
+        self, function: Callable[P, int | Awaitable[int]], *words: P.args, **named: P.kwargs
+    ) -> int:
         """The same for one that opens a descriptor, which is the caller's to close."""
         ...
 
@@ -82,7 +101,9 @@ class Host:
 
 
 class Private:
-    """A user's own network namespace, made when it is first needed. It outlives the daemon, as machines do."""
+    """A user's own network namespace, made when it is first needed. It outlives the daemon, as
+    machines do.
+    """
 
     private = True
 
@@ -110,7 +131,13 @@ class Private:
             task.add_done_callback(_close)
             raise
 
-    async def _ask(self, lend: bool, function: Callable[..., Any], words: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    async def _ask(
+        self,
+        lend: bool,
+        function: Callable[..., Any],
+        words: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> Any:
         async with self._lock:
             server = await self._ensure()
             try:
@@ -132,7 +159,9 @@ class Private:
         return self._server
 
     async def _stay(self) -> tuple[Identity, int] | None:
-        """Have somebody stay again in a namespace that is left to those who serve there; None where nobody does."""
+        """Have somebody stay again in a namespace that is left to those who serve there; None where
+        nobody does.
+        """
         if self._server is None:
             if (serving := _find(self._serving)) is None:
                 return None
@@ -166,7 +195,8 @@ class Private:
             await end_recorded(record)
         process = await asyncio.create_subprocess_exec(
             *PROGRAM, "hold", str(self._anchor),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=SURROUNDINGS, start_new_session=True, cwd="/",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=SURROUNDINGS, start_new_session=True, cwd="/",
         )  # fmt: skip
         assert process.stdout and process.stderr
         try:
@@ -178,7 +208,10 @@ class Private:
             raise Failed("a network namespace of your own was not made in time") from None
         if said == READY and (found := await self._appear()):
             return found
-        raise HostLacks(f"a network namespace of your own can't be made: {last_line(errors) or 'it ended at once'}")
+        raise HostLacks(
+            "a network namespace of your own can't be made: "
+            f"{last_line(errors) or 'it ended at once'}"
+        )
 
     async def leave(self) -> None:
         async with self._lock:
@@ -216,7 +249,8 @@ class _Server:
     """Who does in the namespace what is asked for."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hands: socket.socket
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter, hands: socket.socket
     ) -> None:  # fmt: skip
         self._process, self._reader, self._writer, self._hands = process, reader, writer, hands
 
@@ -253,7 +287,9 @@ class _Server:
 
 
 async def prove() -> str | None:
-    """Whether this user can have a namespace for networks, tried in one that goes at once. None, or why not."""
+    """Whether this user can have a namespace for networks, tried in one that goes at once. None, or
+    why not.
+    """
     if not os.access(TUN, os.R_OK | os.W_OK):
         return f"{TUN} can't be opened by this user"
     try:

@@ -1,7 +1,8 @@
-"""Ports of the host that are published through the packet filter, held as long as they are: nobody listens at them, and nobody else can.
+"""Ports of the host that are published through the packet filter, held as long as they are: nobody
+listens at them, and nobody else can.
 
-A program of the host that listened there would get nothing, without a word; so it fails to start instead, and a port that a program has
-already is not published.
+A program of the host that listened there would get nothing, without a word; so it fails to start
+instead, and a port that a program has already is not published.
 """
 
 from __future__ import annotations
@@ -43,5 +44,7 @@ class Holder:
                     self._held[place] = ports.take(*place)
                 except OSError as error:
                     if error.errno == errno.EADDRNOTAVAIL:
-                        continue  # an address that comes and goes: what is led in from it meanwhile is nobody's
+                        # an address that comes and goes: what is led in from it meanwhile is
+                        # nobody's
+                        continue
                     self.refused[place] = ports.why_not(error, place.address, place.port)[0]

@@ -1,8 +1,9 @@
 """What dnsmasq remembers of who asked for which address, and how it is made to forget.
 
-It gives an address to nobody else while somebody has a lease of it, whoever the list of reservations says it is for now. So leases
-are released as soon as their NIC is gone: by the message with which the guest itself would do that (RFC 2131, RFC 8415), which
-dnsmasq works off without a pause; from the file while it does not run.
+It gives an address to nobody else while somebody has a lease of it, whoever the list of
+reservations says it is for now. So leases are released as soon as their NIC is gone: by the message
+with which the guest itself would do that (RFC 2131, RFC 8415), which dnsmasq works off without a
+pause; from the file while it does not run.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ CLIENT_ID, SERVER_ID, ADDRESSES, ADDRESS = 1, 2, 3, 5
 """Options of DHCPv6."""
 SERVERS6 = "ff02::1:2"
 STEP, TRIES = 0.01, 50
-"""Seconds between two looks at the file, longer than dnsmasq takes to write it; and how often it is looked at whether it forgot."""
+"""Seconds between two looks at the file, longer than dnsmasq takes to write it; and how often it is
+looked at whether it forgot.
+"""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A lease. `mac` is empty for one of IPv6, which has the number of the guest's interface and the identity of the guest instead."""
+    """A lease. `mac` is empty for one of IPv6, which has the number of the guest's interface and
+    the identity of the guest instead.
+    """
 
     mac: str
     address: str
@@ -41,7 +46,9 @@ class Taken:
 
 
 def written(folder: Path) -> tuple[int, int] | None:
-    """When the leases were written last, in nanoseconds since 1970, and their size in bytes; None where there are none yet."""
+    """When the leases were written last, in nanoseconds since 1970, and their size in bytes; None
+    where there are none yet.
+    """
     try:
         found = os.stat(folder / FILE)
     except OSError:
@@ -80,13 +87,17 @@ def strike(folder: Path, gone: Iterable[Taken]) -> None:
     if not away:
         return
     beside = folder / f".{FILE}.new"
-    beside.write_text("".join(f"{line}\n" for line in _lines(folder) if parse(line) not in away), encoding="utf-8")
+    beside.write_text(
+        "".join(f"{line}\n" for line in _lines(folder) if parse(line) not in away), encoding="utf-8"
+    )
     beside.chmod(0o644)
     beside.replace(folder / FILE)
 
 
 async def release(folder: str, bridge: str, gateway: str | None, gone: Sequence[Taken]) -> bool:
-    """Have the dnsmasq that runs on this bridge forget leases; whether it did. `gateway`: its IPv4 address there."""
+    """Have the dnsmasq that runs on this bridge forget leases; whether it did. `gateway`: its IPv4
+    address there.
+    """
     place = Path(folder)
     identity = next((line.split(" ")[1] for line in _lines(place) if line.startswith("duid ")), "")
     for item in gone:
@@ -95,7 +106,12 @@ async def release(folder: str, bridge: str, gateway: str | None, gone: Sequence[
                 _send(socket.AF_INET, bridge, message4(item, gateway), (gateway, 67))
             elif identity and item.client:
                 where = (SERVERS6, 547, 0, socket.if_nametoindex(bridge))
-                _send(socket.AF_INET6, bridge, message6(item, bytes.fromhex(identity.replace(":", ""))), where)
+                _send(
+                    socket.AF_INET6,
+                    bridge,
+                    message6(item, bytes.fromhex(identity.replace(":", ""))),
+                    where,
+                )
     away = set(gone)
     for _ in range(TRIES):
         if not away & set(await settled(place)):
@@ -116,24 +132,38 @@ async def settled(folder: Path) -> list[Taken]:
 
 def message4(lease: Taken, server: str) -> bytes:
     """DHCPRELEASE as the owner of this lease would send it. Raises ValueError. Pure."""
-    own, held = bytes.fromhex(lease.mac.replace(":", "")), ipaddress.IPv4Address(lease.address).packed
-    head = struct.pack(">BBBBIHH4s12x16s192xI", 1, 1, 6, 0, secrets.randbits(32), 0, 0, held, own, 0x63825363)
+    own, held = (
+        bytes.fromhex(lease.mac.replace(":", "")),
+        ipaddress.IPv4Address(lease.address).packed,
+    )
+    head = struct.pack(
+        ">BBBBIHH4s12x16s192xI", 1, 1, 6, 0, secrets.randbits(32), 0, 0, held, own, 0x63825363
+    )
     return head + bytes([53, 1, RELEASE4, 54, 4]) + ipaddress.IPv4Address(server).packed + b"\xff"
 
 
 def message6(lease: Taken, server: bytes) -> bytes:
     """Release of DHCPv6, likewise; `server` is the identity of dnsmasq. Raises ValueError. Pure."""
-    address = _option(ADDRESS, struct.pack(">16sII", ipaddress.IPv6Address(lease.address).packed, 0, 0))
+    address = _option(
+        ADDRESS, struct.pack(">16sII", ipaddress.IPv6Address(lease.address).packed, 0, 0)
+    )
     held = _option(ADDRESSES, struct.pack(">III", lease.number, 0, 0) + address)
     client = _option(CLIENT_ID, bytes.fromhex(lease.client.replace(":", "")))
-    return struct.pack(">I", RELEASE6 << 24 | secrets.randbits(24)) + client + _option(SERVER_ID, server) + held
+    return (
+        struct.pack(">I", RELEASE6 << 24 | secrets.randbits(24))
+        + client
+        + _option(SERVER_ID, server)
+        + held
+    )
 
 
 def _option(number: int, data: bytes) -> bytes:
     return struct.pack(">HH", number, len(data)) + data
 
 
-def _send(family: int, bridge: str, message: bytes, where: tuple[str, int] | tuple[str, int, int, int]) -> None:
+def _send(
+    family: int, bridge: str, message: bytes, where: tuple[str, int] | tuple[str, int, int, int]
+) -> None:
     """From the host to itself, as if it came from the bridge. Raises OSError."""
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, bridge.encode() + b"\0")

@@ -1,4 +1,5 @@
-"""Words of nftables: how sets and chains are written, what may stand in them, and how a script is loaded.
+"""Words of nftables: how sets and chains are written, what may stand in them, and how a script is
+loaded.
 
 Statements stand on lines of their own: nft 1.0.6 refuses others.
 """
@@ -42,14 +43,21 @@ def chain(name: str, *rules: str, hook: str = "") -> str:
     return f"    chain {name} {{\n{lines((*head, *rules))}    }}\n"
 
 
-def named_set(name: str, kind: str, elements: Iterable[str], *, word: str = "set", flags: str = "") -> str:
+def named_set(
+    name: str, kind: str, elements: Iterable[str], *, word: str = "set", flags: str = ""
+) -> str:
     """A set, or with `word` a map; elements given twice stand there once."""
     texts = [kind]
     if flags:
         texts.append(f"flags {flags}")
     listed = list(dict.fromkeys(elements))
     if listed:
-        texts += ["elements = {", *(f"    {element}," for element in listed[:-1]), f"    {listed[-1]}", "}"]
+        texts += [
+            "elements = {",
+            *(f"    {element}," for element in listed[:-1]),
+            f"    {listed[-1]}",
+            "}",
+        ]
     return f"    {word} {name} {{\n{lines(texts)}    }}\n"
 
 
@@ -59,11 +67,16 @@ def quoted(interfaces: Iterable[str]) -> list[str]:
 
 
 async def load(script: str) -> None:
-    """Load a script, wholly or not at all; raises Failed with nft's own words, its first finding."""
+    """Load a script, wholly or not at all; raises Failed with nft's own words, its first
+    finding.
+    """
     done = await run("nft", "-f", "-", stdin=script.encode(), check=False)
     if done.status != 0:
-        # Below each finding nft repeats the line and points at the place, so the last line says nothing.
+        # Below each finding nft repeats the line and points at the place, so the last line says
+        # nothing.
         told = [line for line in done.stderr.splitlines() if b"rror:" in line]
         raise Failed(
-            f"nft failed: {last_line(told[0] if told else done.stderr) or f'exit status {done.status}'}", status=done.status
+            "nft failed: "
+            f"{last_line(told[0] if told else done.stderr) or f'exit status {done.status}'}",
+            status=done.status,
         )

@@ -1,11 +1,13 @@
-"""Other people's firewalls on this host that stop what ours lets pass, and the least that must be said in them.
+"""Other people's firewalls on this host that stop what ours lets pass, and the least that must be
+said in them.
 
-In Linux a packet passes when every table lets it pass: an accept of ours does not outvote a drop of Docker's, ufw's,
-firewalld's or an administrator's. So rules of ours go into the chain that drops: traffic of our bridges that our own
-tables judge anyway, and the DNS and DHCP of our networks. Each carries the comment `virtuary:BRIDGE:NUMBER`, by which it
-is found again. They go to the chain's end, before a rule that stops everything, so that what an administrator forbids in it stays
-forbidden. Only in firewalld's they come first, because its chains reject what comes from no zone on the way. Rules kept by iptables'
-old kernel interface (iptables-legacy) are not seen.
+In Linux a packet passes when every table lets it pass: an accept of ours does not outvote a drop of
+Docker's, ufw's, firewalld's or an administrator's. So rules of ours go into the chain that drops:
+traffic of our bridges that our own tables judge anyway, and the DNS and DHCP of our networks. Each
+carries the comment `virtuary:BRIDGE:NUMBER`, by which it is found again. They go to the chain's
+end, before a rule that stops everything, so that what an administrator forbids in it stays
+forbidden. Only in firewalld's they come first, because its chains reject what comes from no zone on
+the way. Rules kept by iptables' old kernel interface (iptables-legacy) are not seen.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _PROGRAMS = {"ip": "iptables", "ip6": "ip6tables"}
 
 
 class Opening(NamedTuple):
-    """A rule that lets pass, in both languages; `way` is `i` for what comes from a bridge and `o` for what goes to it."""
+    """A rule that lets pass, in both languages; `way` is `i` for what comes from a bridge and `o`
+    for what goes to it.
+    """
 
     way: Literal["i", "o"]
     iptables: str
@@ -83,8 +87,15 @@ class Obstacle(NamedTuple):
     def sentence(self) -> str:
         """For people."""
         chain = self.chain
-        what = {"forward": "forwarded traffic", "input": "DNS and DHCP", "output": "answers of DNS and DHCP"}[chain.hook]
-        return f"{self.owner} drops {what} of {', '.join(self.bridges)} in {chain.family} {chain.table} {chain.name}"
+        what = {
+            "forward": "forwarded traffic",
+            "input": "DNS and DHCP",
+            "output": "answers of DNS and DHCP",
+        }[chain.hook]
+        return (
+            f"{self.owner} drops {what} of {', '.join(self.bridges)} in {chain.family} "
+            f"{chain.table} {chain.name}"
+        )
 
 
 # ---- deciding
@@ -95,33 +106,53 @@ def parse_chains(listing: bytes) -> tuple[Chain, ...]:
     found = []
     for item in json.loads(listing or b"{}").get("nftables", ()):
         chain = item.get("chain", {})
-        if chain.get("hook") not in OPENINGS or chain.get("type") != "filter" or chain.get("table") == OURS:
+        if (
+            chain.get("hook") not in OPENINGS
+            or chain.get("type") != "filter"
+            or chain.get("table") == OURS
+        ):
             continue
         if chain.get("family") in ("ip", "ip6", "inet"):
-            found.append(Chain(chain["family"], chain["table"], chain["name"], chain["hook"], chain.get("policy", "accept")))
+            found.append(
+                Chain(
+                    chain["family"],
+                    chain["table"],
+                    chain["name"],
+                    chain["hook"],
+                    chain.get("policy", "accept"),
+                )
+            )
     return tuple(found)
 
 
 class Rules(NamedTuple):
-    """What a chain holds: comments of the rules before any that stops everything, where that one is, and all chains' names."""
+    """What a chain holds: comments of the rules before any that stops everything, where that one
+    is, and all chains' names.
+    """
 
     comments: frozenset[str]
     end: int | None = None
-    """The first rule that stops everything, by its position from 1 where iptables keeps the chain, else by its handle; None when
-    there is none."""
+    """The first rule that stops everything, by its position from 1 where iptables keeps the chain,
+    else by its handle; None when there is none.
+    """
     chains: frozenset[str] = frozenset()
 
 
 def parse_iptables(listing: bytes, chain: str) -> Rules:
     """What `iptables -S` says of one chain."""
-    lines = [shlex.split(line) for line in listing.decode(errors="replace").splitlines() if line.startswith("-")]
+    lines = [
+        shlex.split(line)
+        for line in listing.decode(errors="replace").splitlines()
+        if line.startswith("-")
+    ]
     filled = {words[1] for words in lines if words[0] == "-A"}
     chains = frozenset(words[1] for words in lines if words[0] in ("-N", "-A"))
     comments: set[str] = set()
     rules = [words[2:] for words in lines if words[:2] == ["-A", chain]]
     for position, words in enumerate(rules, 1):
         if words[:1] == ["-j"] and (
-            words[1] in ("DROP", "REJECT") or (words[1].startswith(("ufw-reject-", "ufw6-reject-")) and words[1] in filled)
+            words[1] in ("DROP", "REJECT")
+            or (words[1].startswith(("ufw-reject-", "ufw6-reject-")) and words[1] in filled)
         ):
             return Rules(frozenset(comments), position, chains)
         if "--comment" in words:
@@ -130,11 +161,21 @@ def parse_iptables(listing: bytes, chain: str) -> Rules:
 
 
 def parse_nft(listing: bytes) -> tuple[Rules, dict[int, str]]:
-    """What `nft -j list chain` says of a chain of nftables, and the rules of ours in it: handle and comment."""
-    rules = [item["rule"] for item in json.loads(listing or b"{}").get("nftables", ()) if "rule" in item]
-    end = next((number for number, rule in enumerate(rules) if _stops_all(rule.get("expr", ()))), None)
+    """What `nft -j list chain` says of a chain of nftables, and the rules of ours in it: handle and
+    comment.
+    """
+    rules = [
+        item["rule"] for item in json.loads(listing or b"{}").get("nftables", ()) if "rule" in item
+    ]
+    end = next(
+        (number for number, rule in enumerate(rules) if _stops_all(rule.get("expr", ()))), None
+    )
     before = frozenset(str(rule.get("comment", "")) for rule in rules[:end]) - {""}
-    ours = {rule["handle"]: rule["comment"] for rule in rules if str(rule.get("comment", "")).startswith(f"{OURS}:")}
+    ours = {
+        rule["handle"]: rule["comment"]
+        for rule in rules
+        if str(rule.get("comment", "")).startswith(f"{OURS}:")
+    }
     return Rules(before, None if end is None else rules[end]["handle"]), ours
 
 
@@ -145,8 +186,14 @@ def _stops_all(statements: Sequence[Mapping[str, object]]) -> bool:
 
 
 def is_in_the_way(chain: Chain, rules: Rules) -> bool:
-    """Whether the chain stops what nobody spoke for. firewalld's chains end with a rejection, but for what the host sends itself."""
-    return chain.policy == "drop" or rules.end is not None or (chain.table == FIREWALLD and chain.hook != "output")
+    """Whether the chain stops what nobody spoke for. firewalld's chains end with a rejection, but
+    for what the host sends itself.
+    """
+    return (
+        chain.policy == "drop"
+        or rules.end is not None
+        or (chain.table == FIREWALLD and chain.hook != "output")
+    )
 
 
 def name_owner(chain: Chain, rules: Rules) -> str:
@@ -162,7 +209,11 @@ def name_owner(chain: Chain, rules: Rules) -> str:
 
 def lacking(chain: Chain, rules: Rules, bridges: Iterable[str]) -> tuple[str, ...]:
     """The bridges for which the chain does not hold all of our rules."""
-    return tuple(name for name in bridges if not {comment for comment, _ in _openings(chain.hook, name)} <= rules.comments)
+    return tuple(
+        name
+        for name in bridges
+        if not {comment for comment, _ in _openings(chain.hook, name)} <= rules.comments
+    )
 
 
 def _openings(hook: Hook, bridge: str) -> Iterator[tuple[str, Opening]]:
@@ -171,7 +222,9 @@ def _openings(hook: Hook, bridge: str) -> Iterator[tuple[str, Opening]]:
 
 
 def plan_iptables(chain: Chain, rules: Rules, bridges: Sequence[str]) -> list[list[str]]:
-    """Words for iptables that let our bridges pass: at the chain's end, or before the rule that stops everything."""
+    """Words for iptables that let our bridges pass: at the chain's end, or before the rule that
+    stops everything.
+    """
     place = ["-A", chain.name] if rules.end is None else ["-I", chain.name, str(rules.end)]
     return [
         [
@@ -188,17 +241,22 @@ def plan_iptables(chain: Chain, rules: Rules, bridges: Sequence[str]) -> list[li
 
 
 def plan_nft(chain: Chain, rules: Rules, bridges: Sequence[str]) -> str:
-    """A script that lets our bridges pass: at the chain's end, or before the rule that stops everything.
+    """A script that lets our bridges pass: at the chain's end, or before the rule that stops
+    everything.
 
     Raises Failed when the chain's name can't stand in a script.
     """
     if not (_PLAIN.fullmatch(chain.table) and _PLAIN.fullmatch(chain.name)):
-        raise Failed(f"the chain {chain.table[:40]!r} {chain.name[:40]!r} drops forwarded traffic, and its name can't be written")
+        raise Failed(
+            f"the chain {chain.table[:40]!r} {chain.name[:40]!r} drops forwarded traffic, and "
+            "its name can't be written"
+        )
     word, before = ("add", "") if rules.end is None else ("insert", f"handle {rules.end} ")
     if chain.table == FIREWALLD:
         word, before = "insert", ""
     lines = [
-        f'{word} rule {chain.family} {chain.table} {chain.name} {before}{opening.way}ifname "{check_interface(bridge)}" {opening.nft} '
+        f"{word} rule {chain.family} {chain.table} {chain.name} {before}{opening.way}ifname "
+        f'"{check_interface(bridge)}" {opening.nft} '
         f'accept comment "{comment}"\n'
         for bridge in bridges
         for comment, opening in _openings(chain.hook, bridge)
@@ -211,7 +269,9 @@ def plan_nft(chain: Chain, rules: Rules, bridges: Sequence[str]) -> str:
 
 
 async def find_obstacles(bridges: Sequence[str]) -> tuple[Obstacle, ...]:
-    """Chains of others that stop traffic of these bridges; those that were cleared already are not among them."""
+    """Chains of others that stop traffic of these bridges; those that were cleared already are not
+    among them.
+    """
     found = []
     for chain in await _find_chains():
         rules, _ = await _look(chain)
@@ -222,7 +282,9 @@ async def find_obstacles(bridges: Sequence[str]) -> tuple[Obstacle, ...]:
 
 
 async def clear(obstacle: Obstacle) -> None:
-    """Put our rules into the chain; may be repeated. Raises Failed when its owner keeps the table for itself."""
+    """Put our rules into the chain; may be repeated. Raises Failed when its owner keeps the table
+    for itself.
+    """
     chain = obstacle.chain
     rules, _ = await _look(chain)
     if chain.program and _has(chain.program):
@@ -235,13 +297,19 @@ async def clear(obstacle: Obstacle) -> None:
     except Failed as error:
         names = " ".join(f"--add-interface={name}" for name in obstacle.bridges)
         hint = (
-            f"firewall-cmd --permanent --zone=trusted {names} && firewall-cmd --reload" if obstacle.owner == "firewalld" else None
+            f"firewall-cmd --permanent --zone=trusted {names} && firewall-cmd --reload"
+            if obstacle.owner == "firewalld"
+            else None
         )
-        raise Failed(f"{obstacle.sentence}, and no rule can be added: {error.sentence}", hint) from error
+        raise Failed(
+            f"{obstacle.sentence}, and no rule can be added: {error.sentence}", hint
+        ) from error
 
 
 async def restore(keep: Iterable[str] = ()) -> None:
-    """Take our rules out of all chains of others, except those for the bridges to `keep`; nothing when there are none."""
+    """Take our rules out of all chains of others, except those for the bridges to `keep`; nothing
+    when there are none.
+    """
     kept = frozenset(keep)
     for chain in await _find_chains():
         if chain.program and _has(chain.program):
@@ -254,7 +322,16 @@ async def restore(keep: Iterable[str] = ()) -> None:
         _, handles = await _look(chain)
         for handle, comment in handles.items():
             if _is_gone(comment, kept):
-                await run("nft", "delete", "rule", chain.family, chain.table, chain.name, "handle", str(handle))
+                await run(
+                    "nft",
+                    "delete",
+                    "rule",
+                    chain.family,
+                    chain.table,
+                    chain.name,
+                    "handle",
+                    str(handle),
+                )
 
 
 def _is_gone(comment: str, kept: frozenset[str]) -> bool:
@@ -271,7 +348,9 @@ async def _look(chain: Chain) -> tuple[Rules, dict[int, str]]:
     if chain.program and _has(chain.program):
         listing = await run(chain.program, "-w", "5", "-S")
         return parse_iptables(listing.stdout, chain.name), {}
-    listing = await run("nft", "-j", "list", "chain", chain.family, chain.table, chain.name, check=False)
+    listing = await run(
+        "nft", "-j", "list", "chain", chain.family, chain.table, chain.name, check=False
+    )
     return parse_nft(listing.stdout)
 
 

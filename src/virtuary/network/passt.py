@@ -1,8 +1,10 @@
-"""The rootless network of one machine: passt, a process of its own beside QEMU, connected through a socket.
+"""The rootless network of one machine: passt, a process of its own beside QEMU, connected through a
+socket.
 
-QEMU listens on a socket the daemon bound; the daemon connects to it and hands the connection to passt, which therefore can
-be replaced when it dies, without QEMU noticing more than a cable pulled. passt opens the guest's connections on the host and
-confines itself (own user, namespaces, system-call filter). It ends by itself when QEMU does.
+QEMU listens on a socket the daemon bound; the daemon connects to it and hands the connection to
+passt, which therefore can be replaced when it dies, without QEMU noticing more than a cable pulled.
+passt opens the guest's connections on the host and confines itself (own user, namespaces,
+system-call filter). It ends by itself when QEMU does.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ ADDRESS, GATEWAY, NAMESERVER, PREFIX = "10.0.2.15", "10.0.2.2", "10.0.2.3", 24
 
 
 MEMORY = 2 * GIB
-"""Bytes of address space that passt may have: its tables of connections are made for more than it ever serves."""
+"""Bytes of address space that passt may have: its tables of connections are made for more than it
+ever serves.
+"""
 
 
 class Forward(NamedTuple):
@@ -50,8 +54,11 @@ def command(program: str, descriptor: int, forwards: tuple[Forward, ...]) -> lis
     return line
 
 
-async def start(link: socket.socket, forwards: tuple[Forward, ...], settle: float = 0.03) -> Identity:
-    """Start passt on `link`, a connection to QEMU's NIC; raises Failed with passt's own words when it ends at once.
+async def start(
+    link: socket.socket, forwards: tuple[Forward, ...], settle: float = 0.03
+) -> Identity:
+    """Start passt on `link`, a connection to QEMU's NIC; raises Failed with passt's own words when
+    it ends at once.
 
     Not tied to the daemon's life: it is adopted again like QEMU.
     """
@@ -90,10 +97,12 @@ def _drain(handle: int) -> bytes:
 
 
 async def prove(limit: float = 3.0) -> str | None:
-    """Whether this passt works here: a guest of our own is called through a published port. None, or why not.
+    """Whether this passt works here: a guest of our own is called through a published port. None,
+    or why not.
 
-    It is called by somebody who waits for the guest to speak first, as mail and many others do: builds of early 2023
-    complete such a handshake only once the caller has spoken, and nobody ever does.
+    It is called by somebody who waits for the guest to speak first, as mail and many others do:
+    builds of early 2023 complete such a handshake only once the caller has spoken, and nobody ever
+    does.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     port = free_port()
@@ -114,7 +123,8 @@ async def prove(limit: float = 3.0) -> str | None:
 
 
 async def _handshake(link: socket.socket, port: int) -> str | None:
-    # From here on the socket is the transport's: closed behind its back, its number would be watched when it is another's.
+    # From here on the socket is the transport's: closed behind its back, its number would be
+    # watched when it is another's.
     reader, writer = await asyncio.open_connection(sock=link)
     _send(writer, frames.announcement(ADDRESS))
     await asyncio.sleep(0.1)
@@ -127,12 +137,18 @@ async def _handshake(link: socket.socket, port: int) -> str | None:
             if segment and segment.flags & frames.SYN:
                 answered = 1000
                 _send(writer, frames.accept(segment, answered))
-            elif segment and answered is not None and segment.flags & frames.ACK and segment.acknowledged == answered + 1:
+            elif (
+                segment
+                and answered is not None
+                and segment.flags & frames.ACK
+                and segment.acknowledged == answered + 1
+            ):
                 return None
     except asyncio.IncompleteReadError:
         return "it ended while a test guest was called"
     finally:
-        writer.close()  # before its descriptor is: the loop must not go on watching a number that is given again
+        # before its descriptor is: the loop must not go on watching a number that is given again
+        writer.close()
         caller.cancel()
         with contextlib.suppress(asyncio.CancelledError, OSError):
             (await caller)[1].close()
@@ -153,7 +169,9 @@ def free_port() -> int:
 
 
 def is_listened_to(port: int) -> bool:
-    """Whether somebody listens on this TCP port of the host's loopback. Disturbs nobody, and needs no walk over all connections."""
+    """Whether somebody listens on this TCP port of the host's loopback. Disturbs nobody, and needs
+    no walk over all connections.
+    """
     with socket.socket() as sock:
         sock.setsockopt(
             socket.SOL_SOCKET, socket.SO_REUSEADDR, 1

@@ -1,4 +1,6 @@
-"""Interfaces of the host that a bridge of servers joins: which can be taken without harm, and how they are given back as they were."""
+"""Interfaces of the host that a bridge of servers joins: which can be taken without harm, and how
+they are given back as they were.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,14 @@ NEW_LINK, GET_LINK, REQUEST, ALT_NAME = 16, 18, 1, 53
 PROC = Path("/proc/net")
 
 
-def find_fault(interface: str, own: str | None, *, tagged: bool, net: Path = NET, proc: Path = PROC) -> tuple[str, str] | None:
-    """Why servers can't join this interface, with what would happen, and what helps; None when they can.
+def find_fault(
+    interface: str, own: str | None, *, tagged: bool, net: Path = NET, proc: Path = PROC
+) -> tuple[str, str] | None:
+    """Why servers can't join this interface, with what would happen, and what helps; None when they
+    can.
 
-    `own`: the bridge made for them, on which it may be already. `tagged`: they join a VLAN of it, which takes nothing else away.
+    `own`: the bridge made for them, on which it may be already. `tagged`: they join a VLAN of it,
+    which takes nothing else away.
     """
     interface = real_name(interface, net)
     if not bridge.is_there(interface, net):
@@ -34,24 +40,37 @@ def find_fault(interface: str, own: str | None, *, tagged: bool, net: Path = NET
     if tagged or bridge.is_bridge(interface, net):
         return None
     if master and master != own:
-        return f"{interface} is on the bridge {master}, whose hosts would lose it", f"name {master}, or use --vlan"
+        return (
+            f"{interface} is on the bridge {master}, whose hosts would lose it",
+            f"name {master}, or use --vlan",
+        )
     what = "has the host's own addresses" if has_addresses(interface, proc) else ""
     if has_default_route(interface, proc):
         what = what or "is the host's way out"
     if not what:
         return None
     hint = f"make a bridge of the host's with {interface} on it and name that, or use --vlan"
-    return f"{interface} {what}, which it would lose on a bridge: the host could be reached no more", hint
+    return (
+        f"{interface} {what}, which it would lose on a bridge: the host could be reached no more",
+        hint,
+    )
 
 
 def real_name(interface: str, net: Path = NET) -> str:
-    """The name under which the kernel lists an interface that may have been called by another one of its names (altname)."""
+    """The name under which the kernel lists an interface that may have been called by another one
+    of its names (altname).
+    """
     if not interface or bridge.is_there(interface, net):
         return interface
     name = interface.encode() + b"\0"
     attribute = struct.pack("=HH", 4 + len(name), ALT_NAME) + name + b"\0" * (-len(name) % 4)
-    ask = struct.pack("=IHHIIBxHiII", 32 + len(attribute), GET_LINK, REQUEST, 1, 0, 0, 0, 0, 0, 0) + attribute
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
+    ask = (
+        struct.pack("=IHHIIBxHiII", 32 + len(attribute), GET_LINK, REQUEST, 1, 0, 0, 0, 0, 0, 0)
+        + attribute
+    )
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as link:
         link.settimeout(1)
         try:
             link.send(ask)
@@ -78,7 +97,10 @@ def has_addresses(interface: str, proc: Path = PROC) -> bool:
         words = line.split()
         if words[-1] == interface and words[3] == "00":
             return True
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control, contextlib.suppress(OSError):
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control,
+        contextlib.suppress(OSError),
+    ):
         fcntl.ioctl(control, GET_ADDRESS, struct.pack("16s24x", interface.encode()[:NAME_LENGTH]))
         return True
     return False
@@ -87,7 +109,9 @@ def has_addresses(interface: str, proc: Path = PROC) -> bool:
 def has_default_route(interface: str, proc: Path = PROC) -> bool:
     four = (line.split() for line in _lines(proc / "route")[1:])
     six = (line.split() for line in _lines(proc / "ipv6_route"))
-    return any(words[0] == interface and int(words[1], 16) == 0 == int(words[7], 16) for words in four) or any(
+    return any(
+        words[0] == interface and int(words[1], 16) == 0 == int(words[7], 16) for words in four
+    ) or any(
         words[-1] == interface and not int(words[0], 16) and not int(words[1], 16) for words in six
     )
 
@@ -100,7 +124,8 @@ def is_up(interface: str, net: Path = NET) -> bool:
 
 
 async def join(interface: str, own: str, vlan: int | None, tagged: str) -> str:
-    """The bridge on which servers meet the physical network. `own`: the name of one made for them; `tagged`: of an interface for their VLAN.
+    """The bridge on which servers meet the physical network. `own`: the name of one made for them;
+    `tagged`: of an interface for their VLAN.
 
     Repeats harmlessly; raises Failed where the interface can't be joined.
     """
@@ -113,7 +138,19 @@ async def join(interface: str, own: str, vlan: int | None, tagged: str) -> str:
     if vlan is not None:
         port = tagged
         if not bridge.is_there(port):
-            await run("ip", "link", "add", "link", interface, "name", port, "type", "vlan", "id", str(vlan))
+            await run(
+                "ip",
+                "link",
+                "add",
+                "link",
+                interface,
+                "name",
+                port,
+                "type",
+                "vlan",
+                "id",
+                str(vlan),
+            )
     if master_of(port) != own or not is_up(port):
         await run("ip", "link", "set", "dev", port, "master", own, "up")
     return own

@@ -1,20 +1,24 @@
-"""The packet filter of the host: what virtual servers may send, what may reach them, and how their addresses are translated.
+"""The packet filter of the host: what virtual servers may send, what may reach them, and how their
+addresses are translated.
 
-`render` is pure: values in, one nftables script out. The script replaces the two tables of ours in one transaction and
-touches nothing else. Interface names, MACs and addresses are checked here once more; no text that a user chose ever
-stands in the script. Connections that are open pass when rules change; network/flows.py ends those that would not begin any more.
+`render` is pure: values in, one nftables script out. The script replaces the two tables of ours in
+one transaction and touches nothing else. Interface names, MACs and addresses are checked here once
+more; no text that a user chose ever stands in the script. Connections that are open pass when rules
+change; network/flows.py ends those that would not begin any more.
 
-What must be true around it, and is the work of who makes bridges: on networks of kind `nat` and `isolated` the bridge
-answers ARP itself (proxy_arp_pvlan, proxy_delay 0) and IPv6 addresses are on no link, so packets between servers pass
-the host's IP stack and are filtered there. A tap joins its bridge after a ruleset that names it was applied, and leaves
-before one that does not. The ruleset lets no frame pass from tap to tap there; taps are isolated ports as well, except
-where the host filters bridged packets (net.bridge.bridge-nf-call-iptables): there the kernel itself bridges what a
+What must be true around it, and is the work of who makes bridges: on networks of kind `nat` and
+`isolated` the bridge answers ARP itself (proxy_arp_pvlan, proxy_delay 0) and IPv6 addresses are on
+no link, so packets between servers pass the host's IP stack and are filtered there. A tap joins its
+bridge after a ruleset that names it was applied, and leaves before one that does not. The ruleset
+lets no frame pass from tap to tap there; taps are isolated ports as well, except where the host
+filters bridged packets (net.bridge.bridge-nf-call-iptables): there the kernel itself bridges what a
 server sends to a published port of its own network, and taps are hairpin ports instead.
 
-A connection is judged when it begins: by the networks first (a network reaches itself; one of kind `nat` also what lies
-outside; both kinds are reached through published ports), then by the outbound rules of the calling server, then by the inbound
-rules of the called one. The host reaches its servers always. Servers reach the host for ICMP always, for DHCP and DNS at its addresses on
-their own network, for the rest where the network allows it and their outbound rules do.
+A connection is judged when it begins: by the networks first (a network reaches itself; one of kind
+`nat` also what lies outside; both kinds are reached through published ports), then by the outbound
+rules of the calling server, then by the inbound rules of the called one. The host reaches its
+servers always. Servers reach the host for ICMP always, for DHCP and DNS at its addresses on their
+own network, for the rest where the network allows it and their outbound rules do.
 """
 
 from __future__ import annotations
@@ -24,97 +28,37 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv6Address, collapse_addresses
-from typing import Literal, NamedTuple
+from ipaddress import collapse_addresses
 
 from virtuary.base.errors import Invalid
 from virtuary.base.proc import run
-from virtuary.model.firewall import Action, Address, Direction, Match, Subnet
+from virtuary.model.firewall import Action, Direction, Match, Subnet
+from virtuary.network.filtered import External, Forward, Net, sift_cards, sift_led
 from virtuary.network.guard import CHECKS, HEARD, TRANSLATED, Port, bridge_table
-from virtuary.network.nft import chain, check_address, check_interface, lines, load, named_set, quoted
+from virtuary.network.nft import (
+    chain,
+    lines,
+    load,
+    named_set,
+    quoted,
+)
 
 __all__ = [
     "CHECKS",
     "TABLES",
-    "External",
-    "Forward",
-    "Kind",
-    "Net",
     "Port",
     "apply",
-    "closed",
     "fingerprint",
     "is_applied",
     "remove",
     "render",
-    "sift_cards",
-    "sift_led",
 ]
 
 TABLES = ("inet virtuary", "bridge virtuary")
-Kind = Literal["nat", "isolated", "bridge"]
 
 _MARK = re.compile(r"^    chain (is_[0-9a-f]{16}) \{$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Net:
-    """A network on this host. `masquerade` holds the address families (4, 6) that leave under the host's address."""
-
-    bridge: str
-    kind: Kind
-    subnets: tuple[Subnet, ...] = ()
-    gateways: tuple[Address, ...] = ()
-    masquerade: frozenset[int] = frozenset({4, 6})
-    host_access: bool = False
-    default_in: Action = "allow"
-    default_out: Action = "allow"
-
-    def __post_init__(self) -> None:
-        check_interface(self.bridge)
-        for address in (*self.subnets, *self.gateways):
-            check_address(address)
-
-
-@dataclass(frozen=True)
-class Forward:
-    """A published port. `address` is one of the host's, or 0.0.0.0 or :: for all of its family."""
-
-    protocol: Literal["tcp", "udp"]
-    address: Address
-    port: int
-    guest: Address
-    guest_port: int
-
-    def __post_init__(self) -> None:
-        check_address(self.address)
-        check_address(self.guest)
-        if self.protocol not in ("tcp", "udp"):
-            raise Invalid(f"{str(self.protocol)[:20]!r} is not published: only tcp and udp are")
-        if not (0 < self.port < 65536 and 0 < self.guest_port < 65536):
-            raise Invalid("ports lie from 1 to 65535")
-        if self.address.version != self.guest.version:
-            raise Invalid(f"{self.address} and {self.guest} are of different address families")
-        if self.address == IPv6Address("::1"):
-            raise Invalid(
-                "nothing is published on ::1: Linux translates no IPv6 loopback address", "publish it on 127.0.0.1 or ::"
-            )
-
-
-@dataclass(frozen=True)
-class External:
-    """An address outside that leads to one server, and under which that is seen there if it is the first of its family."""
-
-    address: Address
-    guest: Address
-
-    def __post_init__(self) -> None:
-        check_address(self.address)
-        check_address(self.guest)
-        if self.address.version != self.guest.version:
-            raise Invalid(f"{self.address} and {self.guest} are of different address families")
 
 
 # ---- rendering
@@ -126,7 +70,9 @@ class _Chains:
 
     names: dict[str, str] = field(default_factory=dict)
     known: dict[tuple[int, Direction, Action], str] = field(default_factory=dict)
-    """By the identity of rules, which their cards keep: comparing long ones for each card would take the time."""
+    """By the identity of rules, which their cards keep: comparing long ones for each card would
+    take the time.
+    """
 
     def name(self, direction: Direction, rules: tuple[Match, ...], default: Action) -> str:
         """The chain that judges so."""
@@ -145,102 +91,45 @@ class _Chains:
 
 
 def render(
-    nets: Iterable[Net], ports: Iterable[Port], forwards: Iterable[Forward] = (), externals: Iterable[External] = ()
+    nets: Iterable[Net],
+    ports: Iterable[Port],
+    forwards: Iterable[Forward] = (),
+    externals: Iterable[External] = (),
 ) -> str:
-    """The script that makes this the ruleset of ours, in one transaction. The order of the arguments makes no difference, but for
-    several external addresses of one server: it leaves under the first."""
+    """The script that makes this the ruleset of ours, in one transaction. The order of the
+    arguments makes no difference, but for several external addresses of one server: it leaves under
+    the first.
+    """
     known = sorted(nets, key=lambda net: net.bridge)
     cards = sorted(ports, key=lambda port: port.interface)
-    published = sorted(forwards, key=lambda item: (item.address.version, item.address, item.protocol, item.port))
+    published = sorted(
+        forwards, key=lambda item: (item.address.version, item.address, item.protocol, item.port)
+    )
     whole = tuple(externals)
     _check_together(known, cards, published, whole)
-    body = _inet(known, cards, published, whole), bridge_table(cards, {net.bridge for net in known if net.kind != "bridge"})
+    body = (
+        _inet(known, cards, published, whole),
+        bridge_table(cards, {net.bridge for net in known if net.kind != "bridge"}),
+    )
     mark = "is_" + hashlib.sha256("".join(body).encode()).hexdigest()[:16]
     return "".join(_table(name, text, mark) for name, text in zip(TABLES, body, strict=True))
 
 
 def _table(name: str, body: str, mark: str) -> str:
     # The rule in the marking chain tells a table that was emptied from one that is whole.
-    return f"table {name}\ndelete table {name}\ntable {name} {{\n{body}    chain {mark} {{\n        return\n    }}\n}}\n"
+    return (
+        f"table {name}\ndelete table {name}\ntable {name} {{\n{body}    chain {mark} {{\n     "
+        "   return\n    }\n}\n"
+    )
 
 
-def _check_together(nets: list[Net], ports: list[Port], forwards: list[Forward], externals: tuple[External, ...]) -> None:
+def _check_together(
+    nets: list[Net], ports: list[Port], forwards: list[Forward], externals: tuple[External, ...]
+) -> None:
     cards, faults = sift_cards(nets, ports)
     faults |= sift_led(nets, cards, forwards, externals).faults
     for why in faults.values():
         raise Invalid(why)
-
-
-def closed(port: Port) -> Port:
-    """The same card with nothing that it may say: its frames are looked at, and none has a true sender."""
-    return replace(port, addresses=(), unguarded=frozenset(), rules=(), trunk=())
-
-
-def sift_cards(nets: Iterable[Net], ports: Iterable[Port]) -> tuple[list[Port], dict[str, str]]:
-    """The cards, those closed that contradict one before them; and by interface or bridge, why. Pure.
-
-    One bad document so costs its own server the network, and does not keep the rules of all others from being applied.
-    """
-    by_bridge: dict[str, Net] = {}
-    faults: dict[str, str] = {}
-    for net in nets:
-        if by_bridge.setdefault(net.bridge, net) is not net:
-            faults[net.bridge] = f"the bridge {net.bridge} is given twice"
-    cards: dict[str, Port] = {}
-    held: set[tuple[str, Address]] = set()
-    for port in ports:
-        if port.interface in cards:
-            faults[port.interface] = f"the interface {port.interface} is given twice"
-        elif there := by_bridge.get(port.bridge):
-            why = _strange(port, there, held)
-            faults |= {port.interface: why} if why else {}
-            cards[port.interface] = closed(port) if why else port
-            held.update((port.bridge, address) for address in cards[port.interface].addresses)
-        else:
-            faults[port.interface] = f"{port.interface} is on {port.bridge}, which is no network's bridge"
-    return list(cards.values()), faults
-
-
-def _strange(port: Port, net: Net, held: set[tuple[str, Address]]) -> str:
-    """Why a card can't have its addresses; empty when it can."""
-    for address in port.addresses:
-        if (port.bridge, address) in held:
-            return f"the address {address} on {port.bridge} is given twice"
-        inside = any(address.version == subnet.version and address in subnet for subnet in net.subnets)
-        if not inside and net.kind != "bridge":
-            return f"{address} of {port.interface} lies in no subnet of {port.bridge}"
-    return ""
-
-
-class Led(NamedTuple):
-    """What leads to servers from elsewhere, without what contradicts something before it."""
-
-    forwards: list[Forward]
-    externals: list[External]
-    faults: dict[str, str]
-    """Why something was left out, by what it was."""
-
-
-def sift_led(nets: Iterable[Net], ports: Iterable[Port], forwards: Iterable[Forward], externals: Iterable[External]) -> Led:
-    """Leave out of published ports and external addresses what leads to nobody, or twice. Pure."""
-    routed = {net.bridge for net in nets if net.kind != "bridge"}
-    owned = {address for port in ports if port.bridge in routed for address in port.addresses}
-    faults: dict[str, str] = {}
-    published: dict[str, Forward] = {}
-    for item in forwards:
-        name = f"published port {item.address} {item.protocol} {item.port}"
-        if item.guest not in owned:
-            faults[name] = f"the {name} leads to {item.guest}, which is no server's address here"
-        elif published.setdefault(name, item) is not item:
-            faults[name] = f"the {name} is given twice"
-    led: dict[str, External] = {}
-    for external in externals:
-        name = f"external address {external.address}"
-        if external.guest not in owned:
-            faults[name] = f"the {name} leads to {external.guest}, which is no server's address here"
-        elif led.setdefault(name, external) is not external:
-            faults[name] = f"the {name} is given twice"
-    return Led(list(published.values()), list(led.values()), faults)
 
 
 @lru_cache(4096)
@@ -275,7 +164,9 @@ def _protocol(rule: Match) -> str:
         return "meta l4proto { icmp, ipv6-icmp } "
     if not rule.ports:
         return f"meta l4proto {rule.protocol} "
-    ranges = (str(first) if first == last else f"{first}-{last}" for first, last in _merge(rule.ports))
+    ranges = (
+        str(first) if first == last else f"{first}-{last}" for first, last in _merge(rule.ports)
+    )
     return f"{rule.protocol} dport {_any_of(ranges)} "
 
 
@@ -304,7 +195,9 @@ def _verdict(direction: Direction, action: Action) -> str:
 # ---- the table of packets: who reaches whom, and translation
 
 
-def _inet(nets: list[Net], ports: list[Port], forwards: list[Forward], externals: tuple[External, ...]) -> str:
+def _inet(
+    nets: list[Net], ports: list[Port], forwards: list[Forward], externals: tuple[External, ...]
+) -> str:
     own = [net.bridge for net in nets if net.kind != "bridge"]
     apart = [net.bridge for net in nets if net.kind == "isolated"]
     lans = [net.bridge for net in nets if net.kind == "bridge"]
@@ -329,7 +222,9 @@ def _inet(nets: list[Net], ports: list[Port], forwards: list[Forward], externals
 
 
 def _judged(nets: list[Net], ports: list[Port], chains: _Chains) -> str:
-    """The maps from a card's address to the chain that judges what it begins (`leaves`) and what is begun with it (`arrives`)."""
+    """The maps from a card's address to the chain that judges what it begins (`leaves`) and what is
+    begun with it (`arrives`).
+    """
     by_bridge = {net.bridge: net for net in nets}
     elements: dict[str, list[str]] = {"leaves4": [], "arrives4": [], "leaves6": [], "arrives6": []}
     others: dict[str, list[str]] = {"others_leave": [], "others_arrive": []}
@@ -338,15 +233,26 @@ def _judged(nets: list[Net], ports: list[Port], chains: _Chains) -> str:
         leaves = chains.name("out", port.rules, net.default_out)
         arrives = chains.name("in", port.rules, net.default_in)
         for address in port.addresses:
-            elements[f"leaves{address.version}"].append(f'"{port.bridge}" . {address} : goto {leaves}')
-            elements[f"arrives{address.version}"].append(f'"{port.bridge}" . {address} : goto {arrives}')
+            elements[f"leaves{address.version}"].append(
+                f'"{port.bridge}" . {address} : goto {leaves}'
+            )
+            elements[f"arrives{address.version}"].append(
+                f'"{port.bridge}" . {address} : goto {arrives}'
+            )
         for family in port.unguarded & {"ipv4", "ipv6"}:
             # It may lead on to addresses nobody knows; those are judged by the network's default.
-            others["others_leave"].append(f'"{port.bridge}" . {family} : goto {chains.name("out", (), net.default_out)}')
-            others["others_arrive"].append(f'"{port.bridge}" . {family} : goto {chains.name("in", (), net.default_in)}')
+            others["others_leave"].append(
+                f'"{port.bridge}" . {family} : goto {chains.name("out", (), net.default_out)}'
+            )
+            others["others_arrive"].append(
+                f'"{port.bridge}" . {family} : goto {chains.name("in", (), net.default_in)}'
+            )
     kinds = {name: f"type ifname . ipv{name[-1]}_addr : verdict" for name in elements}
     kinds |= dict.fromkeys(others, "type ifname . nf_proto : verdict")
-    return "".join(named_set(name, kinds[name], sorted(found), word="map") for name, found in (elements | others).items())
+    return "".join(
+        named_set(name, kinds[name], sorted(found), word="map")
+        for name, found in (elements | others).items()
+    )
 
 
 _ESTABLISHED = ("ct state established,related accept", "ct state invalid drop")
@@ -362,15 +268,19 @@ _HOOKS = "".join(
             "iifname @lans ip daddr 127.0.0.0/8 drop",
             hook="filter hook prerouting priority -310",
         ),
-        # Where the host filters bridged packets, one whose destination was translated to its own network is bridged on.
+        # Where the host filters bridged packets, one whose destination was translated to its own
+        # network is bridged on.
         chain(
             "returning",
-            f"iifname @own ct status dnat ip daddr @subnets4 meta mark set meta mark or {TRANSLATED}",
-            f"iifname @own ct status dnat ip6 daddr @subnets6 meta mark set meta mark or {TRANSLATED}",
+            "iifname @own ct status dnat ip daddr @subnets4 meta mark set meta mark or "
+            f"{TRANSLATED}",
+            "iifname @own ct status dnat ip6 daddr @subnets6 meta mark set meta mark or "
+            f"{TRANSLATED}",
             hook="filter hook prerouting priority -90",
         ),
         chain("input", "iifname @own goto host", hook="filter hook input priority -5"),
-        # Packets between two servers leave by the bridge they came from, so the kernel would tell them of a shorter way, which there is not.
+        # Packets between two servers leave by the bridge they came from, so the kernel would tell
+        # them of a shorter way, which there is not.
         chain(
             "output",
             "oifname @own icmp type redirect drop",
@@ -381,7 +291,8 @@ _HOOKS = "".join(
             "host",
             *_ESTABLISHED,
             "meta l4proto { icmp, ipv6-icmp } accept",
-            # Of the network's own dnsmasq alone: another resolver of the host listens on other addresses.
+            # Of the network's own dnsmasq alone: another resolver of the host listens on other
+            # addresses.
             "iifname . ip daddr @gateways4 udp dport { 53, 67 } accept",
             "iifname . ip daddr @gateways4 tcp dport 53 accept",
             "iifname . ip6 daddr @gateways6 udp dport { 53, 547 } accept",
@@ -393,7 +304,8 @@ _HOOKS = "".join(
         ),
         chain(
             "forward",
-            # A caller that knows nothing of a narrower way would wait for packets that never come (RFC 2923).
+            # A caller that knows nothing of a narrower way would wait for packets that never come
+            # (RFC 2923).
             "iifname @own tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
             "oifname @own tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
             "iifname @own goto judge",
@@ -430,7 +342,11 @@ _HOOKS = "".join(
             "oifname @own drop",
             "accept",
         ),
-        chain("refuse", "meta l4proto tcp reject with tcp reset", "reject with icmpx type admin-prohibited"),
+        chain(
+            "refuse",
+            "meta l4proto tcp reject with tcp reset",
+            "reject with icmpx type admin-prohibited",
+        ),
     )
 )
 
@@ -443,14 +359,21 @@ def _translation_maps(nets: list[Net], forwards: list[Forward]) -> str:
         kind = f"ipv{version}_addr"
         mine = [item for item in forwards if item.address.version == version]
         wide = (
-            f"{item.protocol} . {item.port} : {item.guest} . {item.guest_port}" for item in mine if item.address.is_unspecified
+            f"{item.protocol} . {item.port} : {item.guest} . {item.guest_port}"
+            for item in mine
+            if item.address.is_unspecified
         )
         exact = (
             f"{item.address} . {item.protocol} . {item.port} : {item.guest} . {item.guest_port}"
             for item in mine
             if not item.address.is_unspecified
         )
-        gateways = (f'"{net.bridge}" . {address}' for net in own for address in net.gateways if address.version == version)
+        gateways = (
+            f'"{net.bridge}" . {address}'
+            for net in own
+            for address in net.gateways
+            if address.version == version
+        )
         subnets = [subnet for net in own for subnet in net.subnets if subnet.version == version]
         away = [
             subnet
@@ -460,8 +383,18 @@ def _translation_maps(nets: list[Net], forwards: list[Forward]) -> str:
             if subnet.version == version
         ]
         text += [
-            named_set(f"wide{version}", f"type inet_proto . inet_service : {kind} . inet_service", wide, word="map"),
-            named_set(f"exact{version}", f"type {kind} . inet_proto . inet_service : {kind} . inet_service", exact, word="map"),
+            named_set(
+                f"wide{version}",
+                f"type inet_proto . inet_service : {kind} . inet_service",
+                wide,
+                word="map",
+            ),
+            named_set(
+                f"exact{version}",
+                f"type {kind} . inet_proto . inet_service : {kind} . inet_service",
+                exact,
+                word="map",
+            ),
             named_set(f"gateways{version}", f"type ifname . {kind}", gateways),
             named_set(f"subnets{version}", f"type {kind}", _collapsed(subnets), flags="interval"),
             named_set(f"away{version}", f"type {kind}", _collapsed(away), flags="interval"),
@@ -477,8 +410,18 @@ def _external_maps(externals: tuple[External, ...]) -> str:
         mine = [item for item in externals if item.address.version == version]
         leave = {item.guest: item.address for item in reversed(mine)}
         text += [
-            named_set(f"outer{version}", kind, sorted(f"{item.address} : {item.guest}" for item in mine), word="map"),
-            named_set(f"seen{version}", kind, sorted(f"{guest} : {address}" for guest, address in leave.items()), word="map"),
+            named_set(
+                f"outer{version}",
+                kind,
+                sorted(f"{item.address} : {item.guest}" for item in mine),
+                word="map",
+            ),
+            named_set(
+                f"seen{version}",
+                kind,
+                sorted(f"{guest} : {address}" for guest, address in leave.items()),
+                word="map",
+            ),
         ]
     return "".join(text)
 
@@ -487,20 +430,29 @@ def _translation_chains(nets: list[Net]) -> str:
     publish = []
     for version, word in ((4, "ip"), (6, "ip6")):
         key = f"dnat {word} to {word} daddr . meta l4proto . th dport map @exact{version}"
-        local = "ip6 daddr != ::1 fib daddr type local" if version == 6 else "meta nfproto ipv4 fib daddr type local"
+        local = (
+            "ip6 daddr != ::1 fib daddr type local"
+            if version == 6
+            else "meta nfproto ipv4 fib daddr type local"
+        )
         publish += [
             key,
             f"dnat {word} to {word} daddr map @outer{version}",
             f"{local} dnat {word} to meta l4proto . th dport map @wide{version}",
         ]
-    # A network's own DNS and DHCP stay the host's, also where such a port is published to the world.
+    # A network's own DNS and DHCP stay the host's, also where such a port is published to the
+    # world.
     served = [
         line
         for word, version in (("ip", 4), ("ip6", 6))
-        for line in (f"iifname . {word} daddr @gateways{version} meta l4proto {{ tcp, udp }} th dport {{ 53, 67, 547 }} accept",)
+        for line in (
+            f"iifname . {word} daddr @gateways{version} meta l4proto {{ tcp, udp }} th dport {{ "
+            "53, 67, 547 } accept",
+        )
     ]
     hairpin = [
-        f'oifname "{net.bridge}" {"ip" if subnet.version == 4 else "ip6"} saddr {subnet} ct status dnat masquerade'
+        f'oifname "{net.bridge}" {"ip" if subnet.version == 4 else "ip6"} saddr {subnet} ct '
+        "status dnat masquerade"
         for net in nets
         if net.kind != "bridge"
         for subnet in net.subnets
@@ -514,7 +466,8 @@ def _translation_chains(nets: list[Net]) -> str:
                 "leaving",
                 "oifname @own ip saddr 127.0.0.0/8 masquerade",
                 *hairpin,
-                "oifname @apart ct status dnat masquerade",  # such a server has no way back to elsewhere
+                # such a server has no way back to elsewhere
+                "oifname @apart ct status dnat masquerade",
                 "oifname @own accept",
                 "snat ip to ip saddr map @seen4",
                 "snat ip6 to ip6 saddr map @seen6",
@@ -538,17 +491,22 @@ def fingerprint(script: str) -> str:
 
 
 async def apply(script: str) -> None:
-    """Make a rendered ruleset the one of this host, wholly or not at all; raises Failed with nft's own words. May be repeated."""
+    """Make a rendered ruleset the one of this host, wholly or not at all; raises Failed with nft's
+    own words. May be repeated.
+    """
     await load(script)
 
 
 async def is_applied(mark: str) -> bool:
-    """Whether the ruleset of this `fingerprint` is loaded: False when another one is, or none, or it was flushed.
+    """Whether the ruleset of this `fingerprint` is loaded: False when another one is, or none, or
+    it was flushed.
 
     Single rules taken out by hand are not noticed.
     """
     looks = [run("nft", "list", "chain", *table.split(), mark, check=False) for table in TABLES]
-    return all(found.status == 0 and b"return" in found.stdout for found in await asyncio.gather(*looks))
+    return all(
+        found.status == 0 and b"return" in found.stdout for found in await asyncio.gather(*looks)
+    )
 
 
 MOST_HEARD = 4
@@ -556,22 +514,36 @@ MOST_HEARD = 4
 
 
 async def find_heard() -> dict[str, tuple[str, ...]]:
-    """What the taps call themselves whose addresses nobody gave, by tap, the newest first; empty where the ruleset is not there."""
-    looks = [run("nft", "-j", "list", "set", *TABLES[1].split(), name, check=False) for name in HEARD]
+    """What the taps call themselves whose addresses nobody gave, by tap, the newest first; empty
+    where the ruleset is not there.
+    """
+    looks = [
+        run("nft", "-j", "list", "set", *TABLES[1].split(), name, check=False) for name in HEARD
+    ]
     heard: dict[str, list[tuple[int, str]]] = {}
     for done in await asyncio.gather(*looks):
         for tap, expires, address in parse_heard(done.stdout) if done.status == 0 else ():
             heard.setdefault(tap, []).append((expires, address))
-    return {tap: tuple(address for _, address in sorted(found, reverse=True)[:MOST_HEARD]) for tap, found in heard.items()}
+    return {
+        tap: tuple(address for _, address in sorted(found, reverse=True)[:MOST_HEARD])
+        for tap, found in heard.items()
+    }
 
 
 def parse_heard(listing: bytes) -> list[tuple[str, int, str]]:
-    """The tap, the seconds until it is forgotten, and the address, of each element in what `nft -j list set` says."""
+    """The tap, the seconds until it is forgotten, and the address, of each element in what `nft -j
+    list set` says.
+    """
     sets = (item["set"] for item in json.loads(listing)["nftables"] if "set" in item)
     elements = (element["elem"] for found in sets for element in found.get("elem", ()))
-    return [(element["val"]["concat"][0], int(element.get("expires", 0)), element["val"]["concat"][1]) for element in elements]
+    return [
+        (element["val"]["concat"][0], int(element.get("expires", 0)), element["val"]["concat"][1])
+        for element in elements
+    ]
 
 
 async def remove() -> None:
-    """Take our tables away; nothing when there are none. Open connections stay, untranslated ones and translated ones alike."""
+    """Take our tables away; nothing when there are none. Open connections stay, untranslated ones
+    and translated ones alike.
+    """
     await load("".join(f"table {name}\ndelete table {name}\n" for name in TABLES))

@@ -1,14 +1,17 @@
 """Bandwidth of servers on a bridge: limits, floors and shares, by the kernel's traffic control.
 
-What a server sends arrives at its tap, what it receives leaves there. Both are led through a device of the network (IFB), one
-for each direction, and return to where they were. On it stands one HTB tree: the root is the link, below it every server has a
-class whose rate is its floor, whose ceiling is its limit, and whose quantum is its weight; the class is told by the tap that a frame
-came by (u32's `indev`), which no guest can forge. A direction in which nobody asks for a floor or a share has no link to share,
-and only servers with a limit are led through it. Where nobody asks for anything, nothing is there: no device, no qdisc.
+What a server sends arrives at its tap, what it receives leaves there. Both are led through a device
+of the network (IFB), one for each direction, and return to where they were. On it stands one HTB
+tree: the root is the link, below it every server has a class whose rate is its floor, whose ceiling
+is its limit, and whose quantum is its weight; the class is told by the tap that a frame came by
+(u32's `indev`), which no guest can forge. A direction in which nobody asks for a floor or a share
+has no link to share, and only servers with a limit are led through it. Where nobody asks for
+anything, nothing is there: no device, no qdisc.
 
-What should be there and what is there are told in the same facts; their difference is a list of lines for `ip` and `tc`. A class or a
-queue is changed in place and loses no frame. Frames between two servers of a bridge count like those of its link. Rules of nftables'
-netdev family would not see what a server sends, as it does not pass there twice; those of the bridge family see everything.
+What should be there and what is there are told in the same facts; their difference is a list of
+lines for `ip` and `tc`. A class or a queue is changed in place and loses no frame. Frames between
+two servers of a bridge count like those of its link. Rules of nftables' netdev family would not see
+what a server sends, as it does not pass there twice; those of the bridge family see everything.
 """
 
 from __future__ import annotations
@@ -19,13 +22,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from virtuary.base.errors import Bug, Failed, HostLacks
-from virtuary.base.proc import Result, run
 from virtuary.model.bandwidth import DIRECTIONS, MAX_RATE, Bandwidth, Direction, Rate, usable
+from virtuary.network.iproute import ask, batch, change
 
 Leaf = Literal["fq_codel", "bfifo"]
 ROOT, FIRST_NUMBER, LAST_NUMBER = 1, 2, 0xFFE
@@ -34,7 +36,9 @@ UNBOUNDED = MAX_RATE
 LEAST = 8_000
 """Bits a second of a class without a floor, because HTB wants some; promised to nobody."""
 PACKET = 72 * 1024
-"""The biggest thing that passes at once: 64 KiB that the NIC cuts into frames (GSO), with the headers of all of them."""
+"""The biggest thing that passes at once: 64 KiB that the NIC cuts into frames (GSO), with the
+headers of all of them.
+"""
 BURST_SECONDS = 0.01
 """What a class may make up for when a timer of the kernel comes late."""
 QUEUE_SECONDS, QUEUE_LEAST, QUEUE_MOST = 0.1, 3 * PACKET, 16 * 1024 * 1024
@@ -42,7 +46,6 @@ QUEUE_SECONDS, QUEUE_LEAST, QUEUE_MOST = 0.1, 3 * PACKET, 16 * 1024 * 1024
 ROUND_SECONDS = 0.25
 """How long one class may send at most before the others have their turn."""
 IFB_QUEUE, PREFERENCE = 1000, 10
-NET = Path("/sys/class/net")
 _HOOKS: dict[Direction, str] = {"inbound": "egress", "outbound": "ingress"}
 _PREFERENCES = {"egress": PREFERENCE, "ingress": PREFERENCE + 1}
 _INTERFACE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}")
@@ -111,8 +114,14 @@ class Class(NamedTuple):
 
     def make(self) -> str:
         parent = "1:" if self.number == ROOT else f"1:{ROOT}"
-        rates = f"rate {self.rate}bit ceil {self.ceiling}bit burst {self.burst} cburst {self.ceiling_burst}"
-        return f"tc class replace dev {self.device} parent {parent} classid 1:{self.number:x} htb {rates} quantum {self.quantum or PACKET}"
+        rates = (
+            f"rate {self.rate}bit ceil {self.ceiling}bit burst {self.burst} cburst "
+            f"{self.ceiling_burst}"
+        )
+        return (
+            f"tc class replace dev {self.device} parent {parent} classid 1:{self.number:x} "
+            f"htb {rates} quantum {self.quantum or PACKET}"
+        )
 
     def remove(self) -> str:
         return f"tc class del dev {self.device} classid 1:{self.number:x}"
@@ -127,12 +136,18 @@ class Queue(NamedTuple):
     limit: int
 
     def make(self) -> str:
-        limit = f"limit 10240 memory_limit {self.limit}" if self.kind == "fq_codel" else f"limit {self.limit}"
+        limit = (
+            f"limit 10240 memory_limit {self.limit}"
+            if self.kind == "fq_codel"
+            else f"limit {self.limit}"
+        )
         return f"tc qdisc replace dev {self.device} parent 1:{self.number:x} {self.kind} {limit}"
 
 
 class Entry(NamedTuple):
-    """That frames of an interface belong to a class. The kernel knows the interface by its index: a new one of the same name is another."""
+    """That frames of an interface belong to a class. The kernel knows the interface by its index: a
+    new one of the same name is another.
+    """
 
     device: str
     number: int
@@ -165,8 +180,9 @@ class Hook(NamedTuple):
 class Detour(NamedTuple):
     """That the frames of a direction are led from an interface through a device.
 
-    It can't be replaced, only removed and made: both hooks of an interface share their handles, and which one is whose is chance. For the
-    same reason each has its own preference: with a common one the kernel tells the filters of both at each.
+    It can't be replaced, only removed and made: both hooks of an interface share their handles, and
+    which one is whose is chance. For the same reason each has its own preference: with a common one
+    the kernel tells the filters of both at each.
     """
 
     port: str
@@ -174,7 +190,10 @@ class Detour(NamedTuple):
     device: str
 
     def make(self) -> str:
-        put = f"protocol all pref {_PREFERENCES[self.hook]} u32 match u32 0 0 action mirred egress redirect dev {self.device}"
+        put = (
+            f"protocol all pref {_PREFERENCES[self.hook]} u32 match u32 0 0 action mirred "
+            f"egress redirect dev {self.device}"
+        )
         return f"tc filter add dev {self.port} {self.hook} {put}"
 
     def remove(self) -> str:
@@ -194,14 +213,18 @@ class Found(NamedTuple):
 
 
 def _place(fact: Fact) -> tuple[object, ...]:
-    """What of a fact there can be only one: of a class its number, of a detour its interface and direction."""
+    """What of a fact there can be only one: of a class its number, of a detour its interface and
+    direction.
+    """
     return (type(fact), *fact[: 2 if isinstance(fact, Class | Queue | Entry | Detour) else 1])
 
 
 def _alike(one: Fact, other: Fact | None) -> bool:
     """Equal, but for what the kernel's own rounding makes of numbers."""
     return other is not None and all(
-        math.isclose(mine, theirs, rel_tol=0.002) if isinstance(mine, int) and isinstance(theirs, int) else mine == theirs
+        math.isclose(mine, theirs, rel_tol=0.002)
+        if isinstance(mine, int) and isinstance(theirs, int)
+        else mine == theirs
         for mine, theirs in zip(one, other, strict=True)
     )
 
@@ -211,26 +234,42 @@ def _alike(one: Fact, other: Fact | None) -> bool:
 
 def device_of(bridge: str, direction: Direction) -> str:
     """The IFB of a bridge's direction; a name that is too long for this is shortened."""
-    short = bridge if len(bridge) <= 13 else bridge[:4] + hashlib.sha256(bridge.encode()).hexdigest()[:9]
+    short = (
+        bridge
+        if len(bridge) <= 13
+        else bridge[:4] + hashlib.sha256(bridge.encode()).hexdigest()[:9]
+    )
     return f"{short}-{direction[0]}"
 
 
 def is_shared(segment: Segment, direction: Direction) -> bool:
-    """Whether servers share the link in this direction: its speed is known, and somebody asks for a floor or a weight."""
-    return segment.link is not None and any(port.bandwidth.rate(direction).shares for port in segment.ports)
+    """Whether servers share the link in this direction: its speed is known, and somebody asks for a
+    floor or a weight.
+    """
+    return segment.link is not None and any(
+        port.bandwidth.rate(direction).shares for port in segment.ports
+    )
 
 
 def describe(segment: Segment, leaf: Leaf) -> list[Fact]:
     """Everything that should be there, in the order in which it can be made. Pure."""
     _check(segment)
-    facts = itertools.chain.from_iterable(_describe(segment, direction, leaf) for direction in DIRECTIONS)
-    return list({_place(fact): fact for fact in facts}.values())  # both directions have the same hook
+    facts = itertools.chain.from_iterable(
+        _describe(segment, direction, leaf) for direction in DIRECTIONS
+    )
+    # both directions have the same hook
+    return list({_place(fact): fact for fact in facts}.values())
 
 
 def _check(segment: Segment) -> None:
     numbers = [port.number for port in segment.ports]
-    if len(set(numbers)) < len(numbers) or any(not FIRST_NUMBER <= number <= LAST_NUMBER for number in numbers):
-        raise Bug(f"classes on {segment.bridge} are different numbers from {FIRST_NUMBER} to {LAST_NUMBER}, found {numbers}")
+    if len(set(numbers)) < len(numbers) or any(
+        not FIRST_NUMBER <= number <= LAST_NUMBER for number in numbers
+    ):
+        raise Bug(
+            f"classes on {segment.bridge} are different numbers from {FIRST_NUMBER} to "
+            f"{LAST_NUMBER}, found {numbers}"
+        )
     for name in (segment.bridge, *(port.name for port in segment.ports)):
         if not _INTERFACE.fullmatch(name):
             raise Bug(f"{name!r} is no name of a network interface")
@@ -238,7 +277,11 @@ def _check(segment: Segment) -> None:
 
 def _describe(segment: Segment, direction: Direction, leaf: Leaf) -> Iterator[Fact]:
     shared = is_shared(segment, direction)
-    rates = {port: port.bandwidth.rate(direction) for port in segment.ports if shared or port.bandwidth.rate(direction).limit}
+    rates = {
+        port: port.bandwidth.rate(direction)
+        for port in segment.ports
+        if shared or port.bandwidth.rate(direction).limit
+    }
     if not rates:
         return
     device = device_of(segment.bridge, direction)
@@ -261,14 +304,18 @@ def _root(device: str, capacity: int) -> Class:
 
 
 def _floors(rates: dict[Port, Rate], capacity: int) -> dict[Port, int]:
-    """Floors as they are kept. A link that became slower than what was promised takes from all alike."""
+    """Floors as they are kept. A link that became slower than what was promised takes from all
+    alike.
+    """
     promised = sum(rate.floor or 0 for rate in rates.values())
     kept = min(1.0, capacity / promised) if promised else 1.0
     return {port: max(LEAST, int((rate.floor or 0) * kept)) for port, rate in rates.items()}
 
 
 def _quanta(rates: dict[Port, Rate], capacity: int) -> dict[Port, int]:
-    """Bytes in turn, by weight. One of less than the biggest packet would get a packet nevertheless; one of too much would keep others waiting."""
+    """Bytes in turn, by weight. One of less than the biggest packet would get a packet
+    nevertheless; one of too much would keep others waiting.
+    """
     lightest = min(rate.weight for rate in rates.values())
     most = max(PACKET, int(capacity / 8 * ROUND_SECONDS))
     return {port: min(most, PACKET * rate.weight // lightest) for port, rate in rates.items()}
@@ -286,11 +333,15 @@ def _queue(ceiling: int) -> int:
 
 
 def plan(segment: Segment, found: Found, leaf: Leaf) -> list[str]:
-    """The lines, each beginning with `ip` or `tc`, that make of what was found what should be there; none when it is so. Pure.
+    """The lines, each beginning with `ip` or `tc`, that make of what was found what should be
+    there; none when it is so. Pure.
 
-    A port whose interface is not there is left out: its server is not running. What is new is made before what is old goes.
+    A port whose interface is not there is left out: its server is not running. What is new is made
+    before what is old goes.
     """
-    present = segment._replace(ports=tuple(port for port in segment.ports if port.name in found.interfaces))
+    present = segment._replace(
+        ports=tuple(port for port in segment.ports if port.name in found.interfaces)
+    )
     wanted = describe(present, leaf)
     there = {_place(fact): fact for fact in found.facts}
     lines = []
@@ -303,7 +354,8 @@ def plan(segment: Segment, found: Found, leaf: Leaf) -> list[str]:
 
 
 def _surplus(wanted: Sequence[Fact], found: Found) -> list[Removable]:
-    """What is to be removed, in an order in which it can be; not what goes with the thing that it is on.
+    """What is to be removed, in an order in which it can be; not what goes with the thing that it
+    is on.
 
     A hook is ours if a detour of ours was on it: others may have made one for themselves.
     """
@@ -324,7 +376,8 @@ def _surplus(wanted: Sequence[Fact], found: Found) -> list[Removable]:
 
 
 async def probe(namespace: str | None = None) -> Leaf:
-    """What should wait in the classes: fq_codel where the kernel has it, else a plain queue. Raises HostLacks where shaping can't work.
+    """What should wait in the classes: fq_codel where the kernel has it, else a plain queue. Raises
+    HostLacks where shaping can't work.
 
     It is tried on a device that is gone afterwards; once in the life of a daemon is enough.
     """
@@ -336,69 +389,100 @@ async def probe(namespace: str | None = None) -> Leaf:
     )
     facts: list[Fact] = [Device(name), Up(name), Tree(name), root, inner, entry, Hook(name), detour]
     try:
-        await _run([fact.make() for fact in facts], namespace)
-        tried = await _batch([Queue(name, FIRST_NUMBER, "fq_codel", QUEUE_LEAST).make()], namespace)
+        await change([fact.make() for fact in facts], namespace)
+        tried = await batch([Queue(name, FIRST_NUMBER, "fq_codel", QUEUE_LEAST).make()], namespace)
         if tried.status == 0:
             return "fq_codel"
-        await _run([Queue(name, FIRST_NUMBER, "bfifo", QUEUE_LEAST).make()], namespace)
+        await change([Queue(name, FIRST_NUMBER, "bfifo", QUEUE_LEAST).make()], namespace)
         return "bfifo"
     except Failed as error:
         raise HostLacks(
-            f"this host can't shape traffic: {error.sentence}", "its kernel needs ifb, sch_htb, cls_u32 and act_mirred"
+            f"this host can't shape traffic: {error.sentence}",
+            "its kernel needs ifb, sch_htb, cls_u32 and act_mirred",
         ) from error
     finally:
-        await _batch([Device(name).remove()], namespace)
+        await batch([Device(name).remove()], namespace)
 
 
 async def apply(segment: Segment, leaf: Leaf, namespace: str | None = None) -> list[str]:
-    """Make the kernel's side as `segment` says, and return the lines that this took. Repeats harmlessly, and takes none then.
+    """Make the kernel's side as `segment` says, and return the lines that this took. Repeats
+    harmlessly, and takes none then.
 
-    Raises Failed with the first line the kernel refused; the others are done. `namespace` names a network namespace, None is ours.
-    Two at a time for one bridge would disturb each other.
+    Raises Failed with the first line the kernel refused; the others are done. `namespace` names a
+    network namespace, None is ours. Two at a time for one bridge would disturb each other.
     """
     lines = plan(segment, await read_back(segment, namespace), leaf)
-    await _run(lines, namespace)
+    await change(lines, namespace)
     return lines
 
 
 async def remove(bridge: str, namespace: str | None = None) -> list[str]:
-    """Remove all that is there for a bridge; what lies in queues is lost. Nothing there is no failure."""
+    """Remove all that is there for a bridge; what lies in queues is lost. Nothing there is no
+    failure.
+    """
     return await apply(Segment(bridge, None, ()), "bfifo", namespace)
 
 
 async def read_back(segment: Segment, namespace: str | None = None) -> Found:
-    """What the kernel has of a network now. `plan` with it tells whether somebody removed something."""
-    links = json.loads(await _ask("ip", ["-j", "link", "show"], namespace))
+    """What the kernel has of a network now. `plan` with it tells whether somebody removed
+    something.
+    """
+    links = json.loads(await ask("ip", ["-j", "link", "show"], namespace))
     names = frozenset(str(link["ifname"]) for link in links)
     devices = [device_of(segment.bridge, direction) for direction in DIRECTIONS]
     facts: list[Fact] = []
     for link in links:
         if link["ifname"] in devices:
-            facts += [Device(link["ifname"]), *([Up(link["ifname"])] if "UP" in link["flags"] else [])]
-    qdiscs = json.loads(await _ask("tc", ["-j", "qdisc", "show"], namespace))
+            facts += [
+                Device(link["ifname"]),
+                *([Up(link["ifname"])] if "UP" in link["flags"] else []),
+            ]
+    qdiscs = json.loads(await ask("tc", ["-j", "qdisc", "show"], namespace))
     facts += parse_qdiscs(qdiscs, devices)
     for fact in [fact for fact in facts if isinstance(fact, Tree)]:
-        facts += parse_classes(fact.device, await _ask("tc", ["-d", "class", "show", "dev", fact.device], namespace))
-        facts += parse_entries(fact.device, await _ask("tc", ["filter", "show", "dev", fact.device, "parent", "1:"], namespace))
+        facts += parse_classes(
+            fact.device, await ask("tc", ["-d", "class", "show", "dev", fact.device], namespace)
+        )
+        facts += parse_entries(
+            fact.device,
+            await ask("tc", ["filter", "show", "dev", fact.device, "parent", "1:"], namespace),
+        )
     members = {str(link["ifname"]) for link in links if link.get("master") == segment.bridge}
     ports = {port.name for port in segment.ports}
-    hooked = sorted({str(qdisc["dev"]) for qdisc in qdiscs if qdisc["kind"] == "clsact"} & (members | ports))
-    return Found(names, (*facts, *(Hook(name) for name in hooked), *await _detours(hooked, ports, devices, namespace)))
+    hooked = sorted(
+        {str(qdisc["dev"]) for qdisc in qdiscs if qdisc["kind"] == "clsact"} & (members | ports)
+    )
+    return Found(
+        names,
+        (
+            *facts,
+            *(Hook(name) for name in hooked),
+            *await _detours(hooked, ports, devices, namespace),
+        ),
+    )
 
 
-async def _detours(hooked: Sequence[str], ports: set[str], devices: Sequence[str], namespace: str | None) -> list[Detour]:
-    """What is led elsewhere from these interfaces; from those that are no ports of ours only what is led through our devices."""
+async def _detours(
+    hooked: Sequence[str], ports: set[str], devices: Sequence[str], namespace: str | None
+) -> list[Detour]:
+    """What is led elsewhere from these interfaces; from those that are no ports of ours only what
+    is led through our devices.
+    """
     asked = [(port, hook) for port in hooked for hook in _HOOKS.values()]
     if not asked:
         return []
-    said = await _batch([f"tc filter show dev {port} {hook}" for port, hook in asked], namespace, "-j")
+    said = await batch(
+        [f"tc filter show dev {port} {hook}" for port, hook in asked], namespace, "-j"
+    )
     answers = re.split(r"^\[", said.stdout.decode(errors="replace"), flags=re.MULTILINE)[1:]
     if len(answers) != len(asked):
         raise Failed("a network interface vanished while its traffic control was looked at")
     found = []
     for (port, hook), answer in zip(asked, answers, strict=True):
         targets = re.findall(r'"to_dev":"([^"]+)"', answer)
-        if f'"pref":{_PREFERENCES[hook]},' in answer and (port in ports or set(targets) & set(devices)):
+        if f'"pref":{_PREFERENCES[hook]},' in answer and (
+            port in ports or set(targets) & set(devices)
+        ):
             found.append(Detour(port, hook, targets[0] if len(targets) == 1 else ""))
     return found
 
@@ -420,22 +504,47 @@ def parse_qdiscs(qdiscs: Sequence[dict[str, object]], devices: Sequence[str]) ->
 
 
 _CLASS = re.compile(
-    r"^class htb 1:(?P<number>[0-9a-f]+) .*?(?:quantum (?P<quantum>\d+) )?rate (?P<rate>\w+) ceil (?P<ceiling>\w+) .*?"
+    r"^class htb 1:(?P<number>[0-9a-f]+) .*?(?:quantum (?P<quantum>\d+) )?rate (?P<rate>\w+) "
+    r"ceil (?P<ceiling>\w+) .*?"
     r"\bburst (?P<burst>[\w.]+).*? cburst (?P<ceiling_burst>[\w.]+)",
     re.MULTILINE,
 )
 _ENTRY = re.compile(
-    r"^filter .*? fh 800::([0-9a-f]+) .*?flowid 1:([0-9a-f]+)(?:.*\n  match .*\n  input dev (\S+))?", re.MULTILINE
+    r"^filter .*? fh 800::([0-9a-f]+) .*?flowid 1:([0-9a-f]+)(?:.*\n  match .*\n  input dev "
+    r"(\S+))?",
+    re.MULTILINE,
 )
-_UNITS = {"bit": 1, "Kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9, "Tbit": 10**12, "b": 1, "Kb": 1024, "Mb": 1024**2, "Gb": 1024**3}
+_UNITS = {
+    "bit": 1,
+    "Kbit": 10**3,
+    "Mbit": 10**6,
+    "Gbit": 10**9,
+    "Tbit": 10**12,
+    "b": 1,
+    "Kb": 1024,
+    "Mb": 1024**2,
+    "Gb": 1024**3,
+}
 
 
 def parse_classes(device: str, text: str) -> list[Class]:
     """The classes in what `tc -d class show` says."""
     found = []
     for match in _CLASS.finditer(text):
-        rate, ceiling, burst, ceiling_burst = (_number(match[name]) for name in ("rate", "ceiling", "burst", "ceiling_burst"))
-        found.append(Class(device, int(match["number"], 16), rate, ceiling, burst, ceiling_burst, int(match["quantum"] or 0)))
+        rate, ceiling, burst, ceiling_burst = (
+            _number(match[name]) for name in ("rate", "ceiling", "burst", "ceiling_burst")
+        )
+        found.append(
+            Class(
+                device,
+                int(match["number"], 16),
+                rate,
+                ceiling,
+                burst,
+                ceiling_burst,
+                int(match["quantum"] or 0),
+            )
+        )
     return found
 
 
@@ -446,62 +555,13 @@ def _number(text: str) -> int:
 
 
 def parse_entries(device: str, text: str) -> list[Entry]:
-    """Which interface belongs to which class, in what `tc filter show` says; none for one that is gone."""
-    return [Entry(device, int(node, 16), port if node == number else "") for node, number, port in _ENTRY.findall(text)]
-
-
-async def _ask(program: str, words: Sequence[str], namespace: str | None) -> str:
-    place = ("-n", namespace) if namespace else ()
-    return (await run(program, *place, *words)).stdout.decode(errors="replace")
-
-
-async def _run(lines: Iterable[str], namespace: str | None) -> None:
-    """All lines, each run of one program's in one process. Raises Failed with the first that was refused, after all were tried."""
-    fault: Failed | None = None
-    for _, group in itertools.groupby(lines, lambda line: line.partition(" ")[0]):
-        batch = list(group)
-        result = await _batch(batch, namespace)
-        if result.status and not fault:
-            fault = _refusal(batch, result)
-    if fault:
-        raise fault
-
-
-async def _batch(lines: Sequence[str], namespace: str | None, *options: str) -> Result:
-    program = lines[0].partition(" ")[0]
-    text = "".join(line.partition(" ")[2] + "\n" for line in lines)
-    place = ("-n", namespace) if namespace else ()
-    return await run(program, *place, *options, "-force", "-batch", "-", stdin=text.encode(), check=False)
-
-
-def _refusal(lines: Sequence[str], result: Result) -> Failed:
-    said = result.stderr.decode(errors="replace")
-    number = re.search(r"^Command failed -:(\d+)", said, re.MULTILINE)
-    reasons = [line for line in said[: number.start() if number else None].splitlines() if line.strip() and "Warning" not in line]
-    line = lines[int(number.group(1)) - 1] if number else lines[0]
-    return Failed(f"{line!r} was refused: {' '.join(reasons)[:300] or f'exit status {result.status}'}")
+    """Which interface belongs to which class, in what `tc filter show` says; none for one that is
+    gone.
+    """
+    return [
+        Entry(device, int(node, 16), port if node == number else "")
+        for node, number, port in _ENTRY.findall(text)
+    ]
 
 
 # ---- the link
-
-
-def measure_link(name: str, net: Path = NET) -> int | None:
-    """Bits a second of an interface, as its driver states; of a bridge, those of its slowest way out of the host.
-
-    None where no driver states anything, as most virtual ones do; a tap's or a veth's number is invented and does not count.
-    """
-    try:
-        ports = sorted(place.name for place in (net / name / "brif").iterdir())
-    except OSError:
-        return _speed(net / name)
-    speeds = [speed for port in ports if (speed := _speed(net / port))]
-    return min(speeds, default=None)
-
-
-def _speed(place: Path) -> int | None:
-    real = (place / "device").exists() or (place / "bonding").exists() or any(place.glob("lower_*"))
-    try:
-        speed = int((place / "speed").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-    return speed * 10**6 if real and 0 < speed < 2**31 else None

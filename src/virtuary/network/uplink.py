@@ -1,7 +1,8 @@
-"""What leads out of a user's own network namespace, and into it: one interface, behind which QEMU's user network opens connections.
+"""What leads out of a user's own network namespace, and into it: one interface, behind which QEMU's
+user network opens connections.
 
-The namespace is a host of its own: it translates what servers send to its address on that interface, and what arrives there at a
-port to whoever published it.
+The namespace is a host of its own: it translates what servers send to its address on that
+interface, and what arrives there at a port to whoever published it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from virtuary.base.errors import Failed
 from virtuary.base.proc import run
 from virtuary.model.network import UPLINK
 from virtuary.network.bridge import NO_HEADER, TAP, TUNSETIFF
+from virtuary.network.filtered import Forward
 from virtuary.network.nft import load
 from virtuary.network.passt import ADDRESS, GATEWAY, PREFIX
-from virtuary.network.ruleset import Forward
 
 NAME = "vuplink"
 ANY = "0.0.0.0"  # noqa: S104  (as QEMU is told it)
 IPV6 = Path("/proc/sys/net/ipv6/conf")
-LINES = f"address replace {ADDRESS}/{PREFIX} dev {NAME}\nlink set dev {NAME} up\nroute replace default via {GATEWAY} dev {NAME}\n"
+LINES = (
+    f"address replace {ADDRESS}/{PREFIX} dev {NAME}\nlink set dev {NAME} up\nroute replace "
+    f"default via {GATEWAY} dev {NAME}\n"
+)
 RULES = f"""
 table inet virtuary_uplink
 delete table inet virtuary_uplink
@@ -41,12 +45,19 @@ table inet virtuary_uplink {{
     }}
 }}
 """
-"""Servers have no business with what QEMU's user network has besides a way out: one of its addresses is the host's loopback."""
-_HELD = re.compile(r"^ *(TCP|UDP)\[HOST_FORWARD\] +[0-9]+ +(\S+) +([0-9]{1,5}) +(\S+) +([0-9]{1,5})\s", re.MULTILINE)
+"""Servers have no business with what QEMU's user network has besides a way out: one of its
+addresses is the host's loopback.
+"""
+_HELD = re.compile(
+    r"^ *(TCP|UDP)\[HOST_FORWARD\] +[0-9]+ +(\S+) +([0-9]{1,5}) +(\S+) +([0-9]{1,5})\s",
+    re.MULTILINE,
+)
 
 
 async def open_link() -> int:
-    """A descriptor of the interface, new and with its addresses; the caller's to hand over and close. Raises Failed."""
+    """A descriptor of the interface, new and with its addresses; the caller's to hand over and
+    close. Raises Failed.
+    """
     handle = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(handle, TUNSETIFF, struct.pack("16sH22x", NAME.encode(), TAP | NO_HEADER))
@@ -92,13 +103,16 @@ def parse_held(told: str) -> set[Held]:
 
 
 def lead(published: Iterable[Forward]) -> list[tuple[Held, Forward]]:
-    """How each of these gets in: by a port of the namespace, from which the rules there lead on. Pure.
+    """How each of these gets in: by a port of the namespace, from which the rules there lead on.
+    Pure.
 
     That port has the same number where no other address of the host has it too.
     """
     found: list[tuple[Held, Forward]] = []
     taken: set[tuple[str, int]] = set()
-    for forward in sorted(published, key=lambda item: (item.protocol, item.port, int(item.address))):
+    for forward in sorted(
+        published, key=lambda item: (item.protocol, item.port, int(item.address))
+    ):
         inner = forward.port if (forward.protocol, forward.port) not in taken else 65535
         while (forward.protocol, inner) in taken:
             inner -= 1

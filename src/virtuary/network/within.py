@@ -1,8 +1,10 @@
-"""The program inside a user's own network namespace, where they may do with networks what root may on the host.
+"""The program inside a user's own network namespace, where they may do with networks what root may
+on the host.
 
-`hold` makes the namespaces and stays in them as a program that does nothing: they last as long as it does, whatever becomes of
-the daemon. `serve` enters them, and does there what the daemon asks for, call by call; it ends with the daemon. The user keeps
-their own number inside, so that files are theirs and dnsmasq, which gives up root where it is root, is content.
+`hold` makes the namespaces and stays in them as a program that does nothing: they last as long as
+it does, whatever becomes of the daemon. `serve` enters them, and does there what the daemon asks
+for, call by call; it ends with the daemon. The user keeps their own number inside, so that files
+are theirs and dnsmasq, which gives up root where it is root, is content.
 """
 
 from __future__ import annotations
@@ -51,18 +53,27 @@ def isolate() -> None:
     """Make the namespaces, and become their first process."""
     uid, gid = os.getuid(), os.getgid()
     _check(libc.unshare(NEW_USER | NEW_NET | NEW_MOUNTS), "unshare")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as handle:
             handle.write(text)
     # What the host mounts and unmounts later happens here too: a stick can be pulled.
     _check(libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None), "mount /")
-    _check(libc.mount(b"sysfs", b"/sys", b"sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mount /sys")
+    _check(
+        libc.mount(b"sysfs", b"/sys", b"sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, None),
+        "mount /sys",
+    )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         raise_link(control, "lo")
 
 
 def hold(anchor: str) -> NoReturn:
-    """Make the namespaces and stay in them; `anchor` is the file in which this process writes down who it is. Says READY on stdout."""
+    """Make the namespaces and stay in them; `anchor` is the file in which this process writes down
+    who it is. Says READY on stdout.
+    """
     isolate()
     os.write(1, READY)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -77,7 +88,14 @@ def stay(anchor: str) -> None:
     """From inside: have somebody stay here, as `hold` does."""
     nothing = subprocess.DEVNULL
     STAYING.append(
-        subprocess.Popen(staying(anchor), stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True, cwd="/")
+        subprocess.Popen(
+            staying(anchor),
+            stdin=nothing,
+            stdout=nothing,
+            stderr=nothing,
+            start_new_session=True,
+            cwd="/",
+        )
     )
 
 
@@ -90,29 +108,40 @@ def staying(anchor: str) -> list[str]:
 
 def enter(holder: int) -> None:
     """Become one of the holder's namespaces."""
-    places = [os.open(f"/proc/{holder}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "mnt", "net")]
+    places = [
+        os.open(f"/proc/{holder}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        for name in ("user", "mnt", "net")
+    ]
     for place in places:
         _check(libc.setns(place, 0), "setns")
         os.close(place)
 
 
 def keep_rights() -> None:
-    """Have programs that are started keep the rights that count in the namespaces; they would lose them, not being root."""
+    """Have programs that are started keep the rights that count in the namespaces; they would lose
+    them, not being root.
+    """
     header, sets = struct.pack("=Ii", CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
     _check(libc.capget(header, sets), "capget")
     effective, permitted, _, *high = struct.unpack("=6I", sets.raw)
-    _check(libc.capset(header, struct.pack("=6I", effective, permitted, permitted, *high)), "capset")
+    _check(
+        libc.capset(header, struct.pack("=6I", effective, permitted, permitted, *high)), "capset"
+    )
     for number in CAPABILITIES:
         _check(libc.prctl(AMBIENT, AMBIENT_RAISE, number, 0, 0), "ambient capabilities")
 
 
 async def serve(control: socket.socket, hands: socket.socket) -> None:
-    """Do what is asked, one call after the other, until the daemon is gone. Descriptors go through `hands`."""
+    """Do what is asked, one call after the other, until the daemon is gone. Descriptors go through
+    `hands`.
+    """
     reader, writer = await asyncio.open_connection(sock=control)
     try:
         while True:
             (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-            answer = json.dumps(await _do(hands, json.loads(await reader.readexactly(length)))).encode()
+            answer = json.dumps(
+                await _do(hands, json.loads(await reader.readexactly(length)))
+            ).encode()
             writer.write(LENGTH.pack(len(answer)) + answer)
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -136,11 +165,20 @@ async def _do(hands: socket.socket, question: dict[str, Any]) -> dict[str, Any]:
         return {"problem": Failed(f"{question['function']} met a defect: {error!r}").problem()}
 
 
-def ask(function: Callable[..., Any], words: Sequence[Any], named: Mapping[str, Any], *, lend: bool) -> bytes:
-    """The question that `serve` understands. What it is about is plain data, or what pydantic can make of that by the function's annotations."""
+def ask(
+    function: Callable[..., Any], words: Sequence[Any], named: Mapping[str, Any], *, lend: bool
+) -> bytes:
+    """The question that `serve` understands. What it is about is plain data, or what pydantic can
+    make of that by the function's annotations.
+    """
     name = f"{function.__module__}:{function.__qualname__}"
     return json.dumps(
-        {"function": name, "words": to_jsonable_python(words), "named": to_jsonable_python(named), "lend": lend}
+        {
+            "function": name,
+            "words": to_jsonable_python(words),
+            "named": to_jsonable_python(named),
+            "lend": lend,
+        }
     ).encode()
 
 
@@ -161,16 +199,24 @@ def _result_of(function: Callable[..., Any]) -> TypeAdapter[Any]:
 
 @cache
 def find_function(name: str) -> Callable[..., Any]:
-    """A function that this room defines, by module and name, which makes of plain data what it is annotated with; raises Failed for any other."""
+    """A function that this room defines, by module and name, which makes of plain data what it is
+    annotated with; raises Failed for any other.
+    """
     module, _, word = name.partition(":")
-    found = getattr(importlib.import_module(module), word, None) if module.startswith("virtuary.network.") else None
+    found = (
+        getattr(importlib.import_module(module), word, None)
+        if module.startswith("virtuary.network.")
+        else None
+    )
     if not inspect.isfunction(found) or found.__module__ != module:
         raise Failed(f"{name[:80]!r} is nothing that networks are made by")
     return validate_call(found)
 
 
 def main() -> None:
-    """`hold ANCHOR`, `serve HOLDER CONTROL HANDS` (the last two descriptors of sockets), or `try SCRIPT` in namespaces that go with it."""
+    """`hold ANCHOR`, `serve HOLDER CONTROL HANDS` (the last two descriptors of sockets), or `try
+    SCRIPT` in namespaces that go with it.
+    """
     what, *words = sys.argv[1:]
     try:
         if what == "hold":

@@ -1,4 +1,6 @@
-"""What addresses guests go by: those they asked for and were given, and on the physical network those they are heard to use."""
+"""What addresses guests go by: those they asked for and were given, and on the physical network
+those they are heard to use.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,13 @@ from virtuary.node.membership import Membership
 from virtuary.store.api import Store
 
 LEASES, UNKNOWN, KNOWN = 0.5, 0.9, 10.0
-"""Seconds between two looks at what was asked for; at what is heard, while a server there has no address; and when all have some."""
+"""Seconds between two looks at what was asked for; at what is heard, while a server there has no
+address; and when all have some.
+"""
 SETTLED = 1_000_000_000
-"""Nanoseconds after which a file's time tells a later write from an earlier one, whatever clock the kernel marks it with."""
+"""Nanoseconds after which a file's time tells a later write from an earlier one, whatever clock the
+kernel marks it with.
+"""
 
 
 class Addresses:
@@ -38,7 +44,13 @@ class Addresses:
 
     def of(self, vm: Vm) -> tuple[str, ...]:
         """Those of a server's NICs."""
-        places = ((self.leased.get(own_mac(vm.id, nic), ()), self.heard.get(tap_of(vm.id, nic.number), ())) for nic in vm.nics)
+        places = (
+            (
+                self.leased.get(own_mac(vm.id, nic), ()),
+                self.heard.get(tap_of(vm.id, nic.number), ()),
+            )
+            for nic in vm.nics
+        )
         return tuple(dict.fromkeys(one for leased, heard in places for one in (*leased, *heard)))
 
     def learn_leases(self) -> set[str]:
@@ -54,12 +66,21 @@ class Addresses:
             for item in leases.read(folder):
                 if item.mac:
                     found[item.mac] = (*found.get(item.mac, ()), item.address)
-        changed = {mac for mac in found.keys() | self.leased.keys() if found.get(mac) != self.leased.get(mac)}
+        changed = {
+            mac
+            for mac in found.keys() | self.leased.keys()
+            if found.get(mac) != self.leased.get(mac)
+        }
         self.leased = found
-        return {member.vm.id for member in self._networks.members() if member.mac in changed} if changed else set()
+        return (
+            {member.vm.id for member in self._networks.members() if member.mac in changed}
+            if changed
+            else set()
+        )
 
     async def learn_heard(self, now: float) -> set[str]:
-        """Hear what servers call themselves to which nobody here gives addresses; the ids of those that changed. Costs nothing without any.
+        """Hear what servers call themselves to which nobody here gives addresses; the ids of those
+        that changed. Costs nothing without any.
 
         Within a second where one has no address yet, else within ten.
         """
@@ -71,7 +92,11 @@ class Addresses:
         if not strangers or now - self._listened < (UNKNOWN if unknown else KNOWN):
             return set()
         self._listened = now
-        found = {tap: told for tap, told in (await self._networks.ground.call(ruleset.find_heard)).items() if tap in strangers}
+        found = {
+            tap: told
+            for tap, told in (await self._networks.ground.call(ruleset.find_heard)).items()
+            if tap in strangers
+        }
         changed = {tap for tap, told in found.items() if set(told) != set(self.heard.get(tap, ()))}
         self.heard |= found
         return {strangers[tap].id for tap in changed}
@@ -80,7 +105,11 @@ class Addresses:
         """Servers that run on the physical network, by their taps there."""
         there = {network.id for network in self._networks.all() if network.spec.kind == "bridge"}
         members = self._networks.members() if there else []
-        return {member.tap: member.vm for member in members if member.nic.network_id in there and member.vm.status.runtime}
+        return {
+            member.tap: member.vm
+            for member in members
+            if member.nic.network_id in there and member.vm.status.runtime
+        }
 
 
 async def keep_addresses(addresses: Addresses, wake: Callable[[str], None]) -> None:

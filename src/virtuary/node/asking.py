@@ -1,8 +1,10 @@
-"""What only QEMU and the guest can tell: memory as the guest sees it, operations of its disk, traffic of its card.
+"""What only QEMU and the guest can tell: memory as the guest sees it, operations of its disk,
+traffic of its card.
 
-Questions stand beside the sampling and never hold it up: each is a task with a short deadline, about one machine. QEMU answers from its
-own memory; only traffic asks the guest, by its agent, while somebody looks. So many questions a second are asked in all, those
-that waited longest first, so that a large host costs no more than a small one: its answers are older, and say so.
+Questions stand beside the sampling and never hold it up: each is a task with a short deadline,
+about one machine. QEMU answers from its own memory; only traffic asks the guest, by its agent,
+while somebody looks. So many questions a second are asked in all, those that waited longest first,
+so that a large host costs no more than a small one: its answers are older, and say so.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ DEADLINE = 2.0
 SULK = 30.0
 """Seconds for which one that did not answer is not asked the same again."""
 EARLY, EARLY_TRIES = 3.0, 10
-"""Seconds between two looks for the first words of a guest that is only coming up, and how many looks."""
+"""Seconds between two looks for the first words of a guest that is only coming up, and how many
+looks.
+"""
 BALLOON = "/machine/peripheral/balloon0"
 BALLOON_POLL = 10
 """Seconds after which the balloon asks the guest again, by itself."""
@@ -38,11 +42,14 @@ UNWATCHED = {"memory": 60.0}
 FRESH = {"memory": 150.0, "blocks": 45.0, "traffic": 45.0}
 """Seconds for which an answer tells how things are; what is older does not go into the history."""
 WITHIN = 120.0
-"""Seconds between two answers that still make a rate: on a large host the next one takes its time."""
+"""Seconds between two answers that still make a rate: on a large host the next one takes its time.
+"""
 SECOND = 2.0
 """Seconds after a first answer until the second one, which makes a rate of it."""
 STEADY = 5
-"""Seconds over which pages that are read again are counted at least: what wakes after a while reads many at once, and lacks no memory."""
+"""Seconds over which pages that are read again are counted at least: what wakes after a while reads
+many at once, and lacks no memory.
+"""
 UNKNOWN = 2**62
 """The guest did not say: QEMU shows all bits set."""
 
@@ -63,7 +70,12 @@ class Told:
         self.run, self.mac = run, mac
         self.memory: Memory | None = None
         self.swap, self.faults = Meter(), Meter()
-        self.reads, self.writes, self.read_time, self.write_time = Meter(), Meter(), Meter(), Meter()
+        self.reads, self.writes, self.read_time, self.write_time = (
+            Meter(),
+            Meter(),
+            Meter(),
+            Meter(),
+        )
         self.received, self.sent = Meter(), Meter()
         self.asked: dict[str, float] = {}
         """Kind of question -> when it was asked last, by the monotonic clock."""
@@ -81,11 +93,22 @@ class Told:
 
     def rest(self) -> None:
         """The machine does not run: nothing moves."""
-        for meter in (self.swap, self.faults, self.reads, self.writes, self.read_time, self.write_time, self.received, self.sent):
+        for meter in (
+            self.swap,
+            self.faults,
+            self.reads,
+            self.writes,
+            self.read_time,
+            self.write_time,
+            self.received,
+            self.sent,
+        ):
             meter.rest()
 
     def count_traffic(self, received: float, sent: float, now: float) -> None:
-        """Note counters of its network. Whoever can read them on the host's side calls this, and the guest need not be asked."""
+        """Note counters of its network. Whoever can read them on the host's side calls this, and
+        the guest need not be asked.
+        """
         for meter, total in ((self.received, received), (self.sent, sent)):
             if meter.read(total, now, WITHIN) is None:
                 self.next["traffic"] = now + SECOND
@@ -102,7 +125,13 @@ class Told:
     def can(self, question: str) -> bool:
         """Whether there is somebody to ask just now."""
         run = self.run
-        if run.ended or run.silent or run.monitor is None or question in self.busy or question in self.mute:
+        if (
+            run.ended
+            or run.silent
+            or run.monitor is None
+            or question in self.busy
+            or question in self.mute
+        ):
             return False
         if question == "traffic" and run.runtime.network == "tap":
             return False  # counted on the host's side
@@ -115,7 +144,13 @@ async def ask_memory(told: Told, clock: Clock) -> None:
     """What the guest last told its balloon. The first time the balloon is only asked to ask."""
     assert told.run.monitor
     if not told.polls:
-        await told.run.monitor.run("qom-set", DEADLINE, path=BALLOON, property="guest-stats-polling-interval", value=BALLOON_POLL)
+        await told.run.monitor.run(
+            "qom-set",
+            DEADLINE,
+            path=BALLOON,
+            property="guest-stats-polling-interval",
+            value=BALLOON_POLL,
+        )
         told.polls = True
         told.next["memory"] = clock.now() + 1
         return
@@ -131,12 +166,18 @@ async def ask_memory(told: Told, clock: Clock) -> None:
 def note_memory(told: Told, value: object) -> None:
     """What `guest-stats` says, as far as it makes sense: a guest may say anything."""
     answer = read(value)
-    stats = {name: found for name, item in answer.fields("stats").items() if (found := item.sensible(limit=UNKNOWN)) is not None}
+    stats = {
+        name: found
+        for name, item in answer.fields("stats").items()
+        if (found := item.sensible(limit=UNKNOWN)) is not None
+    }
     total, at = stats.get("stat-total-memory"), answer.sensible("last-update")
     available = stats.get("stat-available-memory", stats.get("stat-free-memory"))
     if not at or total is None or available is None or available > total:
         return
-    told.memory = Memory(total, available, stats.get("stat-free-memory"), stats.get("stat-disk-caches"), at)
+    told.memory = Memory(
+        total, available, stats.get("stat-free-memory"), stats.get("stat-disk-caches"), at
+    )
     swapped = [stats[name] for name in ("stat-swap-in", "stat-swap-out") if name in stats]
     if swapped:
         told.swap.read(sum(swapped), at, WITHIN)
@@ -154,7 +195,8 @@ def note_blocks(told: Told, answer: object, now: float) -> None:
     """Operations of all the machine's disks together, and the time they took."""
     stats = [item.inner("stats") for item in read(answer).items()]
     meters = {
-        "rd_operations": told.reads, "wr_operations": told.writes, "rd_total_time_ns": told.read_time, "wr_total_time_ns": told.write_time
+        "rd_operations": told.reads, "wr_operations": told.writes,
+        "rd_total_time_ns": told.read_time, "wr_total_time_ns": told.write_time
     }  # fmt: skip
     for name, meter in meters.items():
         if meter.read(sum(item.number(name, 0) for item in stats), now, WITHIN) is None:
@@ -170,7 +212,11 @@ async def ask_traffic(told: Told, clock: Clock) -> None:
 
 
 Question = Callable[[Told, Clock], Awaitable[None]]
-QUESTIONS: dict[str, Question] = {"memory": ask_memory, "blocks": ask_blocks, "traffic": ask_traffic}
+QUESTIONS: dict[str, Question] = {
+    "memory": ask_memory,
+    "blocks": ask_blocks,
+    "traffic": ask_traffic,
+}
 
 
 def due(every: Iterable[Told], watched: bool, now: float) -> list[tuple[Told, str]]:
@@ -205,7 +251,14 @@ async def _ask(told: Told, question: str, clock: Clock) -> None:
         told.next[question] = clock.now() + SULK
         if isinstance(error, Misbehaves) and question not in told.odd:
             told.odd.add(question)
-            say(logger, "an odd answer", logging.WARNING, question=question, pid=told.run.runtime.pid, error=error.sentence)
+            say(
+                logger,
+                "an odd answer",
+                logging.WARNING,
+                question=question,
+                pid=told.run.runtime.pid,
+                error=error.sentence,
+            )
     except Exception:
         told.mute.add(question)
         logger.exception("question=%s: a defect", question)

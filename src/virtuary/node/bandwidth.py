@@ -27,17 +27,27 @@ class Shaper:
         self._applied: shaping.Segment | None = None
         self._leaf: shaping.Leaf | None = None
 
-    async def apply(self, network: Network, name: str, members: Iterable[Member], *, look: bool) -> tuple[str, ...]:
-        """Have the kernel do what the documents say of the NICs that are there; what it can't do, in words.
+    async def apply(
+        self, network: Network, name: str, members: Iterable[Member], *, look: bool
+    ) -> tuple[str, ...]:
+        """Have the kernel do what the documents say of the NICs that are there; what it can't do,
+        in words.
 
-        `look`: also where nothing changed since the last time, because somebody else may have changed it.
+        `look`: also where nothing changed since the last time, because somebody else may have
+        changed it.
         """
-        taps = {member.tap: member.nic.bandwidth for member in members if bridge.is_there(member.tap, self._ground.net)}
+        taps = {
+            member.tap: member.nic.bandwidth
+            for member in members
+            if bridge.is_there(member.tap, self._ground.net)
+        }
         wanted = any(bandwidth != NOTHING for bandwidth in taps.values())
         if not wanted and self._applied is None:
             return ()
         speed = link_speed(network, find_links())
-        ports = tuple(shaping.Port(tap, number, taps[tap]) for tap, number in self._number(sorted(taps)))
+        ports = tuple(
+            shaping.Port(tap, number, taps[tap]) for tap, number in self._number(sorted(taps))
+        )
         segment = shaping.Segment(name, speed, ports if wanted else ())
         if segment == self._applied and not look:
             return ()
@@ -49,14 +59,24 @@ class Shaper:
         except (HostLacks, Failed) as error:
             return (error.sentence,)
         if lines:
-            say(logger, "bandwidth", network=network.name, ports=len(segment.ports), lines=len(lines))
+            say(
+                logger,
+                "bandwidth",
+                network=network.name,
+                ports=len(segment.ports),
+                lines=len(lines),
+            )
         self._applied = segment if wanted else None
         return ()
 
     def _number(self, taps: Sequence[str]) -> list[tuple[str, int]]:
         """A number for each tap, its own as long as it lives."""
         self._numbers = {tap: number for tap, number in self._numbers.items() if tap in taps}
-        free = (number for number in range(shaping.FIRST_NUMBER, shaping.LAST_NUMBER + 1) if number not in self._numbers.values())
+        free = (
+            number
+            for number in range(shaping.FIRST_NUMBER, shaping.LAST_NUMBER + 1)
+            if number not in self._numbers.values()
+        )
         for tap in taps:
             if tap not in self._numbers:
                 self._numbers[tap] = next(free)

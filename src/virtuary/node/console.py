@@ -1,8 +1,11 @@
-"""The serial console of one machine: one reader for the machine's life, any number of viewers, a log on disk, capped in size and pace.
+"""The serial console of one machine: one reader for the machine's life, any number of viewers, a
+log on disk, capped in size and pace.
 
-The guest's output is hostile bytes: it is stored and passed on, never interpreted here beyond looking for words. While
-nobody is connected QEMU drops what the guest prints; a viewer that does not read loses the oldest bytes, not the guest. What is printed faster than
-the disk is to bear is seen by viewers alone, and a line in the log says how much that was. Printing takes no more of the loop than a peer's share.
+The guest's output is hostile bytes: it is stored and passed on, never interpreted here beyond
+looking for words. While nobody is connected QEMU drops what the guest prints; a viewer that does
+not read loses the oldest bytes, not the guest. What is printed faster than the disk is to bear is
+seen by viewers alone, and a line in the log says how much that was. Printing takes no more of the
+loop than a peer's share.
 """
 
 from __future__ import annotations
@@ -67,7 +70,9 @@ class Console:
             offer(viewer, chunk)
 
     def _kept(self, chunk: bytes) -> bytes:
-        """What of a chunk goes to the disk. Once something was dropped nothing is kept until there is room for a second's worth."""
+        """What of a chunk goes to the disk. Once something was dropped nothing is kept until there
+        is room for a second's worth.
+        """
         left = self._pace.left()
         if len(chunk) > left or (self._dropped and left < LOG_RATE):
             self._dropped += len(chunk)
@@ -78,24 +83,36 @@ class Console:
     def _told_dropped(self) -> bytes:
         """The line that says how much was not kept, once; nothing, where all was."""
         dropped, self._dropped = self._dropped, 0
-        return b"\n[%d bytes were not kept: they came faster than %d a second]\n" % (dropped, LOG_RATE) if dropped else b""
+        return (
+            b"\n[%d bytes were not kept: they came faster than %d a second]\n" % (dropped, LOG_RATE)
+            if dropped
+            else b""
+        )
 
     def _append(self, chunk: bytes) -> None:
         if not chunk:
             return
         with contextlib.suppress(OSError):
-            handle = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            handle = os.open(
+                self._log,
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
+                0o600,
+            )
             try:
                 if os.fstat(handle).st_size + len(chunk) > LOG_CAP:
                     os.replace(self._log, self._log.with_suffix(".old"))
                     os.close(handle)
-                    handle = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                    handle = os.open(
+                        self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+                    )
                 os.write(handle, chunk)
             finally:
                 os.close(handle)
 
     def mark(self, moment: datetime) -> None:
-        """Note in the log that the machine is started now: what stands before is of an earlier run."""
+        """Note in the log that the machine is started now: what stands before is of an earlier
+        run.
+        """
         self._append(b"\n[started %s]\n" % moment.strftime("%Y-%m-%dT%H:%M:%SZ").encode())
 
     async def write(self, data: bytes) -> None:
@@ -106,7 +123,9 @@ class Console:
 
     @asynccontextmanager
     async def view(self) -> AsyncIterator[asyncio.Queue[bytes]]:
-        """A queue of what is printed from now on; an empty chunk says that the console has closed."""
+        """A queue of what is printed from now on; an empty chunk says that the console has
+        closed.
+        """
         queue: asyncio.Queue[bytes] = asyncio.Queue(VIEWER_QUEUE)
         self._viewers.add(queue)
         try:

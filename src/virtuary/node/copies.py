@@ -1,8 +1,10 @@
-"""Copies of stopped servers: as an overlay, at once, or in full. And what every kind of copy shares: waiting, ending badly, layers.
+"""Copies of stopped servers: as an overlay, at once, or in full. And what every kind of copy
+shares: waiting, ending badly, layers.
 
-A copy is a document that waits for its source. The source's worker gives it what it is made of, in one transaction that says so
-in both documents; whatever was made before that transaction and is not named by it is nothing, and removed. So a crash at any
-point leaves the source as it was, or the copy given, never anything between. Live copies are in `live.py`.
+A copy is a document that waits for its source. The source's worker gives it what it is made of, in
+one transaction that says so in both documents; whatever was made before that transaction and is not
+named by it is nothing, and removed. So a crash at any point leaves the source as it was, or the
+copy given, never anything between. Live copies are in `live.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Bug, Conflict, Failed, GuestSilent, StoreAway, VirtuaryError, of_system
+from virtuary.base.errors import (
+    Bug,
+    Conflict,
+    Failed,
+    GuestSilent,
+    StoreAway,
+    VirtuaryError,
+    of_system,
+)
 from virtuary.base.files import remove, sync_dir, write_whole
 from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
@@ -28,10 +38,10 @@ from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.node import operations, templates
+from virtuary.node.birth import unborn
 from virtuary.node.describe import layers_of, user_of
 from virtuary.node.effects import Effect, printable
 from virtuary.node.launch import clean_up
-from virtuary.node.plan import unborn
 from virtuary.node.server import Server
 from virtuary.node.site import Site
 from virtuary.node.warm import make_host_key
@@ -42,10 +52,14 @@ from virtuary.storage.own import check_disk
 
 logger = logging.getLogger("virtuary.copies")
 MAX_LAYERS = 32
-"""So many files may lie between an image and a disk: each is a descriptor, and a step for what is read from the lowest."""
+"""So many files may lie between an image and a disk: each is a descriptor, and a step for what is
+read from the lowest.
+"""
 declare(
-    "copy.before_link", "copy.after_link", "copy.after_overlay", "copy.before_record", "copy.after_record", "copy.after_unlink",
-    "copy.after_stand", "copy.before_renew", "copy.after_renew", "copy.after_convert", "copy.after_give",
+    "copy.before_link", "copy.after_link", "copy.after_overlay", "copy.before_record",
+    "copy.after_record", "copy.after_unlink",
+    "copy.after_stand", "copy.before_renew", "copy.after_renew", "copy.after_convert",
+    "copy.after_give",
 )  # fmt: skip
 
 
@@ -58,13 +72,21 @@ def waiting(site: Site, source: Vm, copying: Sequence[Operation]) -> tuple[Vm, .
     for operation in copying:
         record = None if operation.spec.cancel else site.store.get(operation.spec.target)
         copy = Vm.load(record.value, record.revision) if record else None
-        if copy and copy.spec.origin and copy.spec.origin.id == source.id and not copy.status.copied and not copy.meta.purge:
+        if (
+            copy
+            and copy.spec.origin
+            and copy.spec.origin.id == source.id
+            and not copy.status.copied
+            and not copy.meta.purge
+        ):
             found.append(copy)
     return tuple(found)
 
 
 def source_of(site: Site, vm: Vm) -> Vm | None:
-    """The server that `vm` waits to be a copy of; None when it waits for none, or when that is gone."""
+    """The server that `vm` waits to be a copy of; None when it waits for none, or when that is
+    gone.
+    """
     if vm.spec.origin is None or vm.status.copied:
         return None
     record = site.store.get(f"vm/{vm.spec.origin.id}")
@@ -72,15 +94,25 @@ def source_of(site: Site, vm: Vm) -> Vm | None:
 
 
 def leftovers(paths: VmPaths, vm: Vm) -> list[Path]:
-    """Disks in a server's folder that are not its own any more or were never finished, and memory it has taken over."""
+    """Disks in a server's folder that are not its own any more or were never finished, and memory
+    it has taken over.
+    """
     if not vm.status.disk_ready:
         return []
     try:
         names = os.listdir(paths.home)
     except OSError:
         return []
-    disks = [name for name in names if name.startswith(("disk", ".disk")) and name.endswith((".qcow2", ".partial"))]
-    memory = [] if unborn(vm) else [name for name in names if name in (paths.state.name, paths.origin.name)]
+    disks = [
+        name
+        for name in names
+        if name.startswith(("disk", ".disk")) and name.endswith((".qcow2", ".partial"))
+    ]
+    memory = (
+        []
+        if unborn(vm)
+        else [name for name in names if name in (paths.state.name, paths.origin.name)]
+    )
     return [paths.home / name for name in (*disks, *memory) if name != vm.status.disk_file]
 
 
@@ -115,14 +147,22 @@ async def giving(worker: Server, copy: Vm, gift: Callable[[], Awaitable[None]]) 
 
 
 async def give_up(site: Site, key: str, error: VirtuaryError) -> None:
-    """The copy is nothing, and has no process: its operation tells why, and everything of it is removed by its own worker."""
+    """The copy is nothing, and has no process: its operation tells why, and everything of it is
+    removed by its own worker.
+    """
     while record := site.store.get(key):
         vm = Vm.load(record.value, record.revision)
-        over = vm.but(spec=vm.spec.but(power="stopped"), meta=vm.meta.but(purge=True), status=vm.status.but(runtime=None))
+        over = vm.but(
+            spec=vm.spec.but(power="stopped"),
+            meta=vm.meta.but(purge=True),
+            status=vm.status.but(runtime=None),
+        )
         puts = {key: over.dump()}
         for item in operations.open_operations(site.store, key):
             copying = item.spec.kind == "copy"
-            puts[item.key] = operations.finished(item, error if copying else None, cancelled=copying and item.spec.cancel).dump()
+            puts[item.key] = operations.finished(
+                item, error if copying else None, cancelled=copying and item.spec.cancel
+            ).dump()
         say(logger, "no copy", logging.WARNING, vm=vm.name, why=error.sentence)
         with contextlib.suppress(Conflict):
             await site.store.txn({key: record.revision}, puts)
@@ -151,21 +191,29 @@ async def end_copy(worker: Server, world: World, error: VirtuaryError) -> None:
     origin = world.vm.spec.origin
     assert origin
     await give_up(
-        worker.site, worker.key, type(error)(f"{origin.name} was not copied to {world.vm.name}: {error.sentence}", error.hint)
+        worker.site,
+        worker.key,
+        type(error)(
+            f"{origin.name} was not copied to {world.vm.name}: {error.sentence}", error.hint
+        ),
     )
 
 
 async def refuse_copy(worker: Server, world: World, refused: tuple[Vm, str]) -> None:
     """Tell a copy that there is nothing to give it."""
     copy, why = refused
-    await give_up(worker.site, copy.key, Failed(f"{world.vm.name} was not copied to {copy.name}: {why}"))
+    await give_up(
+        worker.site, copy.key, Failed(f"{world.vm.name} was not copied to {copy.name}: {why}")
+    )
 
 
 # ---- an overlay
 
 
 async def share_disk(worker: Server, world: World, copy: Vm) -> None:
-    """Make the disk of a stopped server a layer below both: below a new disk of its own, and below the copy's."""
+    """Make the disk of a stopped server a layer below both: below a new disk of its own, and below
+    the copy's.
+    """
     await giving(worker, copy, lambda: _share(worker, world, copy))
 
 
@@ -178,24 +226,35 @@ async def _share(worker: Server, world: World, copy: Vm) -> None:
     old, source = worker.paths.home / vm.status.disk_file, vm
     touched = not untouched(site, vm)
     texts = [f"making the disk of {vm.name} a layer below both"] if touched else []
-    await operations.note(site.store, operation.key, *texts, who_renews(world.image, vm), stage="disk")
+    await operations.note(
+        site.store, operation.key, *texts, who_renews(world.image, vm), stage="disk"
+    )
     check_disk(old, layers_of(site, vm), vm.status.disk_size)
     if touched:
         if len(vm.status.layers) >= MAX_LAYERS:
-            raise Failed(f"{len(vm.status.layers)} layers lie below the disk of {vm.name} already", "virtuary copy --full")
+            raise Failed(
+                f"{len(vm.status.layers)} layers lie below the disk of {vm.name} already",
+                "virtuary copy --full",
+            )
         place = site.paths.state / layer
         crashpoint("copy.before_link")
         remove(place)
         os.link(old, place)
         sync_dir(place.parent)
         crashpoint("copy.after_link")
-        await directory.ensure_overlay(worker.paths.home / name, place, vm.status.disk_size or 0, None, worker.site.kept)
+        await directory.ensure_overlay(
+            worker.paths.home / name, place, vm.status.disk_size or 0, None, worker.site.kept
+        )
         crashpoint("copy.after_overlay")
         source = vm.but(status=vm.status.but(disk_file=name, layers=(*vm.status.layers, layer)))
-    given = copy.but(status=copy.status.but(**gift_of(source, world.image, f"it is a copy of {vm.name}")))
+    given = copy.but(
+        status=copy.status.but(**gift_of(source, world.image, f"it is a copy of {vm.name}"))
+    )
     crashpoint("copy.before_record")
     expect = {vm.key: vm.meta.revision, copy.key: copy.meta.revision}
-    await site.store.txn(expect, {copy.key: given.dump(), **({vm.key: source.dump()} if source != vm else {})})
+    await site.store.txn(
+        expect, {copy.key: given.dump(), **({vm.key: source.dump()} if source != vm else {})}
+    )
     if source != vm:
         with contextlib.suppress(OSError):  # what is left to do is done by the next look as well
             crashpoint("copy.after_record")
@@ -204,12 +263,17 @@ async def _share(worker: Server, world: World, copy: Vm) -> None:
 
 
 async def give(site: Site, copy: Vm, operation: str, **status: Any) -> None:
-    """Write down that the copy has what it is made of, over whatever a user changed of it meanwhile."""
+    """Write down that the copy has what it is made of, over whatever a user changed of it
+    meanwhile.
+    """
     while wanted(site, copy, operation):
         record = site.store.get(copy.key)
         now = Vm.load(record.value, record.revision) if record else copy
         with contextlib.suppress(Conflict):
-            await site.store.txn({copy.key: now.meta.revision}, {copy.key: now.but(status=now.status.but(**status)).dump()})
+            await site.store.txn(
+                {copy.key: now.meta.revision},
+                {copy.key: now.but(status=now.status.but(**status)).dump()},
+            )
             return
     raise Failed("the copy is not wanted any more")
 
@@ -219,8 +283,14 @@ def who_renews(image: Image | None, vm: Vm) -> str:
     if image and image.status.agent:
         return "its guest becomes a machine of its own at the first start"
     if image and image.status.cloud_init:
-        return f"the image {vm.spec.image} has no guest agent: cloud-init makes its guest a machine of its own at the first start"
-    return f"the image {vm.spec.image} has neither a guest agent nor cloud-init: its guest keeps the identity of {vm.name}"
+        return (
+            f"the image {vm.spec.image} has no guest agent: cloud-init makes its guest a "
+            "machine of its own at the first start"
+        )
+    return (
+        f"the image {vm.spec.image} has neither a guest agent nor cloud-init: its guest keeps "
+        f"the identity of {vm.name}"
+    )
 
 
 def gift_of(source: Vm, image: Image | None, why_cold: str | None) -> dict[str, Any]:
@@ -228,7 +298,8 @@ def gift_of(source: Vm, image: Image | None, why_cold: str | None) -> dict[str, 
     renewed = bool(image and image.status.agent)
     status = source.status
     return {
-        "copied": True, "renew": renewed, "layers": status.layers, "base": status.base, "disk_size": status.disk_size,
+        "copied": True, "renew": renewed, "layers": status.layers, "base": status.base,
+        "disk_size": status.disk_size,
         "cold": why_cold,
     }  # fmt: skip
 
@@ -242,13 +313,16 @@ def operation_of(site: Site, copy: Vm) -> Operation:
 
 
 def untouched(site: Site, vm: Vm) -> bool:
-    """Whether nothing was ever written to this server's own disk, so that what lies below it is all there is to share."""
+    """Whether nothing was ever written to this server's own disk, so that what lies below it is all
+    there is to share.
+    """
     layers = layers_of(site, vm)
     if not layers or not vm.status.disk_size:
         return False
     disk = site.paths.vm(vm.id).home / vm.status.disk_file
     offset, content = pieces(os.path.relpath(layers[-1], disk.parent), vm.status.disk_size)[-1]
-    return disk.stat().st_size == offset + len(content)  # a cluster that is written, or only discarded, makes the file larger
+    # a cluster that is written, or only discarded, makes the file larger
+    return disk.stat().st_size == offset + len(content)
 
 
 def give_variables(worker: Server, copy: Vm) -> None:
@@ -279,18 +353,26 @@ async def stand_on_layer(worker: Server, world: World, _: None) -> None:
     disk = worker.paths.home / vm.status.disk_file
     worker.paths.home.mkdir(mode=0o700, exist_ok=True)
     remove(disk)
-    size = await directory.ensure_overlay(disk, layers_of(site, vm)[-1], vm.status.disk_size or 0, None, site.kept)
+    size = await directory.ensure_overlay(
+        disk, layers_of(site, vm)[-1], vm.status.disk_size or 0, None, site.kept
+    )
     crashpoint("copy.after_stand")
     await worker.write(vm, disk_ready=True, disk_size=size)
 
 
 def drop_layers(site: Site) -> None:
-    """Remove the layers that no server names, in the trash or not, and no copy that is under way."""
+    """Remove the layers that no server names, in the trash or not, and no copy that is under
+    way.
+    """
     found = list(site.paths.layers.iterdir())
     if not found:
         return
     named = [record.value for record in site.store.list("vm/").records]
-    named += [record.value for record in site.store.list("operation/").records if Operation.looks_open(record.value)]
+    named += [
+        record.value
+        for record in site.store.list("operation/").records
+        if Operation.looks_open(record.value)
+    ]
     for path in found:
         if not any(path.stem.encode() in value for value in named):
             remove(path)
@@ -307,11 +389,16 @@ async def convert_disk(worker: Server, world: World, copy: Vm) -> None:
 async def _convert(worker: Server, world: World, copy: Vm) -> None:
     site, vm, paths = worker.site, world.vm, worker.site.paths.vm(copy.id)
     operation = operation_of(site, copy).key
-    files, size = (*layers_of(site, vm), worker.paths.home / vm.status.disk_file), vm.status.disk_size or 0
+    files, size = (
+        (*layers_of(site, vm), worker.paths.home / vm.status.disk_file),
+        vm.status.disk_size or 0,
+    )
     give_variables(worker, copy)
     remove(paths.disk)
     await operations.note(site.store, operation, "copying the disk", stage="disk")
-    task = asyncio.create_task(full.flatten(files, paths.disk, size, operations.reporter(site.store, operation), site.kept))
+    task = asyncio.create_task(
+        full.flatten(files, paths.disk, size, operations.reporter(site.store, operation), site.kept)
+    )
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=0.25)
@@ -323,8 +410,14 @@ async def _convert(worker: Server, world: World, copy: Vm) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     crashpoint("copy.after_convert")
-    await operations.note(site.store, operation, who_renews(world.image, vm), stage="disk", progress=None)
-    gift = gift_of(vm, world.image, f"it is a copy of {vm.name}") | {"layers": (), "base": False, "disk_ready": True}
+    await operations.note(
+        site.store, operation, who_renews(world.image, vm), stage="disk", progress=None
+    )
+    gift = gift_of(vm, world.image, f"it is a copy of {vm.name}") | {
+        "layers": (),
+        "base": False,
+        "disk_ready": True,
+    }
     await give(site, copy, operation, **gift)
     crashpoint("copy.after_give")
 
@@ -333,11 +426,18 @@ async def _convert(worker: Server, world: World, copy: Vm) -> None:
 
 
 async def renew_copy(worker: Server, world: World, _: None) -> None:
-    """Make the guest a machine of its own, which was its source when it went to sleep: name, keys, machine-id, SSH host keys."""
+    """Make the guest a machine of its own, which was its source when it went to sleep: name, keys,
+    machine-id, SSH host keys.
+    """
     run, vm = worker.run, world.vm
     assert run
     if world.operation:
-        await operations.note(worker.site.store, world.operation.key, "giving the guest an identity of its own", stage="agent")
+        await operations.note(
+            worker.site.store,
+            world.operation.key,
+            "giving the guest an identity of its own",
+            stage="agent",
+        )
     if run.agent is None:
         raise GuestSilent("the guest agent is gone")
     key = await make_host_key(worker.paths.runtime)
@@ -348,7 +448,8 @@ async def renew_copy(worker: Server, world: World, _: None) -> None:
     outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=120)
     if outcome.status != 0:
         raise Failed(
-            f"the guest refused its identity: {printable(outcome.stderr)}", "it may not be used under that of its source"
+            f"the guest refused its identity: {printable(outcome.stderr)}",
+            "it may not be used under that of its source",
         )
     write_whole(worker.paths.known_hosts, known_hosts(alias(vm.id), (key.public,)))
     run.host_keys_told = worker.site.clock.now()
@@ -358,5 +459,6 @@ async def renew_copy(worker: Server, world: World, _: None) -> None:
 
 STEPS: dict[str, Effect] = {
     effect.__name__: effect
-    for effect in (share_disk, convert_disk, stand_on_layer, tidy_home, refuse_copy, drop_copy, renew_copy)
+    for effect in (share_disk, convert_disk, stand_on_layer, tidy_home, refuse_copy, drop_copy,
+    renew_copy)
 }  # fmt: skip

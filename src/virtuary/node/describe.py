@@ -1,4 +1,6 @@
-"""From a server's documents to the machine QEMU is told to be; shared by the start, the plan shown by `--dry-run`, and tests."""
+"""From a server's documents to the machine QEMU is told to be; shared by the start, the plan shown
+by `--dry-run`, and tests.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,14 @@ from virtuary.store.reading import every
 
 
 def firmware_of(vm: Vm, image: Image) -> Firmware:
-    """BIOS or UEFI as the server wishes and the image allows; the image's first when nobody said. Raises HostLacks."""
+    """BIOS or UEFI as the server wishes and the image allows; the image's first when nobody said.
+    Raises HostLacks.
+    """
     kind = image.status.firmware[0] if vm.spec.firmware == "auto" else vm.spec.firmware
     if kind not in image.status.firmware:
-        raise HostLacks(f"the image {image.name} can't start by {kind.upper()}", f"leave out --firmware {kind}")
+        raise HostLacks(
+            f"the image {image.name} can't start by {kind.upper()}", f"leave out --firmware {kind}"
+        )
     return BIOS if kind == "bios" else find_uefi(vm.spec.arch)
 
 
@@ -38,7 +44,9 @@ def layers_of(site: Site, vm: Vm) -> tuple[Path, ...]:
 
 
 def forwards_of(vm: Vm) -> tuple[Forward, ...]:
-    return tuple(Forward(port.protocol, port.address, port.host, port.guest) for port in vm.spec.publish)
+    return tuple(
+        Forward(port.protocol, port.address, port.host, port.guest) for port in vm.spec.publish
+    )
 
 
 def ssh_forward(port: int) -> Forward:
@@ -47,7 +55,9 @@ def ssh_forward(port: int) -> Forward:
 
 
 def on_bridge(vm: Vm) -> bool:
-    """Whether its first NIC is on a network of the host's, and not served by a process of its own."""
+    """Whether its first NIC is on a network of the host's, and not served by a process of its
+    own.
+    """
     return vm.spec.nics[0].network not in (USER, NONE)
 
 
@@ -78,19 +88,25 @@ class Growth(NamedTuple):
 def growth(site: Site) -> Growth:
     """How far a machine can grow here while it runs."""
     total, _ = memory_facts()
-    return Growth(min(4 * (os.cpu_count() or 1), MAX_CPUS), min(max(total // GIB, 1) * GIB, MAX_GROWTH))
+    return Growth(
+        min(4 * (os.cpu_count() or 1), MAX_CPUS), min(max(total // GIB, 1) * GIB, MAX_GROWTH)
+    )
 
 
 def shape_of(machine: Machine) -> Shape:
     """What this machine begins with, and how it can grow. Pure."""
     return Shape(
-        memory=machine.memory, cpus=machine.cpus, max_cpus=machine.max_cpus, max_memory=machine.max_memory,
-        reporting=machine.reporting, wakes=machine.wakes, borrowed=bool(machine.warm or machine.state),
+        memory=machine.memory, cpus=machine.cpus, max_cpus=machine.max_cpus,
+        max_memory=machine.max_memory,
+        reporting=machine.reporting, wakes=machine.wakes,
+        borrowed=bool(machine.warm or machine.state),
     )  # fmt: skip
 
 
 def shaped(machine: Machine, shape: Shape) -> Machine:
-    """The machine with the shape that its process, or the one whose memory it takes over, began with. Pure."""
+    """The machine with the shape that its process, or the one whose memory it takes over, began
+    with. Pure.
+    """
     return replace(
         machine,
         memory=shape.memory,
@@ -142,8 +158,12 @@ async def machine_of(site: Site, vm: Vm, image: Image, accel: str) -> Machine:
 
 
 def _most_memory(spec: VmSpec, most: Growth) -> int:
-    """How far its memory can be grown while it runs. In huge pages it can't: those are taken at the start, and never more. Pure."""
-    return spec.memory if spec.memory_pages == "huge" else spec.memory_max or spec.memory + most.memory
+    """How far its memory can be grown while it runs. In huge pages it can't: those are taken at the
+    start, and never more. Pure.
+    """
+    return (
+        spec.memory if spec.memory_pages == "huge" else spec.memory_max or spec.memory + most.memory
+    )
 
 
 def user_of(site: Site, vm: Vm) -> int | None:
@@ -152,7 +172,9 @@ def user_of(site: Site, vm: Vm) -> int | None:
 
 
 def free_uid(site: Site, vm_id: str) -> int:
-    """A user of its own for this machine in system mode: one no other server's record names. The caller's own in user mode."""
+    """A user of its own for this machine in system mode: one no other server's record names. The
+    caller's own in user mode.
+    """
     if not site.capabilities.root:
         return os.getuid()
     running = every(site.store, Vm)

@@ -1,4 +1,6 @@
-"""What the effects of steps share: their type, the machine's monitor, notes on the operation that waits for them."""
+"""What the effects of steps share: their type, the machine's monitor, notes on the operation that
+waits for them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What on this host is in the way of a network or of one server's packets, and what was looked at where nothing is."""
+"""What on this host is in the way of a network or of one server's packets, and what was looked at
+where nothing is.
+"""
 
 from __future__ import annotations
 
@@ -47,24 +49,33 @@ async def _cable(networks: Networks, place: Place) -> Hindrance | None:
     tap, name = tap_of(place.vm.id, place.nic.number), place.network.status.bridge
     if tap in bridge.ports_of(name, networks.ground.net):
         return None
-    return Hindrance(f"its cable {tap} is not on the bridge {name}", "it is put back within seconds")
+    return Hindrance(
+        f"its cable {tap} is not on the bridge {name}", "it is put back within seconds"
+    )
 
 
 async def _rules(networks: Networks, place: Place) -> Hindrance | None:
     wanted = networks.rules.wanted()
     if wanted is None or await networks.rules.is_applied(ruleset.fingerprint(wanted.script)):
         return None
-    return Hindrance("the packet filter does not hold the rules of ours", "they are put back within seconds; nft list ruleset")
+    return Hindrance(
+        "the packet filter does not hold the rules of ours",
+        "they are put back within seconds; nft list ruleset",
+    )
 
 
-async def _on_the_host(place: Place, packets: Sequence[Packet], tried: list[str]) -> Hindrance | None:
+async def _on_the_host(
+    place: Place, packets: Sequence[Packet], tried: list[str]
+) -> Hindrance | None:
     name = place.network.status.bridge
     own = [address for address in (place.nic.ipv4, place.nic.ipv6) if address]
     if found := await ways.astray(name, own):
         return found[0]
     tried.append("routes to it")
     for packet in packets:
-        if packet.way == "forward" and (off := ways.not_passed_on((packet.iif, packet.oif), packet.version)):
+        if packet.way == "forward" and (
+            off := ways.not_passed_on((packet.iif, packet.oif), packet.version)
+        ):
             return off[0]
     if any(packet.way == "forward" for packet in packets):
         tried.append("whether packets are passed on")
@@ -81,7 +92,9 @@ async def _on_the_host(place: Place, packets: Sequence[Packet], tried: list[str]
 
 
 async def survey(networks: Networks, network: Network, addresses: Sequence[str]) -> tuple[str, ...]:
-    """What is in the way of a network, whatever its servers do, in words; nothing in a user's own, where nobody else has rules."""
+    """What is in the way of a network, whatever its servers do, in words; nothing in a user's own,
+    where nobody else has rules.
+    """
     if networks.ground.private or network.spec.kind == "bridge" or not network.gateways:
         return ()
     sentences: list[str] = []
@@ -89,9 +102,12 @@ async def survey(networks: Networks, network: Network, addresses: Sequence[str])
         await networks.rules.pass_obstacles()
     except VirtuaryError as error:
         sentences.append(error.sentence)
-    with contextlib.suppress(VirtuaryError):  # a packet filter that can't be asked is told where ours is loaded
+    # a packet filter that can't be asked is told where ours is loaded
+    with contextlib.suppress(VirtuaryError):
         where = [*addresses, *_example(network)]
-        found = await ways.survey(network.bridge, network.gateways[0], where, outside=network.spec.kind == "nat")
+        found = await ways.survey(
+            network.bridge, network.gateways[0], where, outside=network.spec.kind == "nat"
+        )
         sentences += [item.sentence for item in found]
     return tuple(dict.fromkeys(sentences))
 

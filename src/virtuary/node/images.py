@@ -1,7 +1,9 @@
-"""Making images: one task an image, from `absent` to `ready` or `failed`. The only writer of an image's status.
+"""Making images: one task an image, from `absent` to `ready` or `failed`. The only writer of an
+image's status.
 
-An image is made in a folder `.making-ID` and renamed into place when it is whole; what a crash left behind is removed at the
-next start and made again. A cancelled or failed making leaves nothing but its operation.
+An image is made in a folder `.making-ID` and renamed into place when it is whole; what a crash left
+behind is removed at the next start and made again. A cancelled or failed making leaves nothing but
+its operation.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from virtuary.storage.directory import allocated
 
 logger = logging.getLogger("virtuary.images")
 declare(
-    "image.before_make", "image.after_make", "image.before_rename", "image.after_rename", "image.after_record", "image.after_remove",
+    "image.before_make", "image.after_make", "image.before_rename", "image.after_rename",
+    "image.after_record", "image.after_remove",
 )  # fmt: skip
 
 
@@ -54,7 +57,13 @@ class ImageWorker:
             except Conflict:
                 continue
             except VirtuaryError as error:
-                say(logger, "image step failed", logging.WARNING, image=image.name, error=error.sentence)
+                say(
+                    logger,
+                    "image step failed",
+                    logging.WARNING,
+                    image=image.name,
+                    error=error.sentence,
+                )
                 await asyncio.sleep(5)
 
     def load(self) -> Image | None:
@@ -68,7 +77,12 @@ class ImageWorker:
         await self._write(None, state="making", reason=None)
         try:
             what = f"the image {image.name}"
-            await carry_out(what, self._make_whole(image, operation), self._wake, lambda: self._cancelled(operation))
+            await carry_out(
+                what,
+                self._make_whole(image, operation),
+                self._wake,
+                lambda: self._cancelled(operation),
+            )
         except Unwanted:
             await self._drop(operation, None)
         except VirtuaryError as error:
@@ -100,16 +114,22 @@ class ImageWorker:
             crashpoint("image.after_rename")
         self._drop_upload(image)
         facts = making.read_facts(final)
-        await self._write(operation, **facts, state="ready", reason=None, size=allocated(final), made=utcnow())
+        await self._write(
+            operation, **facts, state="ready", reason=None, size=allocated(final), made=utcnow()
+        )
         crashpoint("image.after_record")
         say(logger, "image ready", image=image.name)
 
     def _means(self) -> making.Means:
         settings = self.site.settings.images
-        return making.Means(self.site.paths.downloads, settings.mirrors, settings.allow_private, self.site.kept)
+        return making.Means(
+            self.site.paths.downloads, settings.mirrors, settings.allow_private, self.site.kept
+        )
 
     async def _drop(self, operation: str | None, error: VirtuaryError | None) -> None:
-        """The making ended badly: the operation tells why, and the image is gone as if never asked for."""
+        """The making ended badly: the operation tells why, and the image is gone as if never asked
+        for.
+        """
         image = self.load()
         if image is None or image.status.state == "ready":
             return
@@ -123,15 +143,22 @@ class ImageWorker:
         users = [record for record in self.site.store.list("vm/").records if mark in record.value]
         if users:
             reason = error.sentence if error else "its making was cancelled"
-            puts[self.key] = image.but(status=image.status.but(state="failed", reason=reason)).dump()
+            puts[self.key] = image.but(
+                status=image.status.but(state="failed", reason=reason)
+            ).dump()
             await self.site.store.txn({self.key: image.meta.revision}, puts)
             return
-        await self.site.store.txn({self.key: image.meta.revision}, puts, [self.key, f"image-name/{image.name}"])
+        await self.site.store.txn(
+            {self.key: image.meta.revision}, puts, [self.key, f"image-name/{image.name}"]
+        )
 
     async def _forget(self, image: Image) -> None:
         shutil.rmtree(self.site.paths.image(image.id), ignore_errors=True)
         crashpoint("image.after_remove")
-        puts = {item.key: operations.finished(item).dump() for item in operations.open_operations(self.site.store, self.key)}
+        puts = {
+            item.key: operations.finished(item).dump()
+            for item in operations.open_operations(self.site.store, self.key)
+        }
         record = self.site.store.get(f"image-name/{image.name}")
         names = [f"image-name/{image.name}"] if record and record.value.decode() == image.id else []
         await self.site.store.txn({self.key: image.meta.revision}, puts, [self.key, *names])
@@ -148,7 +175,10 @@ class ImageWorker:
             found = operations.load(self.site.store, done) if done else None
             expect = {self.key: image.meta.revision}
             if found and not found.ended:
-                expect[found.key], puts[found.key] = found.meta.revision, operations.finished(found).dump()
+                expect[found.key], puts[found.key] = (
+                    found.meta.revision,
+                    operations.finished(found).dump(),
+                )
             with contextlib.suppress(Conflict):
                 await self.site.store.txn(expect, puts)
                 return

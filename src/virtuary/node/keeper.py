@@ -1,8 +1,10 @@
-"""Keeps what servers share in order: the host's memory when it is short of it, the processors' weights, and the kernel's order of victims.
+"""Keeps what servers share in order: the host's memory when it is short of it, the processors'
+weights, and the kernel's order of victims.
 
-A task beside the workers. While nothing runs it sleeps; else it looks at the host every second or two, which costs a tenth of a
-millisecond. What it knows of guests is what the metrics saw last: it waits for no guest, and one that does not answer delays nobody. It
-decides by `pressure.py`. Memory it moves itself; who is to be paused it writes down, and the server's worker makes that true, so
+A task beside the workers. While nothing runs it sleeps; else it looks at the host every second or
+two, which costs a tenth of a millisecond. What it knows of guests is what the metrics saw last: it
+waits for no guest, and one that does not answer delays nobody. It decides by `pressure.py`. Memory
+it moves itself; who is to be paused it writes down, and the server's worker makes that true, so
 that a new daemon finds it as it was left.
 """
 
@@ -27,8 +29,8 @@ from virtuary.host import oom, shares
 from virtuary.host.pressure import read_memory
 from virtuary.model.vm import MemoryHold, Vm
 from virtuary.node.asking import Told
+from virtuary.node.birth import never_handed_out
 from virtuary.node.metrics import Machine, Metrics
-from virtuary.node.plan import never_handed_out
 from virtuary.node.pressure import (
     SLACK,
     Act,
@@ -66,7 +68,8 @@ HEARD_AGAIN = 10.0
 IDLE_PART = 0.25
 """A guest that uses less of its processors counts as idle."""
 FAULTS = 50.0
-"""Pages a second that a guest has to read from its disk again, from which on it is short of memory."""
+"""Pages a second that a guest has to read from its disk again, from which on it is short of memory.
+"""
 
 
 @dataclass
@@ -84,7 +87,9 @@ class Ledger:
     held: bool = False
     """Whether it is paused because we said so."""
     spared: bool = False
-    """Whether its owner let it go on though the host was short: it is not paused again in this shortage."""
+    """Whether its owner let it go on though the host was short: it is not paused again in this
+    shortage.
+    """
     had: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
     """What it had, each from when on by the wall's clock."""
     score: int | None = None
@@ -107,14 +112,20 @@ class Ledger:
     def had_at(self, wall: float) -> int | None:
         """The most it had around then: what it said is dated by whole seconds."""
         ends = [*[since for since, _ in self.had][1:], math.inf]
-        found = [has for (since, has), end in zip(self.had, ends, strict=False) if since <= wall + 1 and end >= wall - 1]
+        found = [
+            has
+            for (since, has), end in zip(self.had, ends, strict=False)
+            if since <= wall + 1 and end >= wall - 1
+        ]
         return max(found, default=self.had[0][1] if self.had else None)
 
 
 class Keeper:
     """One for a host. `workers`: those of its servers; `wake` tells which document changed."""
 
-    def __init__(self, site: Site, workers: Callable[[], Iterable[Worker]], metrics: Metrics) -> None:
+    def __init__(
+        self, site: Site, workers: Callable[[], Iterable[Worker]], metrics: Metrics
+    ) -> None:
         self.site, self._workers, self.metrics = site, workers, metrics
         self.vms: dict[str, Vm] = {}
         self.ledgers: dict[str, Ledger] = {}
@@ -160,8 +171,14 @@ class Keeper:
             self.cost += time.thread_time() - began
 
     def look(self, group: asyncio.TaskGroup) -> float:
-        """One look, and what follows from it, begun in tasks of the group; seconds until the next look."""
-        live = {worker.vm_id: worker for worker in self._workers() if worker.run and not worker.run.ended}
+        """One look, and what follows from it, begun in tasks of the group; seconds until the next
+        look.
+        """
+        live = {
+            worker.vm_id: worker
+            for worker in self._workers()
+            if worker.run and not worker.run.ended
+        }
         self._read(live)
         if not live:
             self.past, self.site.claims, self._weights = Past(), {}, {}
@@ -177,7 +194,8 @@ class Keeper:
         before = self.past.level
         acts, self.past = decide(self.site.clock.now(), host, limits, guests, self.past)
         if self.past.level is not before:
-            say(logger, "memory", was=before.name.lower(), now=self.past.level.name.lower(), available=format_size(host.available),
+            say(logger, "memory", was=before.name.lower(), now=self.past.level.name.lower(),
+            available=format_size(host.available),
                 waiting=f"{host.some:.0f}%")  # fmt: skip
         for guest in guests:
             self._follow_up(group, live[guest.id], guest)
@@ -193,7 +211,9 @@ class Keeper:
     # ---- what is known
 
     def _read(self, live: dict[str, Worker]) -> None:
-        """Documents of the machines that run, again when they changed; and what is remembered of those."""
+        """Documents of the machines that run, again when they changed; and what is remembered of
+        those.
+        """
         missing = live.keys() - self.vms.keys()
         for vm_id in (self._changed & live.keys()) | missing:
             vm = live[vm_id].load()
@@ -210,7 +230,9 @@ class Keeper:
         assert vm.status.runtime
         ledger = self.ledgers.get(vm.id)
         if ledger is None or ledger.started != vm.status.runtime.started:
-            ledger = self.ledgers[vm.id] = Ledger(vm.status.runtime.started, held=vm.status.held_for_memory is not None)
+            ledger = self.ledgers[vm.id] = Ledger(
+                vm.status.runtime.started, held=vm.status.held_for_memory is not None
+            )
         if ledger.held and vm.status.held_for_memory is None and not ledger.busy:
             ledger.held, ledger.spared = False, vm.spec.power == "running"
         self.vms[vm.id] = vm
@@ -226,7 +248,11 @@ class Keeper:
         if machine:
             _ask_again(machine.told, now)
         shape, hold = runtime.shape, vm.status.held_for_memory
-        goes = vm.spec.power == "running" and runtime.restarts >= vm.spec.restarts and runtime.end is None
+        goes = (
+            vm.spec.power == "running"
+            and runtime.restarts >= vm.spec.restarts
+            and runtime.end is None
+        )
         settled = has is not None and (vm.status.reclaimed or near(has, vm.spec.memory))
         answers = run.monitor is not None and not run.silent and not run.quiet
         ready = settled and answers and goes and shape is not None and vm.status.state == "running"
@@ -236,7 +262,9 @@ class Keeper:
             priority=vm.spec.priority,
             weight=vm.spec.cpu.weight,
             wished=vm.spec.memory,
-            floor=floor_of(vm.spec, shape, self.site.settings.resources.memory_overcommit) if shape else vm.spec.memory,
+            floor=floor_of(vm.spec, shape, self.site.settings.resources.memory_overcommit)
+            if shape
+            else vm.spec.memory,
             has=has,
             asked=ledger.asked,
             said=_said(machine, ledger, wall),
@@ -252,7 +280,9 @@ class Keeper:
 
     def _tend(self, live: dict[str, Worker], group: asyncio.TaskGroup) -> None:
         """See that weights and scores are those that the servers which run now are to have."""
-        claims = {vm.id: shares.Claim(vm.spec.cpu.weight, vm.spec.cpu.reserve) for vm in self.vms.values()}
+        claims = {
+            vm.id: shares.Claim(vm.spec.cpu.weight, vm.spec.cpu.reserve) for vm in self.vms.values()
+        }
         if claims != self.site.claims:
             floors = any(claim.reserve for claim in (*claims.values(), *self.site.claims.values()))
             self.site.claims, before = claims, self._weights
@@ -264,13 +294,19 @@ class Keeper:
             if self._total != self._weighed and not self._weighing:
                 group.create_task(self._weigh_all())
         for vm_id, vm in self.vms.items():
-            run, ledger, score = live[vm_id].run, self.ledgers[vm_id], oom.score_of(vm.spec.priority)
+            run, ledger, score = (
+                live[vm_id].run,
+                self.ledgers[vm_id],
+                oom.score_of(vm.spec.priority),
+            )
             if ledger.score != score and run:
                 oom.set_score(run.runtime.pid, score)
                 ledger.score = score
 
     async def _weigh_all(self) -> None:
-        """Have all servers together weigh what they weigh one by one. One at a time, and the latest wish is the last."""
+        """Have all servers together weigh what they weigh one by one. One at a time, and the latest
+        wish is the last.
+        """
         self._weighing = True
         try:
             while self._weighed != (wanted := self._total):
@@ -282,12 +318,16 @@ class Keeper:
     # ---- doing
 
     def _follow_up(self, group: asyncio.TaskGroup, worker: Worker, guest: Guest) -> None:
-        """A guest that has all of its own again is told so; one is spared no longer than the shortage lasts."""
+        """A guest that has all of its own again is told so; one is spared no longer than the
+        shortage lasts.
+        """
         ledger = self.ledgers[guest.id]
         if self.past.level is Level.CALM:
             ledger.spared = False
         if guest.taken and guest.has is not None and not ledger.busy:
-            given = guest.target >= guest.wished - SLACK and (near(guest.has, guest.wished) or guest.has > guest.wished)
+            given = guest.target >= guest.wished - SLACK and (
+                near(guest.has, guest.wished) or guest.has > guest.wished
+            )
             if given:
                 self._spawn(group, ledger, self._end_taking(worker, ledger))
 
@@ -301,7 +341,9 @@ class Keeper:
             case Release():
                 self._spawn(group, ledger, self._release(worker, ledger))
 
-    def _spawn(self, group: asyncio.TaskGroup, ledger: Ledger, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(
+        self, group: asyncio.TaskGroup, ledger: Ledger, work: Coroutine[Any, Any, None]
+    ) -> None:
         """Do one thing about a machine, beside the looking."""
         ledger.busy = True
         group.create_task(self._guarded(ledger, work))
@@ -326,7 +368,9 @@ class Keeper:
         self.vms[vm.id] = await worker.write(vm, reclaimed=False)
 
     async def _move(self, worker: Worker, ledger: Ledger, act: Move) -> None:
-        """Ask the guest to have so much; that something is taken is durable before it is, so that nobody gives it back at once."""
+        """Ask the guest to have so much; that something is taken is durable before it is, so that
+        nobody gives it back at once.
+        """
         run, vm = worker.run, self.vms[worker.vm_id]
         if run is None or run.monitor is None:
             return
@@ -334,7 +378,13 @@ class Keeper:
         if not vm.status.reclaimed:
             self.vms[vm.id] = await worker.write(vm, reclaimed=True)
         ledger.asked, ledger.asked_at, ledger.followed = act.target, self.site.clock.now(), False
-        say(logger, "memory moved", vm=vm.name, had=format_size(had or 0), asked=format_size(act.target))
+        say(
+            logger,
+            "memory moved",
+            vm=vm.name,
+            had=format_size(had or 0),
+            asked=format_size(act.target),
+        )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DEADLINE):
                 await tune.offer_memory(run.monitor, run.base, act.target)
@@ -354,8 +404,14 @@ class Keeper:
 
 
 def _ask_again(told: Told, now: float) -> None:
-    """Have the metrics ask a guest's balloon soon, when its last answer is old; they do it beside their looking."""
-    if told.polls and "memory" not in told.next and now - told.asked.get("memory", -HEARD_AGAIN) >= HEARD_AGAIN:
+    """Have the metrics ask a guest's balloon soon, when its last answer is old; they do it beside
+    their looking.
+    """
+    if (
+        told.polls
+        and "memory" not in told.next
+        and now - told.asked.get("memory", -HEARD_AGAIN) >= HEARD_AGAIN
+    ):
         told.next["memory"] = now
 
 

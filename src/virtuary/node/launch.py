@@ -1,8 +1,9 @@
 """A machine's processes: QEMU and whoever serves its network, started together and ended together.
 
-Nothing here knows documents: a server's worker and the maker of templates both start machines by it. Processes are known by what
-the launcher wrote down of them, and by their user and control group, so that one that was started and never recorded in a
-document is found and ended, whatever it says of itself.
+Nothing here knows documents: a server's worker and the maker of templates both start machines by
+it. Processes are known by what the launcher wrote down of them, and by their user and control
+group, so that one that was started and never recorded in a document is found and ended, whatever it
+says of itself.
 """
 
 from __future__ import annotations
@@ -93,8 +94,9 @@ async def launch(
 ) -> Launched:
     """Start a machine and its network, side by side; when one of the two fails neither stays.
 
-    `network`: what its first NIC leads to; None: nowhere. `mute`: nobody serves it yet, see `serve_network`.
-    `writable`: files it opens by path for writing. `groups`: of the host, besides its own user's.
+    `network`: what its first NIC leads to; None: nowhere. `mute`: nobody serves it yet, see
+    `serve_network`. `writable`: files it opens by path for writing. `groups`: of the host, besides
+    its own user's.
     """
     binary = await site.binary(machine.platform)
     jail = choose_jail(site.capabilities, uid)
@@ -113,7 +115,9 @@ async def launch(
         )  # fmt: skip
         wiring = None
         if isinstance(network, Served):
-            wiring = Wiring(site.network, binary.program, machine.uuid, uid, machine.runtime, network.forwards)
+            wiring = Wiring(
+                site.network, binary.program, machine.uuid, uid, machine.runtime, network.forwards
+            )
         serving = asyncio.create_task(_serve(site, None if mute else wiring))
         try:
             started = await process.start(order)
@@ -133,13 +137,25 @@ async def launch(
         await end_machine(machine.uuid, machine.runtime, uid)
         raise
     gaps = (*jail.gaps, *dict.fromkeys((*started.gaps, *((gap,) if gap else ()))))
-    return Launched(started, helper, digest(line), jail, (*gaps, LOOPBACK_GAP) if wiring and wiring.kind == "qemu-user" else gaps)
+    return Launched(
+        started,
+        helper,
+        digest(line),
+        jail,
+        (*gaps, LOOPBACK_GAP) if wiring and wiring.kind == "qemu-user" else gaps,
+    )
 
 
-async def _plug(network: Served | Plugged | None, grants: list[Grant]) -> tuple[tuple[int, int], ...]:
+async def _plug(
+    network: Served | Plugged | None, grants: list[Grant]
+) -> tuple[tuple[int, int], ...]:
     """The taps of a machine, opened: (here, there)."""
     given = [grant for grant in grants if grant.mode == "given"]
-    return tuple([(await network.open(), grant.number) for grant in given]) if isinstance(network, Plugged) else ()
+    return (
+        tuple([(await network.open(), grant.number) for grant in given])
+        if isinstance(network, Plugged)
+        else ()
+    )
 
 
 async def _serve(site: Site, wiring: Wiring | None) -> Identity | None:
@@ -147,8 +163,11 @@ async def _serve(site: Site, wiring: Wiring | None) -> Identity | None:
 
 
 async def serve_network(site: Site, wiring: Wiring) -> Identity:
-    """Start whoever serves the network, as soon as the machine's socket is there; QEMU itself may still be starting."""
-    await end_recorded(wiring.runtime / HELPER / RECORD)  # one that was started and never recorded would hold the ports
+    """Start whoever serves the network, as soon as the machine's socket is there; QEMU itself may
+    still be starting.
+    """
+    # one that was started and never recorded would hold the ports
+    await end_recorded(wiring.runtime / HELPER / RECORD)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
         await _connect(link, wiring.runtime / "network")
         if wiring.kind == "passt":
@@ -173,8 +192,11 @@ async def _connect(link: socket.socket, path: Path) -> None:
 
 
 async def _stop_serving(runtime: Path, serving: asyncio.Task[Identity | None]) -> None:
-    """Undo a network that was begun for a machine that did not start; what listens on the socket's end goes by itself."""
-    await asyncio.wait({serving}, timeout=2)  # a launch cut off half way would leave a child that nobody knows
+    """Undo a network that was begun for a machine that did not start; what listens on the socket's
+    end goes by itself.
+    """
+    # a launch cut off half way would leave a child that nobody knows
+    await asyncio.wait({serving}, timeout=2)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
     await end_recorded(runtime / HELPER / RECORD)
@@ -182,19 +204,25 @@ async def _stop_serving(runtime: Path, serving: asyncio.Task[Identity | None]) -
 
 async def _start_usernet(site: Site, wiring: Wiring, link: socket.socket) -> Identity:
     if any(":" in forward.address for forward in wiring.forwards):
-        raise Failed("QEMU's user network publishes no IPv6 address", "publish on an IPv4 address, or install a passt that works")
+        raise Failed(
+            "QEMU's user network publishes no IPv6 address",
+            "publish on an IPv4 address, or install a passt that works",
+        )
     folder = wiring.runtime / HELPER
     folder.mkdir(mode=0o711, exist_ok=True)
     jail = choose_jail(site.capabilities, wiring.uid, reach="internet")
     groups, _ = ensure_group(wiring.uuid)
     argv = usernet.command(wiring.program, wiring.uuid, wiring.forwards)
-    order = process.Launch(argv, [], [], jail, folder, groups, links=((link.fileno(), usernet.LINK),))
+    order = process.Launch(
+        argv, [], [], jail, folder, groups, links=((link.fileno(), usernet.LINK),)
+    )
     started = await process.start(order)
     try:
         if not await _listens(started.identity, wiring.forwards[-1].host):
             bury_ended(started.identity.pid)
             raise Failed(
-                f"the guest's network can't be served: {process.read_errors(started.errors) or 'its helper ended at once'}"
+                "the guest's network can't be served: "
+                f"{process.read_errors(started.errors) or 'its helper ended at once'}"
             )
     finally:
         os.close(started.errors)
@@ -202,7 +230,9 @@ async def _start_usernet(site: Site, wiring: Wiring, link: socket.socket) -> Ide
 
 
 async def _listens(identity: Identity, port: int, limit: float = 2.0) -> bool:
-    """Wait until the helper listens on its last port, and goes on: it ends at once where it did not get all of them. False when it ended."""
+    """Wait until the helper listens on its last port, and goes on: it ends at once where it did not
+    get all of them. False when it ended.
+    """
     until = asyncio.get_running_loop().time() + limit
     while asyncio.get_running_loop().time() < until:
         if passt.is_listened_to(port):
@@ -215,7 +245,9 @@ async def _listens(identity: Identity, port: int, limit: float = 2.0) -> bool:
 
 
 async def clean_up(uuid: str, runtime: Path, uid: int | None) -> None:
-    """Nothing of a machine that is over stays: not its network's helper, not its sockets, not its group. Raises PeerAway, see `end_machine`."""
+    """Nothing of a machine that is over stays: not its network's helper, not its sockets, not its
+    group. Raises PeerAway, see `end_machine`.
+    """
     await end_machine(uuid, runtime, uid)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(runtime)
@@ -226,7 +258,8 @@ async def clean_up(uuid: str, runtime: Path, uid: int | None) -> None:
 
 
 async def end_machine(uuid: str, runtime: Path, uid: int | None) -> None:
-    """End every process of this machine. Raises PeerAway when one can't be ended: only then is the machine not gone.
+    """End every process of this machine. Raises PeerAway when one can't be ended: only then is the
+    machine not gone.
 
     `uid`: its user, where that is known; else it is told by the processes that are found.
     """
@@ -238,11 +271,16 @@ async def end_machine(uuid: str, runtime: Path, uid: int | None) -> None:
         for identity in found:
             users |= {user for user in users_of(identity.pid) if user in UIDS}
         await end_each(found)
-    raise PeerAway("processes of the server can't be ended", "the host's kernel may be waiting for a disk; it is tried again")
+    raise PeerAway(
+        "processes of the server can't be ended",
+        "the host's kernel may be waiting for a disk; it is tried again",
+    )
 
 
 def find_processes(uuid: str, runtime: Path, users: Iterable[int]) -> set[Identity]:
-    """The living processes of a machine: those that the launcher wrote down, and those of its control group and of its user."""
+    """The living processes of a machine: those that the launcher wrote down, and those of its
+    control group and of its user.
+    """
     found = {*recorded(runtime / RECORD), *recorded(runtime / HELPER / RECORD)}
     found |= {identity for pid in members_of(uuid) if (identity := identify(pid))}
     for uid in users:

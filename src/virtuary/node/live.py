@@ -1,8 +1,10 @@
-"""Live copies: a server that runs is saved with its memory and disk at one instant, and a copy goes on from there.
+"""Live copies: a server that runs is saved with its memory and disk at one instant, and a copy goes
+on from there.
 
-The source's worker saves (`save_live`), and writes down that it did; the copy's worker starts QEMU as the machine the source's
-process is, reads the memory into it, lets it run, and makes the guest a machine of its own before anybody may use it. A copy that
-fails on this way is ended and removed; there is nothing it could boot as. The source runs on whatever happens.
+The source's worker saves (`save_live`), and writes down that it did; the copy's worker starts QEMU
+as the machine the source's process is, reads the memory into it, lets it run, and makes the guest a
+machine of its own before anybody may use it. A copy that fails on this way is ended and removed;
+there is nothing it could boot as. The source runs on whatever happens.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ RENEWAL_LIMIT = 60.0
 SLOWEST = 32 * MIB
 """Bytes of memory a second on the slowest disk we still wait for."""
 declare(
-    "live.before_save", "live.after_save", "live.before_record", "live.after_record", "live.after_load", "live.before_renew",
+    "live.before_save", "live.after_save", "live.before_record", "live.after_record",
+    "live.after_load", "live.before_renew",
     "live.after_renew", "live.after_identity",
 )  # fmt: skip
 
@@ -58,7 +61,9 @@ declare(
 
 
 async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
-    """The machine that the server's process is, as it was started; raises Failed when it can't be told any more."""
+    """The machine that the server's process is, as it was started; raises Failed when it can't be
+    told any more.
+    """
     runtime = vm.status.runtime
     assert runtime
     if runtime.shape is None:
@@ -75,14 +80,22 @@ async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
     words = command((await site.binary(machine.platform)).program, describe(machine))
     if runtime.command != digest(words):
         why = "it was changed since, or started by another Virtuary or QEMU"
-        raise Failed(f"{vm.name} does not run as it would be started now: {why}", f"virtuary restart {vm.name}")
+        raise Failed(
+            f"{vm.name} does not run as it would be started now: {why}",
+            f"virtuary restart {vm.name}",
+        )
     return machine
 
 
 async def live_machine(site: Site, vm: Vm, image: Image, accel: str, shape: Shape) -> Machine:
     """The machine that goes on with the memory of another one of this shape."""
     own = await machine_of(site, vm, image, accel)
-    return replace(shaped(own, shape), seed=None, generation=generation_of(vm), state=site.paths.vm(vm.id).state)
+    return replace(
+        shaped(own, shape),
+        seed=None,
+        generation=generation_of(vm),
+        state=site.paths.vm(vm.id).state,
+    )
 
 
 # ---- the source
@@ -99,31 +112,56 @@ async def _save(worker: Server, world: World, copy: Vm) -> None:
     if run is None or run.monitor is None or run.agent is None or image is None:
         raise Failed(f"{vm.name} can't be asked just now", "repeat in a moment")
     machine = await process_machine(site, vm, image)
-    if vm.spec.memory > machine.memory:  # an emulating QEMU dies of it: it mistakes where the grown part lies
-        raise Failed(f"{vm.name} was given memory while it ran, which can't be saved", f"virtuary restart {vm.name}")
+    # an emulating QEMU dies of it: it mistakes where the grown part lies
+    if vm.spec.memory > machine.memory:
+        raise Failed(
+            f"{vm.name} was given memory while it ran, which can't be saved",
+            f"virtuary restart {vm.name}",
+        )
     paths = site.paths.vm(copy.id)
-    own = 2 * (worker.paths.home / vm.status.disk_file).stat().st_blocks * 512  # its disk is written twice, see sparse.detach
+    # its disk is written twice, see sparse.detach
+    own = 2 * (worker.paths.home / vm.status.disk_file).stat().st_blocks * 512
     directory.check_space(site.paths.vms, vm.spec.memory + own + 64 * MIB, "a live copy", site.kept)
     await operations.note(site.store, operation, f"saving {vm.name} while it runs", stage="memory")
     dmi = await run.agent.execute(["cat", "/sys/firmware/dmi/tables/DMI"], deadline=30)
     await _prepare(worker, vm, image, copy, paths)
     key = await make_host_key(worker.paths.runtime)
     crashpoint("live.before_save")
-    still, lag = await asyncio.gather(_save_into(worker, machine, paths, copy, operation), rtc.lag(run.monitor))
+    still, lag = await asyncio.gather(
+        _save_into(worker, machine, paths, copy, operation), rtc.lag(run.monitor)
+    )
     crashpoint("live.after_save")
     facts = {
-        "uuid": vm.id, "mac": own_mac(vm.id, vm.nics[0]), "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode(),
-        "boot": site.boot, "accel": machine.accel, "lag": lag, "mapped": still.mapped, "shape": shape_of(machine).model_dump(),
+        "uuid": vm.id, "mac": own_mac(vm.id, vm.nics[0]),
+        "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode(),
+        "boot": site.boot, "accel": machine.accel, "lag": lag, "mapped": still.mapped,
+        "shape": shape_of(machine).model_dump(),
         "host_key": key.private, "host_key_public": key.public,
     }  # fmt: skip
-    await asyncio.to_thread(sparse.detach, paths.disk)  # its source's QEMU may keep what it wrote to open
-    await asyncio.to_thread(sync_file, paths.disk)  # the memory need not outlive a power cut: nothing of the copy does
+    # its source's QEMU may keep what it wrote to open
+    await asyncio.to_thread(sparse.detach, paths.disk)
+    # the memory need not outlive a power cut: nothing of the copy does
+    await asyncio.to_thread(sync_file, paths.disk)
     write_whole(paths.origin, json.dumps(facts).encode())
     sync_dir(site.paths.vms)
-    await operations.note(site.store, operation, stood_still(vm.name, still), stage="firmware", progress=None)
-    say(logger, "saved live", vm=vm.name, copy=copy.name, still=f"{still.seconds * 1000:.0f}ms", forced=still.forced)
+    await operations.note(
+        site.store, operation, stood_still(vm.name, still), stage="firmware", progress=None
+    )
+    say(
+        logger,
+        "saved live",
+        vm=vm.name,
+        copy=copy.name,
+        still=f"{still.seconds * 1000:.0f}ms",
+        forced=still.forced,
+    )
     crashpoint("live.before_record")
-    await copies.give(site, copy, operation, **copies.gift_of(vm, image, None) | {"renew": False, "disk_ready": True})
+    await copies.give(
+        site,
+        copy,
+        operation,
+        **copies.gift_of(vm, image, None) | {"renew": False, "disk_ready": True},
+    )
     crashpoint("live.after_record")
 
 
@@ -135,41 +173,62 @@ def stood_still(name: str, still: engine.Still) -> str:
 
 
 async def _prepare(worker: Server, vm: Vm, image: Image, copy: Vm, paths: VmPaths) -> None:
-    """The copy's folder with an empty disk on the source's layers, and what of the source's small files is part of its machine."""
+    """The copy's folder with an empty disk on the source's layers, and what of the source's small
+    files is part of its machine.
+    """
     site = worker.site
     copies.give_variables(worker, copy)
     for path in (paths.disk, paths.state, paths.origin):
         remove(path)
     layers = layers_of(site, vm)
     if layers:
-        await directory.ensure_overlay(paths.disk, layers[-1], vm.status.disk_size or 0, None, site.kept)
+        await directory.ensure_overlay(
+            paths.disk, layers[-1], vm.status.disk_size or 0, None, site.kept
+        )
     else:
         full.make_empty(paths.disk, vm.status.disk_size or 0)
-    if vm.spec.user_data and image.status.cloud_init:  # cloud-init is to take it for the server it knows, and not to begin again
+    # cloud-init is to take it for the server it knows, and not to begin again
+    if vm.spec.user_data and image.status.cloud_init:
         record = site.store.get(f"secret/{vm.id}")
-        files = seed.seed_files(vm.id, vm.name, templates.seed_keys(site, vm, image), record.value.decode() if record else "")
+        files = seed.seed_files(
+            vm.id,
+            vm.name,
+            templates.seed_keys(site, vm, image),
+            record.value.decode() if record else "",
+        )
         await asyncio.to_thread(seed.write_seed, paths.seed, files)
         if worker.paths.seed.exists():
             write_whole(paths.seed, worker.paths.seed.read_bytes())
 
 
-async def _save_into(worker: Server, machine: Machine, paths: VmPaths, copy: Vm, operation: str) -> engine.Still:
+async def _save_into(
+    worker: Server, machine: Machine, paths: VmPaths, copy: Vm, operation: str
+) -> engine.Still:
     site, run = worker.site, worker.run
     assert run and run.monitor
     opened: list[int] = []
 
     def check() -> None:
         now = worker.load()
-        if run.ended or now is None or now.meta.purge or now.spec.power != "running" or now.spec.restarts != run.runtime.restarts:
+        if (
+            run.ended
+            or now is None
+            or now.meta.purge
+            or now.spec.power != "running"
+            or now.spec.restarts != run.runtime.restarts
+        ):
             raise Failed(f"{now.name if now else 'the server'} did not go on running")
         if not copies.wanted(site, copy, operation):
             raise Failed("the copy is not wanted any more")
 
     try:
         for path, flags in (
-            (paths.state, os.O_WRONLY | os.O_CREAT | os.O_EXCL), (paths.disk, os.O_RDWR), (machine.disk, os.O_RDONLY),
+            (paths.state, os.O_WRONLY | os.O_CREAT | os.O_EXCL), (paths.disk, os.O_RDWR),
+            (machine.disk, os.O_RDONLY),
         ):  # fmt: skip
-            opened.append(os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600))
+            opened.append(
+                os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+            )
         state, disk, _ = opened
         below, _parts = layer_parts(machine, Grants())
         report = operations.reporter(site.store, operation)
@@ -180,7 +239,9 @@ async def _save_into(worker: Server, machine: Machine, paths: VmPaths, copy: Vm,
 
 
 async def end_save(worker: Server, world: World, _: None) -> None:
-    """Let a server go on that a daemon before this one left standing still, and put away what that left."""
+    """Let a server go on that a daemon before this one left standing still, and put away what that
+    left.
+    """
     run = worker.run
     if run is None or run.monitor is None:
         raise GuestSilent("QEMU's monitor is not connected")
@@ -202,7 +263,13 @@ async def start_live(worker: Server, world: World, _: None) -> None:
         shape = Shape.model_validate(facts["shape"])
         machine = await live_machine(worker.site, world.vm, world.image, facts["accel"], shape)
         if world.operation:
-            await operations.note(worker.site.store, world.operation.key, "resuming the copy", stage="firmware", progress=None)
+            await operations.note(
+                worker.site.store,
+                world.operation.key,
+                "resuming the copy",
+                stage="firmware",
+                progress=None,
+            )
         await steps.start_machine(worker, world.vm, machine, live=True)
     except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
@@ -217,10 +284,13 @@ async def load_live(worker: Server, world: World, _: None) -> None:
         shape = vm.status.runtime.shape
         if run.monitor is None or world.image is None or shape is None:
             raise GuestSilent("QEMU's monitor is not connected")
-        await warm.plug(run.monitor, vm.spec.cpus, 0)  # memory that was plugged is told by the state itself
+        # memory that was plugged is told by the state itself
+        await warm.plug(run.monitor, vm.spec.cpus, 0)
         machine = await live_machine(worker.site, vm, world.image, facts["accel"], shape)
         limit = 60 + vm.spec.memory / SLOWEST
-        await engine.load(run.monitor, warm.state_address(describe(machine)), facts["mapped"], limit)
+        await engine.load(
+            run.monitor, warm.state_address(describe(machine)), facts["mapped"], limit
+        )
         crashpoint("live.after_load")
     except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
@@ -229,7 +299,9 @@ async def load_live(worker: Server, world: World, _: None) -> None:
 
 
 async def renew_live(worker: Server, world: World, _: None) -> None:
-    """Make the guest, which believes to be its source, a machine of its own, before anybody may use it."""
+    """Make the guest, which believes to be its source, a machine of its own, before anybody may use
+    it.
+    """
     run, vm, site = worker.run, world.vm, worker.site
     assert run
     try:
@@ -239,10 +311,17 @@ async def renew_live(worker: Server, world: World, _: None) -> None:
         crashpoint("live.before_renew")
         if run.agent is None:
             raise GuestSilent("the guest agent is gone")
-        outcome = await run.agent.execute(["/bin/sh"], stdin=text, deadline=RENEWAL_LIMIT, slowest=0.05)
+        outcome = await run.agent.execute(
+            ["/bin/sh"], stdin=text, deadline=RENEWAL_LIMIT, slowest=0.05
+        )
         if outcome.status != 0:
-            raise Failed(f"its identity was refused: {printable(identity.complaints(outcome.stdout + outcome.stderr))}")
-        write_whole(worker.paths.known_hosts, known_hosts(alias(vm.id), (facts["host_key_public"],)))
+            raise Failed(
+                "its identity was refused: "
+                f"{printable(identity.complaints(outcome.stdout + outcome.stderr))}"
+            )
+        write_whole(
+            worker.paths.known_hosts, known_hosts(alias(vm.id), (facts["host_key_public"],))
+        )
     except (VirtuaryError, OSError) as error:
         await _fail(worker, world, error)
         return
@@ -273,7 +352,9 @@ def _renewal(site: Site, vm: Vm, facts: dict[str, Any]) -> identity.Renewal:
 
 
 def drop_memory(paths: VmPaths) -> None:
-    """Remove what a live copy came from; it is a machine of its own, and a secret the memory of another one."""
+    """Remove what a live copy came from; it is a machine of its own, and a secret the memory of
+    another one.
+    """
     for path in (paths.state, paths.origin):
         remove(path)
 
@@ -291,7 +372,9 @@ async def _fail(worker: Server, world: World, error: VirtuaryError | OSError) ->
     current = worker.load()
     if current and current.status.runtime and worker.run:
         await steps.kill(worker, replace(world, vm=current), "failed")
-    await copies.end_copy(worker, world, error if isinstance(error, VirtuaryError) else of_system(error))
+    await copies.end_copy(
+        worker, world, error if isinstance(error, VirtuaryError) else of_system(error)
+    )
 
 
 STEPS: dict[str, Effect] = {

@@ -1,4 +1,6 @@
-"""The networks of this host as the documents have them, who is on them, and the ground that they stand on. Makes and changes nothing."""
+"""The networks of this host as the documents have them, who is on them, and the ground that they
+stand on. Makes and changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -37,18 +39,24 @@ class Member(NamedTuple):
 
 
 class Membership:
-    def __init__(self, store: Store, folder: Path, ground: Ground | None = None, uplink: Uplink | None = None) -> None:
+    def __init__(
+        self, store: Store, folder: Path, ground: Ground | None = None, uplink: Uplink | None = None
+    ) -> None:
         self._store, self._folder = store, folder
         self.ground: Ground = ground or Host()
         self.uplink = uplink
         """The way out, where these are a user's own."""
         self.claim: Claim | None = None
-        """Of what only one instance in a network namespace can have; None where nobody else can want it."""
+        """Of what only one instance in a network namespace can have; None where nobody else can
+        want it.
+        """
         self.on_missing: Callable[[str], None] = lambda key: None
         """Called with the key of a network that should be there and is not."""
 
     def take(self) -> Owner | None:
-        """Have the bridges and the packet filter of the host, unless another instance has them: that one."""
+        """Have the bridges and the packet filter of the host, unless another instance has them:
+        that one.
+        """
         return self.claim.take() if self.claim else None
 
     def give_back(self) -> None:
@@ -83,7 +91,9 @@ class Membership:
         return {group.name: Group(group.name, group.spec.rules) for group in found}
 
     def members(self, network_id: str | None = None) -> list[Member]:
-        """The NICs on one of this host's networks, or on all of them, of servers that are not in the trash: where they are now."""
+        """The NICs on one of this host's networks, or on all of them, of servers that are not in
+        the trash: where they are now.
+        """
         present = (vm for vm in every(self._store, Vm) if not vm.meta.deleted and not vm.meta.purge)
         found = (Member(vm, nic) for vm in present for nic in vm.nics if nic.network_id)
         return [member for member in found if network_id in (None, member.nic.network_id)]
@@ -92,7 +102,13 @@ class Membership:
         """Who has which address, and whether they asked for it."""
         taken = {item.mac for item in leases.read(self.folder(network.id))}
         return [
-            Lease(vm=item.vm.name, mac=item.mac, ipv4=item.nic.ipv4, ipv6=item.nic.ipv6, taken=item.mac in taken)
+            Lease(
+                vm=item.vm.name,
+                mac=item.mac,
+                ipv4=item.nic.ipv4,
+                ipv6=item.nic.ipv6,
+                taken=item.mac in taken,
+            )
             for item in self.members(network.id)
         ]
 
@@ -100,7 +116,9 @@ class Membership:
         """The MAC of who has a lease of an IPv4 address, by address."""
         return {item.address: item.mac for item in leases.read(self.folder(network_id)) if item.mac}
 
-    def readiness(self, vm: Vm, boot: str) -> tuple[Literal["ready", "creating", "failed", "gone"], str]:
+    def readiness(
+        self, vm: Vm, boot: str
+    ) -> tuple[Literal["ready", "creating", "failed", "gone"], str]:
         """Whether the networks of a server are there, as its NICs need them."""
         for nic in vm.spec.nics:
             if not nic.network_id:

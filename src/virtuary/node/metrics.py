@@ -1,8 +1,9 @@
-"""What servers and their host use, looked at once a second: newest figures in memory, the past in files. A task beside the workers.
+"""What servers and their host use, looked at once a second: newest figures in memory, the past in
+files. A task beside the workers.
 
-A look reads counters of the kernel and waits for nobody. Only machines that run are looked at; a paused one once, and when none
-runs the host is looked at more seldom. What only QEMU and the guest know is asked beside it (`node/asking.py`). Answers are what was
-last seen, with its age.
+A look reads counters of the kernel and waits for nobody. Only machines that run are looked at; a
+paused one once, and when none runs the host is looked at more seldom. What only QEMU and the guest
+know is asked beside it (`node/asking.py`). Answers are what was last seen, with its age.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
 from virtuary.host.cgroups import VCPUS, group_paths
 from virtuary.host.history import History, open_history, read_history
-from virtuary.host.metrics import HostFiles, HostSample, Meter, Process, Sample, glance, open_process, throttled
+from virtuary.host.metrics import (
+    HostFiles,
+    HostSample,
+    Meter,
+    Process,
+    Sample,
+    glance,
+    open_process,
+    throttled,
+)
 from virtuary.model.network import mac_of, tap_of
 from virtuary.model.usage import (
     HOST_SERIES,
@@ -50,7 +60,9 @@ SLOW = 10
 WATCH_LASTS = 15.0
 """Seconds for which one question of a user counts as watching."""
 COVER_CAP = 10
-"""A look stands for the time since the one before, at most so many seconds: while the daemon was stopped nobody looked."""
+"""A look stands for the time since the one before, at most so many seconds: while the daemon was
+stopped nobody looked.
+"""
 
 
 class Machine:
@@ -93,13 +105,21 @@ class Machine:
     def _count_traffic(self, now: float) -> None:
         """What passed the taps, where it has any: nobody need be asked for it."""
         runtime = self.run.runtime
-        taps = [tap_of(self._vm_id, nic.number) for nic in runtime.nics if nic.number or runtime.network == "tap"]
+        taps = [
+            tap_of(self._vm_id, nic.number)
+            for nic in runtime.nics
+            if nic.number or runtime.network == "tap"
+        ]
         found = [counters for tap in taps if (counters := read_traffic(tap, self._ground.net))]
         if found:
-            self.told.count_traffic(sum(came for came, _ in found), sum(went for _, went in found), now)
+            self.told.count_traffic(
+                sum(came for came, _ in found), sum(went for _, went in found), now
+            )
 
     def _slow(self, now: float) -> None:
-        """What costs more: how long its threads waited for a processor, how long a limit held them, what its network's helper takes."""
+        """What costs more: how long its threads waited for a processor, how long a limit held them,
+        what its network's helper takes.
+        """
         if self.process is None:
             return
         self.waited.read(self.process.waited(), now)
@@ -139,15 +159,20 @@ class Machine:
         told, now = self.told, self.at or 0.0
         memory = told.memory if told.fresh("memory", now) else None
         blocks = (told.reads.rate, told.writes.rate) if told.fresh("blocks", now) else (None, None)
-        traffic = (told.received.rate, told.sent.rate) if told.fresh("traffic", now) else (None, None)
+        traffic = (
+            (told.received.rate, told.sent.rate) if told.fresh("traffic", now) else (None, None)
+        )
         total = memory and self._total(memory)
         values = (
-            self.cpu_rate, self.waited.rate, self.throttled.rate, self.resident, memory and total and max(total - memory.available, 0),
+            self.cpu_rate, self.waited.rate, self.throttled.rate, self.resident,
+            memory and total and max(total - memory.available, 0),
             total, memory and told.swap.rate, self.read.rate, self.written.rate, *blocks, *traffic,
         )  # fmt: skip
         if self.history is None:
             self.history = open_history(self.paths.history, VM_SERIES)
-        self.history.append(wall, covered, [math.nan if value is None else value for value in values])
+        self.history.append(
+            wall, covered, [math.nan if value is None else value for value in values]
+        )
 
     def usage(self, now: float, wall: float) -> dict[str, Any]:
         """Its figures as fields of `Usage`."""
@@ -178,7 +203,9 @@ class Machine:
         }
 
     def _total(self, memory: Memory) -> int:
-        """What the guest's system manages, without what it gave back: that lies in a balloon, which Linux counts as used."""
+        """What the guest's system manages, without what it gave back: that lies in a balloon, which
+        Linux counts as used.
+        """
         given = self.run.size.given if self.run.size else 0
         return memory.total - min(given, memory.total)
 
@@ -212,7 +239,11 @@ class Machine:
     def _network(self, now: float) -> NetworkUsage | None:
         if "traffic" not in self.told.answered:
             return None
-        return NetworkUsage(received=self.told.received.rate, sent=self.told.sent.rate, age=now - self.told.answered["traffic"])
+        return NetworkUsage(
+            received=self.told.received.rate,
+            sent=self.told.sent.rate,
+            age=now - self.told.answered["traffic"],
+        )
 
 
 class HostWatch:
@@ -232,19 +263,38 @@ class HostWatch:
             return
         covered = min(COVER_CAP, max(1, round(now - self.at))) if self.at is not None else 1
         self.seen, self.at = sample, now
-        counters: dict[str, float | None] = {"cpu": sample.cpu, "steal": sample.steal, "iowait": sample.iowait}
+        counters: dict[str, float | None] = {
+            "cpu": sample.cpu,
+            "steal": sample.steal,
+            "iowait": sample.iowait,
+        }
         names = ("disk_read", "disk_written", "disk_reads", "disk_writes")
         counters |= dict(zip(names, sample.disk or (None,) * 4, strict=True))
-        counters |= dict(zip(("network_received", "network_sent"), (sample.network or (None,) * 4)[:2], strict=True))
+        counters |= dict(
+            zip(
+                ("network_received", "network_sent"),
+                (sample.network or (None,) * 4)[:2],
+                strict=True,
+            )
+        )
         counters |= {f"pressure_{name}": seconds for name, seconds in sample.pressure.items()}
         rates = {name: self.meters[name].read(total, now) for name, total in counters.items()}
         if rates["cpu"] is None:
             return
-        values = {**rates, "memory_used": sample.memory - sample.available, "swap_used": sample.swap_used, "vms": running}
+        values = {
+            **rates,
+            "memory_used": sample.memory - sample.available,
+            "swap_used": sample.swap_used,
+            "vms": running,
+        }
         values["pool_used"] = pool_used(pool)
         if self.history is None:
             self.history = open_history(path, HOST_SERIES)
-        self.history.append(wall, covered, [math.nan if (value := values.get(name)) is None else value for name in HOST_SERIES])
+        self.history.append(
+            wall,
+            covered,
+            [math.nan if (value := values.get(name)) is None else value for name in HOST_SERIES],
+        )
 
     def usage(self, now: float, sampling: float) -> HostUsage:
         seen, rate = self.seen, {name: meter.rate for name, meter in self.meters.items()}
@@ -272,9 +322,13 @@ class HostWatch:
             iowait=rate["iowait"],
             available=seen.available,
             swap_used=seen.swap_used,
-            disk=DiskUsage(read=rate["disk_read"], written=rate["disk_written"], reads=rate["disk_reads"], writes=rate["disk_writes"], age=age),
-            network=NetworkUsage(received=rate["network_received"], sent=rate["network_sent"], age=age) if seen.network else None,
-            pressure={name: value for name in names if (value := rate[f"pressure_{name}"]) is not None},
+            disk=DiskUsage(read=rate["disk_read"], written=rate["disk_written"],
+            reads=rate["disk_reads"], writes=rate["disk_writes"], age=age),
+            network=NetworkUsage(received=rate["network_received"], sent=rate["network_sent"],
+            age=age) if seen.network else None,
+            pressure={
+                name: value for name in names if (value := rate[f"pressure_{name}"]) is not None
+            },
             totals=totals,
         )  # fmt: skip
 
@@ -286,7 +340,9 @@ class HostWatch:
 
 
 class Metrics:
-    """The figures of all machines of this host. `runs`: the machines there are just now, by their servers' ids."""
+    """The figures of all machines of this host. `runs`: the machines there are just now, by their
+    servers' ids.
+    """
 
     def __init__(self, site: Site, runs: Callable[[], Iterable[tuple[str, Run]]]) -> None:
         self.site, self._runs = site, runs
@@ -305,7 +361,12 @@ class Metrics:
             async with asyncio.TaskGroup() as group:
                 while True:
                     runs_any = self._look_safely()
-                    begin(group, [machine.told for machine in self._active()], self.watched, self.site.clock)
+                    begin(
+                        group,
+                        [machine.told for machine in self._active()],
+                        self.watched,
+                        self.site.clock,
+                    )
                     await self._pause(PERIOD if runs_any or self.watched else IDLE_PERIOD)
         finally:
             self.close()
@@ -320,7 +381,8 @@ class Metrics:
         """Until the next whole second of that many, or until somebody begins to watch."""
         self._wake.clear()
         left = seconds - self.site.clock.now() % PERIOD
-        left += PERIOD if left < PERIOD / 5 else 0  # a timer that came too early is no reason to look twice
+        # a timer that came too early is no reason to look twice
+        left += PERIOD if left < PERIOD / 5 else 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left):
                 await self._wake.wait()
@@ -336,17 +398,24 @@ class Metrics:
             self.cost += time.thread_time() - began
 
     def look(self) -> bool:
-        """One look at the host and every machine that runs; waits for nobody. Says whether any runs."""
+        """One look at the host and every machine that runs; waits for nobody. Says whether any
+        runs.
+        """
         now, wall = self.site.clock.now(), int(self.site.clock.wall().timestamp())
         runs = dict(self._runs())
         for vm_id in [
-            vm_id for vm_id, machine in self.machines.items() if runs.get(vm_id) is not machine.run or machine.run.ended
+            vm_id
+            for vm_id, machine in self.machines.items()
+            if runs.get(vm_id) is not machine.run or machine.run.ended
         ]:
             self.machines.pop(vm_id).close()
         active = 0
         for vm_id, run in runs.items():
             active += self._look_at(vm_id, run, now, wall)
-        self._kept("the host", lambda: self.host.look(now, wall, active, self.site.paths.history, self.site.paths.vms))
+        self._kept(
+            "the host",
+            lambda: self.host.look(now, wall, active, self.site.paths.history, self.site.paths.vms),
+        )
         return active > 0
 
     def _look_at(self, vm_id: str, run: Run, now: float, wall: int) -> bool:
@@ -406,15 +475,22 @@ class Metrics:
             figures = machine.usage(self.site.clock.now(), self.site.clock.wall().timestamp())
         shares = tuple(_share(nic) for nic in spec.get("nics", ()) if nic["network_id"])
         return Usage(
-            id=meta["id"], name=meta["name"], state=state, cpus=spec["cpus"], memory=spec["memory"], nics=shares, **figures
+            id=meta["id"], name=meta["name"], state=state, cpus=spec["cpus"], memory=spec["memory"],
+            nics=shares, **figures
         )  # fmt: skip
 
     def host_usage(self) -> HostUsage:
         return self.host.usage(self.site.clock.now(), self.cost)
 
     async def history(self, vm_id: str | None, resolution: str, since: int = 0) -> list[Point]:
-        """The past of a server, or of the host (None), oldest first. Read in a thread: months of it take milliseconds."""
-        path, series = (self.site.paths.vm(vm_id).history, VM_SERIES) if vm_id else (self.site.paths.history, HOST_SERIES)
+        """The past of a server, or of the host (None), oldest first. Read in a thread: months of it
+        take milliseconds.
+        """
+        path, series = (
+            (self.site.paths.vm(vm_id).history, VM_SERIES)
+            if vm_id
+            else (self.site.paths.history, HOST_SERIES)
+        )
         now = int(self.site.clock.wall().timestamp())
         return await asyncio.to_thread(read_history, path, series, resolution, since, now)
 

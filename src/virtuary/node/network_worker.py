@@ -1,4 +1,6 @@
-"""A network of this host, made true: its bridge, its dnsmasq, its way out; and made again when somebody took them away."""
+"""A network of this host, made true: its bridge, its dnsmasq, its way out; and made again when
+somebody took them away.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from virtuary.base.errors import Conflict, Failed, HostLacks, VirtuaryError
 from virtuary.base.log import say
 from virtuary.base.proc import identify
 from virtuary.model.network import MAX_MTU, MIN_MTU, USUAL_MTU, Network, name_of, tap_of
-from virtuary.network import bridge, changes, dhcp, external, physical, shaping
+from virtuary.network import bridge, changes, dhcp, external, link, physical, shaping
 from virtuary.network.routes import find_mtu
 from virtuary.node import hindrances
 from virtuary.node.bandwidth import Shaper
@@ -25,8 +27,13 @@ from virtuary.node.site import Site
 
 logger = logging.getLogger("virtuary.networks")
 LOOK, BLIND_LOOK = 300.0, 10.0
-"""Seconds between two looks at bridges and dnsmasq where changes of them are heard, and where they are not."""
-NO_IPV6 = "IPv6 is switched off on this host (sysctl net.ipv6.conf.all.disable_ipv6): servers have IPv4 alone"
+"""Seconds between two looks at bridges and dnsmasq where changes of them are heard, and where they
+are not.
+"""
+NO_IPV6 = (
+    "IPv6 is switched off on this host (sysctl net.ipv6.conf.all.disable_ipv6): "
+    "servers have IPv4 alone"
+)
 SETTLE = 0.1
 """Seconds after a change until it is looked at: more follow it at once."""
 declare(
@@ -82,12 +89,21 @@ class NetworkWorker:
             self._serving.let_go()
 
     async def _make(self, network: Network) -> None:
-        """Everything as it shall be; repeats harmlessly, and costs little when it is. Raises HostLacks while another instance has the networks."""
+        """Everything as it shall be; repeats harmlessly, and costs little when it is. Raises
+        HostLacks while another instance has the networks.
+        """
         if other := self.networks.take():
-            raise HostLacks(f"{other} has the networks of this host", "--network user needs none of them")
+            raise HostLacks(
+                f"{other} has the networks of this host", "--network user needs none of them"
+            )
         spec, name, here = network.spec, network.bridge, network
         now, heard = self.site.clock.now(), self.networks.changes
-        look = now - self._looked >= self._pace or heard != self._heard or network.status.state != "ready" or not self._looked
+        look = (
+            now - self._looked >= self._pace
+            or heard != self._heard
+            or network.status.state != "ready"
+            or not self._looked
+        )
         if spec.kind == "bridge":
             name = await self._join(network)
             here = network.but(status=network.status.but(mtu=bridge.read_mtu(name)))
@@ -97,14 +113,20 @@ class NetworkWorker:
             lengths = (here.spec.ipv4, here.spec.ipv6)
             own = zip(here.gateways, (net.partition("/")[2] for net in lengths if net), strict=True)
             addresses = [f"{address}/{length}" for address, length in own]
-            await self.ground.call(bridge.ensure_bridge, name, addresses, look=look, mtu=here.status.mtu)
+            await self.ground.call(
+                bridge.ensure_bridge, name, addresses, look=look, mtu=here.status.mtu
+            )
         await self._keep_taps(here, name)
         crashpoint("network.after_bridge")
         await self._lead_in(network)
-        started = None if spec.kind == "bridge" else await self._serving.keep(here, self._reservations(here), self.site.boot)
+        started = (
+            None
+            if spec.kind == "bridge"
+            else await self._serving.keep(here, self._reservations(here), self.site.boot)
+        )
         if network.status.state != "ready" or network.status.bridge != name:
             await self.networks.rules.apply()
-        speed = shaping.measure_link(name) if spec.kind == "bridge" else None
+        speed = link.measure_link(name) if spec.kind == "bridge" else None
         network = network.but(status=network.status.but(speed=speed, mtu=here.status.mtu))
         members = self.networks.members(network.id)
         gaps = (
@@ -127,7 +149,9 @@ class NetworkWorker:
         )
         crashpoint("network.after_record")
 
-    async def _hindered(self, network: Network, members: list[Member], *, look: bool) -> tuple[str, ...]:
+    async def _hindered(
+        self, network: Network, members: list[Member], *, look: bool
+    ) -> tuple[str, ...]:
         """What on this host is in the way of it, as it was looked at last."""
         if look:
             own = [address for _, nic in members for address in (nic.ipv4, nic.ipv6) if address]
@@ -135,18 +159,28 @@ class NetworkWorker:
         return self._in_the_way
 
     async def _as_here(self, network: Network) -> Network:
-        """The network as this host can have it: with packets that pass its way out, and without IPv6 where that is switched off."""
-        out = await self.ground.call(find_mtu) if network.spec.kind == "nat" and not network.spec.mtu else None
+        """The network as this host can have it: with packets that pass its way out, and without
+        IPv6 where that is switched off.
+        """
+        out = (
+            await self.ground.call(find_mtu)
+            if network.spec.kind == "nat" and not network.spec.mtu
+            else None
+        )
         mtu = network.spec.mtu or min(max(out or USUAL_MTU, MIN_MTU), MAX_MTU)
         has_six = network.spec.ipv6 is None or await self.ground.call(bridge.has_ipv6)
         spec = network.spec if has_six else network.spec.but(ipv6=None)
         return network.but(spec=spec, status=network.status.but(mtu=mtu))
 
     async def _join(self, network: Network) -> str:
-        """The bridge of the physical network; how its interface was before is written down first."""
+        """The bridge of the physical network; how its interface was before is written down
+        first.
+        """
         interface = physical.real_name(network.spec.interface or "")
         if network.status.was_up is None or network.status.boot_id != self.site.boot:
-            if fault := physical.find_fault(interface, network.bridge, tagged=network.spec.vlan is not None):
+            if fault := physical.find_fault(
+                interface, network.bridge, tagged=network.spec.vlan is not None
+            ):
                 raise Failed(*fault)
             if physical.master_of(interface) != network.bridge:
                 await self._record(was_up=physical.is_up(interface))
@@ -155,14 +189,23 @@ class NetworkWorker:
     def _reservations(self, network: Network) -> list[dhcp.Reservation]:
         return [
             dhcp.Reservation(
-                name_of(item.vm.name, item.nic.number), item.mac, item.nic.ipv4, item.nic.ipv6 if network.spec.ipv6 else None
+                name_of(item.vm.name, item.nic.number),
+                item.mac,
+                item.nic.ipv4,
+                item.nic.ipv6 if network.spec.ipv6 else None,
             )
             for item in self.networks.members(network.id)
         ]
 
     async def _keep_taps(self, network: Network, name: str) -> None:
-        """Every tap that is there on the bridge, as it shall be; one whose machine ends meanwhile is no failure of the network."""
-        taps = [member.tap for member in self.networks.members(network.id) if bridge.is_there(member.tap, self.ground.net)]
+        """Every tap that is there on the bridge, as it shall be; one whose machine ends meanwhile
+        is no failure of the network.
+        """
+        taps = [
+            member.tap
+            for member in self.networks.members(network.id)
+            if bridge.is_there(member.tap, self.ground.net)
+        ]
         if taps:
             await self.ground.call(
                 bridge.keep_taps,
@@ -174,7 +217,9 @@ class NetworkWorker:
             )
 
     def _cut_off(self, members: Iterable[Member]) -> Iterator[str]:
-        """Servers that run on a namespace which was lost, with all that served it: nothing leads there any more."""
+        """Servers that run on a namespace which was lost, with all that served it: nothing leads
+        there any more.
+        """
         for vm, nic in members if self.ground.private else ():
             runtime = vm.status.runtime
             if runtime is None or nic.number not in {plugged.number for plugged in runtime.nics}:
@@ -185,14 +230,26 @@ class NetworkWorker:
 
     def _unpublished(self, members: Iterable[Member]) -> Iterator[str]:
         """Ports that could not be led in."""
-        faults = self.networks.uplink.faults if self.networks.uplink else self.networks.rules.unpublished
+        faults = (
+            self.networks.uplink.faults if self.networks.uplink else self.networks.rules.unpublished
+        )
         for vm in {member.vm.id: member.vm for member in members}.values() if faults else ():
             places = (f"{port.protocol}:{port.address}:{port.host}" for port in vm.spec.publish)
-            yield from (f"{place} of {vm.name} is not published: {faults[place]}" for place in places if place in faults)
+            yield from (
+                f"{place} of {vm.name} is not published: {faults[place]}"
+                for place in places
+                if place in faults
+            )
 
     async def _lead_in(self, network: Network) -> None:
-        """The addresses outside that lead to its servers: written down before they are there, so that none is ever left."""
-        wanted = [address for member in self.networks.members(network.id) for address in member.nic.external]
+        """The addresses outside that lead to its servers: written down before they are there, so
+        that none is ever left.
+        """
+        wanted = [
+            address
+            for member in self.networks.members(network.id)
+            for address in member.nic.external
+        ]
         known = network.status.external
         if not wanted and not known:
             return
@@ -207,11 +264,19 @@ class NetworkWorker:
 
     async def _record(self, **changes: Any) -> None:
         current = self.networks.load(self.network_id)
-        if current is None or all(getattr(current.status, field) == value for field, value in changes.items()):
+        if current is None or all(
+            getattr(current.status, field) == value for field, value in changes.items()
+        ):
             return
         changed = current.but(status=current.status.but(**changes))
         await self.site.store.txn({self.key: current.meta.revision}, {self.key: changed.dump()})
-        say(logger, "network", network=current.name, state=changed.status.state, bridge=changed.status.bridge)
+        say(
+            logger,
+            "network",
+            network=current.name,
+            state=changed.status.state,
+            bridge=changed.status.bridge,
+        )
 
     async def _forget(self, network: Network) -> None:
         """Remove every trace of it; its document last."""
@@ -220,14 +285,19 @@ class NetworkWorker:
         await self.ground.call(shaping.remove, network.status.bridge or network.bridge)
         if spec.interface:
             await physical.leave(
-                physical.real_name(spec.interface), network.bridge, vlan_of(network), was_up=network.status.was_up is not False
+                physical.real_name(spec.interface),
+                network.bridge,
+                vlan_of(network),
+                was_up=network.status.was_up is not False,
             )
         await external.take_away(network.status.external)
         await self.ground.call(bridge.remove_bridge, network.bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
         await self.networks.rules.apply()
         crashpoint("network.after_remove")
-        await self.site.store.txn({self.key: network.meta.revision}, {}, [self.key, f"network-name/{network.name}"])
+        await self.site.store.txn(
+            {self.key: network.meta.revision}, {}, [self.key, f"network-name/{network.name}"]
+        )
 
 
 def vlan_of(network: Network) -> str:

@@ -1,4 +1,6 @@
-"""What a server's NICs lead to, and the steps by which those besides the first are plugged in and out while it runs."""
+"""What a server's NICs lead to, and the steps by which those besides the first are plugged in and
+out while it runs.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,11 @@ def behind(site: Site, vm: Vm, way: tuple[str, int | None]) -> Served | Plugged 
 
 
 def plugging(world: World) -> Step | None:
-    """A NIC that is wished and not there, or there and not so wished: those besides the first. Pure.
+    """A NIC that is wished and not there, or there and not so wished: those besides the first.
+    Pure.
 
-    All that go are taken out before any is plugged in, which may be given an address that one of them had.
+    All that go are taken out before any is plugged in, which may be given an address that one of
+    them had.
     """
     runtime = world.vm.status.runtime
     if world.process != "alive" or runtime is None or not world.connected or runtime.end:
@@ -66,13 +70,19 @@ def plugging(world: World) -> Step | None:
 
 
 async def plug_nic(worker: Server, world: World, nic: Nic) -> None:
-    """Give the machine one more NIC; its guest sees it appear. What fails is tried again: a server is not stopped for it."""
+    """Give the machine one more NIC; its guest sees it appear. What fails is tried again: a server
+    is not stopped for it.
+    """
     try:
         await _plug(worker, world.vm, nic)
     except OSError as error:
         raise PeerAway(f"NIC {nic.number} can't be plugged: {error.strerror}") from error
     except VirtuaryError as error:
-        raise error if error.retry else PeerAway(f"NIC {nic.number} can't be plugged: {error.sentence}") from error
+        raise (
+            error
+            if error.retry
+            else PeerAway(f"NIC {nic.number} can't be plugged: {error.sentence}")
+        ) from error
 
 
 async def _plug(worker: Server, vm: Vm, nic: Nic) -> None:
@@ -91,7 +101,9 @@ async def _plug(worker: Server, vm: Vm, nic: Nic) -> None:
 
 
 async def unplug_nic(worker: Server, world: World, number: int) -> None:
-    """Take a NIC from the machine, when its guest lets go of it. Raises GuestSilent when it does not."""
+    """Take a NIC from the machine, when its guest lets go of it. Raises GuestSilent when it does
+    not.
+    """
     vm = world.vm
     assert vm.status.runtime
     try:

@@ -1,4 +1,6 @@
-"""What one host does: a worker for each of its servers and images, woken by the store's changes; housekeeping beside them."""
+"""What one host does: a worker for each of its servers and images, woken by the store's changes;
+housekeeping beside them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from virtuary.images.partial import drop_abandoned
 from virtuary.jail.resolver import RESOLVER
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
-from virtuary.node import copies, templates, turns
+from virtuary.node import copies, template_budget, turns
 from virtuary.node.addresses import keep_addresses
 from virtuary.node.images import ImageWorker
 from virtuary.node.keeper import Keeper
@@ -57,7 +59,9 @@ class Node:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.metrics = Metrics(site, self._runs)
         self.keeper = Keeper(
-            site, lambda: (worker for worker in self.workers.values() if isinstance(worker, Worker)), self.metrics
+            site,
+            lambda: (worker for worker in self.workers.values() if isinstance(worker, Worker)),
+            self.metrics,
         )
 
     async def start(self) -> None:
@@ -92,7 +96,9 @@ class Node:
                 group.create_task(self.site.networks.rules.keep())
                 group.create_task(keep_addresses(self.site.networks.addresses, self._wake))
                 group.create_task(RESOLVER.keep())
-                group.create_task(keep_listening(self.site.networks, lambda: self._wake_all("network/")))
+                group.create_task(
+                    keep_listening(self.site.networks, lambda: self._wake_all("network/"))
+                )
         finally:
             for task in self._tasks.values():
                 task.cancel()
@@ -107,7 +113,11 @@ class Node:
 
     def _runs(self) -> Iterator[tuple[str, Run]]:
         """The machines there are, by their servers' ids."""
-        return ((worker.vm_id, worker.run) for worker in self.workers.values() if isinstance(worker, Worker) and worker.run)
+        return (
+            (worker.vm_id, worker.run)
+            for worker in self.workers.values()
+            if isinstance(worker, Worker) and worker.run
+        )
 
     async def _follow(self) -> None:
         store = self.site.store
@@ -175,15 +185,18 @@ class Node:
         await turns.shut_down(self.site, self._wake, tell)
 
     async def _keep_house(self) -> None:
-        """Empty the trash after seven days; forget old operations and idempotency keys; keep templates current and few; remove layers nobody needs and
-        downloads nobody goes on with."""
+        """Empty the trash after seven days; forget old operations and idempotency keys; keep
+        templates current and few; remove layers nobody needs and downloads nobody goes on with.
+        """
         while True:
             with contextlib.suppress(VirtuaryError):
                 await describe_host(self.site)
-                await templates.renew(self.site)
-                await templates.keep_budget(self.site)
+                await template_budget.renew(self.site)
+                await template_budget.keep_budget(self.site)
                 copies.drop_layers(self.site)
-                drop_abandoned(self.site.paths.downloads, (self.site.clock.wall() - PARTIAL_LIFE).timestamp())
+                drop_abandoned(
+                    self.site.paths.downloads, (self.site.clock.wall() - PARTIAL_LIFE).timestamp()
+                )
                 await self._empty_trash()
                 await self._forget_operations()
             await self.site.clock.sleep(HOUSEKEEPING)
@@ -191,18 +204,31 @@ class Node:
     async def _empty_trash(self) -> None:
         for record in self.site.store.list("vm/").records:
             vm = Vm.load(record.value, record.revision)
-            if vm.meta.deleted and not vm.meta.purge and self.site.clock.wall() - vm.meta.deleted > TRASH_LIFE:
+            if (
+                vm.meta.deleted
+                and not vm.meta.purge
+                and self.site.clock.wall() - vm.meta.deleted > TRASH_LIFE
+            ):
                 changed = vm.but(meta=vm.meta.but(purge=True))
                 await self.site.store.txn({vm.key: record.revision}, {vm.key: changed.dump()})
 
     async def _forget_operations(self) -> None:
         store = self.site.store
-        every = [Operation.load(record.value, record.revision) for record in store.list("operation/").records]
-        over = sorted((item for item in every if item.ended), key=lambda item: item.meta.created)[:-KEPT_OPERATIONS]
+        every = [
+            Operation.load(record.value, record.revision)
+            for record in store.list("operation/").records
+        ]
+        over = sorted((item for item in every if item.ended), key=lambda item: item.meta.created)[
+            :-KEPT_OPERATIONS
+        ]
         if over:
             await store.txn({}, {}, [item.key for item in over])
         limit = (self.site.clock.wall() - timedelta(hours=24)).isoformat()
-        old = [record.key for record in store.list("idempotency/").records if record.value[:26] < limit.encode()[:26]]
+        old = [
+            record.key
+            for record in store.list("idempotency/").records
+            if record.value[:26] < limit.encode()[:26]
+        ]
         if old:
             await store.txn({}, {}, old)
 

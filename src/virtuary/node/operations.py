@@ -1,4 +1,6 @@
-"""Notes on an operation: begun, stage, progress, log line, end. Each is one small transaction on its own document."""
+"""Notes on an operation: begun, stage, progress, log line, end. Each is one small transaction on
+its own document.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,35 @@ def load(store: Store, key: str) -> Operation | None:
 
 def open_operations(store: Store, target: str | None = None) -> list[Operation]:
     """Operations that have not ended, oldest first; those on `target` only, if named."""
-    found = [record for record in store.list("operation/").records if Operation.looks_open(record.value, target)]
-    return sorted((Operation.load(record.value, record.revision) for record in found), key=lambda item: item.meta.created)
+    found = [
+        record
+        for record in store.list("operation/").records
+        if Operation.looks_open(record.value, target)
+    ]
+    return sorted(
+        (Operation.load(record.value, record.revision) for record in found),
+        key=lambda item: item.meta.created,
+    )
 
 
 def open_about(store: Store, key: str) -> tuple[list[Operation], list[Operation]]:
     """Operations on this server that have not ended, and those that copy it; each oldest first."""
     mark = f'"source":"{key.partition("/")[2]}"'.encode()
-    every = [record for record in store.list("operation/").records if Operation.looks_open(record.value)]
+    every = [
+        record for record in store.list("operation/").records if Operation.looks_open(record.value)
+    ]
     found = [
-        Operation.load(record.value, record.revision) for record in every if key.encode() in record.value or mark in record.value
+        Operation.load(record.value, record.revision)
+        for record in every
+        if key.encode() in record.value or mark in record.value
     ]
     found.sort(key=lambda item: item.meta.created)
     on = [item for item in found if item.spec.target == key]
-    return on, [item for item in found if item.spec.kind == "copy" and item.spec.params.get("source") == key.partition("/")[2]]
+    return on, [
+        item
+        for item in found
+        if item.spec.kind == "copy" and item.spec.params.get("source") == key.partition("/")[2]
+    ]
 
 
 def noted(operation: Operation, text: str | None = None, **changes: Any) -> Operation:
@@ -46,16 +63,28 @@ def noted(operation: Operation, text: str | None = None, **changes: Any) -> Oper
     return operation.but(status=operation.status.but(**changes))
 
 
-def finished(operation: Operation, error: VirtuaryError | None = None, cancelled: bool = False) -> Operation:
+def finished(
+    operation: Operation, error: VirtuaryError | None = None, cancelled: bool = False
+) -> Operation:
     """The operation at its end. Pure."""
     phase = "cancelled" if cancelled else "failed" if error else "done"
     problem = error.problem() if error else None
     why = operation.status.why if error else ""
-    return noted(operation, error.sentence if error else None, phase=phase, error=problem, ended=utcnow(), progress=None, why=why)
+    return noted(
+        operation,
+        error.sentence if error else None,
+        phase=phase,
+        error=problem,
+        ended=utcnow(),
+        progress=None,
+        why=why,
+    )
 
 
 async def write(store: Store, key: str, change: Any) -> Operation | None:
-    """Apply `change(operation)` to the stored operation, again after a conflict; None when it is gone or has ended."""
+    """Apply `change(operation)` to the stored operation, again after a conflict; None when it is
+    gone or has ended.
+    """
     while True:
         operation = load(store, key)
         if operation is None or operation.ended:
@@ -82,7 +111,9 @@ async def note(store: Store, key: str, *texts: str, **changes: Any) -> None:
 
 
 def reporter(store: Store, key: str | None) -> Callable[[str, float | None], None]:
-    """Notes a text and a share on the operation, at most four times a second; it never waits. For nobody when there is none."""
+    """Notes a text and a share on the operation, at most four times a second; it never waits. For
+    nobody when there is none.
+    """
     loop = asyncio.get_running_loop()
     last: dict[str, Any] = {"at": 0.0, "task": None}
 
@@ -99,5 +130,7 @@ def reporter(store: Store, key: str | None) -> Callable[[str, float | None], Non
     return report
 
 
-async def finish(store: Store, key: str, error: VirtuaryError | None = None, cancelled: bool = False) -> None:
+async def finish(
+    store: Store, key: str, error: VirtuaryError | None = None, cancelled: bool = False
+) -> None:
     await write(store, key, lambda operation: finished(operation, error, cancelled))

@@ -1,7 +1,9 @@
-"""What this host does next about one server. Pure: a world goes in, the next step comes out; None means wait.
+"""What this host does next about one server. Pure: a world goes in, the next step comes out; None
+means wait.
 
-A tuple of small planners, the first answer wins. Boot, recovery after a crash, shutdown and deletion are rows of the same
-function. Steps are idempotent, so a crash between any two of them is just another look.
+A tuple of small planners, the first answer wins. Boot, recovery after a crash, shutdown and
+deletion are rows of the same function. Steps are idempotent, so a crash between any two of them is
+just another look.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 
 from virtuary.model.operation import STARTS
 from virtuary.model.vm import NO_CLOUD_INIT, State, Vm
+from virtuary.node.birth import never_handed_out, unborn, undecided
 from virtuary.node.nics import plugging
 from virtuary.node.slow import explaining
 from virtuary.node.tuning import follows, shortfall, tuned, tuning
@@ -58,7 +61,9 @@ def plan(me: str, world: World) -> Step | None:
 
 
 def cancelling(world: World) -> Step | None:
-    """A cancelled start is undone: the server is stopped, and removed if it was never there before."""
+    """A cancelled start is undone: the server is stopped, and removed if it was never there
+    before.
+    """
     operation = world.operation
     if not operation or not operation.spec.cancel:
         return None
@@ -77,14 +82,24 @@ def removal(world: World) -> Step | None:
 
 
 def ended(world: World) -> Step | None:
-    """A process that is over: note why, clean up, and let the restart policy decide what is wished now."""
+    """A process that is over: note why, clean up, and let the restart policy decide what is wished
+    now.
+    """
     runtime = world.vm.status.runtime
     if world.process == "stray":
         return Step("end_stray")
     if runtime and world.process == "absent":
-        return Step("drop_copy", why_unborn(world)) if unborn(world.vm) else Step("collect", after_end(world))
+        return (
+            Step("drop_copy", why_unborn(world))
+            if unborn(world.vm)
+            else Step("collect", after_end(world))
+        )
     if world.process != "alive" or runtime is None or runtime.end:
-        return Step("kill", runtime.end) if world.process == "alive" and runtime and runtime.end else None
+        return (
+            Step("kill", runtime.end)
+            if world.process == "alive" and runtime and runtime.end
+            else None
+        )
     if world.qemu == "shutdown":  # by its own hand, or because we asked
         return Step("kill", why_shut_down(world))
     if world.qemu in ("guest-panicked", "internal-error"):
@@ -100,7 +115,9 @@ def why_shut_down(world: World) -> str:
 
 
 OWN_DEFECTS = (-signal.SIGABRT, -signal.SIGSEGV)
-"""How a QEMU ends by a defect of its own. One with several emulated processors meets an assertion (iotlb_to_section) now and then."""
+"""How a QEMU ends by a defect of its own. One with several emulated processors meets an assertion
+(iotlb_to_section) now and then.
+"""
 
 
 class End(NamedTuple):
@@ -113,7 +130,9 @@ class End(NamedTuple):
 
 
 def after_end(world: World) -> End:
-    """Judge the end of a process by why it was ended, the restart policy and the recent crashes. Pure."""
+    """Judge the end of a process by why it was ended, the restart policy and the recent crashes.
+    Pure.
+    """
     runtime, spec = world.vm.status.runtime, world.vm.spec
     assert runtime
     why = runtime.end
@@ -126,27 +145,27 @@ def after_end(world: World) -> End:
     if why == "shutdown":
         again = spec.restart_policy == "always" and spec.power != "stopped"
         return End("stopped", "the guest shut itself down", False, again)
-    if why == "cold" or never_handed_out(world.vm):  # a copy that failed on the way is no crash of the server's: it boots instead
+    # a copy that failed on the way is no crash of the server's: it boots instead
+    if why == "cold" or never_handed_out(world.vm):
         return End("stopped", None, False, spec.power != "stopped")
     reason = crash_reason(world)
     recent = [crash for crash in world.vm.status.crashes if world.wall - crash.at < CRASH_WINDOW]
-    again = spec.restart_policy in ("always", "on-failure") and spec.power != "stopped" and len(recent) + 1 < CRASH_LIMIT
-    if world.vm.status.state == "starting" and world.exit_status in OWN_DEFECTS and not recent and spec.power != "stopped":
-        return End("crashed", f"{reason}; it is started once more", True, True)  # nobody has used it yet
+    again = (
+        spec.restart_policy in ("always", "on-failure")
+        and spec.power != "stopped"
+        and len(recent) + 1 < CRASH_LIMIT
+    )
+    if (
+        world.vm.status.state == "starting"
+        and world.exit_status in OWN_DEFECTS
+        and not recent
+        and spec.power != "stopped"
+    ):
+        # nobody has used it yet
+        return End("crashed", f"{reason}; it is started once more", True, True)
     if not again and spec.restart_policy != "no" and len(recent) + 1 >= CRASH_LIMIT:
         reason += f"; not restarted, because it crashed {CRASH_LIMIT} times within 10 minutes"
     return End("crashed", reason, True, again)
-
-
-def never_handed_out(vm: Vm) -> bool:
-    """Whether this run resumed a copy that has not become a machine of its own: nobody may have used it. Pure."""
-    runtime = vm.status.runtime
-    return runtime is not None and (runtime.template is not None or runtime.live) and vm.status.identity is None
-
-
-def unborn(vm: Vm) -> bool:
-    """Whether this is a live copy that is no machine of its own yet: it becomes one in its first run, or it is nothing. Pure."""
-    return vm.spec.origin is not None and vm.spec.origin.mode == "live" and vm.status.identity is None
 
 
 def why_unborn(world: World) -> str:
@@ -164,7 +183,12 @@ def why_unborn(world: World) -> str:
 def crash_reason(world: World) -> str:
     runtime = world.vm.status.runtime
     assert runtime
-    if runtime.boot_id and world.exit_status is None and not world.last_words and runtime.end is None:
+    if (
+        runtime.boot_id
+        and world.exit_status is None
+        and not world.last_words
+        and runtime.end is None
+    ):
         return "QEMU ended while nobody watched (the host was restarted, or the process was killed)"
     if runtime.end == "panic":
         return "the guest's kernel panicked"
@@ -172,7 +196,11 @@ def crash_reason(world: World) -> str:
         return f"QEMU ended: {runtime.end}"
     how = ""
     if world.exit_status is not None:
-        how = f"killed by signal {-world.exit_status}" if world.exit_status < 0 else f"exit status {world.exit_status}"
+        how = (
+            f"killed by signal {-world.exit_status}"
+            if world.exit_status < 0
+            else f"exit status {world.exit_status}"
+        )
     return "QEMU died: " + (_plain(world.last_words) or how or "it said nothing")
 
 
@@ -188,9 +216,15 @@ def tidying(world: World) -> Step | None:
 
 
 def copying(world: World) -> Step | None:
-    """As a source: give the copy that waits longest what it is made of, or tell it why not. And end what a copy left behind."""
+    """As a source: give the copy that waits longest what it is made of, or tell it why not. And end
+    what a copy left behind.
+    """
     vm = world.vm
-    if world.process == "alive" and world.connected and world.qemu in ("finish-migrate", "postmigrate"):
+    if (
+        world.process == "alive"
+        and world.connected
+        and world.qemu in ("finish-migrate", "postmigrate")
+    ):
         return Step("end_save")
     if not world.copies or vm.meta.deleted or not vm.status.disk_ready:
         return None
@@ -202,10 +236,16 @@ def copying(world: World) -> Step | None:
             return Step("refuse_copy", (copy, why))
         return Step("save_live", copy) if world.connected and "agent" in world.signals else None
     if world.process == "alive":
-        return Step("refuse_copy", (copy, f"{vm.name} runs")) if vm.spec.power != "stopped" else None
+        return (
+            Step("refuse_copy", (copy, f"{vm.name} runs")) if vm.spec.power != "stopped" else None
+        )
     if world.process == "absent" and "disk" not in world.files:
         return Step("refuse_copy", (copy, f"the disk of {vm.name} is gone"))
-    return Step("share_disk" if origin.mode == "overlay" else "convert_disk", copy) if world.process == "absent" else None
+    return (
+        Step("share_disk" if origin.mode == "overlay" else "convert_disk", copy)
+        if world.process == "absent"
+        else None
+    )
 
 
 def no_live_source(world: World) -> str | None:
@@ -221,14 +261,27 @@ def no_live_source(world: World) -> str | None:
 
 
 def stopping(world: World) -> Step | None:
-    """Stop what should not run: ask the guest, ask again, and at the end of its time pull the plug."""
+    """Stop what should not run: ask the guest, ask again, and at the end of its time pull the
+    plug.
+    """
     vm = world.vm
     leaving = world.leaving and vm.spec.power != "stopped"
     if world.process != "alive" or not (vm.spec.power == "stopped" or world.restart_due or leaving):
         return None
-    why = "host" if leaving else "restart" if world.restart_due and vm.spec.power != "stopped" else "stop"
-    params = world.operation.spec.params if world.operation and world.operation.spec.kind in ("stop", "restart", "delete") else {}
-    unheard = world.qemu in ("prelaunch", "inmigrate") or never_handed_out(vm)  # a guest that never ran can't be asked
+    why = (
+        "host"
+        if leaving
+        else "restart"
+        if world.restart_due and vm.spec.power != "stopped"
+        else "stop"
+    )
+    params = (
+        world.operation.spec.params
+        if world.operation and world.operation.spec.kind in ("stop", "restart", "delete")
+        else {}
+    )
+    # a guest that never ran can't be asked
+    unheard = world.qemu in ("prelaunch", "inmigrate") or never_handed_out(vm)
     left = world.operation is None and vm.status.state == "starting"  # by a start that failed
     off = leaving and vm.spec.on_host_shutdown == "off"
     if params.get("force") or unheard or left or off:
@@ -254,14 +307,22 @@ def preparing(world: World) -> Step | None:
         return Step("fail", f"the image {vm.spec.image} could not be made: {image.status.reason}")
     if image.status.state != "ready":
         return Step("follow_image") if world.operation else None
-    if vm.spec.user_data and not image.status.cloud_init and not vm.status.disk_ready and vm.spec.origin is None:
+    if (
+        vm.spec.user_data
+        and not image.status.cloud_init
+        and not vm.status.disk_ready
+        and vm.spec.origin is None
+    ):
         return Step("fail", NO_CLOUD_INIT.format(image=vm.spec.image))
     if not vm.status.disk_ready:
         return Step("make_disk" if vm.spec.origin is None else "stand_on_layer")
     if undecided(vm) and vm.spec.power != "stopped":
         return Step("make_disk")
-    if "disk" not in world.files:  # never made anew: an empty disk in the place of a lost one would hide the loss
-        return Step("fail", f"the disk of {vm.name} is gone") if vm.spec.power != "stopped" else None
+    # never made anew: an empty disk in the place of a lost one would hide the loss
+    if "disk" not in world.files:
+        return (
+            Step("fail", f"the disk of {vm.name} is gone") if vm.spec.power != "stopped" else None
+        )
     if vm.spec.power != "stopped" and world.waits:
         return None
     if vm.spec.power != "stopped" and world.network[0] != "ready":
@@ -270,7 +331,10 @@ def preparing(world: World) -> Step | None:
     if unborn(vm):
         if vm.spec.power == "stopped" or "state" not in world.files:
             return Step(
-                "drop_copy", why_unborn(world) if vm.spec.power == "stopped" else "the memory it was to go on with is gone"
+                "drop_copy",
+                why_unborn(world)
+                if vm.spec.power == "stopped"
+                else "the memory it was to go on with is gone",
             )
         return Step("start_live")
     if vm.spec.power == "stopped":
@@ -285,18 +349,14 @@ def preparing(world: World) -> Step | None:
 
 
 def waited_too_long(world: World) -> bool:
-    """Whether somebody who asked for a start is to be told that its network does not come; a server that starts by itself waits on. Pure."""
+    """Whether somebody who asked for a start is to be told that its network does not come; a server
+    that starts by itself waits on. Pure.
+    """
     operation = world.operation
     if world.network[0] != "failed" or operation is None or operation.spec.kind not in STARTS:
         return False
     asked = (world.wall - operation.meta.created).total_seconds()
     return min(asked, world.network_failing) >= NETWORK_LIMIT
-
-
-def undecided(vm: Vm) -> bool:
-    """Whether it was created without being started: only now is it known whether its first start is warm. Its disk is unused. Pure."""
-    status = vm.status
-    return not (status.applied or status.template or status.cold or status.layers or vm.spec.origin)
 
 
 def forsaken(world: World) -> str | None:
@@ -313,14 +373,23 @@ def forsaken(world: World) -> str | None:
 def running(world: World) -> Step | None:
     """Make a living machine do what is wished: network, release, identity, pause and resume."""
     vm, runtime = world.vm, world.vm.status.runtime
-    if world.process != "alive" or runtime is None or not world.connected or vm.spec.power == "stopped" or world.restart_due:
+    if (
+        world.process != "alive"
+        or runtime is None
+        or not world.connected
+        or vm.spec.power == "stopped"
+        or world.restart_due
+    ):
         return None
     if runtime.network in ("passt", "qemu-user") and not world.network_alive and not unborn(vm):
-        return Step("start_network")  # a live copy is heard by nobody as long as it takes itself for its source
+        # a live copy is heard by nobody as long as it takes itself for its source
+        return Step("start_network")
     if world.qemu == "inmigrate":
         return Step("load_live" if runtime.live else "load_state")
     hold = vm.status.held_for_memory
-    if hold and (vm.spec.power == "paused" or (world.operation and world.operation.spec.kind == "resume")):
+    if hold and (
+        vm.spec.power == "paused" or (world.operation and world.operation.spec.kind == "resume")
+    ):
         return Step("let_go")  # its owner has the last word
     wanted = "paused" if vm.spec.power == "paused" or hold else "running"
     if world.qemu in ("prelaunch", "paused") and wanted == "running":
@@ -329,7 +398,11 @@ def running(world: World) -> Step | None:
         return Step("resume")
     if world.qemu == "running" and wanted == "paused":
         return Step("pause")
-    if world.qemu == "running" and ("agent" in world.signals or world.wakes) and world.identity_wanted:
+    if (
+        world.qemu == "running"
+        and ("agent" in world.signals or world.wakes)
+        and world.identity_wanted
+    ):
         return Step(identity_step(vm))
     if world.qemu == "running" and unborn(vm) and world.age > UNBORN_LIMIT:
         return Step("kill", "silent")
@@ -352,9 +425,16 @@ def reporting(world: World) -> Step | None:
     state, reason = state_of(world)
     status = world.vm.status
     stages = {stage: round(seconds, 2) for stage, seconds in world.signals.items()}
-    seen = {**status.stages, **{stage: at for stage, at in stages.items() if stage not in status.stages}}
+    seen = {
+        **status.stages,
+        **{stage: at for stage, at in stages.items() if stage not in status.stages},
+    }
     addresses = world.addresses or status.addresses
-    cpus, memory = (world.cpus or status.cpus, world.memory or status.memory) if world.process == "alive" else (None, None)
+    cpus, memory = (
+        (world.cpus or status.cpus, world.memory or status.memory)
+        if world.process == "alive"
+        else (None, None)
+    )
     found: dict[str, Any] = {
         "state": state,
         "reason": reason,
@@ -365,7 +445,11 @@ def reporting(world: World) -> Step | None:
     }
     if world.cloud_init:
         found["cloud_init"] = world.cloud_init
-    return Step("report", found) if any(getattr(status, field) != value for field, value in found.items()) else None
+    return (
+        Step("report", found)
+        if any(getattr(status, field) != value for field, value in found.items())
+        else None
+    )
 
 
 def state_of(world: World) -> tuple[State, str | None]:
@@ -390,7 +474,9 @@ def state_of(world: World) -> tuple[State, str | None]:
     if vm.spec.power == "stopped" or world.restart_due or world.leaving:
         return "stopping", None
     if world.qemu is None:
-        return (status.state, status.reason) if status.state != "unresponsive" else ("unknown", None)
+        return (
+            (status.state, status.reason) if status.state != "unresponsive" else ("unknown", None)
+        )
     if world.qemu == "io-error":
         return "paused", "no space: the pool that holds the disk is full; it resumes by itself"
     known = (
@@ -404,7 +490,11 @@ def state_of(world: World) -> tuple[State, str | None]:
         return "starting", why_slow
     if never_handed_out(vm) or (vm.status.renew and world.identity_wanted):
         return "starting", why_slow
-    if world.image and world.image.status.agent and "agent" not in {**status.stages, **world.signals}:
+    if (
+        world.image
+        and world.image.status.agent
+        and "agent" not in {**status.stages, **world.signals}
+    ):
         return "starting", why_slow
     if status.identity_refused:
         return "running", f"its guest did not take the name {vm.name}: {status.identity_refused}"
@@ -425,7 +515,11 @@ def finishing(world: World) -> Step | None:
     operation = world.operation
     if operation is None:
         return None
-    return Step("finish", operation) if _fulfilled(world, operation.spec.kind, operation.spec.params) else _progress(world)
+    return (
+        Step("finish", operation)
+        if _fulfilled(world, operation.spec.kind, operation.spec.params)
+        else _progress(world)
+    )
 
 
 def _held(world: World) -> bool:
@@ -455,7 +549,10 @@ def _fulfilled(world: World, kind: str, params: dict[str, Any]) -> bool:
             return world.ready or _held(world)
         case "start" | "restart":
             fresh = runtime is not None and runtime.restarts >= vm.spec.restarts
-            return fresh and (_held(world) or (world.ready if params.get("wait") == "ready" else world.qemu == "running"))
+            return fresh and (
+                _held(world)
+                or (world.ready if params.get("wait") == "ready" else world.qemu == "running")
+            )
     return False
 
 
@@ -466,13 +563,22 @@ def _progress(world: World) -> Step | None:
     if operation.spec.kind not in STARTS or world.process != "alive":
         return None
     stage = current_stage(world) if not unborn(world.vm) else "becoming a machine of its own"
-    return Step("note", stage) if stage != operation.status.stage or operation.status.phase == "pending" or not status else None
+    return (
+        Step("note", stage)
+        if stage != operation.status.stage or operation.status.phase == "pending" or not status
+        else None
+    )
 
 
 def current_stage(world: World) -> str:
     """The stage being worked on now: the first one in order without a signal. Pure."""
     seen = {**world.vm.status.stages, **world.signals}
-    for stage, waits_for in (("firmware", "kernel"), ("kernel", "agent"), ("network", "network"), ("ssh", "ssh")):
+    for stage, waits_for in (
+        ("firmware", "kernel"),
+        ("kernel", "agent"),
+        ("network", "network"),
+        ("ssh", "ssh"),
+    ):
         if stage == "kernel" and world.image and not world.image.status.agent:
             waits_for = "ssh"
         if waits_for not in seen:

@@ -1,8 +1,11 @@
-"""What is done when the host is short of memory: from whom it is taken, to whom it is given back, who is paused. Pure; see `keeper.py`.
+"""What is done when the host is short of memory: from whom it is taken, to whom it is given back,
+who is paused. Pure; see `keeper.py`.
 
-The host is *calm*, *tight* (nothing is taken and nothing given), *short* (idle memory is taken) or *critical* (about to run out: more is
-taken, and where that does not help at once the least important server is paused). What is between short and calm, and the time
-that calm has to last, keep it from swinging. A guest's statistics decide only how much is asked of it; its floor holds whatever it says.
+The host is *calm*, *tight* (nothing is taken and nothing given), *short* (idle memory is taken) or
+*critical* (about to run out: more is taken, and where that does not help at once the least
+important server is paused). What is between short and calm, and the time that calm has to last,
+keep it from swinging. A guest's statistics decide only how much is asked of it; its floor holds
+whatever it says.
 """
 
 from __future__ import annotations
@@ -20,9 +23,13 @@ from virtuary.model.vm import MIN_MEMORY, Shape, VmSpec
 BLOCK = 2 * MIB
 """Memory is plugged and unplugged in whole blocks."""
 SLACK = 16 * MIB
-"""Less than this is not worth asking for, and a guest may keep so much of what it was asked to give."""
+"""Less than this is not worth asking for, and a guest may keep so much of what it was asked to
+give.
+"""
 QUANTUM, PART, LARGE_PART = 64 * MIB, 16, 4
-"""A step: so much, or a sixteenth of what the server is to have; a quarter when the host is about to run out."""
+"""A step: so much, or a sixteenth of what the server is to have; a quarter when the host is about
+to run out.
+"""
 KEPT, KEPT_PART = 48 * MIB, 8
 """What a guest keeps free or in caches in any case: so much, or an eighth of what it is to have."""
 WANTED, WANTED_PART = 24 * MIB, 16
@@ -30,9 +37,12 @@ WANTED, WANTED_PART = 24 * MIB, 16
 STALE = 45.0
 """Seconds after which what a guest said of itself counts no more."""
 SOME, FULL, QUIET = 10.0, 20.0, 2.0
-"""Percent of time waited for memory: from there on short (some), critical (full); and below which it is calm (some)."""
+"""Percent of time waited for memory: from there on short (some), critical (full); and below which
+it is calm (some).
+"""
 GRACE = 3.0
-"""Seconds for which taking is tried when the host is about to run out, before somebody is paused."""
+"""Seconds for which taking is tried when the host is about to run out, before somebody is paused.
+"""
 PAUSE_GAP = 5.0
 """Seconds between two pauses: the first has to show its effect."""
 RELEASE_AFTER, GIVE_AFTER = 10.0, 20.0
@@ -59,18 +69,28 @@ class Limits(NamedTuple):
 
 
 def limits_of(total: int, reserve: int) -> Limits:
-    """From what is kept for the host itself. Where nothing is kept it is never short by our judgement."""
+    """From what is kept for the host itself. Where nothing is kept it is never short by our
+    judgement.
+    """
     return Limits(reserve // 4, reserve, min(reserve * 3 // 2, (reserve + total) // 2))
 
 
 def level_of(host: HostMemory, limits: Limits) -> Level:
-    """How short the host is. Waiting counts only while little is available: else somebody else's limit is the reason."""
+    """How short the host is. Waiting counts only while little is available: else somebody else's
+    limit is the reason.
+    """
     scarce = host.available < 2 * limits.calm
-    if host.available < limits.critical or (host.available < limits.short // 2 and host.full >= FULL):
+    if host.available < limits.critical or (
+        host.available < limits.short // 2 and host.full >= FULL
+    ):
         return Level.CRITICAL
     if host.available < limits.short or (scarce and host.some >= SOME):
         return Level.SHORT
-    return Level.TIGHT if host.available < limits.calm or (scarce and host.some >= QUIET) else Level.CALM
+    return (
+        Level.TIGHT
+        if host.available < limits.calm or (scarce and host.some >= QUIET)
+        else Level.CALM
+    )
 
 
 # ---- guests
@@ -116,7 +136,9 @@ class Guest:
     taken: bool = False
     """Whether the host has taken memory from it."""
     waits: int | None = None
-    """Bytes that have to be available before it goes on; None when it was not paused for lack of them."""
+    """Bytes that have to be available before it goes on; None when it was not paused for lack of
+    them.
+    """
 
     @property
     def target(self) -> int:
@@ -129,15 +151,19 @@ class Guest:
 
 
 def floor_of(spec: VmSpec, shape: Shape, overcommit: float) -> int:
-    """Bytes below which nothing is taken: its own floor, or what the host's overcommit leaves every server. Memory that lies in a template's
-    file or in huge pages gives the host nothing back, so that only what was plugged above it can be taken."""
+    """Bytes below which nothing is taken: its own floor, or what the host's overcommit leaves every
+    server. Memory that lies in a template's file or in huge pages gives the host nothing back, so
+    that only what was plugged above it can be taken.
+    """
     floor = spec.memory_min if spec.memory_min is not None else math.ceil(spec.memory / overcommit)
     fixed = shape.memory if shape.borrowed or spec.memory_pages == "huge" else 0
     return max(floor, fixed, MIN_MEMORY)
 
 
 def left(guest: Guest) -> int | None:
-    """Bytes its programs could still get, reckoned from what it said last and what was asked of it since; None when nobody knows."""
+    """Bytes its programs could still get, reckoned from what it said last and what was asked of it
+    since; None when nobody knows.
+    """
     said = guest.said
     if said is None or not 0 <= said.age <= STALE:
         return None
@@ -164,7 +190,13 @@ def wants(guest: Guest) -> bool:
 
 def takeable(guest: Guest, part: int = PART) -> int:
     """Bytes to take from it in one step, in whole blocks; 0 when nothing may be taken."""
-    if not (guest.ready and guest.runs) or guest.has is None or guest.owes or guest.waits is not None or wants(guest):
+    if (
+        not (guest.ready and guest.runs)
+        or guest.has is None
+        or guest.owes
+        or guest.waits is not None
+        or wants(guest)
+    ):
         return 0
     kept = max(KEPT, guest.wished // KEPT_PART)
     most = min(unused(guest) - kept, guest.target - guest.floor, max(QUANTUM, guest.wished // part))
@@ -172,8 +204,14 @@ def takeable(guest: Guest, part: int = PART) -> int:
 
 
 def givable(guest: Guest) -> int:
-    """Bytes to give back to it in one step; 0 when nothing was taken, or it has not taken what was given last."""
-    if not (guest.ready and guest.runs and guest.taken) or guest.has is None or guest.has < guest.target - SLACK:
+    """Bytes to give back to it in one step; 0 when nothing was taken, or it has not taken what was
+    given last.
+    """
+    if (
+        not (guest.ready and guest.runs and guest.taken)
+        or guest.has is None
+        or guest.has < guest.target - SLACK
+    ):
         return 0
     return max(min(max(QUANTUM, guest.wished // PART), guest.wished - guest.target), 0)
 
@@ -183,7 +221,9 @@ def _size(guest: Guest) -> int:
 
 
 def by_use(guest: Guest) -> tuple[int, int, int, str]:
-    """Order of taking: the least important first, of those what weighs least, then what uses least of what it has."""
+    """Order of taking: the least important first, of those what weighs least, then what uses least
+    of what it has.
+    """
     return guest.priority, guest.weight, -unused(guest), guest.id
 
 
@@ -228,14 +268,20 @@ class Past:
     gave_at: float = -math.inf
 
 
-def decide(now: float, host: HostMemory, limits: Limits, guests: Sequence[Guest], past: Past) -> tuple[list[Act], Past]:
+def decide(
+    now: float, host: HostMemory, limits: Limits, guests: Sequence[Guest], past: Past
+) -> tuple[list[Act], Past]:
     """What to do now (monotonic seconds), and what to remember for the next look."""
     level = level_of(host, limits)
     past = replace(
         past,
         level=level,
-        calm_since=(past.calm_since if past.calm_since is not None else now) if level is Level.CALM else None,
-        critical_since=(past.critical_since if past.critical_since is not None else now) if level is Level.CRITICAL else None,
+        calm_since=(past.calm_since if past.calm_since is not None else now)
+        if level is Level.CALM
+        else None,
+        critical_since=(past.critical_since if past.critical_since is not None else now)
+        if level is Level.CRITICAL
+        else None,
     )
     match level:
         case Level.CALM:
@@ -249,16 +295,22 @@ def decide(now: float, host: HostMemory, limits: Limits, guests: Sequence[Guest]
 
 
 def _help(guests: Iterable[Guest]) -> Iterable[Move]:
-    """A step for each guest that is short itself, or below a floor it was given since, of what was taken from it."""
+    """A step for each guest that is short itself, or below a floor it was given since, of what was
+    taken from it.
+    """
     for guest in guests:
         if (wants(guest) or guest.target < guest.floor) and (step := givable(guest)):
             yield Move(guest.id, guest.target + step)
 
 
 def _take(host: HostMemory, limits: Limits, guests: Sequence[Guest]) -> Iterable[Move]:
-    """A step from each in turn, until that is enough; what is being given already counts. At least one, where others wait for memory."""
+    """A step from each in turn, until that is enough; what is being given already counts. At least
+    one, where others wait for memory.
+    """
     need = max(limits.aim - host.available, BLOCK)
-    need -= sum(guest.has - guest.target for guest in guests if guest.owes and guest.has is not None)
+    need -= sum(
+        guest.has - guest.target for guest in guests if guest.owes and guest.has is not None
+    )
     for guest in sorted(guests, key=by_use):
         if need <= 0:
             return
@@ -267,25 +319,41 @@ def _take(host: HostMemory, limits: Limits, guests: Sequence[Guest]) -> Iterable
             yield Move(guest.id, guest.target - step)
 
 
-def _rescue(now: float, host: HostMemory, limits: Limits, guests: Sequence[Guest], past: Past) -> tuple[list[Act], Past]:
-    """The host is about to run out: take from everybody at once; where that does not help, pause the least important."""
-    acts: list[Act] = [Move(guest.id, guest.target - step) for guest in guests if (step := takeable(guest, LARGE_PART))]
+def _rescue(
+    now: float, host: HostMemory, limits: Limits, guests: Sequence[Guest], past: Past
+) -> tuple[list[Act], Past]:
+    """The host is about to run out: take from everybody at once; where that does not help, pause
+    the least important.
+    """
+    acts: list[Act] = [
+        Move(guest.id, guest.target - step)
+        for guest in guests
+        if (step := takeable(guest, LARGE_PART))
+    ]
     assert past.critical_since is not None
     hope = acts or any(guest.owes for guest in guests)
     if (hope and now - past.critical_since < GRACE) or now - past.paused_at < PAUSE_GAP:
         return acts, past
-    running = sorted((guest for guest in guests if guest.runs and guest.waits is None and not guest.spared), key=by_importance)
+    running = sorted(
+        (guest for guest in guests if guest.runs and guest.waits is None and not guest.spared),
+        key=by_importance,
+    )
     if not running:
         return acts, past
     first = running[0]
     acts = [act for act in acts if act.id != first.id]
-    return [*acts, Pause(first.id, room_for(first, host, limits), _why(running, room_for(first, host, limits)))], replace(
-        past, paused_at=now
-    )
+    return [
+        *acts,
+        Pause(
+            first.id, room_for(first, host, limits), _why(running, room_for(first, host, limits))
+        ),
+    ], replace(past, paused_at=now)
 
 
 def room_for(guest: Guest, host: HostMemory, limits: Limits) -> int:
-    """Bytes that have to be available before this one goes on: more than calm, and never more than there can be."""
+    """Bytes that have to be available before this one goes on: more than calm, and never more than
+    there can be.
+    """
     return min(limits.calm + _size(guest) // 8, (limits.calm + host.total) // 2)
 
 
@@ -297,15 +365,24 @@ def _why(running: Sequence[Guest], room: int) -> str:
         because = f"because it is the largest of those with the lowest priority ({first.priority})"
     else:
         because = f"because its priority ({first.priority}) is the lowest"
-    return f"the host's memory ran out: paused, {because}; it goes on by itself when {format_size(room)} are free"
+    return (
+        f"the host's memory ran out: paused, {because}; it goes on by itself when "
+        f"{format_size(room)} are free"
+    )
 
 
-def _ease(now: float, host: HostMemory, limits: Limits, guests: Sequence[Guest], past: Past) -> tuple[list[Act], Past]:
-    """There is room again: what was paused goes on first, then memory is given back, each the most important first."""
+def _ease(
+    now: float, host: HostMemory, limits: Limits, guests: Sequence[Guest], past: Past
+) -> tuple[list[Act], Past]:
+    """There is room again: what was paused goes on first, then memory is given back, each the most
+    important first.
+    """
     acts: list[Act] = list(_help(guests))
     assert past.calm_since is not None
     calm = now - past.calm_since
-    waiting = sorted((guest for guest in guests if guest.waits is not None), key=by_importance, reverse=True)
+    waiting = sorted(
+        (guest for guest in guests if guest.waits is not None), key=by_importance, reverse=True
+    )
     if waiting:
         due = calm >= RELEASE_AFTER and now - past.released_at >= PAUSE_GAP
         if due and host.available >= (waiting[0].waits or 0):

@@ -1,7 +1,9 @@
-"""The live side of one running machine: its process, monitor, console and agent, and the signals heard from them.
+"""The live side of one running machine: its process, monitor, console and agent, and the signals
+heard from them.
 
-Nothing here decides or writes documents. A `Run` is made when a machine is started or adopted, wakes the worker when
-something happened, and is closed when the process has ended or the daemon goes; the machine does not notice either.
+Nothing here decides or writes documents. A `Run` is made when a machine is started or adopted,
+wakes the worker when something happened, and is closed when the process has ended or the daemon
+goes; the machine does not notice either.
 """
 
 from __future__ import annotations
@@ -35,17 +37,26 @@ from virtuary.qemu.qmp import LOOK, Monitor, open_monitor
 from virtuary.qemu.tune import Size, find_size
 
 logger = logging.getLogger("virtuary.run")
-KERNEL_WORDS = re.compile(rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial|systemd\[1\]|: clean, |init: |login:")
+KERNEL_WORDS = re.compile(
+    rb"Linux version|\[ +\d+\.\d{6}\]|Loading Linux|Loading initial|systemd\[1\]|: clean, |init: "
+    rb"|login:"
+)
 SILENT_AFTER = 3
 """Deadlines missed in a row after which a machine counts as unresponsive."""
 STANDSTILL = 0.2
 """Seconds for which a guest may have stood still in all before its clock is set."""
 CLOUD_INIT_ASKED = 2.0
-"""Seconds between two looks at what became of the user data, which takes an emulated guest half a minute."""
+"""Seconds between two looks at what became of the user data, which takes an emulated guest half a
+minute.
+"""
 SETTLING = 5.0
-"""Seconds for which a guest that has just become a machine of its own is asked nothing that can wait: its processor may be an emulated one."""
+"""Seconds for which a guest that has just become a machine of its own is asked nothing that can
+wait: its processor may be an emulated one.
+"""
 HEARTBEAT, HEARTBEAT_DEADLINE = 10.0, 2.0
-"""Seconds between two questions to a monitor that answers, and how long an answer may take: a QEMU that hangs tells nobody."""
+"""Seconds between two questions to a monitor that answers, and how long an answer may take: a QEMU
+that hangs tells nobody.
+"""
 
 SOON, LATER, LIES_LATER = 0.02, 1.0, 30.0
 """Seconds until somebody is listened to again: the least, the most, and the most where they lie."""
@@ -59,7 +70,8 @@ COMPLAINTS = (3, 1 / 60)
 
 class Run:
     def __init__(
-        self, paths: VmPaths, runtime: Runtime, pidfd: int, errors: int | None, clock: Clock, wake: Callable[[], None],
+        self, paths: VmPaths, runtime: Runtime, pidfd: int, errors: int | None, clock: Clock,
+        wake: Callable[[], None],
         quiet: bool = False, wakes: bool = False,
     ) -> None:  # fmt: skip
         self.paths, self.runtime = paths, runtime
@@ -85,14 +97,22 @@ class Run:
         self._agent_task: asyncio.Task[None] | None = None
         self._probing = False
         self.quiet = quiet
-        """Whether the guest is not to be asked anything but its agent's pulse: it is no machine of its own yet."""
+        """Whether the guest is not to be asked anything but its agent's pulse: it is no machine of
+        its own yet.
+        """
         self.wakes = wakes
-        """Whether the guest waits at its port to be told who it is. Its agent is not asked before: that takes an emulated processor a while."""
+        """Whether the guest waits at its port to be told who it is. Its agent is not asked before:
+        that takes an emulated processor a while.
+        """
         self.wake_port: Port | None = None
         self.host_keys_told: float | None = None
-        """Monotonic time at which its host keys were given or told last; None when another daemon knew."""
+        """Monotonic time at which its host keys were given or told last; None when another daemon
+        knew.
+        """
         self.behind = 0.0
-        """Seconds for which the guest stood still and its clock was not set since; a lot, where that began before this daemon."""
+        """Seconds for which the guest stood still and its clock was not set since; a lot, where
+        that began before this daemon.
+        """
         self.clock_fault: str | None = None
         """Why its clock could not be set."""
         self._stopped: float | None = None
@@ -170,19 +190,29 @@ class Run:
             self._complain(error)
 
     def _complain(self, error: BaseException) -> None:
-        """Say that something unexpected was met, unless so much of it is that it would be a flood."""
+        """Say that something unexpected was met, unless so much of it is that it would be a
+        flood.
+        """
         if self._complaints.left() < 1:
             return
         self._complaints.take(1)
         server = self.paths.home.name
         if isinstance(error, VirtuaryError):
-            say(logger, "listening met something unexpected", logging.WARNING, vm=server, error=error.sentence)
+            say(
+                logger,
+                "listening met something unexpected",
+                logging.WARNING,
+                vm=server,
+                error=error.sentence,
+            )
         else:
             logger.error("listening met a defect vm=%s", server, exc_info=error)
 
     @contextlib.contextmanager
     def _unanswered(self) -> Iterator[None]:
-        """What fails in here is asked again, or is not that important; what makes no sense is said."""
+        """What fails in here is asked again, or is not that important; what makes no sense is
+        said.
+        """
         try:
             yield
         except Misbehaves as error:
@@ -191,8 +221,9 @@ class Run:
             pass
 
     async def _keep(self, listen: Callable[[], Awaitable[None]]) -> None:
-        """Listen until the process has ended: again whenever that breaks off, ever more seldom where nobody answers, and more so where
-        somebody lies."""
+        """Listen until the process has ended: again whenever that breaks off, ever more seldom
+        where nobody answers, and more so where somebody lies.
+        """
         pause = SOON
         while not self.ended:
             began, most = self._clock.now(), LATER
@@ -298,7 +329,13 @@ class Run:
             self.behind, self.clock_fault = 0.0, None
         except VirtuaryError as error:
             self.clock_fault = error.sentence
-            say(logger, "clock not set", logging.WARNING, vm=self.paths.home.name, why=error.sentence)
+            say(
+                logger,
+                "clock not set",
+                logging.WARNING,
+                vm=self.paths.home.name,
+                why=error.sentence,
+            )
         self._wake()
 
     async def _feel_pulse(self) -> None:
@@ -328,7 +365,9 @@ class Run:
                 self._complain(error)
 
     async def measure(self) -> None:
-        """Ask QEMU what the machine has; wakes the worker when that is something else than before."""
+        """Ask QEMU what the machine has; wakes the worker when that is something else than
+        before.
+        """
         if self.monitor is None or not self.base:
             return
         with self._unanswered():
@@ -378,7 +417,8 @@ class Run:
                 pause = min(pause * 2, 2)
 
     async def speak(self, ssh_listens: bool, addresses: tuple[str, ...] = ()) -> None:
-        """The guest has become a machine of its own: learn its addresses, look for its SSH where it was not seen from inside.
+        """The guest has become a machine of its own: learn its addresses, look for its SSH where it
+        was not seen from inside.
 
         `addresses`: what it was given; it is asked when whoever waited for it had time to log in.
         """
@@ -419,7 +459,12 @@ class Run:
     async def _follow_cloud_init(self) -> None:
         while not self.ended:
             await asyncio.sleep(CLOUD_INIT_ASKED)
-            if self.agent is None or self.quiet or self.qemu_status != "running" or "agent" not in self.signals:
+            if (
+                self.agent is None
+                or self.quiet
+                or self.qemu_status != "running"
+                or "agent" not in self.signals
+            ):
                 continue
             with self._unanswered(), contextlib.suppress(TimeoutError):
                 found = await cloudinit.ask(self.agent)
@@ -474,13 +519,15 @@ async def _banner(host: str, port: int, patience: float) -> bool:
 
 
 def open_run(
-    paths: VmPaths, runtime: Runtime, site: Site, wake: Callable[[], None], errors: int | None = None,
+    paths: VmPaths, runtime: Runtime, site: Site, wake: Callable[[], None],
+    errors: int | None = None,
     quiet: bool = False, wakes: bool = False,
 ) -> Run | None:  # fmt: skip
-    """Listen to the process `runtime` describes, if it still is that process, with that user; else None.
+    """Listen to the process `runtime` describes, if it still is that process, with that user; else
+    None.
 
-    `errors`: where its stderr is read, when it was just started; found again otherwise.
-    `quiet`: until `speak` is called only its agent's pulse is felt. `wakes`: it waits at its port for that.
+    `errors`: where its stderr is read, when it was just started; found again otherwise. `quiet`:
+    until `speak` is called only its agent's pulse is felt. `wakes`: it waits at its port for that.
     """
     if runtime.boot_id != site.boot:
         return None

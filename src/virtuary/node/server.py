@@ -1,4 +1,6 @@
-"""One server as its steps see it: where it is, what is known of its process, its document to read and write. Nothing here decides."""
+"""One server as its steps see it: where it is, what is known of its process, its document to read
+and write. Nothing here decides.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from virtuary.node.site import Site
 from virtuary.node.world import Tuning
 
 AGAIN = 600.0
-"""Seconds after which a guest that refused is asked again, where its server is still wished otherwise."""
+"""Seconds after which a guest that refused is asked again, where its server is still wished
+otherwise.
+"""
 
 
 class Server:
@@ -37,14 +41,18 @@ class Server:
         self.tuned: Tuning | None = None
         """Limits and shares its process was given; None when another daemon gave them."""
         self.refused: dict[str, tuple[object, float]] = {}
-        """What its guest would not take of cpus, memory and disk, and until when it is not asked again."""
+        """What its guest would not take of cpus, memory and disk, and until when it is not asked
+        again.
+        """
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
         self._wake.set()
 
     def refuse(self, field: str, wish: object) -> None:
-        """Its guest would not have so much of cpus, memory or disk: it is not asked again for a while."""
+        """Its guest would not have so much of cpus, memory or disk: it is not asked again for a
+        while.
+        """
         self.refused[field] = (wish, self.site.clock.now() + AGAIN)
 
     async def sleep(self, seconds: float) -> None:
@@ -58,7 +66,8 @@ class Server:
         return Vm.load(record.value, record.revision) if record else None
 
     async def write(self, vm: Vm, expect: dict[str, int] | None = None, **changes: Any) -> Vm:
-        """Change status fields of the stored document, over whatever others changed in its spec meanwhile.
+        """Change status fields of the stored document, over whatever others changed in its spec
+        meanwhile.
 
         `expect`: other documents that must not have changed; raises Conflict when one has.
         """
@@ -68,7 +77,9 @@ class Server:
                 raise Conflict(f"{vm.name} is gone")
             changed = current.but(status=current.status.but(**changes))
             try:
-                await self.site.store.txn({self.key: current.meta.revision, **(expect or {})}, {self.key: changed.dump()})
+                await self.site.store.txn(
+                    {self.key: current.meta.revision, **(expect or {})}, {self.key: changed.dump()}
+                )
             except Conflict:
                 if expect:
                     raise

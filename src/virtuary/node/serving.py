@@ -1,4 +1,6 @@
-"""The dnsmasq of one network, kept alive, with the newest lists, and without leases of NICs that are gone."""
+"""The dnsmasq of one network, kept alive, with the newest lists, and without leases of NICs that
+are gone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ declare("network.after_dhcp")
 def service_of(network: Network, *, private: bool = False) -> dhcp.Service:
     spec, resolver = network.spec, passt.NAMESERVER if private else None
     return dhcp.Service(
-        network.bridge, spec.domain, spec.ipv4, spec.ipv6, outside=spec.kind == "nat", resolver=resolver, resolvers=RESOLVER.file,
+        network.bridge, spec.domain, spec.ipv4, spec.ipv6, outside=spec.kind == "nat",
+        resolver=resolver, resolvers=RESOLVER.file,
         mtu=network.status.mtu or USUAL_MTU,
     )  # fmt: skip
 
@@ -36,15 +39,22 @@ class Serving:
         self._looked: tuple[int, int] | None = None
         """When the leases were written that were looked at last."""
 
-    async def keep(self, network: Network, reservations: Sequence[dhcp.Reservation], boot: str) -> dict[str, int] | None:
-        """Have it serve these NICs and no others; what is to be recorded of one that was started. Raises Failed."""
+    async def keep(
+        self, network: Network, reservations: Sequence[dhcp.Reservation], boot: str
+    ) -> dict[str, int] | None:
+        """Have it serve these NICs and no others; what is to be recorded of one that was started.
+        Raises Failed.
+        """
         service = service_of(network, private=self._ground.private)
-        configured, listed = await asyncio.to_thread(dhcp.write, self._folder, service, network.gateways, reservations)
+        configured, listed = await asyncio.to_thread(
+            dhcp.write, self._folder, service, network.gateways, reservations
+        )
         if self._pidfd is None and network.status.pid and network.status.boot_id == boot:
             self._adopt(Identity(network.status.pid, network.status.start or 0))
         if self._pidfd is not None and not configured:
             if listed and network.status.pid:
-                dhcp.read_again(network.status.pid)  # first, or who is gone might be given the same again
+                # first, or who is gone might be given the same again
+                dhcp.read_again(network.status.pid)
             if await self._release(network, reservations, listed):
                 return None
         await self.end()
@@ -55,13 +65,17 @@ class Serving:
         self._adopt(identity)
         return {"pid": identity.pid, "start": identity.start}
 
-    async def _release(self, network: Network, reservations: Sequence[dhcp.Reservation], listed: bool) -> bool:
+    async def _release(
+        self, network: Network, reservations: Sequence[dhcp.Reservation], listed: bool
+    ) -> bool:
         """Have it forget the leases whose NIC is gone; whether it did."""
         if not listed and leases.written(self._folder) == self._looked:
             return True
         gone = leases.outlived(await leases.settled(self._folder), reservations)
         gateway = next((address for address in network.gateways if ":" not in address), None)
-        if gone and not await self._ground.call(leases.release, str(self._folder), network.bridge, gateway, gone):
+        if gone and not await self._ground.call(
+            leases.release, str(self._folder), network.bridge, gateway, gone
+        ):
             return False
         self._looked = leases.written(self._folder)
         return True
@@ -90,5 +104,6 @@ class Serving:
         watching = self._watching
         self.let_go()
         if watching:
-            await asyncio.wait([watching])  # until then it may take a descriptor for its own that has the same number
+            # until then it may take a descriptor for its own that has the same number
+            await asyncio.wait([watching])
         await end_recorded(self._folder / RECORD)

@@ -1,4 +1,5 @@
-"""A command that runs in a guest for somebody who is connected: what they say goes in, what it says goes out, until it ends or they are gone.
+"""A command that runs in a guest for somebody who is connected: what they say goes in, what it says
+goes out, until it ends or they are gone.
 
 Nothing waits in silence: while the server is paused, so is the command, and whoever waits is told.
 """
@@ -20,7 +21,8 @@ from virtuary.node.run import Run
 
 T = TypeVar("T")
 Say = Callable[[Piece | str | int], Awaitable[None]]
-"""Tells the other side: a piece of output, a sentence, or how many bytes of its input were taken."""
+"""Tells the other side: a piece of output, a sentence, or how many bytes of its input were taken.
+"""
 
 
 @dataclass
@@ -58,7 +60,9 @@ class Session:
         self._passed = 0
 
     async def carry_out(self, command: Command, begun: Callable[[], Awaitable[None]]) -> End | None:
-        """Run it to its end; None where the other side went away before. Raises GuestSilent, Failed, or what `say` raises."""
+        """Run it to its end; None where the other side went away before. Raises GuestSilent,
+        Failed, or what `say` raises.
+        """
         assert self._run.agent
         running = await relay.start(self._run.agent, command)
         try:

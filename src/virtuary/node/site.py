@@ -1,4 +1,6 @@
-"""What a host knows about itself and lends to its workers: places, store, engine, verdicts. Found once per daemon."""
+"""What a host knows about itself and lends to its workers: places, store, engine, verdicts. Found
+once per daemon.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ from virtuary.store.api import Store
 from virtuary.store.reading import every
 
 UIDS = range(2_000_000_000, 2_000_060_000)
-"""Users of virtual machines in system mode, one each; above every range that distributions hand out. Each instance has a part of them."""
+"""Users of virtual machines in system mode, one each; above every range that distributions hand
+out. Each instance has a part of them.
+"""
 
 
 @dataclass
@@ -64,7 +68,9 @@ class Site:
     settings: Settings = field(default_factory=Settings)
     clock: Clock = field(default_factory=SystemClock)
     boot: str = field(default_factory=boot_id)
-    capabilities: Capabilities = field(default_factory=lambda: Capabilities(False, False, 0, "not asked yet"))
+    capabilities: Capabilities = field(
+        default_factory=lambda: Capabilities(False, False, 0, "not asked yet")
+    )
     network: Literal["passt", "qemu-user"] = "qemu-user"
     network_fault: str | None = None
     """Why passt is not used, in words."""
@@ -74,13 +80,19 @@ class Site:
     users: range = UIDS
     """Those that are this instance's to give."""
     uids: dict[str, int] = field(default_factory=dict)
-    """Users given to servers in this daemon's life; they own no file, so nothing is left when one is given again."""
+    """Users given to servers in this daemon's life; they own no file, so nothing is left when one
+    is given again.
+    """
     held: set[str] = field(default_factory=set)
     """Servers to which their source is giving what they are made of just now."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     """How many machines may be starting QEMU at once."""
-    renewals: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2 * (os.cpu_count() or 1)))
-    """How many copies may be becoming machines of their own at once: more only make each other wait until all of them are too late."""
+    renewals: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(2 * (os.cpu_count() or 1))
+    )
+    """How many copies may be becoming machines of their own at once: more only make each other wait
+    until all of them are too late.
+    """
     makings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """One warm template is made at a time: it costs a processor for a boot."""
     claims: dict[str, shares.Claim] = field(default_factory=dict)
@@ -90,7 +102,9 @@ class Site:
     examine: Callable[[Vm], Awaitable[list[Check]]] | None = None
     """Tries a server's network from inside its guest; given by who puts the daemon together."""
     verified: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    """Templates whose files were read through in this daemon's life, and what they looked like then."""
+    """Templates whose files were read through in this daemon's life, and what they looked like
+    then.
+    """
 
     def __post_init__(self) -> None:
         folder = self.paths.run / "networks"
@@ -119,7 +133,9 @@ class Site:
         return self.settings.resources.reserve_disk
 
     def weight_of(self, vm: Vm) -> float:
-        """Its share of the processors beside the others that run, in hundredths of an ordinary one."""
+        """Its share of the processors beside the others that run, in hundredths of an ordinary
+        one.
+        """
         claim = shares.Claim(vm.spec.cpu.weight, vm.spec.cpu.reserve)
         return shares.fair_weights({**self.claims, vm.id: claim}, self.capacity)[vm.id]
 
@@ -134,7 +150,9 @@ class Site:
         return jail.level, jail.gaps
 
 
-async def open_site(paths: Paths, store: Store, host_id: str, settings: Settings | None = None) -> Site:
+async def open_site(
+    paths: Paths, store: Store, host_id: str, settings: Settings | None = None
+) -> Site:
     """Find out what this host is."""
     site = Site(paths, store, host_id, settings or Settings())
     site.capabilities = await find_capabilities()
@@ -143,12 +161,16 @@ async def open_site(paths: Paths, store: Store, host_id: str, settings: Settings
     site.nat_fault = await (bridge.prove() if site.capabilities.root else ground.prove())
     if site.capabilities.root:
         site.users = neighbours.take_users(paths.instances, paths.state, paths.vms, UIDS)
-        site.networks.claim = neighbours.claim_networks(paths.instances, paths.state, paths.run / "networks")
+        site.networks.claim = neighbours.claim_networks(
+            paths.instances, paths.state, paths.run / "networks"
+        )
     return site
 
 
 async def prove_passt(cache: Path) -> str | None:
-    """Why passt can't serve machines here, None when it can: a test guest was reached through it. Cached per build and kernel."""
+    """Why passt can't serve machines here, None when it can: a test guest was reached through it.
+    Cached per build and kernel.
+    """
     try:
         facts = Path(find_program("passt")).resolve().stat()
     except HostLacks:
@@ -217,13 +239,20 @@ async def host_status(site: Site) -> HostStatus:
 
 
 async def describe_host(site: Site) -> None:
-    """Write down what this host has, by which servers are admitted, unless it is written already. To be repeated: it may change."""
+    """Write down what this host has, by which servers are admitted, unless it is written already.
+    To be repeated: it may change.
+    """
     status = await host_status(site)
     key = f"{Host.prefix}/{site.host_id}"
     record = site.store.get(key)
     before = Host.load(record.value, record.revision).status if record else None
     if before is None or before.but(**{name: getattr(status, name) for name in FLEETING}) != status:
-        host = Host(meta=Meta(id=site.host_id, name=socket.gethostname().split(".")[0].lower()[:63] or "host"), status=status)
+        host = Host(
+            meta=Meta(
+                id=site.host_id, name=socket.gethostname().split(".")[0].lower()[:63] or "host"
+            ),
+            status=status,
+        )
         await site.store.txn({}, {host.key: host.dump()})
 
 

@@ -1,8 +1,10 @@
-"""Why a start takes longer than it usually does: found from outside and, where its agent answers, from inside, and told in words.
+"""Why a start takes longer than it usually does: found from outside and, where its agent answers,
+from inside, and told in words.
 
-A stage that takes thrice its usual time is looked into, and again while it lasts. What is usual is learned from the starts of servers
-of the same image. What is found stands in the operation and at the server until it is overcome; where nothing can come of the start
-any more the operation ends with it, and the machine is left as it is for whoever wants to look.
+A stage that takes thrice its usual time is looked into, and again while it lasts. What is usual is
+learned from the starts of servers of the same image. What is found stands in the operation and at
+the server until it is overcome; where nothing can come of the start any more the operation ends
+with it, and the machine is left as it is for whoever wants to look.
 """
 
 from __future__ import annotations
@@ -37,15 +39,19 @@ class Finding(NamedTuple):
 SIGNS: tuple[tuple[re.Pattern[bytes], Finding], ...] = tuple(
     (re.compile(pattern), Finding(why, hopeless))
     for pattern, why, hopeless in (
-        (rb"No bootable (device|option)|not a bootable disk|No bootable medium", "its firmware finds nothing on its disk to boot from", True),
-        (rb"Kernel panic - not syncing: System is deadlocked on memory", "its memory is too small for its kernel", True),
+        (rb"No bootable (device|option)|not a bootable disk|No bootable medium",
+        "its firmware finds nothing on its disk to boot from", True),
+        (rb"Kernel panic - not syncing: System is deadlocked on memory",
+        "its memory is too small for its kernel", True),
         (rb"VFS: Unable to mount root fs", "its kernel can't find its root file system", True),
         (rb"Kernel panic - not syncing", "its kernel panicked", True),
-        (rb"Initramfs unpacking failed|Out of memory: Killed process|Out of memory and no killable", "its memory is too small", False),
+        (rb"Initramfs unpacking failed|Out of memory: Killed process|Out of memory and no killable",
+        "its memory is too small", False),
         (rb"grub rescue>|\ngrub> ", "its boot loader can't go on and waits for a command", False),
         (rb"emergency mode|Press Enter for maintenance|Cannot open access to console|\(initramfs\) ", "its system came up in emergency mode", False),
         (rb"No space left on device", "its disk is full", False),
-        (rb"Remounting filesystem read-only|UNEXPECTED INCONSISTENCY", "its file system is damaged", False),
+        (rb"Remounting filesystem read-only|UNEXPECTED INCONSISTENCY", "its file system is damaged",
+        False),
     )
 )  # fmt: skip
 """What a console says when a start goes wrong, worst first. A guest can only lie about itself."""
@@ -63,14 +69,31 @@ _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,80}")
 def explaining(world: World) -> Step | None:
     """Look into a start that hangs. Pure."""
     operation, runtime = world.operation, world.vm.status.runtime
-    if operation is None or operation.spec.kind not in STARTS or world.restart_due or world.vm.spec.power == "stopped":
+    if (
+        operation is None
+        or operation.spec.kind not in STARTS
+        or world.restart_due
+        or world.vm.spec.power == "stopped"
+    ):
         return None
-    if world.process == "absent" and world.network[0] in ("creating", "failed") and world.vm.status.disk_ready:
+    if (
+        world.process == "absent"
+        and world.network[0] in ("creating", "failed")
+        and world.vm.status.disk_ready
+    ):
         why = world.network[1] or "its network is being made"
         return Step("tell_why", Finding(why)) if operation.status.why != why else None
-    if world.process != "alive" or runtime is None or world.qemu != "running" or operation.status.stage not in world.usual:
+    if (
+        world.process != "alive"
+        or runtime is None
+        or world.qemu != "running"
+        or operation.status.stage not in world.usual
+    ):
         return None
-    if in_stage(world) < world.usual[operation.status.stage] * TIMES or world.now - world.explained < AGAIN:
+    if (
+        in_stage(world) < world.usual[operation.status.stage] * TIMES
+        or world.now - world.explained < AGAIN
+    ):
         return None
     return Step("explain", operation.status.stage)
 
@@ -91,10 +114,17 @@ async def tell_why(worker: Server, world: World, found: Finding) -> None:
     operation, name = world.operation, world.vm.name
     assert operation
     if operation.status.why != found.why:
-        await operations.note(worker.site.store, operation.key, f"it takes long: {found.why}", why=found.why)
+        await operations.note(
+            worker.site.store, operation.key, f"it takes long: {found.why}", why=found.why
+        )
     if found.hopeless:
-        hint = f"virtuary logs {name} shows its console; it was left as it is: virtuary stop {name} --force"
-        await operations.finish(worker.site.store, operation.key, Failed(f"{name} does not come up: {found.why}", hint))
+        hint = (
+            f"virtuary logs {name} shows its console; it was left as it is: virtuary stop "
+            f"{name} --force"
+        )
+        await operations.finish(
+            worker.site.store, operation.key, Failed(f"{name} does not come up: {found.why}", hint)
+        )
 
 
 async def _find(worker: Server, world: World, stage: str) -> Finding:
@@ -107,10 +137,17 @@ async def _find(worker: Server, world: World, stage: str) -> Finding:
         return await _find_inside(worker, world, stage)
     if stage == "firmware":
         return _unheard(world, said)
-    if not worker.site.networks.addresses.of(world.vm) and any(nic.network_id for nic in world.vm.nics):
-        return Finding("it has not asked for an address by DHCP yet, and its guest agent has not answered")
+    if not worker.site.networks.addresses.of(world.vm) and any(
+        nic.network_id for nic in world.vm.nics
+    ):
+        return Finding(
+            "it has not asked for an address by DHCP yet, and its guest agent has not answered"
+        )
     if world.image and world.image.status.agent:
-        return Finding("its guest agent has not answered: its host may be busy, or qemu-guest-agent is not started in it")
+        return Finding(
+            "its guest agent has not answered: its host may be busy, or qemu-guest-agent is not "
+            "started in it"
+        )
     return Finding("nothing answers at its SSH port: is an SSH server installed and started in it?")
 
 
@@ -118,12 +155,22 @@ def _unheard(world: World, said: bytes) -> Finding:
     """What is to be thought of a machine whose kernel was not heard."""
     usual, spec = default_memory(world.vm.spec.image), world.vm.spec
     how = firmware_of(world.vm, world.image).kind.upper() if world.image else "its firmware"
-    nothing = "no kernel was heard on its console" if said.strip() else "nothing was printed on its console"
+    nothing = (
+        "no kernel was heard on its console"
+        if said.strip()
+        else "nothing was printed on its console"
+    )
     if spec.memory < usual:
-        asks = f"are {format_size(spec.memory)} of memory enough? Servers of {spec.image} are given {format_size(usual)}"
+        asks = (
+            f"are {format_size(spec.memory)} of memory enough? Servers of {spec.image} are "
+            f"given {format_size(usual)}"
+        )
     else:
         asks = f"its host may be busy, or its disk can't be booted by {how}"
-    return Finding(f"{nothing} yet: {asks}", not said.strip() and in_stage(world) > world.usual["firmware"] * GIVEN_UP)
+    return Finding(
+        f"{nothing} yet: {asks}",
+        not said.strip() and in_stage(world) > world.usual["firmware"] * GIVEN_UP,
+    )
 
 
 async def _find_inside(worker: Server, world: World, stage: str) -> Finding:
@@ -144,13 +191,20 @@ async def _find_inside(worker: Server, world: World, stage: str) -> Finding:
             for check in await worker.site.examine(world.vm):
                 if check.state == "missing":
                     return Finding(check.found)
-    failed = [words[1] for words in told if words[0] == "failed" and len(words) == 2 and _UNIT.fullmatch(words[1])]
+    failed = [
+        words[1]
+        for words in told
+        if words[0] == "failed" and len(words) == 2 and _UNIT.fullmatch(words[1])
+    ]
     broken = f"; what failed in it: {', '.join(failed)}" if failed else ""
     if not told:
         return Finding("its guest agent does not answer any more")
     if ["listens"] not in told:
         return Finding(f"no SSH server listens in it{broken}")
-    return Finding(f"its SSH server listens and does not answer from here: look at the guest's own firewall{broken}")
+    return Finding(
+        "its SSH server listens and does not answer from here: look at the guest's own "
+        f"firewall{broken}"
+    )
 
 
 STEPS: dict[str, Effect] = {effect.__name__: effect for effect in (explain, tell_why)}

@@ -1,7 +1,7 @@
 """The effects behind the steps of `plan`: one idempotent function each, named like a sentence.
 
-Each gets the worker (places, store, live run), the world it was planned for, and the step's value. A function may be ended
-between any two lines by a crash; the next look finds out and goes on.
+Each gets the worker (places, store, live run), the world it was planned for, and the step's value.
+A function may be ended between any two lines by a crash; the next look finds out and goes on.
 """
 
 from __future__ import annotations
@@ -25,11 +25,20 @@ from virtuary.host import oom
 from virtuary.model.operation import STARTS, Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Crash, Runtime, Vm
-from virtuary.node import nics, operations, templates
-from virtuary.node.describe import forwards_of, free_uid, layers_of, machine_of, shape_of, ssh_forward, user_of
+from virtuary.node import nics, operations, template_budget
+from virtuary.node.birth import never_handed_out
+from virtuary.node.describe import (
+    forwards_of,
+    free_uid,
+    layers_of,
+    machine_of,
+    shape_of,
+    ssh_forward,
+    user_of,
+)
 from virtuary.node.effects import Effect, monitor_of, note_on
 from virtuary.node.launch import QMP_READY, Wiring, clean_up, end_machine, launch, serve_network
-from virtuary.node.plan import CRASH_WINDOW, End, never_handed_out
+from virtuary.node.plan import CRASH_WINDOW, End
 from virtuary.node.run import open_run
 from virtuary.node.server import Server
 from virtuary.node.site import Site
@@ -46,7 +55,8 @@ from virtuary.storage import directory
 logger = logging.getLogger("virtuary.steps")
 LOG_CAP = 256 * 1024
 declare(
-    "start.after_record", "start.before_release", "start.after_release", "stop.after_mark", "stop.after_kill", "collect.before_clean",
+    "start.after_record", "start.before_release", "start.after_release", "stop.after_mark",
+    "stop.after_kill", "collect.before_clean",
     "collect.after_clean", "forget.before_files", "forget.after_files", "seed.after_write",
 )  # fmt: skip
 
@@ -58,7 +68,9 @@ def has_space(site: Site) -> bool:
 
 
 async def follow_image(worker: Server, world: World, _: None) -> None:
-    """While the image is being made, show its progress as ours; then sleep until something changes."""
+    """While the image is being made, show its progress as ours; then sleep until something
+    changes.
+    """
     assert world.operation
     source = world.image_operation.status if world.image_operation else None
     text = source.stage if source and source.stage else "waiting for the image"
@@ -67,12 +79,16 @@ async def follow_image(worker: Server, world: World, _: None) -> None:
         world.operation.status.log[-1].text if world.operation.status.log else "",
         world.operation.status.progress,
     ):
-        await operations.note(worker.site.store, world.operation.key, text, stage="image", progress=fraction)
+        await operations.note(
+            worker.site.store, world.operation.key, text, stage="image", progress=fraction
+        )
     await worker.sleep(1)
 
 
 async def make_disk(worker: Server, world: World, _: None) -> None:
-    """The root disk: an overlay on a warm template's where one fits, else on the image. What a broken start left is not kept."""
+    """The root disk: an overlay on a warm template's where one fits, else on the image. What a
+    broken start left is not kept.
+    """
     image, site = world.image, worker.site
     assert image
     if world.vm.status.cold or world.vm.spec.power == "stopped":
@@ -85,28 +101,48 @@ async def make_disk(worker: Server, world: World, _: None) -> None:
     remove(disk)
     if template is None:
         base = site.paths.image(image.id) / "disk.qcow2"
-        size = await directory.ensure_overlay(disk, base, image.status.virtual_size, world.vm.spec.disk, site.kept)
-        await worker.write(world.vm, disk_ready=True, disk_size=size, layers=(), template=None, cold=why)
+        size = await directory.ensure_overlay(
+            disk, base, image.status.virtual_size, world.vm.spec.disk, site.kept
+        )
+        await worker.write(
+            world.vm, disk_ready=True, disk_size=size, layers=(), template=None, cold=why
+        )
         return
     base = site.paths.state / template.layer
     size = await directory.ensure_overlay(disk, base, template.status.disk_size, None, site.kept)
-    changes = {"disk_ready": True, "disk_size": size, "layers": (template.layer,), "template": template.id, "cold": None}
+    changes = {
+        "disk_ready": True,
+        "disk_size": size,
+        "layers": (template.layer,),
+        "template": template.id,
+        "cold": None,
+    }
     await worker.write(world.vm, {template.key: template.meta.revision}, **changes)
 
 
 async def grow_disk(worker: Server, world: World, size: int) -> None:
     await note_on(worker, world, "growing the disk", stage="disk")
-    await directory.grow(worker.paths.home / world.vm.status.disk_file, layers_of(worker.site, world.vm), size, worker.site.kept)
+    await directory.grow(
+        worker.paths.home / world.vm.status.disk_file,
+        layers_of(worker.site, world.vm),
+        size,
+        worker.site.kept,
+    )
     await worker.write(world.vm, disk_size=size)
 
 
 async def make_seed(worker: Server, world: World, _: None) -> None:
-    """The cloud-init seed, from the user data that is kept apart, and for a first boot a host key that is known from then on."""
+    """The cloud-init seed, from the user data that is kept apart, and for a first boot a host key
+    that is known from then on.
+    """
     record = worker.site.store.get(f"secret/{world.vm.id}")
     text = record.value.decode() if record else ""
-    first = world.vm.status.identity is None  # cloud-init writes host keys once, and a copy had its own before it had a seed
+    # cloud-init writes host keys once, and a copy had its own before it had a seed
+    first = world.vm.status.identity is None
     key = await make_host_key(worker.paths.home) if first and not seed.has_host_keys(text) else None
-    files = seed.seed_files(world.vm.id, world.vm.name, seed_keys(worker.site, world.vm, world.image), text, key)
+    files = seed.seed_files(
+        world.vm.id, world.vm.name, seed_keys(worker.site, world.vm, world.image), text, key
+    )
     if key:  # before the seed: where that is, this step is over
         write_whole(worker.paths.known_hosts, known_hosts(alias(world.vm.id), (key.public,)))
     await asyncio.to_thread(seed.write_seed, worker.paths.seed, files)
@@ -117,7 +153,9 @@ async def start(worker: Server, world: World, _: None) -> None:
     """Boot: start QEMU, paused; its record is durable before any virtual CPU runs."""
     assert world.image
     choice = await worker.site.accel(PLATFORMS[world.vm.spec.arch], world.vm.spec.accel)
-    await note_on(worker, world, choice.why, STAGE_TEXT["firmware"], stage="firmware", progress=None)
+    await note_on(
+        worker, world, choice.why, STAGE_TEXT["firmware"], stage="firmware", progress=None
+    )
     vm = await pin_machine(worker, world.vm)
     machine = await machine_of(worker.site, vm, world.image, choice.accel)
     if machine.vars_file and not machine.vars_file.exists():
@@ -127,9 +165,16 @@ async def start(worker: Server, world: World, _: None) -> None:
 
 
 async def start_machine(
-    worker: Server, vm: Vm, machine: Machine, template: Template | None = None, *, live: bool = False
+    worker: Server,
+    vm: Vm,
+    machine: Machine,
+    template: Template | None = None,
+    *,
+    live: bool = False,
 ) -> None:
-    """Start QEMU for this server. `template` or `live`: it waits for a state, and is nobody until it was given an identity."""
+    """Start QEMU for this server. `template` or `live`: it waits for a state, and is nobody until
+    it was given an identity.
+    """
     site = worker.site
     uid = free_uid(site, vm.id)
     way = nics.way_in(site, vm)
@@ -138,18 +183,30 @@ async def start_machine(
     worker.tuned = untuned(machine.cpus)
     worker.refused.clear()
     groups = (GROUP,) if template else ()
-    launched = await launch(site, machine, uid, nics.behind(site, vm, way), groups=groups, mute=live)
+    launched = await launch(
+        site, machine, uid, nics.behind(site, vm, way), groups=groups, mute=live
+    )
     started, helper = launched.started, launched.network
     try:
         runtime = Runtime(
-            generation=vm.meta.generation, restarts=vm.spec.restarts, boot_id=site.boot, pid=started.identity.pid,
-            start=started.identity.start, uid=uid, command=launched.command, accel=machine.accel, level=launched.jail.level, gaps=launched.gaps,
-            network=nics.kind_of(site, vm), network_pid=helper.pid if helper else None, network_start=helper.start if helper else None,
+            generation=vm.meta.generation, restarts=vm.spec.restarts, boot_id=site.boot,
+            pid=started.identity.pid,
+            start=started.identity.start, uid=uid, command=launched.command, accel=machine.accel,
+            level=launched.jail.level, gaps=launched.gaps,
+            network=nics.kind_of(site, vm), network_pid=helper.pid if helper else None,
+            network_start=helper.start if helper else None,
             ssh_host=way[0], ssh_port=way[1], started=site.clock.wall(),
-            template=template.id if template else None, live=live, shape=shape_of(machine), nics=vm.spec.nics[:1],
+            template=template.id if template else None, live=live, shape=shape_of(machine),
+            nics=vm.spec.nics[:1],
         )  # fmt: skip
         worker.run = open_run(
-            worker.paths, runtime, site, worker.wake, started.errors, bool(template) or live, wakes=bool(template)
+            worker.paths,
+            runtime,
+            site,
+            worker.wake,
+            started.errors,
+            bool(template) or live,
+            wakes=bool(template),
         )
         if worker.run is None:
             words = process.read_errors(started.errors)
@@ -170,7 +227,9 @@ async def start_machine(
             else None,  # of the first start alone
             since=site.clock.wall(),
         )
-    except Exception:  # a daemon that is stopped here leaves what the next one finds by its record, or ends as a stray
+    except Exception:
+        # a daemon that is stopped here leaves what the next one finds by its record, or ends as a
+        # stray
         if worker.run:
             await worker.run.close()
             worker.run = None
@@ -190,7 +249,9 @@ async def pin_machine(worker: Server, vm: Vm) -> Vm:
         return vm
     binary = await worker.site.binary(PLATFORMS[vm.spec.arch])
     changed = vm.but(spec=vm.spec.but(machine=binary.machine))
-    revision = await worker.site.store.txn({worker.key: vm.meta.revision}, {worker.key: changed.dump()})
+    revision = await worker.site.store.txn(
+        {worker.key: vm.meta.revision}, {worker.key: changed.dump()}
+    )
     return changed.but(meta=changed.meta.but(revision=revision))
 
 
@@ -206,22 +267,35 @@ async def _answer(worker: Server) -> None:
 
 
 async def start_network(worker: Server, world: World, _: None) -> None:
-    """Connect somebody new to the machine's NIC: whoever served its network has died, or nobody has yet. A guest that runs is not stopped for this."""
+    """Connect somebody new to the machine's NIC: whoever served its network has died, or nobody has
+    yet. A guest that runs is not stopped for this.
+    """
     runtime, run = world.vm.status.runtime, worker.run
     assert runtime and run and runtime.ssh_port
     binary = await worker.site.binary(PLATFORMS[world.vm.spec.arch])
     forwards = (*forwards_of(world.vm), ssh_forward(runtime.ssh_port))
     try:
-        wiring = Wiring(runtime.network, binary.program, world.vm.id, runtime.uid, worker.paths.runtime, forwards)
+        wiring = Wiring(
+            runtime.network,
+            binary.program,
+            world.vm.id,
+            runtime.uid,
+            worker.paths.runtime,
+            forwards,
+        )
         identity = await serve_network(worker.site, wiring)
     except Failed as error:
         raise PeerAway(error.sentence) from error  # again, with backoff
     run.watch_network(identity)
-    await worker.write(world.vm, runtime=runtime.but(network_pid=identity.pid, network_start=identity.start))
+    await worker.write(
+        world.vm, runtime=runtime.but(network_pid=identity.pid, network_start=identity.start)
+    )
 
 
 async def resume(worker: Server, world: World, _: None) -> None:
-    """Let the virtual CPUs run. Only ever for a machine whose record is durable and names this host as owner."""
+    """Let the virtual CPUs run. Only ever for a machine whose record is durable and names this host
+    as owner.
+    """
     crashpoint("start.before_release")
     await monitor_of(worker).run("cont")
     crashpoint("start.after_release")
@@ -236,7 +310,9 @@ async def pause(worker: Server, world: World, _: None) -> None:
 
 
 async def let_go(worker: Server, world: World, _: None) -> None:
-    """Its owner decides about a server that was paused because the host ran out of memory: it is so no more."""
+    """Its owner decides about a server that was paused because the host ran out of memory: it is so
+    no more.
+    """
     await worker.write(world.vm, held_for_memory=None)
 
 
@@ -296,7 +372,9 @@ async def end_stray(worker: Server, world: World, _: None) -> None:
 
 
 async def collect(worker: Server, world: World, end: End) -> None:
-    """The process is over: keep its last words, clean up, and write down what became of the server."""
+    """The process is over: keep its last words, clean up, and write down what became of the
+    server.
+    """
     crashpoint("collect.before_clean")
     if worker.run:
         await worker.run.close()
@@ -311,7 +389,9 @@ async def collect(worker: Server, world: World, end: End) -> None:
     current = worker.load()
     if current is None:
         return
-    crashes = tuple(crash for crash in current.status.crashes if world.wall - crash.at < CRASH_WINDOW)
+    crashes = tuple(
+        crash for crash in current.status.crashes if world.wall - crash.at < CRASH_WINDOW
+    )
     if end.crashed:
         crashes += (Crash(at=world.wall, why=end.reason or ""),)
     unused = (
@@ -337,24 +417,43 @@ async def collect(worker: Server, world: World, end: End) -> None:
     power = current.spec.power if end.again else "stopped"
     changed = current.but(status=status, spec=current.spec.but(power=power))
     await worker.site.store.txn({worker.key: current.meta.revision}, {worker.key: changed.dump()})
-    say(logger, "ended", vm=current.name, state=end.state, reason=end.reason or "-", again=end.again)
-    if not end.again and world.operation and world.operation.spec.kind in (*STARTS, "resume", "pause"):
+    say(
+        logger, "ended", vm=current.name, state=end.state, reason=end.reason or "-", again=end.again
+    )
+    if (
+        not end.again
+        and world.operation
+        and world.operation.spec.kind in (*STARTS, "resume", "pause")
+    ):
         reason = end.reason or "it was stopped meanwhile"
         hint = f"virtuary logs {current.name} shows the console"
-        await operations.finish(worker.site.store, world.operation.key, Failed(f"{current.name} did not stay up: {reason}", hint))
+        await operations.finish(
+            worker.site.store,
+            world.operation.key,
+            Failed(f"{current.name} did not stay up: {reason}", hint),
+        )
 
 
 async def report(worker: Server, world: World, seen: dict[str, Any]) -> None:
     """Write what was seen."""
     if seen["state"] != world.vm.status.state:
         seen = {**seen, "since": world.wall}
-        say(logger, "state", vm=world.vm.name, was=world.vm.status.state, now=seen["state"], why=seen["reason"] or "-")
+        say(
+            logger,
+            "state",
+            vm=world.vm.name,
+            was=world.vm.status.state,
+            now=seen["state"],
+            why=seen["reason"] or "-",
+        )
     await worker.write(world.vm, **seen)
 
 
 async def note(worker: Server, world: World, stage: str) -> None:
     assert world.operation
-    await operations.note(worker.site.store, world.operation.key, STAGE_TEXT.get(stage, stage), stage=stage)
+    await operations.note(
+        worker.site.store, world.operation.key, STAGE_TEXT.get(stage, stage), stage=stage
+    )
 
 
 STAGE_TEXT = {
@@ -372,16 +471,20 @@ async def finish(worker: Server, world: World, operation: Operation) -> None:
         worker.site.usual.learn(world.vm)
     runtime = world.vm.status.runtime
     if operation.spec.kind == "launch" and runtime and runtime.template is None and world.image:
-        await templates.consider(worker.site, world.vm, world.image)
+        await template_budget.consider(worker.site, world.vm, world.image)
 
 
 async def fail(worker: Server, world: World, sentence: str) -> None:
     kind = "network" if sentence.startswith("the network") else "image"
-    await give_up(worker, world, Step("fail"), Failed(sentence, f"virtuary {kind} list shows the {kind}s"))
+    await give_up(
+        worker, world, Step("fail"), Failed(sentence, f"virtuary {kind} list shows the {kind}s")
+    )
 
 
 async def give_up(worker: Server, world: World, _: Step, error: VirtuaryError) -> None:
-    """A step failed for good: the operation ends with the reason. What never had a disk is removed, nothing half-made stays."""
+    """A step failed for good: the operation ends with the reason. What never had a disk is removed,
+    nothing half-made stays.
+    """
     current = worker.load()
     if current is None:
         return
@@ -390,7 +493,11 @@ async def give_up(worker: Server, world: World, _: Step, error: VirtuaryError) -
     if isinstance(error, Bug) and world.process == "alive":
         return
     never_was = not current.status.disk_ready and world.process == "absent"
-    state = "stopped" if current.status.state == "starting" and current.status.runtime is None else current.status.state
+    state = (
+        "stopped"
+        if current.status.state == "starting" and current.status.runtime is None
+        else current.status.state
+    )
     changed = current.but(
         spec=current.spec.but(power="stopped"),
         status=current.status.but(state=state, reason=error.sentence, since=world.wall),
@@ -410,7 +517,10 @@ async def cancel_operation(worker: Server, world: World, operation: Operation) -
     changed = current
     if operation.spec.kind in (*STARTS, "create"):
         latest = worker.load() or current
-        changed = latest.but(spec=latest.spec.but(power="stopped"), meta=latest.meta.but(purge=latest.meta.purge or undo))
+        changed = latest.but(
+            spec=latest.spec.but(power="stopped"),
+            meta=latest.meta.but(purge=latest.meta.purge or undo),
+        )
         done = operations.finished(operation, cancelled=True)
         await worker.site.store.txn(
             {worker.key: latest.meta.revision, operation.key: operation.meta.revision},
@@ -421,7 +531,9 @@ async def cancel_operation(worker: Server, world: World, operation: Operation) -
 
 
 async def drop_key(worker: Server) -> None:
-    """Nobody needs the host key that is being made for a copy: whoever makes it writes into a folder that is to go."""
+    """Nobody needs the host key that is being made for a copy: whoever makes it writes into a
+    folder that is to go.
+    """
     making, worker.host_key = worker.host_key, None
     if making:
         making.cancel()
@@ -442,14 +554,18 @@ async def forget(worker: Server, world: World, _: None) -> None:
     store, vm = worker.site.store, world.vm
     record = store.get(f"vm-name/{vm.name}")
     names = [f"vm-name/{vm.name}"] if record and record.value.decode() == vm.id else []
-    puts = {item.key: operations.finished(item).dump() for item in operations.open_operations(store, worker.key)}
+    puts = {
+        item.key: operations.finished(item).dump()
+        for item in operations.open_operations(store, worker.key)
+    }
     await store.txn({worker.key: vm.meta.revision}, puts, [worker.key, f"secret/{vm.id}", *names])
 
 
 STEPS: dict[str, Effect] = {
     effect.__name__: effect
     for effect in (
-        follow_image, make_disk, grow_disk, make_seed, start, start_network, resume, pause, let_go, ask_shutdown, kill, end_stray, collect,
+        follow_image, make_disk, grow_disk, make_seed, start, start_network, resume, pause, let_go,
+        ask_shutdown, kill, end_stray, collect,
         report, note, finish, fail, cancel_operation, forget,
     )
 }  # fmt: skip

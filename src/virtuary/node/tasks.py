@@ -1,4 +1,6 @@
-"""Work that takes minutes, of an image's or a template's worker: carried out beside it, so that a wish to stop it is heard."""
+"""Work that takes minutes, of an image's or a template's worker: carried out beside it, so that a
+wish to stop it is heard.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,14 @@ class Unwanted(Exception):
     """Nobody wants it any more; it was ended."""
 
 
-async def carry_out(what: str, work: Coroutine[Any, Any, None], woken: asyncio.Event, unwanted: Callable[[], bool]) -> None:
-    """Do the work, and look each time `woken` is set whether it is unwanted by now. `what` names it in a log.
+async def carry_out(
+    what: str, work: Coroutine[Any, Any, None], woken: asyncio.Event, unwanted: Callable[[], bool]
+) -> None:
+    """Do the work, and look each time `woken` is set whether it is unwanted by now. `what` names it
+    in a log.
 
-    Raises Unwanted, and of whatever the work itself raises a kind of VirtuaryError. When this is cancelled the work is ended first.
+    Raises Unwanted, and of whatever the work itself raises a kind of VirtuaryError. When this is
+    cancelled the work is ended first.
     """
     task = asyncio.create_task(work)
     try:

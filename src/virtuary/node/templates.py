@@ -1,7 +1,8 @@
 """Making warm templates: one task a template. The only writer of a template's status.
 
-A template is made in a folder `.making-ID` and renamed into place when it is whole; then it never changes. What a crash left
-behind is ended, removed and made again. A failed or cancelled making leaves nothing but the reason.
+A template is made in a folder `.making-ID` and renamed into place when it is whole; then it never
+changes. What a crash left behind is ended, removed and made again. A failed or cancelled making
+leaves nothing but the reason.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ from virtuary.guest.agent import Agent
 from virtuary.guest.hostkeys import ask, known_hosts
 from virtuary.guest.wake import open_port
 from virtuary.model.image import Image
-from virtuary.model.meta import Meta, utcnow
-from virtuary.model.template import Template, TemplateSpec
+from virtuary.model.meta import utcnow
+from virtuary.model.template import Template
 from virtuary.model.vm import Runtime, Vm
 from virtuary.network import passt
 from virtuary.node import operations, warm
-from virtuary.node.describe import firmware_of, free_uid, ssh_forward
+from virtuary.node.describe import free_uid, ssh_forward
 from virtuary.node.effects import printable
 from virtuary.node.launch import QMP_READY, Served, clean_up, launch
 from virtuary.node.run import Run, has_opened, open_run
-from virtuary.node.site import Site, memory_facts
+from virtuary.node.site import Site
 from virtuary.node.tasks import Unwanted, carry_out
+from virtuary.node.template_budget import keep_budget, standing_on
 from virtuary.qemu import rtc
 from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import Machine, describe
-from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.process import read_errors
 from virtuary.storage import directory, sparse
-from virtuary.store.reading import every
 
 logger = logging.getLogger("virtuary.templates")
 SEALED = ("ram", "state", "disk.qcow2")
 declare(
-    "template.before_make", "template.after_boot", "template.before_save", "template.after_save", "template.before_rename",
+    "template.before_make", "template.after_boot", "template.before_save", "template.after_save",
+    "template.before_rename",
     "template.after_rename", "template.after_record", "template.after_remove",
 )  # fmt: skip
 
@@ -79,7 +80,13 @@ class TemplateWorker:
             except Conflict:
                 continue
             except (VirtuaryError, OSError) as error:
-                say(logger, "template step failed", logging.WARNING, template=template.name, error=error)
+                say(
+                    logger,
+                    "template step failed",
+                    logging.WARNING,
+                    template=template.name,
+                    error=error,
+                )
                 await asyncio.sleep(5)
 
     def load(self) -> Template | None:
@@ -91,11 +98,18 @@ class TemplateWorker:
         return active[0].key if active else None
 
     async def _make(self, template: Template) -> None:
-        """Make it as a task of its own, so that a wish to cancel or to remove it can end it. One at a time on a host."""
+        """Make it as a task of its own, so that a wish to cancel or to remove it can end it. One at
+        a time on a host.
+        """
         operation = self._operation()
         try:
             what = f"the template of {template.name}"
-            await carry_out(what, self._make_whole(template, operation), self._wake, lambda: self._unwanted(operation))
+            await carry_out(
+                what,
+                self._make_whole(template, operation),
+                self._wake,
+                lambda: self._unwanted(operation),
+            )
         except Unwanted:
             await self._drop(operation, None)
         except VirtuaryError as error:
@@ -116,7 +130,11 @@ class TemplateWorker:
             crashpoint("template.after_rename")
             facts = read_manifest(final)
             self.site.verified[template.id] = stamps(final)
-            changes = {"key": facts["key"], "disk_size": facts["disk_size"], "size": directory.allocated(final)}
+            changes = {
+                "key": facts["key"],
+                "disk_size": facts["disk_size"],
+                "size": directory.allocated(final),
+            }
             took = round(self.site.clock.now() - began, 1)
             await self._write(operation, **changes, state="ready", made=utcnow(), took=took)
             crashpoint("template.after_record")
@@ -132,7 +150,9 @@ class TemplateWorker:
             folder.mkdir(mode=0o700)
             crashpoint("template.before_make")
             image = self._image(template)
-            making = Making(self.site, template, image, folder, runtime, _reporter(self.site, operation))
+            making = Making(
+                self.site, template, image, folder, runtime, _reporter(self.site, operation)
+            )
             facts = await making.run()
             await asyncio.to_thread(_seal, folder, facts)
             crashpoint("template.before_rename")
@@ -152,7 +172,9 @@ class TemplateWorker:
         return image
 
     async def _drop(self, operation: str | None, error: VirtuaryError | None) -> None:
-        """The making ended badly: the operation tells why, and so does the template, so that it is not tried for ever."""
+        """The making ended badly: the operation tells why, and so does the template, so that it is
+        not tried for ever.
+        """
         template = self.load()
         if template is None or template.status.state == "ready":
             return
@@ -164,11 +186,15 @@ class TemplateWorker:
             await self.site.store.txn({self.key: template.meta.revision}, puts, [self.key])
             return
         say(logger, "no template", logging.WARNING, image=template.spec.image, why=error.sentence)
-        puts[self.key] = template.but(status=template.status.but(state="failed", reason=error.sentence)).dump()
+        puts[self.key] = template.but(
+            status=template.status.but(state="failed", reason=error.sentence)
+        ).dump()
         await self.site.store.txn({self.key: template.meta.revision}, puts)
 
     async def _forget(self, template: Template) -> bool:
-        """Remove its memory at once, its disk when no server stands on it any more; says whether it is gone for good."""
+        """Remove its memory at once, its disk when no server stands on it any more; says whether it
+        is gone for good.
+        """
         folder = self.site.paths.template(template.id)
         for name in ("ram", "state"):
             with contextlib.suppress(FileNotFoundError):
@@ -180,7 +206,10 @@ class TemplateWorker:
             return False
         shutil.rmtree(folder, ignore_errors=True)
         crashpoint("template.after_remove")
-        puts = {item.key: operations.finished(item).dump() for item in operations.open_operations(self.site.store, self.key)}
+        puts = {
+            item.key: operations.finished(item).dump()
+            for item in operations.open_operations(self.site.store, self.key)
+        }
         current = self.load()
         if current:
             await self.site.store.txn({self.key: current.meta.revision}, puts, [self.key])
@@ -193,7 +222,10 @@ class TemplateWorker:
             expect = {self.key: template.meta.revision}
             found = operations.load(self.site.store, done) if done else None
             if found and not found.ended:
-                expect[found.key], puts[found.key] = found.meta.revision, operations.finished(found).dump()
+                expect[found.key], puts[found.key] = (
+                    found.meta.revision,
+                    operations.finished(found).dump(),
+                )
             with contextlib.suppress(Conflict):
                 await self.site.store.txn(expect, puts)
                 return
@@ -205,7 +237,15 @@ Report = Callable[[str], None]
 class Making:
     """One template being made: a guest booted, settled, stripped of what is unique, and saved."""
 
-    def __init__(self, site: Site, template: Template, image: Image, folder: Path, runtime: Path, report: Report) -> None:
+    def __init__(
+        self,
+        site: Site,
+        template: Template,
+        image: Image,
+        folder: Path,
+        runtime: Path,
+        report: Report,
+    ) -> None:
         self.site, self.template, self.image = site, template, image
         self.folder, self.runtime, self.report = folder, runtime, report
         self._wake = asyncio.Event()
@@ -213,20 +253,34 @@ class Making:
     async def run(self) -> dict[str, Any]:
         """The facts of the finished template: what its manifest holds."""
         site, template = self.site, self.template
-        directory.check_space(self.folder, template.spec.memory // 2, "a warm template", self.site.kept)
+        directory.check_space(
+            self.folder, template.spec.memory // 2, "a warm template", self.site.kept
+        )
         key = await warm.key_of(site, template, self.image)
         machine = await warm.template_machine(site, template, self.image, self.folder)
         uid = free_uid(site, template.id)
         base = site.paths.image(self.image.id) / "disk.qcow2"
-        size = await directory.ensure_overlay(machine.disk, base, self.image.status.virtual_size, None, self.site.kept)
+        size = await directory.ensure_overlay(
+            machine.disk, base, self.image.status.virtual_size, None, self.site.kept
+        )
         self._make_files(machine, uid)
         port = passt.free_port()
-        launched = await launch(site, machine, uid, Served((ssh_forward(port),)), writable=(self.folder / "ram",))
+        launched = await launch(
+            site, machine, uid, Served((ssh_forward(port),)), writable=(self.folder / "ram",)
+        )
         runtime = Runtime(
-            generation=1, restarts=0, boot_id=site.boot, pid=launched.started.identity.pid, start=launched.started.identity.start,
-            uid=uid, accel=template.spec.accel, level=launched.jail.level, ssh_port=port, started=site.clock.wall(),
+            generation=1, restarts=0, boot_id=site.boot, pid=launched.started.identity.pid,
+            start=launched.started.identity.start,
+            uid=uid, accel=template.spec.accel, level=launched.jail.level, ssh_port=port,
+            started=site.clock.wall(),
         )  # fmt: skip
-        run = open_run(VmPaths(self.folder, self.runtime), runtime, site, self._wake.set, launched.started.errors)
+        run = open_run(
+            VmPaths(self.folder, self.runtime),
+            runtime,
+            site,
+            self._wake.set,
+            launched.started.errors,
+        )
         if run is None:
             words = read_errors(launched.started.errors)
             os.close(launched.started.errors)
@@ -263,12 +317,26 @@ class Making:
         assert run.monitor
         await run.monitor.run("cont")
         run.qemu_status = "running"
-        await self._until(run, lambda: "agent" in run.signals, self.site.settings.templates.patience, "the guest agent")
+        await self._until(
+            run,
+            lambda: "agent" in run.signals,
+            self.site.settings.templates.patience,
+            "the guest agent",
+        )
         crashpoint("template.after_boot")
-        await self._in_guest(run, identity.script(identity.Identity("template", (public_key(self.site),))), 120, "take a key")
-        await self._until(run, lambda: "ssh" in run.signals, self.site.settings.templates.patience, "SSH")
+        await self._in_guest(
+            run,
+            identity.script(identity.Identity("template", (public_key(self.site),))),
+            120,
+            "take a key",
+        )
+        await self._until(
+            run, lambda: "ssh" in run.signals, self.site.settings.templates.patience, "SSH"
+        )
         self.report("waiting until the guest has settled")
-        await self._in_guest(run, identity.settle_script(), self.site.settings.templates.patience, "settle")
+        await self._in_guest(
+            run, identity.settle_script(), self.site.settings.templates.patience, "settle"
+        )
         assert run.agent
         await self._log_in(run.agent, port)
         dmi = await run.agent.execute(["cat", "/sys/firmware/dmi/tables/DMI"], deadline=60)
@@ -278,11 +346,16 @@ class Making:
         run.wake_port = await open_port(self.runtime / "wake")
         await self._in_guest(run, identity.strip_script(), 120, "give up its identity")
         until = self.site.clock.now() + 20
-        while not await has_opened(run.monitor, "wake"):  # the guest's program is there, to be told by a copy's daemon who it is
+        # the guest's program is there, to be told by a copy's daemon who it is
+        while not await has_opened(run.monitor, "wake"):
             if self.site.clock.now() > until:
                 raise GuestSilent("the guest does not wait to be told who a copy of it is")
             await asyncio.sleep(0.05)
-        return {"addresses": run.addresses, "lag": lag, "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode()}
+        return {
+            "addresses": run.addresses,
+            "lag": lag,
+            "dmi": base64.b64encode(dmi.stdout if dmi.status == 0 else b"").decode(),
+        }
 
     async def _until(self, run: Run, what: Callable[[], bool], limit: float, wanted: str) -> None:
         until = self.site.clock.now() + limit
@@ -292,7 +365,9 @@ class Making:
             if run.qemu_status in ("guest-panicked", "shutdown", "internal-error"):
                 raise Failed(f"the template's guest did not stay up: {run.qemu_status}")
             if self.site.clock.now() > until:
-                raise GuestSilent(f"the guest never settled: {wanted} did not come within {limit:.0f} s")
+                raise GuestSilent(
+                    f"the guest never settled: {wanted} did not come within {limit:.0f} s"
+                )
             await asyncio.sleep(0.1)
 
     async def _in_guest(self, run: Run, script: bytes, limit: float, what: str) -> None:
@@ -310,7 +385,8 @@ class Making:
         with contextlib.suppress(VirtuaryError):
             write_whole(self.folder / "known_hosts", known_hosts("template", await ask(agent)))
             await run_program(
-                "ssh", "-F", "none", "-i", str(self.site.paths.key), *options, "-p", str(port), "root@127.0.0.1", "true", deadline=60
+                "ssh", "-F", "none", "-i", str(self.site.paths.key), *options, "-p", str(port),
+                "root@127.0.0.1", "true", deadline=60
             )  # fmt: skip
 
     async def _save(self, run: Run, machine: Machine) -> None:
@@ -339,7 +415,9 @@ def keys_of(site: Site, vm: Vm) -> tuple[str, ...]:
 
 
 def seed_keys(site: Site, vm: Vm, image: Image | None) -> tuple[str, ...]:
-    """Keys that cloud-init is handed: Virtuary's own is not among them where its login is root's, to whom the agent gives it."""
+    """Keys that cloud-init is handed: Virtuary's own is not among them where its login is root's,
+    to whom the agent gives it.
+    """
     by_agent = image is not None and image.status.agent and image.status.user == "root"
     return vm.spec.ssh_keys if by_agent else keys_of(site, vm)
 
@@ -354,7 +432,9 @@ def _reporter(site: Site, operation: str | None) -> Report:
 
     def report(text: str) -> None:
         if operation:
-            task = asyncio.get_running_loop().create_task(operations.note(site.store, operation, text, stage=text))
+            task = asyncio.get_running_loop().create_task(
+                operations.note(site.store, operation, text, stage=text)
+            )
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
@@ -390,17 +470,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
     """What changes when anybody touches a template's files."""
     found = [(folder / name).stat() for name in SEALED]
-    return tuple((facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns) for facts in found)
+    return tuple(
+        (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns) for facts in found
+    )
 
 
 async def verify(site: Site, template: Template) -> dict[str, Any]:
-    """The manifest of a template whose files are what they were; raises Failed. Read through once in a daemon's life, and after a touch."""
+    """The manifest of a template whose files are what they were; raises Failed. Read through once
+    in a daemon's life, and after a touch.
+    """
     folder = site.paths.template(template.id)
     facts = read_manifest(folder)
     try:
         seen = stamps(folder)
         if site.verified.get(template.id) != seen:
-            digests = await asyncio.to_thread(lambda: {name: sparse.digest(folder / name) for name in SEALED})
+            digests = await asyncio.to_thread(
+                lambda: {name: sparse.digest(folder / name) for name in SEALED}
+            )
             if digests != facts["sha256"]:
                 raise Failed("the warm template is damaged: its files are not what they were")
             site.verified[template.id] = seen
@@ -410,89 +496,3 @@ async def verify(site: Site, template: Template) -> dict[str, Any]:
 
 
 # ---- wishes of the host's own
-
-
-async def consider(site: Site, vm: Vm, image: Image) -> None:
-    """After a cold launch: have a template made in the background, unless there is one or it was tried already."""
-    if not site.settings.templates.auto or not image.status.agent or image.status.makes_login or vm.spec.cold:
-        return
-    try:
-        accel = await site.accel(PLATFORMS[vm.spec.arch], vm.spec.accel)
-        memory = warm.base_memory(vm.spec)
-        spec = TemplateSpec(
-            image=image.name, image_id=image.id, memory=memory, accel=accel.accel, firmware=firmware_of(vm, image).kind
-        )
-        template = Template(meta=Meta(name=image.name), spec=spec)
-        key = await warm.key_of(site, template, image)
-    except VirtuaryError:
-        return
-    for other in warm.templates_of(site, image.id):
-        if other.spec == spec and (other.status.state in ("absent", "making") or other.status.key in ("", key)):
-            return
-    total, available = memory_facts()
-    if available < memory + site.settings.resources.memory_kept(total):  # nobody asked for it: it is made after a later launch
-        say(logger, "no template now", image=image.name, why="the host's memory is short")
-        return
-    await site.store.txn({}, {template.key: template.dump()})
-    say(logger, "template wished", image=image.name)
-
-
-def standing_on(site: Site, layer: str) -> list[Vm]:
-    """Servers whose disks lie on this file."""
-    vms = every(site.store, Vm)
-    return [vm for vm in vms if layer in vm.status.layers]
-
-
-async def damaged(site: Site, template: Template, why: str) -> None:
-    """A template that can't be trusted any more: removed, and made anew."""
-    say(logger, "template removed", logging.WARNING, image=template.spec.image, why=why)
-    changed = template.but(meta=template.meta.but(purge=True))
-    again = Template(meta=Meta(name=template.name), spec=template.spec)
-    puts = {template.key: changed.dump()}
-    if site.settings.templates.auto:
-        puts[again.key] = again.dump()
-    with contextlib.suppress(Conflict):
-        await site.store.txn({template.key: template.meta.revision}, puts)
-
-
-def touch(site: Site, template: Template) -> None:
-    """Remember that it was used now."""
-    with contextlib.suppress(OSError):
-        os.utime(site.paths.template(template.id))
-
-
-async def keep_budget(site: Site, keep: str = "") -> None:
-    """Remove templates, the one used longest ago first, until the others fit into `templates.max_disk`."""
-    found = every(site.store, Template)
-    ready = [template for template in found if template.status.state == "ready" and not template.meta.purge]
-    sizes = sum(template.status.size for template in ready)
-    for template in sorted(ready, key=lambda item: _used(site, item)):
-        if sizes <= site.settings.templates.max_disk:
-            return
-        if template.id != keep:
-            say(logger, "template removed", image=template.spec.image, why="templates.max_disk")
-            with contextlib.suppress(Conflict):
-                await site.store.txn(
-                    {template.key: template.meta.revision},
-                    {template.key: template.but(meta=template.meta.but(purge=True)).dump()},
-                )
-            sizes -= template.status.size
-
-
-def _used(site: Site, template: Template) -> float:
-    with contextlib.suppress(OSError):
-        return site.paths.template(template.id).stat().st_mtime
-    return 0.0
-
-
-async def renew(site: Site) -> None:
-    """Replace templates that nothing can be resumed from any more, after an upgrade of QEMU say, by ones of today."""
-    for record in site.store.list("template/").records:
-        template = Template.load(record.value, record.revision)
-        if template.meta.purge or template.status.state not in ("ready", "failed"):
-            continue
-        image = site.store.get(f"image/{template.spec.image_id}")
-        with contextlib.suppress(VirtuaryError):
-            now = await warm.key_of(site, template, Image.load(image.value, image.revision)) if image else ""
-            if template.status.state == "ready" and now != template.status.key:
-                await damaged(site, template, "QEMU, the machine or the image is another one now")

@@ -1,4 +1,6 @@
-"""Touches: calls to a server that leave no memory. Screen of the console, commands in the guest, the way in by SSH, the plan."""
+"""Touches: calls to a server that leave no memory. Screen of the console, commands in the guest,
+the way in by SSH, the plan.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ from virtuary.qemu.platform import PLATFORMS
 from virtuary.storage.directory import reserving
 
 HOST_KEYS_HOLD = 10.0
-"""Seconds for which host keys count as told: a first login asks nothing, and one after keys were changed inside finds the new ones."""
+"""Seconds for which host keys count as told: a first login asks nothing, and one after keys were
+changed inside finds the new ones.
+"""
 
 
 def _run(node: Node, vm: Vm) -> Run:
@@ -49,13 +53,19 @@ def _run(node: Node, vm: Vm) -> Run:
 
 
 def _agent_run(node: Node, vm: Vm) -> Run:
-    """The live side of a server whose agent answers. Raises Conflict where it does not run, GuestSilent where it has no such agent."""
+    """The live side of a server whose agent answers. Raises Conflict where it does not run,
+    GuestSilent where it has no such agent.
+    """
     run = _run(node, vm)
     check_awake(vm)
     if (run.agent is None or run.quiet) and vm.status.state == "starting":
-        raise GuestSilent(f"the guest agent of {vm.name} is not up yet", "repeat when it has started")
+        raise GuestSilent(
+            f"the guest agent of {vm.name} is not up yet", "repeat when it has started"
+        )
     if run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
-        raise GuestSilent(f"{vm.name} has no guest agent that answers", f"virtuary shell {vm.name} needs none")
+        raise GuestSilent(
+            f"{vm.name} has no guest agent that answers", f"virtuary shell {vm.name} needs none"
+        )
     return run
 
 
@@ -67,22 +77,32 @@ def check_awake(vm: Vm) -> None:
 
 
 def open_session(node: Node, vm: Vm, inbox: Inbox, say: Say) -> Session:
-    """A command in the guest, with streams: `inbox` is what it is told, `say` hears what it says. Raises as `execute`."""
+    """A command in the guest, with streams: `inbox` is what it is told, `say` hears what it says.
+    Raises as `execute`.
+    """
     return Session(node, vm, _agent_run(node, vm), inbox, say)
 
 
-async def execute(node: Node, vm: Vm, words: list[str], stdin: bytes, deadline: float, most: int = OUTPUT_CAP) -> Outcome:
-    """Run a command in the guest through its agent, for at most so many bytes of output. Raises GuestSilent when there is none."""
+async def execute(
+    node: Node, vm: Vm, words: list[str], stdin: bytes, deadline: float, most: int = OUTPUT_CAP
+) -> Outcome:
+    """Run a command in the guest through its agent, for at most so many bytes of output. Raises
+    GuestSilent when there is none.
+    """
     run = _agent_run(node, vm)
     assert run.agent
     return await run.agent.execute(words, stdin, deadline, most=most)
 
 
 async def trim(node: Node, vm: Vm, site: Site) -> tuple[int | None, int]:
-    """Have the guest tell which blocks of its filesystems it does not use: bytes it told of, and bytes the pool got back."""
+    """Have the guest tell which blocks of its filesystems it does not use: bytes it told of, and
+    bytes the pool got back.
+    """
     run = _run(node, vm)
     if run.agent is None:
-        raise GuestSilent(f"{vm.name} has no guest agent that answers", "run fstrim in it by virtuary shell")
+        raise GuestSilent(
+            f"{vm.name} has no guest agent that answers", "run fstrim in it by virtuary shell"
+        )
     disk = site.paths.vm(vm.id).home / vm.status.disk_file
     before = disk.stat().st_blocks
     told = await run.agent.trim(deadline=300)
@@ -113,7 +133,9 @@ def qemu_log(paths: VmPaths) -> str:
 
 
 async def way_in(node: Node, vm: Vm, image: Image | None) -> dict[str, Any]:
-    """How to reach the server's SSH: user, address, port, the key to show, where its host keys are written down, and whether they are."""
+    """How to reach the server's SSH: user, address, port, the key to show, where its host keys are
+    written down, and whether they are.
+    """
     site, paths = node.site, node.site.paths.vm(vm.id)
     runtime = vm.status.runtime
     if runtime is None or runtime.ssh_port is None:
@@ -144,7 +166,9 @@ def _suspects(site: Site, vm: Vm) -> list[str]:
 
 
 async def _learn_host_keys(node: Node, vm: Vm) -> None:
-    """Write down which host keys the guest's agent says it has, unless they were told a moment ago. Where none answers nothing changes."""
+    """Write down which host keys the guest's agent says it has, unless they were told a moment ago.
+    Where none answers nothing changes.
+    """
     now = node.site.clock.now()
     with contextlib.suppress(VirtuaryError, OSError):
         run = _run(node, vm)
@@ -153,7 +177,10 @@ async def _learn_host_keys(node: Node, vm: Vm) -> None:
         if told or run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
             return
         if keys := await hostkeys.ask(run.agent):
-            place, lines = node.site.paths.vm(vm.id).known_hosts, hostkeys.known_hosts(hostkeys.alias(vm.id), keys)
+            place, lines = (
+                node.site.paths.vm(vm.id).known_hosts,
+                hostkeys.known_hosts(hostkeys.alias(vm.id), keys),
+            )
             if not place.exists() or place.read_bytes() != lines:
                 write_whole(place, lines)
             run.host_keys_told = now
@@ -175,7 +202,9 @@ def interface_fault(interface: str, tagged: bool) -> tuple[str, str] | None:
 
 
 async def receive(site: Site, chunks: AsyncIterator[bytes], length: int) -> str:
-    """Keep an uploaded file of `length` bytes beside the downloads; its name there. Nothing is kept of a broken upload."""
+    """Keep an uploaded file of `length` bytes beside the downloads; its name there. Nothing is kept
+    of a broken upload.
+    """
     with reserving(site.paths.downloads, length, "the upload", site.kept):
         return await _receive(site, chunks, length)
 
@@ -223,16 +252,25 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     platform = PLATFORMS[vm.spec.arch]
     steps = [] if image.status.state == "ready" else [f"make the image {image.name}"]
     template, why = (
-        await choose_template(site, vm, image) if image.status.state == "ready" else (None, "the image is not there yet")
+        await choose_template(site, vm, image)
+        if image.status.state == "ready"
+        else (None, "the image is not there yet")
     )
-    steps += [f"make the disk, an overlay on {'the warm template' if template and vm.spec.power != 'stopped' else 'the image'}"]
+    steps += [
+        "make the disk, an overlay on "
+        f"{'the warm template' if template and vm.spec.power != 'stopped' else 'the image'}"
+    ]
     if vm.spec.power == "stopped":
         return {"steps": steps}
     choice = await site.accel(platform, vm.spec.accel)
     binary = await site.binary(platform)
     jail = choose_jail(site.capabilities, UIDS.start)
     steps += [f"start QEMU {binary.version} with {choice.accel}"]
-    steps += [f"resume {why}", "give the copy its own identity"] if template else [f"boot, because {why}"]
+    steps += (
+        [f"resume {why}", "give the copy its own identity"]
+        if template
+        else [f"boot, because {why}"]
+    )
     steps += ["wait until a shell is possible"]
     plan: dict[str, Any] = {
         "steps": steps,
@@ -244,7 +282,11 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
         "warm_reason": why,
     }
     if image.status.state == "ready":
-        machine = await (copy_of(site, vm, image, template) if template else machine_of(site, vm, image, choice.accel))
+        machine = await (
+            copy_of(site, vm, image, template)
+            if template
+            else machine_of(site, vm, image, choice.accel)
+        )
         plan["command"] = command(binary.program, describe(machine))
     else:
         plan["note"] = "the command line is known once the image is made"
@@ -254,21 +296,27 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
 def check_staying(site: Site) -> None:
     """Raise Conflict while the host goes down: nothing is started any more."""
     if site.turns.going_down:
-        raise Conflict("this host is going down", "repeat when it is back: servers come back with it")
+        raise Conflict(
+            "this host is going down", "repeat when it is back: servers come back with it"
+        )
 
 
 async def notice_host(site: Site) -> None:
-    """Write down anew what this host has, when its huge pages are no longer those: an administrator sets them aside at any time, and what is
-    set aside no ordinary server can have."""
+    """Write down anew what this host has, when its huge pages are no longer those: an administrator
+    sets them aside at any time, and what is set aside no ordinary server can have.
+    """
     record = site.store.get(f"{Host.prefix}/{site.host_id}")
     status = Host.load(record.value, record.revision).status if record else None
     known = status.huge_pages if status else ()
-    if {page.size: page.total for page in known} != {page.size: page.total for page in capacity.find_huge_pages()}:
+    if {page.size: page.total for page in known} != {
+        page.size: page.total for page in capacity.find_huge_pages()
+    }:
         await describe_host(site)
 
 
 __all__ = [
-    "Command", "Inbox", "Outcome", "Piece", "canonical", "check_source", "check_user_data", "console_log", "console_now", "console_of", "execute", "find_source",
+    "Command", "Inbox", "Outcome", "Piece", "canonical", "check_source", "check_user_data",
+    "console_log", "console_now", "console_of", "execute", "find_source",
     "notice_host", "open_session", "preview", "qemu_log",
     "receive", "trim", "way_in",
 ]  # fmt: skip

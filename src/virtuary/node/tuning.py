@@ -1,5 +1,7 @@
-"""What a machine that runs is given: decided by `tuning`, made true by the steps here. Limits and shares at once, CPUs, memory and disk by
-the guest's leave; what a guest does not take in time is taken back, and said."""
+"""What a machine that runs is given: decided by `tuning`, made true by the steps here. Limits and
+shares at once, CPUs, memory and disk by the guest's leave; what a guest does not take in time is
+taken back, and said.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,14 @@ NEAR = 16 * MIB
 """What a guest may keep of memory it was asked to give back: some pages can't be moved."""
 SCRIPT_LIMIT = 30.0
 """Seconds a guest is given to do its part of a change."""
-declare("tune.after", "resize.before", "resize.after_offer", "resize.after", "grow.after_resize", "grow.after_record")
+declare(
+    "tune.after",
+    "resize.before",
+    "resize.after_offer",
+    "resize.after",
+    "grow.after_resize",
+    "grow.after_record",
+)
 
 
 def tuning_of(vm: Vm, cpus: int) -> Tuning:
@@ -44,7 +53,9 @@ def tuning_of(vm: Vm, cpus: int) -> Tuning:
 
 
 def pinned(cpu: Cpu, nodes: Sequence[NumaNode]) -> tuple[int, ...]:
-    """The CPUs of the host it may run on: those it is pinned to, or those of its NUMA node; empty for all. Pure."""
+    """The CPUs of the host it may run on: those it is pinned to, or those of its NUMA node; empty
+    for all. Pure.
+    """
     return cpu.pin or next((node.cpus for node in nodes if node.number == cpu.node), ())
 
 
@@ -54,9 +65,17 @@ def untuned(cpus: int) -> Tuning:
 
 
 def tuning(world: World) -> Step | None:
-    """The planner: make a living machine have what its spec says, as far as its process can. Pure."""
+    """The planner: make a living machine have what its spec says, as far as its process can.
+    Pure.
+    """
     vm, runtime = world.vm, world.vm.status.runtime
-    if world.process != "alive" or runtime is None or not world.connected or vm.spec.power == "stopped" or world.restart_due:
+    if (
+        world.process != "alive"
+        or runtime is None
+        or not world.connected
+        or vm.spec.power == "stopped"
+        or world.restart_due
+    ):
         return None
     shape = runtime.shape
     if shape is None or world.qemu in ("inmigrate", None):
@@ -66,11 +85,18 @@ def tuning(world: World) -> Step | None:
     if world.qemu != "running" or world.cpus is None or world.memory is None or not _settled(world):
         return None
     wishes = {field: getattr(vm.spec, field) for field in RESIZES.values()}
-    open_wishes = {field: wish for field, wish in wishes.items() if world.refused.get(field) != wish}
+    open_wishes = {
+        field: wish for field, wish in wishes.items() if world.refused.get(field) != wish
+    }
     if (cpus := open_wishes.get("cpus")) and world.cpus != cpus and shape.allows(cpus=cpus):
         return Step("resize_cpus", cpus)
     memory = open_wishes.get("memory")
-    if memory and not near(world.memory, memory) and shape.allows(memory=memory) and not world.reclaimed:
+    if (
+        memory
+        and not near(world.memory, memory)
+        and shape.allows(memory=memory)
+        and not world.reclaimed
+    ):
         return Step("resize_memory", memory)
     if (disk := open_wishes.get("disk")) and vm.status.disk_size and disk > vm.status.disk_size:
         return Step("resize_disk", disk)
@@ -78,10 +104,19 @@ def tuning(world: World) -> Step | None:
 
 
 def shortfall(world: World) -> str | None:
-    """What a server that runs has less than it was given, in words, because its guest keeps it so. Pure."""
+    """What a server that runs has less than it was given, in words, because its guest keeps it so.
+    Pure.
+    """
     spec = world.vm.spec
-    if "memory" in world.refused and world.memory is not None and world.memory + warm.STEP <= spec.memory:
-        return f"its guest has {format_size(world.memory)} of its {format_size(spec.memory)} of memory and takes no more"
+    if (
+        "memory" in world.refused
+        and world.memory is not None
+        and world.memory + warm.STEP <= spec.memory
+    ):
+        return (
+            f"its guest has {format_size(world.memory)} of its {format_size(spec.memory)} of "
+            "memory and takes no more"
+        )
     if "cpus" in world.refused and world.cpus is not None and world.cpus < spec.cpus:
         return f"its guest has {world.cpus} of its {spec.cpus} CPUs and takes no more"
     return None
@@ -90,7 +125,12 @@ def shortfall(world: World) -> str | None:
 def follows(world: World) -> bool:
     """Whether a machine that was changed has all of it that it can have now. Pure."""
     runtime = world.vm.status.runtime
-    if world.process != "alive" or runtime is None or runtime.shape is None or world.qemu != "running":
+    if (
+        world.process != "alive"
+        or runtime is None
+        or runtime.shape is None
+        or world.qemu != "running"
+    ):
         return True
     return world.cpus is not None and world.memory is not None and tuning(world) is None
 
@@ -123,7 +163,12 @@ async def apply(worker: Server, world: World, wanted: Tuning) -> None:
     monitor, runtime = monitor_of(worker), world.vm.status.runtime
     assert runtime
     threads: list[int] = []
-    if wanted.cpu.limit is not None or wanted.cpu.pin or wanted.cpu.node is not None or worker.tuned != untuned(wanted.cpus):
+    if (
+        wanted.cpu.limit is not None
+        or wanted.cpu.pin
+        or wanted.cpu.node is not None
+        or worker.tuned != untuned(wanted.cpus)
+    ):
         threads = await tune.find_threads(monitor, runtime.pid)
     weight = worker.site.weight_of(world.vm)
     cpu = wanted.cpu.but(pin=pinned(wanted.cpu, capacity.find_numa()))
@@ -131,8 +176,15 @@ async def apply(worker: Server, world: World, wanted: Tuning) -> None:
     if (now := worker.site.weight_of(world.vm)) != weight:  # others came or went meanwhile
         shares.set_weight(world.vm.id, now)
     if wanted.merge and not capacity.merges_pages():
-        gaps.append("equal pages are not merged (KSM is off: 1 into /sys/kernel/mm/ksm/run turns it on for the whole host)")
-    if wanted.io.weight != shares.ORDINARY or worker.tuned is None or worker.tuned.io.weight != shares.ORDINARY:
+        gaps.append(
+            "equal pages are not merged (KSM is off: 1 into /sys/kernel/mm/ksm/run turns it on "
+            "for the whole host)"
+        )
+    if (
+        wanted.io.weight != shares.ORDINARY
+        or worker.tuned is None
+        or worker.tuned.io.weight != shares.ORDINARY
+    ):
         gap = shares.set_io_weight(world.vm.id, wanted.io.weight)
         gaps += [gap] if gap and wanted.io.weight != shares.ORDINARY else []
     if wanted.io.limited or worker.tuned is None or worker.tuned.io.limited:
@@ -162,13 +214,19 @@ async def _resize(worker: Server, world: World, field: str, wanted: int) -> None
     base = run.base
     words = "CPUs" if field == "cpus" else "memory"
     if world.operation:
-        await operations.note(worker.site.store, world.operation.key, f"the guest is given other {words}", stage=words)
+        await operations.note(
+            worker.site.store, world.operation.key, f"the guest is given other {words}", stage=words
+        )
     crashpoint("resize.before")
     try:
         if field == "memory":
             raise_memory(world.vm, max(wanted, run.size.memory if run.size else 0))
             await _tell(run, room.before_memory())
-        await (tune.offer_cpus(monitor, wanted) if field == "cpus" else tune.offer_memory(monitor, base, wanted))
+        await (
+            tune.offer_cpus(monitor, wanted)
+            if field == "cpus"
+            else tune.offer_memory(monitor, base, wanted)
+        )
         crashpoint("resize.after_offer")
         if field == "cpus":
             await _tell(run, room.after_cpus(wanted))
@@ -182,12 +240,18 @@ async def _resize(worker: Server, world: World, field: str, wanted: int) -> None
 
 
 def raise_memory(vm: Vm, memory: int) -> None:
-    """What the processes of a machine may have together follows what its guest is given; it falls with the next start."""
+    """What the processes of a machine may have together follows what its guest is given; it falls
+    with the next start.
+    """
     runtime = vm.status.runtime
     shape = runtime.shape if runtime else None
     if runtime and shape:
         most = max(shape.cpus, shape.max_cpus)
-        set_bounds(vm.id, memory_bound(memory, shape.memory, most, emulated=runtime.accel == "tcg"), THREADS + most)
+        set_bounds(
+            vm.id,
+            memory_bound(memory, shape.memory, most, emulated=runtime.accel == "tcg"),
+            THREADS + most,
+        )
 
 
 def raise_file_size(pid: int, most: int) -> None:
@@ -200,14 +264,18 @@ def raise_file_size(pid: int, most: int) -> None:
 
 
 async def _tell(run: Run, script: bytes) -> None:
-    """Have the guest do its part, where it has an agent; what it says does not matter, for what it then has is measured."""
+    """Have the guest do its part, where it has an agent; what it says does not matter, for what it
+    then has is measured.
+    """
     if run.agent:
         with contextlib.suppress(VirtuaryError):
             await run.agent.execute(["/bin/sh"], stdin=script, deadline=SCRIPT_LIMIT, poll=0.05)
 
 
 async def _wait_for(worker: Server, field: str, wanted: int) -> None:
-    """Until the guest has what it was offered; raises GuestSilent when it does not take it. Returns early when something else is wished."""
+    """Until the guest has what it was offered; raises GuestSilent when it does not take it. Returns
+    early when something else is wished.
+    """
     run, clock = worker.run, worker.site.clock
     assert run
     patience = worker.site.settings.resources.patience
@@ -228,7 +296,10 @@ async def _wait_for(worker: Server, field: str, wanted: int) -> None:
         if there and await _sees(worker, field, wanted):
             return
         if clock.now() > until:
-            raise GuestSilent(f"its guest has {_say(field, has)} instead of {_say(field, wanted)} after {patience:.0f} s")
+            raise GuestSilent(
+                f"its guest has {_say(field, has)} instead of {_say(field, wanted)} after "
+                f"{patience:.0f} s"
+            )
         await clock.sleep(0.1)
 
 
@@ -237,7 +308,9 @@ def _say(field: str, amount: int | None) -> str:
 
 
 async def _sees(worker: Server, field: str, wanted: int) -> bool:
-    """Whether the guest itself counts so many CPUs; memory is counted as taken only once its driver says so."""
+    """Whether the guest itself counts so many CPUs; memory is counted as taken only once its driver
+    says so.
+    """
     run = worker.run
     if field != "cpus" or run is None or run.agent is None:
         return True
@@ -248,11 +321,16 @@ async def _sees(worker: Server, field: str, wanted: int) -> bool:
 
 
 async def give_up(worker: Server, world: World, step: Step, error: VirtuaryError) -> None:
-    """A step failed: the machine runs on with what it has. What its guest was to take is taken back; limits are tried again."""
+    """A step failed: the machine runs on with what it has. What its guest was to take is taken
+    back; limits are tried again.
+    """
     if step.name in RESIZES:
         await _take_back(worker, world, RESIZES[step.name], error)
     elif operation := _asked(world):
-        sentence = f"limits and shares of {world.vm.name} can't be set now, and are tried again: {error.sentence}"
+        sentence = (
+            f"limits and shares of {world.vm.name} can't be set now, and are tried again: "
+            f"{error.sentence}"
+        )
         await operations.finish(worker.site.store, operation.key, type(error)(sentence, error.hint))
 
 
@@ -262,8 +340,10 @@ def _asked(world: World) -> Operation | None:
 
 
 def _wish_before(world: World, field: str) -> tuple[object, bool]:
-    """What was wished before the change that its guest refused, and whether somebody asked for that change: what nobody asked for stays a
-    wish, and what a guest says it has never becomes one. Pure."""
+    """What was wished before the change that its guest refused, and whether somebody asked for that
+    change: what nobody asked for stays a wish, and what a guest says it has never becomes one.
+    Pure.
+    """
     operation = _asked(world)
     if operation and field in operation.spec.params:
         return operation.spec.params[field], True
@@ -271,8 +351,10 @@ def _wish_before(world: World, field: str) -> tuple[object, bool]:
 
 
 async def _take_back(worker: Server, world: World, field: str, error: VirtuaryError) -> None:
-    """The guest refused: what it was offered is withdrawn, the wish is what it was, and the operation says why. It runs on in any case; a
-    wish that stays is not put to the guest again for a while."""
+    """The guest refused: what it was offered is withdrawn, the wish is what it was, and the
+    operation says why. It runs on in any case; a wish that stays is not put to the guest again for
+    a while.
+    """
     run, current = worker.run, worker.load()
     if run is None or run.monitor is None or current is None:
         return
@@ -281,17 +363,28 @@ async def _take_back(worker: Server, world: World, field: str, error: VirtuaryEr
         worker.refuse(field, before)
     if field == "disk":  # what QEMU has made larger stays so
         size = await tune.find_disk(run.monitor)
-        before, status = (before, status) if size == status.disk_size else (size, status.but(disk_size=size))
+        before, status = (
+            (before, status) if size == status.disk_size else (size, status.but(disk_size=size))
+        )
     elif asked and isinstance(before, int):
-        offer = tune.offer_cpus(run.monitor, before) if field == "cpus" else tune.offer_memory(run.monitor, run.base, before)
+        offer = (
+            tune.offer_cpus(run.monitor, before)
+            if field == "cpus"
+            else tune.offer_memory(run.monitor, run.base, before)
+        )
         await offer
     changed = current.but(spec=current.spec.but(**{field: before}), status=status)
     await worker.site.store.txn({worker.key: current.meta.revision}, {worker.key: changed.dump()})
     await run.measure()
     say(logger, "resize refused", logging.WARNING, vm=current.name, field=field, why=error.sentence)
     if operation and asked:
-        sentence = f"{current.name} could not follow the change of {field}, which is as it was: {error.sentence}"
-        hint = f"change it while {current.name} is stopped; virtuary logs {current.name} may tell why"
+        sentence = (
+            f"{current.name} could not follow the change of {field}, which is as it was: "
+            f"{error.sentence}"
+        )
+        hint = (
+            f"change it while {current.name} is stopped; virtuary logs {current.name} may tell why"
+        )
         refused = error if isinstance(error, NoRoom) else Failed(sentence, hint)
         await operations.finish(worker.site.store, operation.key, refused)
 
@@ -301,7 +394,9 @@ async def resize_disk(worker: Server, world: World, wanted: int) -> None:
     monitor, run = monitor_of(worker), worker.run
     assert run
     if world.operation:
-        await operations.note(worker.site.store, world.operation.key, "growing the disk", stage="disk")
+        await operations.note(
+            worker.site.store, world.operation.key, "growing the disk", stage="disk"
+        )
     with contextlib.suppress(ProcessLookupError):  # who watches it tells
         raise_file_size(run.runtime.pid, disk_bound(wanted))
     try:
@@ -317,4 +412,7 @@ async def resize_disk(worker: Server, world: World, wanted: int) -> None:
 
 RESIZES = {"resize_cpus": "cpus", "resize_memory": "memory", "resize_disk": "disk"}
 """Steps that change what the guest has, and of what."""
-STEPS: dict[str, Effect] = {"tune": apply, **{effect.__name__: effect for effect in (resize_cpus, resize_memory, resize_disk)}}
+STEPS: dict[str, Effect] = {
+    "tune": apply,
+    **{effect.__name__: effect for effect in (resize_cpus, resize_memory, resize_disk)},
+}

@@ -1,7 +1,9 @@
-"""Servers go down and come up with their host: in order, each in its time, the next ones when those before can be used.
+"""Servers go down and come up with their host: in order, each in its time, the next ones when those
+before can be used.
 
-When the host goes down servers are asked to shut down, the highest `boot_order` first; what is wished of them stays as it is. After a boot
-those marked `autostart`, and those that ran and are to run always, are started, the lowest order first.
+When the host goes down servers are asked to shut down, the highest `boot_order` first; what is
+wished of them stays as it is. After a boot those marked `autostart`, and those that ran and are to
+run always, are started, the lowest order first.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ logger = logging.getLogger("virtuary.turns")
 RECORD = "host-boot"
 """Where the boot stands in which servers were last brought up."""
 GATE = 180.0
-"""Seconds for which servers of one order are waited for before the next ones are started; one that fails is not waited for."""
+"""Seconds for which servers of one order are waited for before the next ones are started; one that
+fails is not waited for.
+"""
 GRACE = 15.0
 """Seconds that a server may take to end once its plug was pulled."""
 LOOK = 0.25
@@ -29,11 +33,17 @@ LOOK = 0.25
 
 def all_servers(site: Site) -> list[Vm]:
     found = every(site.store, Vm)
-    return [vm for vm in found if vm.spec.owner == site.host_id and not vm.meta.deleted and not vm.meta.purge]
+    return [
+        vm
+        for vm in found
+        if vm.spec.owner == site.host_id and not vm.meta.deleted and not vm.meta.purge
+    ]
 
 
 async def after_boot(site: Site) -> None:
-    """In the first daemon after a boot of the host: wish running what is to come up with it, stopped whatever else ran."""
+    """In the first daemon after a boot of the host: wish running what is to come up with it,
+    stopped whatever else ran.
+    """
     record = site.store.get(RECORD)
     servers = all_servers(site)
     lost = {vm.id for vm in servers if vm.status.runtime and vm.status.runtime.boot_id != site.boot}
@@ -51,7 +61,11 @@ async def after_boot(site: Site) -> None:
 
 async def _wish_after_boot(site: Site, vm: Vm, lost: bool) -> None:
     ran = vm.spec.power != "stopped"
-    wanted = "running" if vm.spec.autostart or (ran and vm.spec.restart_policy == "always") else "stopped"
+    wanted = (
+        "running"
+        if vm.spec.autostart or (ran and vm.spec.restart_policy == "always")
+        else "stopped"
+    )
     if wanted == "running":
         site.turns.waiting[vm.id] = vm.spec.boot_order
     if not lost and wanted == vm.spec.power:
@@ -60,7 +74,13 @@ async def _wish_after_boot(site: Site, vm: Vm, lost: bool) -> None:
     end = Failed("the host was restarted", f"virtuary start {vm.name}")
     status = vm.status
     if lost:
-        gone = {"runtime": None, "state": "stopped", "addresses": (), "reclaimed": False, "held_for_memory": None}
+        gone = {
+            "runtime": None,
+            "state": "stopped",
+            "addresses": (),
+            "reclaimed": False,
+            "held_for_memory": None,
+        }
         status = status.but(reason="the host was restarted", **gone)
     changed = vm.but(status=status, spec=vm.spec.but(power=wanted))
     puts = {item.key: operations.finished(item, end).dump() for item in over}
@@ -77,7 +97,11 @@ async def bring_up(site: Site, wake: Callable[[str], None]) -> None:
             turns.waiting.pop(vm_id, None)
             wake(f"vm/{vm_id}")
         until = site.clock.now() + GATE
-        while turns.waiting and site.clock.now() < until and not all(map(_is_settled, _of(site, group))):
+        while (
+            turns.waiting
+            and site.clock.now() < until
+            and not all(map(_is_settled, _of(site, group)))
+        ):
             await site.clock.sleep(LOOK)
 
 
@@ -89,7 +113,9 @@ def _is_settled(vm: Vm) -> bool:
 
 
 async def shut_down(site: Site, wake: Callable[[str], None], tell: Callable[[str], None]) -> None:
-    """Ask all servers to shut down, order by order; at the end none runs. `tell` hears a sentence now and then."""
+    """Ask all servers to shut down, order by order; at the end none runs. `tell` hears a sentence
+    now and then.
+    """
     site.turns.going_down = True
     ids = {vm.id for vm in all_servers(site) if vm.status.runtime}
     say(logger, "the host goes down", servers=len(ids))
@@ -102,7 +128,12 @@ async def shut_down(site: Site, wake: Callable[[str], None], tell: Callable[[str
         until = site.clock.now() + max(vm.spec.shutdown_timeout for vm in group) + GRACE
         while left := [vm for vm in _of(site, {vm.id for vm in group}) if vm.status.runtime]:
             if site.clock.now() > until:
-                say(logger, "servers do not end", logging.ERROR, servers=" ".join(vm.name for vm in left))
+                say(
+                    logger,
+                    "servers do not end",
+                    logging.ERROR,
+                    servers=" ".join(vm.name for vm in left),
+                )
                 ids -= {vm.id for vm in left}
                 break
             tell(f"shutting down {', '.join(sorted(vm.name for vm in left)[:5])}")
@@ -115,13 +146,17 @@ def _of(site: Site, ids: Iterable[str]) -> list[Vm]:
 
 
 async def host_goes_down(system: bool) -> bool:
-    """Whether the host, or an ordinary user's session with all that it runs, is going down: systemd says so, or the run level."""
+    """Whether the host, or an ordinary user's session with all that it runs, is going down: systemd
+    says so, or the run level.
+    """
     manager = await _said("systemctl", *([] if system else ["--user"]), "is-system-running")
     return goes_down(manager, await _said("who", "-r"))
 
 
 def goes_down(manager: str, level: str) -> bool:
-    """What `systemctl is-system-running` and `who -r` say of it; empty where there is none. Pure."""
+    """What `systemctl is-system-running` and `who -r` say of it; empty where there is none.
+    Pure.
+    """
     return manager == "stopping" or level.split()[:2] in (["run-level", "0"], ["run-level", "6"])
 
 

@@ -1,4 +1,6 @@
-"""The way out of a user's own networks, and into them: one helper for all of them, kept alive, with the ports that are published."""
+"""The way out of a user's own networks, and into them: one helper for all of them, kept alive, with
+the ports that are published.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +60,14 @@ class Uplink:
         self.on_end: Callable[[], None] = lambda: None
 
     async def keep(self, forwards: Iterable[uplink.Held]) -> None:
-        """Have the way out, and exactly these ports led in. Costs little where it is so; raises VirtuaryError."""
-        monitor = self._monitor if self._pidfd is not None and self._monitor and self._monitor.alive else await self._open()
+        """Have the way out, and exactly these ports led in. Costs little where it is so; raises
+        VirtuaryError.
+        """
+        monitor = (
+            self._monitor
+            if self._pidfd is not None and self._monitor and self._monitor.alive
+            else await self._open()
+        )
         wanted, there = set(forwards), uplink.parse_held(await _tell(monitor, "info usernet"))
         for held in there - wanted:
             await _tell(monitor, held.remove())
@@ -68,9 +76,17 @@ class Uplink:
             if refused := shown(await _tell(monitor, held.add()), 200):
                 faults[held.place] = refused
                 if held.place not in self.faults:
-                    say(logger, "a port can't be published", logging.WARNING, port=held.place, why=refused)
+                    say(
+                        logger,
+                        "a port can't be published",
+                        logging.WARNING,
+                        port=held.place,
+                        why=refused,
+                    )
         self.faults = faults
-        self.held = {(held.protocol, held.address, held.host) for held in wanted if held.place not in faults}
+        self.held = {
+            (held.protocol, held.address, held.host) for held in wanted if held.place not in faults
+        }
 
     async def _open(self) -> Monitor:
         """The monitor of the helper there is, or of a new one."""
@@ -101,7 +117,9 @@ class Uplink:
         link = await self._ground.lend(uplink.open_link)
         try:
             argv = usernet.uplink(binary.program, self._uuid)
-            return await process.start(process.Launch(argv, grants, [], jail, self._folder, links=((link, usernet.LINK),)))
+            return await process.start(
+                process.Launch(argv, grants, [], jail, self._folder, links=((link, usernet.LINK),))
+            )
         finally:
             os.close(link)
 
@@ -135,4 +153,6 @@ class Uplink:
 
 
 async def _tell(monitor: Monitor, words: str) -> str:
-    return read(await monitor.run("human-monitor-command", DEADLINE, **{"command-line": words})).text(most=LINE_CAP)
+    return read(
+        await monitor.run("human-monitor-command", DEADLINE, **{"command-line": words})
+    ).text(most=LINE_CAP)

@@ -1,4 +1,6 @@
-"""How long the stages of a start usually take, learned from the starts of servers of the same image."""
+"""How long the stages of a start usually take, learned from the starts of servers of the same
+image.
+"""
 
 from __future__ import annotations
 

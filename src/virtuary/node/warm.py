@@ -1,8 +1,9 @@
-"""Which template a server can start from, and the machine its copy is. Decides and describes; `templates.py` makes them.
+"""Which template a server can start from, and the machine its copy is. Decides and describes;
+`templates.py` makes them.
 
-A copy must meet exactly the machine its template was. Everything that must match is in the command line and in the builds of
-image and engine: their digest, with what differs between copies left out, is a template's key. So a new device, flag, QEMU or
-image makes another key, never a wrong resume.
+A copy must meet exactly the machine its template was. Everything that must match is in the command
+line and in the builds of image and engine: their digest, with what differs between copies left out,
+is a template's key. So a new device, flag, QEMU or image makes another key, never a wrong resume.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from virtuary.qemu.warm import STEP
 from virtuary.store.reading import every
 
 GROUP = UIDS.stop
-"""In system mode the group that may read the memory of templates; nobody is in it but QEMUs that run copies."""
+"""In system mode the group that may read the memory of templates; nobody is in it but QEMUs that
+run copies.
+"""
 
 
 class Match(NamedTuple):
@@ -52,17 +55,25 @@ def templates_of(site: Site, image_id: str) -> list[Template]:
 
 
 async def choose_template(site: Site, vm: Vm, image: Image) -> Match:
-    """The ready template that needs the least growth to be this server; the reason in words where none fits."""
+    """The ready template that needs the least growth to be this server; the reason in words where
+    none fits.
+    """
     if vm.spec.cold:
         return Match(None, "a boot was asked for")
     if not image.status.agent:
         return Match(None, f"the image {image.name} has no guest agent")
     if image.status.makes_login:
-        return Match(None, f"cloud-init makes the login of {image.name} ({image.status.user}) at a boot")
+        return Match(
+            None, f"cloud-init makes the login of {image.name} ({image.status.user}) at a boot"
+        )
     try:
         accel = (await site.accel(PLATFORMS[vm.spec.arch], vm.spec.accel)).accel
         wanted = TemplateSpec(
-            image=image.name, image_id=image.id, memory=vm.spec.memory, accel=accel, firmware=firmware_of(vm, image).kind
+            image=image.name,
+            image_id=image.id,
+            memory=vm.spec.memory,
+            accel=accel,
+            firmware=firmware_of(vm, image).kind,
         )
     except VirtuaryError as error:
         return Match(None, error.sentence)
@@ -79,7 +90,10 @@ async def choose_template(site: Site, vm: Vm, image: Image) -> Match:
         elif template.status.key != await key_of(site, template, image, vm.spec.machine):
             why = "its warm template was made by another QEMU or for another machine"
         else:
-            return Match(template, f"a copy of the warm template of {image.name}, {format_size(template.spec.memory)}")
+            return Match(
+                template,
+                f"a copy of the warm template of {image.name}, {format_size(template.spec.memory)}",
+            )
     return Match(None, why)
 
 
@@ -95,46 +109,77 @@ def out_of_reach(site: Site, spec: VmSpec, template: Template) -> str | None:
     if spec.cpus > most.cpus:
         return f"{spec.cpus} CPUs are more than the {most.cpus} a copy can be grown to"
     if spec.memory < template.spec.memory:
-        return f"{format_size(spec.memory)} of memory are less than the warm template's {format_size(template.spec.memory)}"
+        return (
+            f"{format_size(spec.memory)} of memory are less than the warm template's "
+            f"{format_size(template.spec.memory)}"
+        )
     if spec.memory - template.spec.memory > most.memory:
         return f"{format_size(spec.memory)} of memory are more than a copy can be grown to"
-    if spec.disk is not None and template.status.disk_size and spec.disk < template.status.disk_size:
+    if (
+        spec.disk is not None
+        and template.status.disk_size
+        and spec.disk < template.status.disk_size
+    ):
         return "its disk would be smaller than the warm template's"
     return None
 
 
 def base_memory(spec: VmSpec) -> int:
-    """The size of the template that serves a server like this one: the image's default, or less where less was asked for."""
+    """The size of the template that serves a server like this one: the image's default, or less
+    where less was asked for.
+    """
     return min(spec.memory, default_memory(spec.image))
 
 
-async def template_machine(site: Site, template: Template, image: Image, folder: Path, machine: str = "") -> Machine:
+async def template_machine(
+    site: Site, template: Template, image: Image, folder: Path, machine: str = ""
+) -> Machine:
     """The machine a template is while it is made in `folder`."""
     spec = VmSpec(
-        image=image.name, image_id=image.id, cpus=1, memory=template.spec.memory, accel=template.spec.accel,
+        image=image.name, image_id=image.id, cpus=1, memory=template.spec.memory,
+        accel=template.spec.accel,
         firmware=template.spec.firmware, machine=machine,
     )  # fmt: skip
-    own = await machine_of(site, Vm(meta=Meta(id=template.id, name="template"), spec=spec), image, template.spec.accel)
+    own = await machine_of(
+        site, Vm(meta=Meta(id=template.id, name="template"), spec=spec), image, template.spec.accel
+    )
     variables = folder / "firmware-vars.fd" if own.vars_file else None
     grown = _grows(site, own, template.spec.memory)
     size = image.status.virtual_size
     return replace(
-        grown, disk=folder / "disk.qcow2", disk_size=size, vars_file=variables, seed=None, warm=_warm(folder, copy=False)
+        grown,
+        disk=folder / "disk.qcow2",
+        disk_size=size,
+        vars_file=variables,
+        seed=None,
+        warm=_warm(folder, copy=False),
     )
 
 
 def copy_machine(site: Site, own: Machine, template: Template, generation: str) -> Machine:
     """The machine that resumes a copy of `template`, from the one this server would boot as."""
     grown = _grows(site, own, template.spec.memory)
-    return replace(grown, seed=None, generation=generation, warm=_warm(site.paths.template(template.id), copy=True))
+    return replace(
+        grown,
+        seed=None,
+        generation=generation,
+        warm=_warm(site.paths.template(template.id), copy=True),
+    )
 
 
 def _grows(site: Site, machine: Machine, memory: int) -> Machine:
-    """A template or a copy begins small and grows to what is wished; all of them to the same limits. The guest reports no free pages: they
-    are the template's."""
+    """A template or a copy begins small and grows to what is wished; all of them to the same
+    limits. The guest reports no free pages: they are the template's.
+    """
     most = growth(site)
     return replace(
-        machine, cpus=1, memory=memory, max_cpus=most.cpus, max_memory=memory + most.memory, reporting=False, wakes=True
+        machine,
+        cpus=1,
+        memory=memory,
+        max_cpus=most.cpus,
+        max_memory=memory + most.memory,
+        reporting=False,
+        wakes=True,
     )
 
 
@@ -143,12 +188,21 @@ def _warm(folder: Path, *, copy: bool) -> Warm:
 
 
 async def key_of(site: Site, template: Template, image: Image, machine: str = "") -> str:
-    """Digest of everything a copy of this template must match as things are now; see the top of this file."""
+    """Digest of everything a copy of this template must match as things are now; see the top of
+    this file.
+    """
     own = await template_machine(site, template, image, Path("/template"), machine)
     assert own.warm
     kernel, initrd = (own.kernel and Path("/kernel")), (own.initrd and Path("/initrd"))
     neutral = replace(
-        own, uuid="0", mac="0", tap=None, runtime=Path("/run"), layers=(Path("/image"),), kernel=kernel, initrd=initrd
+        own,
+        uuid="0",
+        mac="0",
+        tap=None,
+        runtime=Path("/run"),
+        layers=(Path("/image"),),
+        kernel=kernel,
+        initrd=initrd,
     )
     binary = await site.binary(own.platform)
     build = Path(binary.program).stat()
@@ -188,16 +242,22 @@ async def copy_of(site: Site, vm: Vm, image: Image | None, template: Template) -
 
 
 def generation_of(vm: Vm) -> str:
-    """The generation id its first start shows: never the template's, the same however often it is described."""
+    """The generation id its first start shows: never the template's, the same however often it is
+    described.
+    """
     return str(uuid.uuid5(uuid.UUID(vm.id), "generation"))
 
 
 async def renewal_of(
     site: Site, vm: Vm, template: Template, keys: tuple[str, ...], key: HostKey
 ) -> tuple[identity.Renewal, tuple[str, ...], bytes]:
-    """What makes a copy this server, new and random where it must be; the addresses it has then, where they are known; and the line by
-    which its host key is known. `keys`: what cloud-init is handed."""
-    facts = json.loads((site.paths.template(template.id) / "manifest.json").read_text(encoding="utf-8"))
+    """What makes a copy this server, new and random where it must be; the addresses it has then,
+    where they are known; and the line by which its host key is known. `keys`: what cloud-init is
+    handed.
+    """
+    facts = json.loads(
+        (site.paths.template(template.id) / "manifest.json").read_text(encoding="utf-8")
+    )
     record = site.store.get(f"secret/{vm.id}")
     text = record.value.decode() if record and vm.spec.user_data else ""
     place = place_of(site.store, vm)
@@ -217,7 +277,9 @@ async def renewal_of(
         now=site.clock.wall().timestamp(),
         lag=facts["lag"],
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
-        crowd=sum(b'"state":"starting"' in record.value for record in site.store.list("vm/").records),
+        crowd=sum(
+            b'"state":"starting"' in record.value for record in site.store.list("vm/").records
+        ),
         cpus=vm.spec.cpus,
         grown=vm.spec.disk if vm.spec.disk and vm.spec.disk > template.status.disk_size else None,
         seed=tuple(seed_files(vm.id, vm.name, keys, text, key).items()) if text else (),
@@ -232,7 +294,10 @@ async def make_host_key(scratch: Path) -> HostKey:
     place.unlink(missing_ok=True)
     try:
         await run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(place))
-        return HostKey(place.read_text(encoding="ascii").rstrip("\n"), public.read_text(encoding="ascii").strip())
+        return HostKey(
+            place.read_text(encoding="ascii").rstrip("\n"),
+            public.read_text(encoding="ascii").strip(),
+        )
     finally:
         place.unlink(missing_ok=True)
         public.unlink(missing_ok=True)

@@ -1,8 +1,10 @@
-"""The loop about one server: look, plan, one step, say it. It is the only writer of the server's status.
+"""The loop about one server: look, plan, one step, say it. It is the only writer of the server's
+status.
 
-It sleeps on its document, QEMU's events, the end of the process, and a timer. A step that fails with a kind that means
-*again* is repeated with backoff; any other failure becomes the end of the operation and a reason on the document. An unknown
-exception is logged and noted, and the loop goes on.
+It sleeps on its document, QEMU's events, the end of the process, and a timer. A step that fails
+with a kind that means *again* is repeated with backoff; any other failure becomes the end of the
+operation and a reason on the document. An unknown exception is logged and noted, and the loop goes
+on.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from virtuary.base.pace import Bucket
 from virtuary.model.image import Image
 from virtuary.model.vm import Vm
 from virtuary.node import copies, identity, live, nics, operations, slow, steps, tuning
+from virtuary.node.birth import never_handed_out
 from virtuary.node.effects import Effect
-from virtuary.node.plan import never_handed_out, plan
+from virtuary.node.plan import plan
 from virtuary.node.run import open_run
 from virtuary.node.server import Server
 from virtuary.node.site import Site
@@ -70,25 +73,51 @@ class Worker(Server):
 
     def _busy(self, world: World) -> bool:
         settled = world.vm.status.state in ("running", "paused", "stopped", "crashed", "trashed")
-        return world.operation is not None or bool(world.copies) or not settled or world.qemu == "io-error"
+        return (
+            world.operation is not None
+            or bool(world.copies)
+            or not settled
+            or world.qemu == "io-error"
+        )
 
     async def _do(self, step: Step, world: World) -> bool:
         """One step and the line that tells of it; says whether it went well."""
         state = world.vm.status.state
         if step.name not in ("report", "note"):
-            say(logger, "step", vm=world.vm.name, wanted=world.vm.spec.power, found=state, step=step.name)
+            say(
+                logger,
+                "step",
+                vm=world.vm.name,
+                wanted=world.vm.spec.power,
+                found=state,
+                step=step.name,
+            )
         try:
             await STEPS[step.name](self, world, step.value)
             return True
         except Conflict:
             return True  # somebody wrote meanwhile: look again
         except VirtuaryError as error:
-            say(logger, "step failed", logging.WARNING, vm=world.vm.name, step=step.name, error=error.sentence)
+            say(
+                logger,
+                "step failed",
+                logging.WARNING,
+                vm=world.vm.name,
+                step=step.name,
+                error=error.sentence,
+            )
             if error.retry:
                 return False
             return await self._give_up(world, step, error)
         except OSError as error:
-            say(logger, "step failed", logging.WARNING, vm=world.vm.name, step=step.name, error=error)
+            say(
+                logger,
+                "step failed",
+                logging.WARNING,
+                vm=world.vm.name,
+                step=step.name,
+                error=error,
+            )
             return await self._give_up(world, step, of_system(error))
         except Exception as error:
             logger.exception("step=%s vm=%s: a defect", step.name, world.vm.name)
@@ -98,7 +127,9 @@ class Worker(Server):
         try:
             await (tuning if step.name in tuning.STEPS else steps).give_up(self, world, step, error)
         except VirtuaryError as second:
-            say(logger, "giving up failed", logging.WARNING, vm=world.vm.name, error=second.sentence)
+            say(
+                logger, "giving up failed", logging.WARNING, vm=world.vm.name, error=second.sentence
+            )
         return False
 
     # ---- looking
@@ -137,7 +168,9 @@ class Worker(Server):
             network=network,
             network_failing=now - self.network_failed if self.network_failed is not None else 0.0,
             signals=dict(run.signals) if run else {},
-            addresses=tuple(dict.fromkeys((*self.site.networks.addresses.of(vm), *run.addresses))) if run else (),
+            addresses=tuple(dict.fromkeys((*self.site.networks.addresses.of(vm), *run.addresses)))
+            if run
+            else (),
             files=self._find_files(vm),
             copies=copies.waiting(self.site, vm, copying),
             source=copies.source_of(self.site, vm),
@@ -148,7 +181,11 @@ class Worker(Server):
             tuned=self.tuned,
             cpus=run.size.cpus if run and run.size else None,
             memory=run.size.memory if run and run.size else None,
-            refused={field: wish for field, (wish, until) in self.refused.items() if self.site.clock.now() < until},
+            refused={
+                field: wish
+                for field, (wish, until) in self.refused.items()
+                if self.site.clock.now() < until
+            },
             age=run.age if run else 0.0,
             leaving=vm.id in self.site.turns.leaving,
             waits=self.site.turns.why_not(vm.id),
@@ -175,7 +212,9 @@ class Worker(Server):
         if runtime is None:
             return "stray" if not self.run and self.paths.socket("qmp").exists() else "absent"
         if self.run is None and not self._looked:
-            self.run = open_run(self.paths, runtime, self.site, self.wake, quiet=never_handed_out(vm))
+            self.run = open_run(
+                self.paths, runtime, self.site, self.wake, quiet=never_handed_out(vm)
+            )
             if self.run and vm.awaits_user_data:
                 self.run.follow_cloud_init()
         self._looked = True

@@ -1,4 +1,6 @@
-"""The world of one server as one frozen value: its documents, its process, what QEMU and the guest said. Input of `plan`."""
+"""The world of one server as one frozen value: its documents, its process, what QEMU and the guest
+said. Input of `plan`.
+"""
 
 from __future__ import annotations
 
@@ -65,9 +67,13 @@ class World:
     """Stage -> seconds since the start at which it was heard, in this run."""
     addresses: tuple[str, ...] = ()
     files: frozenset[str] = frozenset()
-    """Which of disk, seed, firmware-vars, state are there; and leftover, when something is that is of no more use."""
+    """Which of disk, seed, firmware-vars, state are there; and leftover, when something is that is
+    of no more use.
+    """
     copies: tuple[Vm, ...] = ()
-    """Servers that are to be copies of this one and wait for what it has to give, the first asked for first."""
+    """Servers that are to be copies of this one and wait for what it has to give, the first asked
+    for first.
+    """
     source: Vm | None = None
     """The server this one waits to be a copy of, while that is there."""
     held: bool = False
@@ -84,14 +90,17 @@ class World:
     memory: int | None = None
     """What the machine has now, by QEMU; None while that is not known."""
     behind: float = 0.0
-    """Seconds by which its clock is behind because it stood still, as far as nobody set it since."""
+    """Seconds by which its clock is behind because it stood still, as far as nobody set it since.
+    """
     clock_fault: str | None = None
     cloud_init: CloudInit | None = None
     """What became of the user data, once the guest was asked in this daemon's life."""
     refused: dict[str, object] = field(default_factory=dict)
-    """What of cpus, memory, disk and identity its guest would not take lately, and how much of it."""
+    """What of cpus, memory, disk and identity its guest would not take lately, and how much of it.
+    """
     age: float = 0.0
-    """Seconds for which the machine has been there, whatever the host's clock was set to meanwhile."""
+    """Seconds for which the machine has been there, whatever the host's clock was set to meanwhile.
+    """
     leaving: bool = False
     """Whether it is its turn to shut down, because its host does."""
     waits: Literal["", "down", "boot"] = ""
@@ -112,8 +121,12 @@ class World:
     @property
     def identity_wanted(self) -> bool:
         """Whether the guest still has to be given its identity by agent."""
-        differs = bool(self.image and self.image.status.agent and self.vm.status.identity != self.vm.name)
-        return differs and not (self.vm.status.identity_refused and self.refused.get("identity") == self.vm.name)
+        differs = bool(
+            self.image and self.image.status.agent and self.vm.status.identity != self.vm.name
+        )
+        return differs and not (
+            self.vm.status.identity_refused and self.refused.get("identity") == self.vm.name
+        )
 
     @property
     def ready(self) -> bool:

@@ -1,7 +1,8 @@
-"""`python -m virtuary.planning KIND`: a wish as JSON on stdin, a plan (status 0) or a problem (status 3) as JSON on stdout.
+"""`python -m virtuary.planning KIND`: a wish as JSON on stdin, a plan (status 0) or a problem
+(status 3) as JSON on stdout.
 
-A process of its own, so that hours of arithmetic are never the daemon's: niced, with bounds on time and memory that it gives
-itself before it reads a byte.
+A process of its own, so that hours of arithmetic are never the daemon's: niced, with bounds on time
+and memory that it gives itself before it reads a byte.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def answer(kind: str, text: bytes) -> bytes:
         raise Invalid("the request is nested too deeply") from None
     plan = make(wish).model_dump_json().encode()
     if len(plan) > OUTPUT_CAP:
-        raise NoRoom("the plan is longer than can be answered", "fewer servers at once, or shorter names")
+        raise NoRoom(
+            "the plan is longer than can be answered", "fewer servers at once, or shorter names"
+        )
     return plan
 
 
@@ -57,7 +60,8 @@ def _few(error: Invalid) -> Invalid:
 
 def main() -> int:
     os.nice(10)
-    gc.disable()  # it would look through millions of numbers again and again, and the process ends soon
+    # it would look through millions of numbers again and again, and the process ends soon
+    gc.disable()
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:

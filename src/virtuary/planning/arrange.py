@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from virtuary.base.errors import NoRoom
-from virtuary.model.placement import PARTS, Featured, FilledHost, Part, Parts, PlacementPlan, PlacementWish, Unplaced, WhyNot
+from virtuary.model.placement import (
+    PARTS,
+    Featured,
+    FilledHost,
+    Part,
+    Parts,
+    PlacementPlan,
+    PlacementWish,
+    Unplaced,
+    WhyNot,
+)
 from virtuary.planning.placement import Need, Placement, Reason, Site, fewest
 
 UNITS: dict[Part, int] = {"cpu": 1000, "memory": 1, "disk": 1, "iops": 1, "network": 1}
@@ -21,19 +31,35 @@ def arrange(wish: PlacementWish) -> PlacementPlan:
     items: tuple[Featured, ...] = (*wish.hosts, *wish.servers)
     features = sorted({feature for item in items for feature in item.features})
     bits = {feature: 1 << place for place, feature in enumerate(features)}
-    sites = [Site(_amounts(host), sum(bits[name] for name in set(host.features)), host.zone) for host in wish.hosts]
+    sites = [
+        Site(_amounts(host), sum(bits[name] for name in set(host.features)), host.zone)
+        for host in wish.hosts
+    ]
     needs = [
-        Need(_amounts(server), sum(bits[name] for name in set(server.features)), server.group, server.apart)
+        Need(
+            _amounts(server),
+            sum(bits[name] for name in set(server.features)),
+            server.group,
+            server.apart,
+        )
         for server in wish.servers
     ]
-    placement = Placement(sites, _weights(sites, needs), [min(column) for column in _columns(needs)], sparing=False)
+    placement = Placement(
+        sites, _weights(sites, needs), [min(column) for column in _columns(needs)], sparing=False
+    )
     numbers = {host.name: number for number, host in enumerate(wish.hosts)}
     there: list[list[int]] = [[] for _ in sites]
     for index, server in enumerate(wish.servers):
         if server.host is not None:
             number = numbers[server.host]
-            if any(amount > free for amount, free in zip(needs[index].amounts, placement.free[number], strict=True)):
-                raise NoRoom(f"{server.host} has no room for {server.name}, which is said to be there", "state what the host has")
+            if any(
+                amount > free
+                for amount, free in zip(needs[index].amounts, placement.free[number], strict=True)
+            ):
+                raise NoRoom(
+                    f"{server.host} has no room for {server.name}, which is said to be there",
+                    "state what the host has",
+                )
             placement.put(needs[index], number)
             there[number].append(index)
     before = [len(indices) for indices in there]
@@ -45,13 +71,15 @@ def arrange(wish: PlacementWish) -> PlacementPlan:
         (unplaced if place is None else there[place]).append(index)
     hosts = tuple(
         FilledHost(
-            name=host.name, zone=host.zone, servers=tuple(wish.servers[index].name for index in there[number]),
+            name=host.name, zone=host.zone,
+            servers=tuple(wish.servers[index].name for index in there[number]),
             new=len(there[number]) - before[number], free=_free(placement.free[number]),
         )
         for number, host in enumerate(wish.hosts) if there[number]
     )  # fmt: skip
     return PlacementPlan(
-        placed=len(waiting) - len(unplaced), hosts_used=placement.used, bound=fewest(sites, needs), hosts=hosts,
+        placed=len(waiting) - len(unplaced), hosts_used=placement.used, bound=fewest(sites, needs),
+        hosts=hosts,
         unplaced=_explain(wish, placement, needs, sorted(unplaced), features),
     )  # fmt: skip
 
@@ -78,11 +106,20 @@ def _weights(sites: Sequence[Site], needs: Sequence[Need]) -> list[float]:
 
 def _rank(need: Need, largest: Sequence[int], index: int) -> tuple[int, bool, float, int]:
     """Those that few hosts take come first, then the large ones."""
-    return -need.features.bit_count(), need.group is None, -max(a / b for a, b in zip(need.amounts, largest, strict=True)), index
+    return (
+        -need.features.bit_count(),
+        need.group is None,
+        -max(a / b for a, b in zip(need.amounts, largest, strict=True)),
+        index,
+    )
 
 
 def _explain(
-    wish: PlacementWish, placement: Placement, needs: Sequence[Need], unplaced: Sequence[int], features: Sequence[str]
+    wish: PlacementWish,
+    placement: Placement,
+    needs: Sequence[Need],
+    unplaced: Sequence[int],
+    features: Sequence[str],
 ) -> tuple[Unplaced, ...]:
     known: dict[Need, tuple[WhyNot, ...]] = {}
     found = []
@@ -96,7 +133,9 @@ def _explain(
 
 def _why(reason: Reason, need: Need, features: Sequence[str]) -> WhyNot:
     if reason.kind == "feature":
-        return WhyNot(kind="feature", what=features[reason.which.bit_length() - 1], hosts=reason.hosts)
+        return WhyNot(
+            kind="feature", what=features[reason.which.bit_length() - 1], hosts=reason.hosts
+        )
     if reason.kind == "apart":
         return WhyNot(kind="apart", what=need.group or "", hosts=reason.hosts)
     part = PARTS[reason.which]

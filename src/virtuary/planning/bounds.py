@@ -1,8 +1,10 @@
-"""How few hosts could possibly do: bounds from below that hold for every plan, each with its reason.
+"""How few hosts could possibly do: bounds from below that hold for every plan, each with its
+reason.
 
-*Volume*: in every hour, all loads of a resource together, divided by what a host holds. *Large*: in one hour, loads above half
-a host need a host each, and what the others leave beside them is limited (Martello and Toth's bound L2, for every hour of
-every resource). *Apart*: servers that must not meet. Integer arithmetic throughout, so nothing is lost to rounding.
+*Volume*: in every hour, all loads of a resource together, divided by what a host holds. *Large*: in
+one hour, loads above half a host need a host each, and what the others leave beside them is limited
+(Martello and Toth's bound L2, for every hour of every resource). *Apart*: servers that must not
+meet. Integer arithmetic throughout, so nothing is lost to rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ THRESHOLDS = 16
 
 
 def lower_bound(items: Sequence[Item], scale: Scale, apart: Sequence[int] = ()) -> Bound:
-    """The best of the bounds for `items`, each of which fits on an empty host. `apart`: sizes of groups among them."""
+    """The best of the bounds for `items`, each of which fits on an empty host. `apart`: sizes of
+    groups among them.
+    """
     if not items:
         return Bound(hosts=0, kind="none")
     best = _volume(items, scale)
@@ -32,13 +36,25 @@ def lower_bound(items: Sequence[Item], scale: Scale, apart: Sequence[int] = ()) 
 
 
 def _bound(hosts: int, kind: str, lane: int, scale: Scale) -> Bound:
-    return Bound.model_validate({"hosts": hosts, "kind": kind, "resource": scale.resources[lane // HOURS], "hour": lane % HOURS})
+    return Bound.model_validate(
+        {
+            "hosts": hosts,
+            "kind": kind,
+            "resource": scale.resources[lane // HOURS],
+            "hour": lane % HOURS,
+        }
+    )
 
 
 def _volume(items: Sequence[Item], scale: Scale) -> Bound:
     sums = total(items, scale.lanes)
     lane = max(range(scale.lanes), key=lambda lane: (sums[lane] / scale.limit_of(lane), -lane))
-    return _bound(max(-(-sums[lane] // scale.limit_of(lane)) for lane in range(scale.lanes)), "volume", lane, scale)
+    return _bound(
+        max(-(-sums[lane] // scale.limit_of(lane)) for lane in range(scale.lanes)),
+        "volume",
+        lane,
+        scale,
+    )
 
 
 def _large(items: Sequence[Item], scale: Scale) -> Bound | None:
@@ -52,14 +68,17 @@ def _large(items: Sequence[Item], scale: Scale) -> Bound | None:
 
 
 def martello_toth(ordered: Sequence[int], limit: int) -> int:
-    """The bound L2 for one-dimensional bin packing of ascending sizes, none above `limit`; some thresholds are tried, not all."""
+    """The bound L2 for one-dimensional bin packing of ascending sizes, none above `limit`; some
+    thresholds are tried, not all.
+    """
     sums = [0, *accumulate(ordered)]
     half = bisect_right(ordered, limit // 2)  # ordered[half:] are above half: no two of them share
     small = ordered[:half]
     tried = sorted({0, *(small[at] for at in range(0, half, max(1, half // THRESHOLDS)))})
     best = len(ordered) - half
     for threshold in tried:
-        alone = bisect_right(ordered, limit - threshold)  # ordered[alone:] leave no room for one of threshold or more
+        # ordered[alone:] leave no room for one of threshold or more
+        alone = bisect_right(ordered, limit - threshold)
         first = bisect_left(ordered, threshold, 0, half)
         beside = max(half, alone)
         room = (beside - half) * limit - (sums[beside] - sums[half])

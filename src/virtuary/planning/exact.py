@@ -1,8 +1,9 @@
 """The fewest hosts for a few servers, by branch and bound, with the proof where the time suffices.
 
-For every number of hosts from the bound on: is there any placement? The server with the fewest hosts that still take it is placed
-next; of hosts that look alike only one is tried; states that led nowhere are remembered. A number that was searched in vain
-proves a better bound, so that even a search that ran out of time may tell something new.
+For every number of hosts from the bound on: is there any placement? The server with the fewest
+hosts that still take it is placed next; of hosts that look alike only one is tried; states that led
+nowhere are remembered. A number that was searched in vain proves a better bound, so that even a
+search that ran out of time may tell something new.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ REMEMBERED = 200_000
 
 class Found(NamedTuple):
     bins: list[Bin] | None
-    """A plan with fewer hosts than the one known; None when there is none, or none was found in time."""
+    """A plan with fewer hosts than the one known; None when there is none, or none was found in
+    time.
+    """
     bound: int
     """No plan has fewer hosts."""
 
@@ -29,9 +32,16 @@ class _OutOfTime(Exception):
 
 
 def search(
-    items: Sequence[Item], frame: Frame, bound: int, known: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    items: Sequence[Item],
+    frame: Frame,
+    bound: int,
+    known: int,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Found:
-    """Look for a plan with at least `bound` and fewer than `known` hosts; every server fits on an empty host."""
+    """Look for a plan with at least `bound` and fewer than `known` hosts; every server fits on an
+    empty host.
+    """
     until = clock() + seconds
     while bound < known:
         try:
@@ -47,7 +57,14 @@ def search(
 class _Search:
     """All placements onto a fixed number of hosts."""
 
-    def __init__(self, items: Sequence[Item], frame: Frame, hosts: int, until: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        frame: Frame,
+        hosts: int,
+        until: float,
+        clock: Callable[[], float],
+    ) -> None:
         self.bins = [Bin(frame) for _ in range(hosts)]
         self.frame, self.until, self.clock = frame, until, clock
         self.waiting = sorted(items, key=lambda item: (-item.size, item.index))
@@ -78,12 +95,18 @@ class _Search:
         return False
 
     def _key(self) -> tuple[int, tuple[tuple[int, int], ...]]:
-        """What the future depends on: who waits, and the loads of the hosts in any order; who is there, if some must not meet."""
+        """What the future depends on: who waits, and the loads of the hosts in any order; who is
+        there, if some must not meet.
+        """
         waiting = sum(1 << item.index for item in self.waiting)
-        return waiting, tuple(sorted((bin.state, bin.present if self.conflicting else 0) for bin in self.bins))
+        return waiting, tuple(
+            sorted((bin.state, bin.present if self.conflicting else 0) for bin in self.bins)
+        )
 
     def _hardest(self) -> tuple[Item, list[Bin]]:
-        """The waiting server with the fewest hosts that take it, and these hosts, the fullest first; of empty ones only one."""
+        """The waiting server with the fewest hosts that take it, and these hosts, the fullest
+        first; of empty ones only one.
+        """
         best: tuple[Item, list[Bin]] | None = None
         for item in sorted(self.waiting, key=lambda item: (-item.size, item.index)):
             places, empty = [], False

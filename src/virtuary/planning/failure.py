@@ -1,7 +1,8 @@
 """What happens if a host fails: where its servers go, or what is missing.
 
-First with every other host's headroom kept, then with it used. A server that found no place is told with the host where least
-is missing. The search is greedy: "placed" is certain, "stranded" means that no way was found.
+First with every other host's headroom kept, then with it used. A server that found no place is told
+with the host where least is missing. The search is greedy: "placed" is certain, "stranded" means
+that no way was found.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ LOOKED_AT = 4  # hosts, the emptiest, when it is told what is missing
 
 
 def fail(lost: Bin, others: Sequence[Bin], whole: Frame, names: dict[int, str]) -> Failure:
-    """What happens to the servers of `lost`. `others`: the fullest first; `whole`: the frame of full capacities; `names`: by `id`."""
+    """What happens to the servers of `lost`. `others`: the fullest first; `whole`: the frame of
+    full capacities; `names`: by `id`.
+    """
     placed, stranded = _rehome(lost, others, None)
     if not stranded:
         return Failure(verdict="placed", moves=_moves(placed, names))
@@ -36,8 +39,12 @@ def _moves(placed: list[tuple[Item, int]], names: dict[int, str]) -> tuple[Move,
     return tuple(Move(server=item.name, host=names[place]) for item, place in placed)
 
 
-def _rehome(lost: Bin, others: Sequence[Bin], frame: Frame | None) -> tuple[list[tuple[Item, int]], list[Item]]:
-    """Servers with the host (by `id`) each goes to, and those without; the first of `others` that takes one gets it."""
+def _rehome(
+    lost: Bin, others: Sequence[Bin], frame: Frame | None
+) -> tuple[list[tuple[Item, int]], list[Item]]:
+    """Servers with the host (by `id`) each goes to, and those without; the first of `others` that
+    takes one gets it.
+    """
     opened: dict[int, Bin] = {}
     placed: list[tuple[Item, int]] = []
     stranded: list[Item] = []
@@ -57,23 +64,35 @@ def _rehome(lost: Bin, others: Sequence[Bin], frame: Frame | None) -> tuple[list
 
 
 def _fits(bin: Bin, item: Item, shift: int) -> bool:
-    """Whether the server fits, on a host whose empty state is higher by `shift` (negative: it holds more)."""
+    """Whether the server fits, on a host whose empty state is higher by `shift` (negative: it holds
+    more).
+    """
     if not shift:
         return bin.fits(item)
-    return not (bin.present & item.conflicts) and not ((bin.state + shift + item.packed) & bin.frame.mask)
+    return not (bin.present & item.conflicts) and not (
+        (bin.state + shift + item.packed) & bin.frame.mask
+    )
 
 
 def strand(item: Item, others: Sequence[Bin], names: dict[int, str], frame: Frame) -> Stranded:
-    """Why the server found no place on any of `others` (the fullest first) within the limits of `frame`, by the host where least is missing."""
+    """Why the server found no place on any of `others` (the fullest first) within the limits of
+    `frame`, by the host where least is missing.
+    """
     if not others:
         return Stranded(server=item.name, reason="there is no other host")
     allowed = [bin for bin in others if not bin.present & item.conflicts]
     if not allowed:
-        return Stranded(server=item.name, reason="every other host has a server it must be kept apart from")
+        return Stranded(
+            server=item.name, reason="every other host has a server it must be kept apart from"
+        )
     bin = min(allowed[-LOOKED_AT:], key=lambda bin: _worst(item, bin, frame))
     if missing := lacks(item, used(bin), frame):
-        return Stranded(server=item.name, reason="no host has room", host=names[id(bin)], lacks=missing)
-    return Stranded(server=item.name, reason="others that had to move took the room", host=names[id(bin)])
+        return Stranded(
+            server=item.name, reason="no host has room", host=names[id(bin)], lacks=missing
+        )
+    return Stranded(
+        server=item.name, reason="others that had to move took the room", host=names[id(bin)]
+    )
 
 
 def _worst(item: Item, bin: Bin, frame: Frame) -> float:
@@ -93,11 +112,17 @@ def used(bin: Bin) -> list[int]:
 def lacks(item: Item, taken: Sequence[int], frame: Frame) -> tuple[Lack, ...]:
     """What a server lacks on a host with the load `taken`, each resource at its worst hour."""
     found = []
-    for number, (resource, unit) in enumerate(zip(frame.scale.resources, frame.scale.units, strict=True)):
+    for number, (resource, unit) in enumerate(
+        zip(frame.scale.resources, frame.scale.units, strict=True)
+    ):
         lanes = range(number * HOURS, (number + 1) * HOURS)
         lane = max(lanes, key=lambda lane: (taken[lane] + item.values[lane], -lane))
         free = frame.limits[number] - taken[lane]
         if (needed := item.values[lane]) > free:
-            fact = {"needed": needed / unit, "free": max(0, free) / unit, "missing": (needed - free) / unit}
+            fact = {
+                "needed": needed / unit,
+                "free": max(0, free) / unit,
+                "missing": (needed - free) / unit,
+            }
             found.append(Lack.model_validate({"resource": resource, "hour": lane % HOURS, **fact}))
     return tuple(found)

@@ -1,11 +1,13 @@
-"""Good plans quickly: hosts are filled one after the other with the servers that suit what is left on them.
+"""Good plans quickly: hosts are filled one after the other with the servers that suit what is left
+on them.
 
-*First fit decreasing* puts every server on the first host that takes it; it is the yardstick. *Filling* takes, for the open
-host, the fitting server whose needs lie where most is free: the largest product of the two, over blocks of hours of each
-resource (bin-centric dot product, Panigrahy and others 2011). The products of all servers are computed at once: a block's loads
-of all servers are the lanes of one big integer, and multiplying it by what the host has free multiplies every lane.
-*Improving* empties some hosts and fills them anew, again and again. Effort is counted in steps, never in seconds, so the same
-input gives the same plan everywhere.
+*First fit decreasing* puts every server on the first host that takes it; it is the yardstick.
+*Filling* takes, for the open host, the fitting server whose needs lie where most is free: the
+largest product of the two, over blocks of hours of each resource (bin-centric dot product,
+Panigrahy and others 2011). The products of all servers are computed at once: a block's loads of all
+servers are the lanes of one big integer, and multiplying it by what the host has free multiplies
+every lane. *Improving* empties some hosts and fills them anew, again and again. Effort is counted
+in steps, never in seconds, so the same input gives the same plan everywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from virtuary.planning.lanes import Bin, Frame, Item
 BLOCK = 6
 FINE = 255
 VARIANTS = ((1.0, True), (4.0, False))
-"""How much scarce resources count, and whether a server's own size counts against it. Tried on all servers at once."""
+"""How much scarce resources count, and whether a server's own size counts against it. Tried on all
+servers at once.
+"""
 MANY = 1000
 POWERS = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Tried on a few hosts at a time."""
@@ -50,7 +54,10 @@ def decreasing(items: Sequence[Item]) -> list[Item]:
 
 def coarse(values: Sequence[int], limits: Sequence[int]) -> list[int]:
     """The highest of each block of hours, in 255ths of the limit."""
-    return [max(values[at : at + BLOCK]) * FINE // limits[at // HOURS] for at in range(0, len(values), BLOCK)]
+    return [
+        max(values[at : at + BLOCK]) * FINE // limits[at // HOURS]
+        for at in range(0, len(values), BLOCK)
+    ]
 
 
 @dataclass
@@ -72,7 +79,10 @@ class Shelf:
         columns = [_lanes(column) for column in zip(*chosen, strict=True)]
         shelf = Shelf(items, rows, weights, lean, columns)
         if lean:
-            sizes = [sum(weight * value * value for weight, value in zip(weights, row, strict=True)) for row in chosen]
+            sizes = [
+                sum(weight * value * value for weight, value in zip(weights, row, strict=True))
+                for row in chosen
+            ]
             highest = max(sizes)
             shelf.own = _lanes([highest - size for size in sizes])
         return shelf
@@ -104,14 +114,21 @@ def make_weights(rows: Sequence[Sequence[int]], power: float) -> list[int]:
 
 
 def fill(
-    items: Sequence[Item], frame: Frame, rows: dict[int, list[int]], power: float, lean: bool, most: int | None = None
+    items: Sequence[Item],
+    frame: Frame,
+    rows: dict[int, list[int]],
+    power: float,
+    lean: bool,
+    most: int | None = None,
 ) -> list[Bin]:
     """Hosts filled one after the other, at most `most`; who has no place then is left out."""
     waiting = decreasing(items)
     bins: list[Bin] = []
     if not waiting:
         return bins
-    shelf = Shelf.of(waiting, rows, make_weights([rows[item.index] for item in waiting], power), lean)
+    shelf = Shelf.of(
+        waiting, rows, make_weights([rows[item.index] for item in waiting], power), lean
+    )
     left = set(range(len(shelf.items)))
     while left and (most is None or len(bins) < most):
         if 4 * len(left) < 3 * len(shelf.items):
@@ -129,7 +146,9 @@ def _fill_one(bin: Bin, shelf: Shelf, left: set[int]) -> Bin:
     while candidates:
         scores = shelf.scores([FINE - taken for taken in coarse(used, limits)])
         candidates.sort(key=scores.__getitem__, reverse=True)
-        number = next((number for number, at in enumerate(candidates) if bin.fits(shelf.items[at])), None)
+        number = next(
+            (number for number, at in enumerate(candidates) if bin.fits(shelf.items[at])), None
+        )
         if number is None:
             break
         at = candidates[number]
@@ -140,8 +159,12 @@ def _fill_one(bin: Bin, shelf: Shelf, left: set[int]) -> Bin:
     return bin
 
 
-def improve(bins: list[Bin], frame: Frame, rows: dict[int, list[int]], goal: int, effort: int) -> list[Bin]:
-    """Empty some hosts, fill them anew, keep what is not worse; until `goal` hosts or no effort (servers placed) is left."""
+def improve(
+    bins: list[Bin], frame: Frame, rows: dict[int, list[int]], goal: int, effort: int
+) -> list[Bin]:
+    """Empty some hosts, fill them anew, keep what is not worse; until `goal` hosts or no effort
+    (servers placed) is left.
+    """
     chance = random.Random(1)
     while len(bins) > goal and effort > 0:
         bins = sorted(bins, key=lambda bin: (bin.size, bin.items[0].index))
@@ -157,10 +180,14 @@ def improve(bins: list[Bin], frame: Frame, rows: dict[int, list[int]], goal: int
 
 
 def _spill(bins: list[Bin], others: list[Bin]) -> list[Bin]:
-    """Put what is on the smallest of `bins` onto other hosts, as far as it fits; hosts without servers are gone."""
+    """Put what is on the smallest of `bins` onto other hosts, as far as it fits; hosts without
+    servers are gone.
+    """
     smallest = min(bins, key=lambda bin: bin.size)
     for item in decreasing(smallest.items):
-        if place := next((bin for bin in [*bins, *others] if bin is not smallest and bin.fits(item)), None):
+        if place := next(
+            (bin for bin in [*bins, *others] if bin is not smallest and bin.fits(item)), None
+        ):
             smallest.remove(item)
             place.add(item)
     return [bin for bin in bins if bin.items]
@@ -168,11 +195,17 @@ def _spill(bins: list[Bin], others: list[Bin]) -> list[Bin]:
 
 def _better(new: list[Bin], old: list[Bin]) -> bool:
     """Fewer hosts, or fuller and emptier ones: one of them may be empty soon."""
-    return len(new) < len(old) or (len(new) == len(old) and sum(bin.size**2 for bin in new) >= sum(bin.size**2 for bin in old))
+    return len(new) < len(old) or (
+        len(new) == len(old) and sum(bin.size**2 for bin in new) >= sum(bin.size**2 for bin in old)
+    )
 
 
-def pack_greedily(items: Sequence[Item], frame: Frame, goal: int, effort: int = EFFORT) -> list[Bin]:
-    """The best of first fit, every variant of filling, and improving; stops as soon as `goal` hosts suffice."""
+def pack_greedily(
+    items: Sequence[Item], frame: Frame, goal: int, effort: int = EFFORT
+) -> list[Bin]:
+    """The best of first fit, every variant of filling, and improving; stops as soon as `goal` hosts
+    suffice.
+    """
     best = first_fit(items, frame)
     if len(best) <= goal:
         return best
@@ -184,8 +217,12 @@ def pack_greedily(items: Sequence[Item], frame: Frame, goal: int, effort: int = 
     return improve(best, frame, rows, goal, effort)
 
 
-def _promising(items: Sequence[Item], frame: Frame, rows: dict[int, list[int]]) -> Sequence[tuple[float, bool]]:
-    """The variants worth trying on all servers: each, or of very many servers the one that does best with every fifth."""
+def _promising(
+    items: Sequence[Item], frame: Frame, rows: dict[int, list[int]]
+) -> Sequence[tuple[float, bool]]:
+    """The variants worth trying on all servers: each, or of very many servers the one that does
+    best with every fifth.
+    """
     if len(items) <= MANY:
         return VARIANTS
     some = decreasing(items)[::5]

@@ -1,11 +1,12 @@
 """A whole week of every resource as one big integer.
 
-Each hour of each resource is a lane of 40 bits. One addition of two integers adds all lanes; a host's integer begins so that
-the top bit of a lane gets set exactly when its limit is exceeded, so one mask tells whether a server fits at every hour:
-about a microsecond for 672 lanes, where a loop would take fifty.
+Each hour of each resource is a lane of 40 bits. One addition of two integers adds all lanes; a
+host's integer begins so that the top bit of a lane gets set exactly when its limit is exceeded, so
+one mask tells whether a server fits at every hour: about a microsecond for 672 lanes, where a loop
+would take fifty.
 
-Loads are counted in whole bytes (operations; millionths of a CPU), rounded up; limits are rounded down. On hosts beyond
-256 GiB the unit is the power of two that keeps a limit below 38 bits.
+Loads are counted in whole bytes (operations; millionths of a CPU), rounded up; limits are rounded
+down. On hosts beyond 256 GiB the unit is the power of two that keeps a limit below 38 bits.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ class Item:
     """Its lanes."""
     packed: int = 0
     weeks: int = 0
-    """The sum of each resource over the week, in lanes of 48 bits: a quick way to see that it does not fit."""
+    """The sum of each resource over the week, in lanes of 48 bits: a quick way to see that it does
+    not fit.
+    """
     size: int = 0
     conflicts: int = 0
     """Bits of the servers it must not meet."""
@@ -88,7 +91,10 @@ class Item:
         self.packed = pack(self.values)
         sums = [sum(self.values[at : at + HOURS]) for at in range(0, scale.lanes, HOURS)]
         self.weeks = sum(total << (WEEK * number) for number, total in enumerate(sums))
-        self.size = sum((total << 20) // (limit * HOURS) for total, limit in zip(sums, scale.limits, strict=True))
+        self.size = sum(
+            (total << 20) // (limit * HOURS)
+            for total, limit in zip(sums, scale.limits, strict=True)
+        )
 
 
 def make_item(server: ServerLoad, index: int, scale: Scale, growth: float) -> Item:
@@ -98,12 +104,16 @@ def make_item(server: ServerLoad, index: int, scale: Scale, growth: float) -> It
         factor = unit * (1 + growth)
         week = getattr(server, resource)
         values = week if isinstance(week, tuple) else (week,) * HOURS
-        lanes += [min(GUARD - 1, math.ceil(value * factor - 1e-3)) if value else 0 for value in values]
+        lanes += [
+            min(GUARD - 1, math.ceil(value * factor - 1e-3)) if value else 0 for value in values
+        ]
     return Item(server.name, index, array("q", lanes))
 
 
 def make_items(wish: ConsolidationWish, scale: Scale) -> list[Item]:
-    """All servers in the order of their names, so that a plan does not depend on the order they came in."""
+    """All servers in the order of their names, so that a plan does not depend on the order they
+    came in.
+    """
     ordered = sorted(wish.servers, key=lambda server: server.name)
     items = [make_item(server, index, scale, wish.growth) for index, server in enumerate(ordered)]
     by_name = {item.name: item for item in items}
@@ -133,7 +143,9 @@ class Frame:
             limits,
             pack(scale.spread([GUARD - 1 - limit for limit in limits])),
             pack([GUARD] * scale.lanes),
-            sum((top - 1 - limit * HOURS) << (WEEK * number) for number, limit in enumerate(limits)),
+            sum(
+                (top - 1 - limit * HOURS) << (WEEK * number) for number, limit in enumerate(limits)
+            ),
             sum(top << (WEEK * number) for number in range(len(limits))),
         )
 

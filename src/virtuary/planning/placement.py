@@ -1,9 +1,12 @@
-"""Where could a server run, and why not there: one decision after the other, onto hosts that are partly full. Pure.
+"""Where could a server run, and why not there: one decision after the other, onto hosts that are
+partly full. Pure.
 
-*Best fit*: of the hosts that take a server the fullest has it, by what is free of all resources together, so that few hosts are used and
-large servers find room later. Hosts lie in order of that, those that have the same features on a shelf of their own; a search begins where
-enough is free at all and mostly ends after a few. Hosts too full for anybody are put away, and empty ones stand aside, alike ones
-together, so that neither is looked at in vain. A server that does not need them takes a host with rare features last.
+*Best fit*: of the hosts that take a server the fullest has it, by what is free of all resources
+together, so that few hosts are used and large servers find room later. Hosts lie in order of that,
+those that have the same features on a shelf of their own; a search begins where enough is free at
+all and mostly ends after a few. Hosts too full for anybody are put away, and empty ones stand
+aside, alike ones together, so that neither is looked at in vain. A server that does not need them
+takes a host with rare features last.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ LOOKED_AT = 6
 
 
 class Site(NamedTuple):
-    """A host: what it has of each resource, whole numbers; what it can, as bits; and what fails together with it."""
+    """A host: what it has of each resource, whole numbers; what it can, as bits; and what fails
+    together with it.
+    """
 
     capacity: tuple[int, ...]
     features: int = 0
@@ -53,14 +58,23 @@ class Placement:
     """Hosts and what is on them."""
 
     def __init__(
-        self, sites: Sequence[Site], weights: Sequence[float] = (), least: Sequence[int] = (), *, sparing: bool = True
+        self, sites: Sequence[Site], weights: Sequence[float] = (), least: Sequence[int] = (), *,
+        sparing: bool = True
     ) -> None:  # fmt: skip
-        """`weights`: how much each resource counts, by how scarce it will be. `least`: the smallest need of each that will come.
-        `sparing`: hosts with features are kept for servers that need them, which may come yet, while others have room."""
+        """`weights`: how much each resource counts, by how scarce it will be. `least`: the smallest
+        need of each that will come. `sparing`: hosts with features are kept for servers that need
+        them, which may come yet, while others have room.
+        """
         self.sites = list(sites)
         resources = len(sites[0].capacity) if sites else 0
-        largest = [max(1, *(site.capacity[number] for site in sites)) if sites else 1 for number in range(resources)]
-        self._scale = [weight / most for weight, most in zip(weights or [1.0] * resources, largest, strict=True)]
+        largest = [
+            max(1, *(site.capacity[number] for site in sites)) if sites else 1
+            for number in range(resources)
+        ]
+        self._scale = [
+            weight / most
+            for weight, most in zip(weights or [1.0] * resources, largest, strict=True)
+        ]
         self._sparing = sparing
         self._least = list(least or [0] * resources)
         self.free = [list(site.capacity) for site in sites]
@@ -101,13 +115,17 @@ class Placement:
     def remove(self, need: Need, number: int) -> None:
         """Take a server away from its host."""
         self._leave_shelf(number)
-        self.free[number] = [free + amount for free, amount in zip(self.free[number], need.amounts, strict=True)]
+        self.free[number] = [
+            free + amount for free, amount in zip(self.free[number], need.amounts, strict=True)
+        ]
         self.servers[number] -= 1
         self._enter_shelf(number)
         self._count(need, number, -1)
 
     def why(self, need: Need) -> list[Reason]:
-        """What stands between a server and the hosts, the most frequent first; looks at all of them."""
+        """What stands between a server and the hosts, the most frequent first; looks at all of
+        them.
+        """
         hosts, most = [0] * len(need.amounts), [0] * len(need.amounts)
         features: dict[int, int] = defaultdict(int)
         apart = 0
@@ -120,7 +138,11 @@ class Placement:
                 features[lacking & -lacking] += 1
                 lacking &= lacking - 1
             apart += self._meets(need, number)
-        found = [Reason("resource", number, count, most[number]) for number, count in enumerate(hosts) if count]
+        found = [
+            Reason("resource", number, count, most[number])
+            for number, count in enumerate(hosts)
+            if count
+        ]
         found += [Reason("feature", bit, count, 0) for bit, count in features.items()]
         found += [Reason("apart", 0, apart, 0)] if apart else []
         return sorted(found, key=lambda reason: -reason.hosts)
@@ -128,7 +150,10 @@ class Placement:
     # ---- choosing
 
     def _choose(self, need: Need) -> int | None:
-        size = sum(amount * scale for amount, scale in zip(need.amounts, self._scale, strict=True)) - NARROW
+        size = (
+            sum(amount * scale for amount, scale in zip(need.amounts, self._scale, strict=True))
+            - NARROW
+        )
         suiting = self._suiting(need.features)
         for group in [[features] for features in suiting] if self._sparing else [suiting]:
             for features in group:
@@ -140,7 +165,9 @@ class Placement:
         return None
 
     def _suiting(self, features: int) -> list[int]:
-        """The shelves whose hosts have at least these features, those with the fewest others first."""
+        """The shelves whose hosts have at least these features, those with the fewest others
+        first.
+        """
         if features not in self._suits:
             suiting = [shelf for shelf in self._shelves if shelf & features == features]
             self._suits[features] = sorted(suiting, key=lambda shelf: (shelf.bit_count(), shelf))
@@ -151,7 +178,9 @@ class Placement:
         for place in range(bisect_left(shelf, (size, -1)), len(shelf)):
             number = shelf[place][1]
             free = self.free[number]
-            if not all(map(le, amounts, free)) or (need.group is not None and self._meets(need, number)):
+            if not all(map(le, amounts, free)) or (
+                need.group is not None and self._meets(need, number)
+            ):
                 continue
             rest = self._rest(free, amounts)
             if chosen is None or rest < best:
@@ -162,12 +191,19 @@ class Placement:
         return chosen
 
     def _rest(self, free: Sequence[int], amounts: Sequence[int]) -> float:
-        """How little use what is left would be: all of it, and once more what is left beyond the scarcest."""
-        parts = [(left - amount) * scale for left, amount, scale in zip(free, amounts, self._scale, strict=True)]
+        """How little use what is left would be: all of it, and once more what is left beyond the
+        scarcest.
+        """
+        parts = [
+            (left - amount) * scale
+            for left, amount, scale in zip(free, amounts, self._scale, strict=True)
+        ]
         return 2 * sum(parts) - len(parts) * min(parts)
 
     def _open_one(self, features: int, need: Need) -> int | None:
-        """An empty host with just these features: large, and in the zone where the fewest are in use."""
+        """An empty host with just these features: large, and in the zone where the fewest are in
+        use.
+        """
         best: tuple[float, int] | None = None
         chosen = None
         for (capacity, _), waiting in self._empty[features].items():
@@ -205,7 +241,9 @@ class Placement:
         return self._empty[site.features][site.capacity, site.zone]
 
     def _key(self, number: int) -> tuple[float, int]:
-        return sum(free * scale for free, scale in zip(self.free[number], self._scale, strict=True)), number
+        return sum(
+            free * scale for free, scale in zip(self.free[number], self._scale, strict=True)
+        ), number
 
     def _is_open(self, number: int) -> bool:
         return all(map(le, self._least, self.free[number]))
@@ -235,7 +273,9 @@ class Placement:
 
 
 def fewest(sites: Sequence[Site], needs: Sequence[Need]) -> int:
-    """No placement of all these servers uses fewer hosts: of some resource the largest hosts together would not have enough."""
+    """No placement of all these servers uses fewer hosts: of some resource the largest hosts
+    together would not have enough.
+    """
     best = 1 if needs else 0
     for number in range(len(sites[0].capacity) if sites else 0):
         wanted, hosts = sum(need.amounts[number] for need in needs), 0

@@ -1,8 +1,9 @@
-"""The accelerator is proven, not assumed: a guest of our own is run with the CPU model that will be used.
+"""The accelerator is proven, not assumed: a guest of our own is run with the CPU model that will be
+used.
 
-`/dev/kvm` may exist, open and report itself enabled and still be unable to run an ordinary guest. The probe (accel_probe.S)
-goes through long mode, paging, timer interrupts, ring 3, a repaired page fault and a system call, within 3 s. The verdict is
-cached per kernel, QEMU binary and CPU model.
+`/dev/kvm` may exist, open and report itself enabled and still be unable to run an ordinary guest.
+The probe (accel_probe.S) goes through long mode, paging, timer interrupts, ring 3, a repaired page
+fault and a system call, within 3 s. The verdict is cached per kernel, QEMU binary and CPU model.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from virtuary.qemu.platform import Platform
 
 STAGES = "RPLIAUFCS"
 NAMES = {
-    "R": "real mode", "P": "protected mode", "L": "long mode with paging", "I": "a timer interrupt", "A": "an APIC timer interrupt",
+    "R": "real mode", "P": "protected mode", "L": "long mode with paging", "I": "a timer interrupt",
+    "A": "an APIC timer interrupt",
     "U": "user mode", "F": "a page fault", "C": "a system call", "S": "SSE2",
 }  # fmt: skip
 PASSED, EXCEPTION = 85, 33
@@ -57,20 +59,42 @@ def image() -> bytes:
 
 
 def cache_key(program: Path, accel: str, cpu: str) -> str:
-    """Changes when anything changes that could change the verdict: kernel, KVM modules, CPU, QEMU binary."""
+    """Changes when anything changes that could change the verdict: kernel, KVM modules, CPU, QEMU
+    binary.
+    """
     binary = program.resolve().stat()
     system = os.uname()
     modules = sorted(path.name for path in Path("/sys/module").glob("kvm*"))
     with contextlib.suppress(OSError):
-        modules += [path.read_text() for path in sorted(Path("/sys/module").glob("kvm*/srcversion"))]
-    lines = {line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "microcode"))}
-    facts = [str(program), binary.st_size, binary.st_mtime_ns, accel, cpu, system.release, system.version, modules, sorted(lines)]
+        modules += [
+            path.read_text() for path in sorted(Path("/sys/module").glob("kvm*/srcversion"))
+        ]
+    lines = {
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith(("model name", "microcode"))
+    }
+    facts = [
+        str(program),
+        binary.st_size,
+        binary.st_mtime_ns,
+        accel,
+        cpu,
+        system.release,
+        system.version,
+        modules,
+        sorted(lines),
+    ]
     facts.append(hashlib.sha256(image()).hexdigest())
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-async def prove(program: Path, platform: Platform, accel: str, cpu: str, cache: Path | None) -> Verdict:
-    """The verdict on `accel` with `cpu`, from the cache or by running the probe; never raises for a bad accelerator."""
+async def prove(
+    program: Path, platform: Platform, accel: str, cpu: str, cache: Path | None
+) -> Verdict:
+    """The verdict on `accel` with `cpu`, from the cache or by running the probe; never raises for a
+    bad accelerator.
+    """
     if accel == "kvm" and (missing := device_fault()):
         return Verdict(False, accel, cpu, missing)
     place = cache / f"accel-{cache_key(program, accel, cpu)}.json" if cache else None
@@ -89,29 +113,57 @@ def device_fault(device: Path = DEVICE) -> str | None:
     if not device.exists():
         return "this machine offers no hardware virtualization (/dev/kvm does not exist)"
     if not os.access(device, os.R_OK | os.W_OK):
-        return "/dev/kvm is closed to this user (an administrator can add the user to the group kvm)"
+        return (
+            "/dev/kvm is closed to this user (an administrator can add the user to the group kvm)"
+        )
     return None
 
 
-async def run_probe(program: Path, platform: Platform, accel: str, cpu: str, limit: float = LIMIT) -> Verdict:
+async def run_probe(
+    program: Path, platform: Platform, accel: str, cpu: str, limit: float = LIMIT
+) -> Verdict:
     """Run the probe guest once; ends it at `limit` seconds."""
     with tempfile.TemporaryDirectory(prefix="virtuary-probe-") as folder:
         rom, letters, errors = (Path(folder) / name for name in ("rom", "letters", "errors"))
         rom.write_bytes(image())
         letters.touch()
         command = [
-            *(str(program), "-accel", accel, "-machine", platform.machine, "-cpu", cpu, "-smp", "1", "-m", "32", "-nodefaults"),
+            *(
+                str(program),
+                "-accel",
+                accel,
+                "-machine",
+                platform.machine,
+                "-cpu",
+                cpu,
+                "-smp",
+                "1",
+                "-m",
+                "32",
+                "-nodefaults",
+            ),
             *("-no-user-config", "-display", "none", "-no-reboot", "-bios", str(rom)),
             *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
-            *("-chardev", f"file,id=letters,path={letters}", "-device", "isa-debugcon,iobase=0xe9,chardev=letters"),
+            *(
+                "-chardev",
+                f"file,id=letters,path={letters}",
+                "-device",
+                "isa-debugcon,iobase=0xe9,chardev=letters",
+            ),
         ]
         loop = asyncio.get_running_loop()
         began = loop.time()
         with errors.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=sink, env={}
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=sink,
+                env={},
             )
-        in_time = await _watch(process, limit, lambda: "KVM internal error" in errors.read_text(errors="replace"))
+        in_time = await _watch(
+            process, limit, lambda: "KVM internal error" in errors.read_text(errors="replace")
+        )
         said = letters.read_text(errors="replace")
         words = last_line(errors.read_bytes())
     seconds = round(loop.time() - began, 3)
@@ -119,8 +171,12 @@ async def run_probe(program: Path, platform: Platform, accel: str, cpu: str, lim
     return judge(accel, cpu, status, said, words, seconds)
 
 
-async def _watch(process: asyncio.subprocess.Process, limit: float, hopeless: Callable[[], bool]) -> bool:
-    """Wait for the probe's end, at most `limit` seconds and not longer than it is hopeless; says whether it ended itself."""
+async def _watch(
+    process: asyncio.subprocess.Process, limit: float, hopeless: Callable[[], bool]
+) -> bool:
+    """Wait for the probe's end, at most `limit` seconds and not longer than it is hopeless; says
+    whether it ended itself.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + limit
     waiting = asyncio.ensure_future(process.wait())
@@ -137,11 +193,15 @@ async def _watch(process: asyncio.subprocess.Process, limit: float, hopeless: Ca
         await waiting
 
 
-def judge(accel: str, cpu: str, status: int | None, said: str, words: str, seconds: float) -> Verdict:
+def judge(
+    accel: str, cpu: str, status: int | None, said: str, words: str, seconds: float
+) -> Verdict:
     """What the probe's end means. Pure."""
     stages = "".join(letter for letter in said if letter in STAGES)
     if status == PASSED and stages == STAGES:
-        return Verdict(True, accel, cpu, f"a test guest passed all {len(STAGES)} stages", seconds, stages)
+        return Verdict(
+            True, accel, cpu, f"a test guest passed all {len(STAGES)} stages", seconds, stages
+        )
     if status is None:
         how = "hung"
     elif status == EXCEPTION:
@@ -153,7 +213,13 @@ def judge(accel: str, cpu: str, status: int | None, said: str, words: str, secon
     else:
         how = f"could not be started ({words or f'exit status {status}'})"
     reached = len(stages) if STAGES.startswith(stages) else 0
-    where = "" if reached == len(STAGES) else f" at {NAMES[STAGES[reached]]}" if reached else " before its first instruction"
+    where = (
+        ""
+        if reached == len(STAGES)
+        else f" at {NAMES[STAGES[reached]]}"
+        if reached
+        else " before its first instruction"
+    )
     return Verdict(False, accel, cpu, f"a test guest {how}{where}", seconds, stages)
 
 
@@ -165,11 +231,22 @@ class Choice:
 
 
 def choose(wanted: str, kvm: Verdict) -> Choice:
-    """Which accelerator a machine gets. Pure. Raises HostLacks when KVM is insisted on and does not work."""
+    """Which accelerator a machine gets. Pure. Raises HostLacks when KVM is insisted on and does not
+    work.
+    """
     if wanted == "tcg":
-        return Choice("tcg", "emulated as asked: many times slower than hardware virtualization, and not isolated by hardware")
+        return Choice(
+            "tcg",
+            "emulated as asked: many times slower than hardware virtualization, and not isolated "
+            "by hardware",
+        )
     if kvm.works:
         return Choice("kvm", f"hardware virtualization (KVM): {kvm.reason}")
     if wanted == "kvm":
-        raise HostLacks(f"KVM does not work here: {kvm.reason}", "leave out --accel kvm to run emulated")
-    return Choice("tcg", f"emulated (many times slower, not isolated by hardware) because KVM is out: {kvm.reason}")
+        raise HostLacks(
+            f"KVM does not work here: {kvm.reason}", "leave out --accel kvm to run emulated"
+        )
+    return Choice(
+        "tcg",
+        f"emulated (many times slower, not isolated by hardware) because KVM is out: {kvm.reason}",
+    )

@@ -12,7 +12,16 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 def command(program: str, machine: Parts, *, sandbox: bool = True) -> list[str]:
     """The exact command line of a machine; same parts, same line."""
-    line = [program, "-nodefaults", "-no-user-config", "-display", "none", "-S", "-msg", "timestamp=on"]
+    line = [
+        program,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-S",
+        "-msg",
+        "timestamp=on",
+    ]
     if sandbox:
         line += ["-sandbox", SANDBOX]
     for grant in machine.grants:
@@ -35,8 +44,12 @@ def digest(line: list[str]) -> str:
 
 
 def _option(part: Part) -> str:
-    """JSON where QEMU takes it; character devices take words, and hold only numbers and names of ours."""
+    """JSON where QEMU takes it; character devices take words, and hold only numbers and names of
+    ours.
+    """
     if part.kind == "chardev":
         args = dict(part.args)
-        return ",".join([str(args.pop("backend")), *(f"{key}={value}" for key, value in args.items())])
+        return ",".join(
+            [str(args.pop("backend")), *(f"{key}={value}" for key, value in args.items())]
+        )
     return json.dumps(part.args, separators=(",", ":"))

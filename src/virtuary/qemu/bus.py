@@ -1,7 +1,8 @@
 """PCI Express slots of the root bus: who sits where. Pure.
 
-Places are fixed per role, not handed out in order, so that adding a device never moves another: a guest's interface names
-and a saved machine's layout depend on them. Slots from 0x10 on are for root ports of hot-plugged devices.
+Places are fixed per role, not handed out in order, so that adding a device never moves another: a
+guest's interface names and a saved machine's layout depend on them. Slots from 0x10 on are for root
+ports of hot-plugged devices.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A virtual machine as data: model in, parts out. Pure; opens nothing, asks nothing.
 
-`describe(wanted)` gives everything QEMU is told; `argv.command` turns it into the exact line. No user's string ever
-stands in an argument: what comes from users is numbers, enumerations and files named by us.
+`describe(wanted)` gives everything QEMU is told; `argv.command` turns it into the exact line. No
+user's string ever stands in an argument: what comes from users is numbers, enumerations and files
+named by us.
 """
 
 from __future__ import annotations
@@ -61,24 +62,32 @@ class Machine:
     merge: bool = False
     """Whether the kernel may keep pages that are equal in several machines once."""
     reporting: bool = True
-    """Whether the guest tells which of its pages are free, so that the host gets them back at once."""
+    """Whether the guest tells which of its pages are free, so that the host gets them back at once.
+    """
     generation: str = "auto"
     """The generation id the guest is shown."""
     wakes: bool = False
-    """Whether it has a port at which its guest waits for the identity of a copy: a template has, and all that goes on from it."""
+    """Whether it has a port at which its guest waits for the identity of a copy: a template has,
+    and all that goes on from it.
+    """
     warm: Warm | None = None
     """For a template or a copy of one; None boots into memory of its own."""
     state: Path | None = None
-    """All of the memory and the devices' state of the machine that this one is a live copy of: it waits for that."""
+    """All of the memory and the devices' state of the machine that this one is a live copy of: it
+    waits for that.
+    """
 
 
 @dataclass(frozen=True)
 class Warm:
-    """What a template and its copies have besides the ordinary: memory in a file. The same for both."""
+    """What a template and its copies have besides the ordinary: memory in a file. The same for
+    both.
+    """
 
     ram: Path
     copy: bool
-    """Whether this is a copy: it waits for the template's state and keeps what it writes to itself."""
+    """Whether this is a copy: it waits for the template's state and keeps what it writes to itself.
+    """
     state: Path
     """The template's device state: written by the template, read by a copy."""
 
@@ -108,31 +117,42 @@ def describe(machine: Machine) -> Parts:
         parts.append(_listening(role, grant))
         settings.append(("mon", f"chardev={role},mode=control"))
     cpus, emulated = max(machine.cpus, machine.max_cpus), machine.accel == "tcg"
-    memory = memory_bound(max(machine.memory, machine.wished), machine.memory, cpus, emulated=emulated)
+    memory = memory_bound(
+        max(machine.memory, machine.wished), machine.memory, cpus, emulated=emulated
+    )
     return Parts(settings, parts, grants.all, readable, bounds_of(machine), memory)
 
 
 THREADS = 192
-"""What QEMU and its network's helper have at most besides virtual CPUs: two pools of 64 for disks, and those who attend to devices."""
+"""What QEMU and its network's helper have at most besides virtual CPUs: two pools of 64 for disks,
+and those who attend to devices.
+"""
 SLACK = 256 * MIB
 """What is added to each bound: nothing may end a machine that only does what it was made for."""
 
 
 def memory_bound(memory: int, began: int, cpus: int, *, emulated: bool) -> int:
-    """Bytes that all processes of a machine with so much memory may have: its own, what emulating it takes, and slack.
+    """Bytes that all processes of a machine with so much memory may have: its own, what emulating
+    it takes, and slack.
 
-    `began`: memory that it was started with, by which its buffers were made. `cpus`: those it can have at most.
+    `began`: memory that it was started with, by which its buffers were made. `cpus`: those it can
+    have at most.
     """
     emulation = translation_buffer(began) * MIB if emulated else 0
     return memory + memory // 8 + emulation + 64 * MIB + 2 * MIB * cpus + SLACK
 
 
 def bounds_of(machine: Machine) -> Bounds:
-    """The largest file that it writes is its disk, or one that holds its memory: up to three times, when that changes while it is saved, or
-    with a place for each page that it could be given."""
+    """The largest file that it writes is its disk, or one that holds its memory: up to three times,
+    when that changes while it is saved, or with a place for each page that it could be given.
+    """
     most = max(machine.memory, machine.max_memory)
-    largest = max(disk_bound(machine.disk_size), 3 * machine.memory + SLACK, most + most // 256 + SLACK)
-    return Bounds(file_size=largest, growing=True, processes=THREADS + max(machine.cpus, machine.max_cpus))
+    largest = max(
+        disk_bound(machine.disk_size), 3 * machine.memory + SLACK, most + most // 256 + SLACK
+    )
+    return Bounds(
+        file_size=largest, growing=True, processes=THREADS + max(machine.cpus, machine.max_cpus)
+    )
 
 
 def disk_bound(size: int) -> int:
@@ -142,7 +162,11 @@ def disk_bound(size: int) -> int:
 
 def settings_of(machine: Machine, grants: Grants) -> tuple[list[tuple[str, str]], list[Path]]:
     """What QEMU takes as plain options: numbers and words of our own only."""
-    options = {"type": machine.machine_type, **dict(machine.platform.machine_options), "memory-backend": "ram0"}
+    options = {
+        "type": machine.machine_type,
+        **dict(machine.platform.machine_options),
+        "memory-backend": "ram0",
+    }
     options["mem-merge"] = "on" if machine.merge else "off"
     if machine.firmware.kind == "uefi":
         options |= {"pflash0": "firmware-code", "pflash1": "firmware-vars"}
@@ -158,7 +182,11 @@ def settings_of(machine: Machine, grants: Grants) -> tuple[list[tuple[str, str]]
     ]
     readable: list[Path] = []
     if machine.kernel and machine.initrd:
-        settings += [("kernel", str(machine.kernel)), ("initrd", str(machine.initrd)), ("append", machine.kernel_args)]
+        settings += [
+            ("kernel", str(machine.kernel)),
+            ("initrd", str(machine.initrd)),
+            ("append", machine.kernel_args),
+        ]
         readable = [machine.kernel, machine.initrd]
     if machine.state or (machine.warm and machine.warm.copy):
         settings.append(("incoming", "defer"))
@@ -168,11 +196,14 @@ def settings_of(machine: Machine, grants: Grants) -> tuple[list[tuple[str, str]]
 
 
 def cpus_option(machine: Machine) -> str:
-    """CPUs as cores and threads of sockets; with room for more, in whole sockets, where the machine can grow."""
+    """CPUs as cores and threads of sockets; with room for more, in whole sockets, where the machine
+    can grow.
+    """
     each = machine.sockets * machine.threads
     most = max(machine.max_cpus // each * each, machine.cpus)
     growth = f",maxcpus={most}" if most > machine.cpus else ""
-    return f"cpus={machine.cpus}{growth},sockets={machine.sockets},cores={most // each},threads={machine.threads}"
+    shape = f"sockets={machine.sockets},cores={most // each},threads={machine.threads}"
+    return f"cpus={machine.cpus}{growth},{shape}"
 
 
 def memory_option(machine: Machine) -> str:
@@ -192,49 +223,96 @@ def _node_of(machine: Machine) -> dict[str, Any]:
 
 
 def memory_parts(machine: Machine) -> list[Part]:
-    """Memory of its own; a template's lies in a file, of which each copy has a private view it can't write through."""
+    """Memory of its own; a template's lies in a file, of which each copy has a private view it
+    can't write through.
+    """
     place = _node_of(machine)
     if machine.huge_pages:
-        pages = {**place, "qom-type": "memory-backend-memfd", "hugetlb": True, "share": False, "merge": False}
+        pages = {
+            **place,
+            "qom-type": "memory-backend-memfd",
+            "hugetlb": True,
+            "share": False,
+            "merge": False,
+        }
         return [Part("object", {**pages, "id": "ram0", "size": machine.memory})]
     if machine.state or not machine.warm:
         return [
             Part(
                 "object",
-                {"qom-type": "memory-backend-ram", "id": "ram0", "size": machine.memory, "merge": machine.merge, **place},
+                {
+                    "qom-type": "memory-backend-ram",
+                    "id": "ram0",
+                    "size": machine.memory,
+                    "merge": machine.merge,
+                    **place,
+                },
             )
         ]
-    view = {"share": False, "readonly": True, "rom": "off"} if machine.warm.copy else {"share": True}
-    file = {"qom-type": "memory-backend-file", "id": "ram0", "size": machine.memory, "mem-path": str(machine.warm.ram), **view}
+    view = (
+        {"share": False, "readonly": True, "rom": "off"} if machine.warm.copy else {"share": True}
+    )
+    file = {
+        "qom-type": "memory-backend-file",
+        "id": "ram0",
+        "size": machine.memory,
+        "mem-path": str(machine.warm.ram),
+        **view,
+    }
     return [Part("object", {**file, "merge": False})]
 
 
 def growth_parts(machine: Machine) -> list[Part]:
-    """Memory that can be plugged while it runs, none of it yet; and doors for devices plugged later."""
+    """Memory that can be plugged while it runs, none of it yet; and doors for devices plugged
+    later.
+    """
     parts: list[Part] = []
     if machine.max_memory > machine.memory:
         size = machine.max_memory - machine.memory
         parts += [
             Part(
                 "object",
-                {"qom-type": "memory-backend-ram", "id": "growth0", "size": size, "merge": machine.merge, **_node_of(machine)},
+                {
+                    "qom-type": "memory-backend-ram",
+                    "id": "growth0",
+                    "size": size,
+                    "merge": machine.merge,
+                    **_node_of(machine),
+                },
             ),
             Part(
                 "device",
-                {"driver": "virtio-mem-pci", "id": "growth0-device", "memdev": "growth0", "requested-size": 0, **slot("growth0")},
+                {
+                    "driver": "virtio-mem-pci",
+                    "id": "growth0-device",
+                    "memdev": "growth0",
+                    "requested-size": 0,
+                    **slot("growth0"),
+                },
             ),
         ]
     return [
         *parts,
         *(
-            Part("device", {"driver": "pcie-root-port", "id": f"port{n}", "chassis": n + 1, "slot": n + 1, **port(n)})
+            Part(
+                "device",
+                {
+                    "driver": "pcie-root-port",
+                    "id": f"port{n}",
+                    "chassis": n + 1,
+                    "slot": n + 1,
+                    **port(n),
+                },
+            )
             for n in range(PORTS)
         ),
     ]
 
 
 def firmware_parts(machine: Machine, grants: Grants) -> list[Part]:
-    """UEFI code (read-only, shared) and this machine's own variables; nothing for BIOS, which QEMU brings."""
+    """UEFI code (read-only, shared) and this machine's own variables; nothing for BIOS, which QEMU
+    brings.
+    """
     if machine.firmware.kind == "bios":
         return []
     assert machine.firmware.code and machine.vars_file
@@ -247,13 +325,24 @@ def firmware_parts(machine: Machine, grants: Grants) -> list[Part]:
 
 
 def disk_parts(machine: Machine, grants: Grants) -> list[Part]:
-    """The root disk: of ours, on layers of ours if there are any, each node with its format named, discard passed down."""
+    """The root disk: of ours, on layers of ours if there are any, each node with its format named,
+    discard passed down.
+    """
     grant = grants.add("disk0", machine.disk, "rw")
     shared: dict[str, Any] = {"discard": "unmap"}
     below, layers = layer_parts(machine, grants)
     return [
         *layers,
-        Part("blockdev", {"node-name": "disk0-file", "driver": "file", "filename": grant.fdset, "locking": "on", **shared}),
+        Part(
+            "blockdev",
+            {
+                "node-name": "disk0-file",
+                "driver": "file",
+                "filename": grant.fdset,
+                "locking": "on",
+                **shared,
+            },
+        ),
         Part(
             "blockdev",
             {
@@ -289,15 +378,29 @@ def layer_parts(machine: Machine, grants: Grants) -> tuple[str, list[Part]]:
         name = f"disk0-layer{number}" if number else "disk0-base"
         grant = grants.add(name, path, "ro")
         parts.append(Part("blockdev", _shared_file(f"{name}-file", grant)))
-        node = {"node-name": name, "driver": "qcow2", "file": f"{name}-file", "read-only": True, "backing": below or None}
+        node = {
+            "node-name": name,
+            "driver": "qcow2",
+            "file": f"{name}-file",
+            "read-only": True,
+            "backing": below or None,
+        }
         parts.append(Part("blockdev", node))
         below = name
     return below, parts
 
 
 def _shared_file(name: str, grant: Grant) -> dict[str, Any]:
-    """A file that others read too: locked by none, since whoever took one QEMU over could keep all others from starting."""
-    return {"node-name": name, "driver": "file", "filename": grant.fdset, "read-only": True, "locking": "off"}
+    """A file that others read too: locked by none, since whoever took one QEMU over could keep all
+    others from starting.
+    """
+    return {
+        "node-name": name,
+        "driver": "file",
+        "filename": grant.fdset,
+        "read-only": True,
+        "locking": "off",
+    }
 
 
 def seed_parts(machine: Machine, grants: Grants) -> list[Part]:
@@ -307,7 +410,16 @@ def seed_parts(machine: Machine, grants: Grants) -> list[Part]:
     grant = grants.add("seed0", machine.seed, "ro")
     return [
         _raw_node("seed0", grant, read_only=True),
-        Part("device", {"driver": "virtio-blk-pci", "id": "seed0-device", "drive": "seed0", "serial": "seed", **slot("seed0")}),
+        Part(
+            "device",
+            {
+                "driver": "virtio-blk-pci",
+                "id": "seed0-device",
+                "drive": "seed0",
+                "serial": "seed",
+                **slot("seed0"),
+            },
+        ),
     ]
 
 
@@ -315,7 +427,10 @@ def serial_parts(machine: Machine, grants: Grants) -> list[Part]:
     grant = grants.add("serial", machine.runtime / "serial", "socket")
     return [
         _listening("serial", grant),
-        Part("device", {"driver": machine.platform.serial_device, "id": "serial-device", "chardev": "serial"}),
+        Part(
+            "device",
+            {"driver": machine.platform.serial_device, "id": "serial-device", "chardev": "serial"},
+        ),
     ]
 
 
@@ -323,7 +438,15 @@ def agent_parts(machine: Machine, grants: Grants) -> list[Part]:
     grant = grants.add("agent", machine.runtime / "agent", "socket")
     return [
         _listening("agent", grant),
-        Part("device", {"driver": "virtio-serial-pci", "id": "serial-bus", "max_ports": 8, **slot("serial-bus")}),
+        Part(
+            "device",
+            {
+                "driver": "virtio-serial-pci",
+                "id": "serial-bus",
+                "max_ports": 8,
+                **slot("serial-bus"),
+            },
+        ),
         _serial_port(1, "agent", "org.qemu.guest_agent.0"),
     ]
 
@@ -342,13 +465,19 @@ def _serial_port(number: int, chardev: str, name: str) -> Part:
 
 
 def network_parts(machine: Machine, grants: Grants) -> list[Part]:
-    """The first NIC: a tap of the host's, or a listening socket to which whoever serves the network is connected, and may be replaced."""
+    """The first NIC: a tap of the host's, or a listening socket to which whoever serves the network
+    is connected, and may be replaced.
+    """
     if machine.tap:
         grant = grants.add("network", Path(machine.tap), "given")
         backend: dict[str, Any] = {"type": "tap", "fd": str(grant.number)}
     else:
         grant = grants.add("network", machine.runtime / "network", "socket")
-        backend = {"type": "stream", "server": True, "addr": {"type": "fd", "str": str(grant.number)}}
+        backend = {
+            "type": "stream",
+            "server": True,
+            "addr": {"type": "fd", "str": str(grant.number)},
+        }
     return nic_parts(0, backend, machine.mac, slot("net0"))
 
 
@@ -369,7 +498,10 @@ def extra_parts(machine: Machine) -> list[Part]:
     """Random numbers, balloon, generation id, panic notice."""
     return [
         Part("object", {"qom-type": "rng-builtin", "id": "rng0"}),
-        Part("device", {"driver": "virtio-rng-pci", "id": "rng0-device", "rng": "rng0", **slot("rng0")}),
+        Part(
+            "device",
+            {"driver": "virtio-rng-pci", "id": "rng0-device", "rng": "rng0", **slot("rng0")},
+        ),
         Part(
             "device",
             {
@@ -387,11 +519,16 @@ def extra_parts(machine: Machine) -> list[Part]:
 
 def _raw_node(name: str, grant: Grant, *, read_only: bool) -> Part:
     file = {"driver": "file", "filename": grant.fdset, "locking": "off" if read_only else "on"}
-    return Part("blockdev", {"node-name": name, "driver": "raw", "read-only": read_only, "file": file})
+    return Part(
+        "blockdev", {"node-name": name, "driver": "raw", "read-only": read_only, "file": file}
+    )
 
 
 def _listening(name: str, grant: Grant) -> Part:
-    return Part("chardev", {"id": name, "backend": "socket", "fd": grant.number, "server": "on", "wait": "off"})
+    return Part(
+        "chardev",
+        {"id": name, "backend": "socket", "fd": grant.number, "server": "on", "wait": "off"},
+    )
 
 
 def _keyval(options: dict[str, str]) -> str:

@@ -1,4 +1,6 @@
-"""Firmware: SeaBIOS comes with QEMU; UEFI is found through the descriptor files that distributions install."""
+"""Firmware: SeaBIOS comes with QEMU; UEFI is found through the descriptor files that distributions
+install.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ BIOS = Firmware("bios")
 
 
 def find_uefi(arch: str, machine: str = "q35", folders: tuple[Path, ...] = DESCRIPTORS) -> Firmware:
-    """The distribution's preferred UEFI without secure-boot keys; raises HostLacks with the package to install."""
+    """The distribution's preferred UEFI without secure-boot keys; raises HostLacks with the package
+    to install.
+    """
     names: dict[str, Path] = {}
     for folder in reversed(folders):
         if folder.is_dir():
@@ -39,17 +43,25 @@ def _usable(path: Path, arch: str, machine: str) -> Firmware | None:
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         mapping = body["mapping"]
-        code, variables = Path(mapping["executable"]["filename"]), Path(mapping["nvram-template"]["filename"])
+        code, variables = (
+            Path(mapping["executable"]["filename"]),
+            Path(mapping["nvram-template"]["filename"]),
+        )
         fits = (
             "uefi" in body["interface-types"]
             and mapping["device"] == "flash"
             and mapping["executable"]["format"] == "raw"
             and not {"requires-smm", "enrolled-keys"} & set(body["features"])
             and any(
-                target["architecture"] == arch and any(pattern.startswith(f"pc-{machine}") for pattern in target["machines"])
+                target["architecture"] == arch
+                and any(pattern.startswith(f"pc-{machine}") for pattern in target["machines"])
                 for target in body["targets"]
             )
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Firmware("uefi", code, variables) if fits and code.is_file() and variables.is_file() else None
+    return (
+        Firmware("uefi", code, variables)
+        if fits and code.is_file() and variables.is_file()
+        else None
+    )

@@ -1,9 +1,12 @@
-"""A machine saved with its memory and its disk as they are at one instant, while it goes on; and the memory read into another.
+"""A machine saved with its memory and its disk as they are at one instant, while it goes on; and
+the memory read into another.
 
-The disk is mirrored until both sides are the same, and from then on each write goes to both. The memory is written while it still
-changes. What is left of it is written with the machine stopped, and in that moment the mirror is ended: its target is the disk as
-the memory knows it. (A point-in-time backup begun then can't be: QEMU gives up its disks to end the migration, which a running job
-does not allow.) Whatever fails, the machine runs on as before: `end_save` puts everything away, also what another daemon left.
+The disk is mirrored until both sides are the same, and from then on each write goes to both. The
+memory is written while it still changes. What is left of it is written with the machine stopped,
+and in that moment the mirror is ended: its target is the disk as the memory knows it. (A
+point-in-time backup begun then can't be: QEMU gives up its disks to end the migration, which a
+running job does not allow.) Whatever fails, the machine runs on as before: `end_save` puts
+everything away, also what another daemon left.
 """
 
 from __future__ import annotations
@@ -23,9 +26,13 @@ from virtuary.qemu.warm import NO_REASON, find_migration, why_not
 NAME = "copy0"
 """Of the job, of the node that is the copy's disk, and of what descriptors were handed over for."""
 STILL, STILL_LATER, LATER = 20, 50, 3.0
-"""Milliseconds the machine may stand still for the rest of its memory; the same when that was not enough for so many seconds."""
+"""Milliseconds the machine may stand still for the rest of its memory; the same when that was not
+enough for so many seconds.
+"""
 PATIENCE = 30.0
-"""Seconds the memory may take to become still by itself; then the machine is stopped for as long as the rest takes."""
+"""Seconds the memory may take to become still by itself; then the machine is stopped for as long as
+the rest takes.
+"""
 STOPPED_LIMIT = 60.0
 """Seconds a machine may stand still at most."""
 MOST_STILL = 2_000_000
@@ -45,12 +52,20 @@ class Still(NamedTuple):
 
 
 async def save(
-    monitor: Monitor, state: int, disk: int, below: str | None, flush: Sequence[int], report: Report, check: Callable[[], None]
+    monitor: Monitor,
+    state: int,
+    disk: int,
+    below: str | None,
+    flush: Sequence[int],
+    report: Report,
+    check: Callable[[], None],
 ) -> Still:
-    """Write memory and devices to the descriptor `state` and what the root disk has of its own to the qcow2 file `disk`.
+    """Write memory and devices to the descriptor `state` and what the root disk has of its own to
+    the qcow2 file `disk`.
 
-    `below`: the node under both disks. `flush`: files to bring to the disk first, so that the machine need not wait for that.
-    `check` is called again and again and raises when it is to be given up. The machine has to run.
+    `below`: the node under both disks. `flush`: files to bring to the disk first, so that the
+    machine need not wait for that. `check` is called again and again and raises when it is to be
+    given up. The machine has to run.
     """
     await end_save(monitor)
     try:
@@ -65,7 +80,8 @@ async def save(
 
 
 async def _save(
-    monitor: Monitor, heard: Heard, state: int, disk: int, below: str | None, flush: Sequence[int], report: Report,
+    monitor: Monitor, heard: Heard, state: int, disk: int, below: str | None, flush: Sequence[int],
+    report: Report,
     check: Callable[[], None],
 ) -> Still:  # fmt: skip
     address = f"file:/dev/fdset/{await monitor.give(state, NAME)}"
@@ -74,7 +90,14 @@ async def _save(
         await asyncio.to_thread(os.fdatasync, handle)
     known = read(await monitor.run("query-migrate-capabilities")).items()
     mapped = "mapped-ram" in {item.text("capability") for item in known}
-    await _set(monitor, {"pause-before-switchover": True, "events": True, **({"mapped-ram": True} if mapped else {})})
+    await _set(
+        monitor,
+        {
+            "pause-before-switchover": True,
+            "events": True,
+            **({"mapped-ram": True} if mapped else {}),
+        },
+    )
     await monitor.run("migrate-set-parameters", **{"max-bandwidth": 0, "downtime-limit": STILL})
     heard.clear()
     await monitor.run("migrate", uri=address)
@@ -82,36 +105,70 @@ async def _save(
     try:
         async with asyncio.timeout(STOPPED_LIMIT):
             crashpoint("live.standing")
-            await monitor.run("block-job-cancel", device=NAME)  # of a mirror that is ready: it ends well
+            # of a mirror that is ready: it ends well
+            await monitor.run("block-job-cancel", device=NAME)
             await _until_job(monitor, heard, "concluded")
             await monitor.run("migrate-continue", state="pre-switchover")
             await _until_migrated(monitor, heard)
             crashpoint("live.before_going_on")
             await _go_on(monitor)
     except TimeoutError:
-        raise GuestSilent(f"the rest of the memory could not be saved within {STOPPED_LIMIT:.0f} s") from None
+        raise GuestSilent(
+            f"the rest of the memory could not be saved within {STOPPED_LIMIT:.0f} s"
+        ) from None
     return Still(await heard.span("STOP", "RESUME"), forced, mapped)
 
 
 async def _mirror(
-    monitor: Monitor, heard: Heard, number: int, below: str | None, report: Report, check: Callable[[], None]
+    monitor: Monitor,
+    heard: Heard,
+    number: int,
+    below: str | None,
+    report: Report,
+    check: Callable[[], None],
 ) -> None:
     place = f"/dev/fdset/{number}"
-    shared: dict[str, Any] = {"discard": "unmap", "cache": {"no-flush": True}}  # it is brought to the disk when it is whole
-    file = {"node-name": f"{NAME}-file", "driver": "file", "filename": place, "locking": "on", **shared}
-    node = {"node-name": NAME, "driver": "qcow2", "file": f"{NAME}-file", "backing": below, **shared}
-    job: dict[str, Any] = {"job-id": NAME, "device": "disk0", "target": NAME, "sync": "top", "copy-mode": "write-blocking"}
+    # it is brought to the disk when it is whole
+    shared: dict[str, Any] = {"discard": "unmap", "cache": {"no-flush": True}}
+    file = {
+        "node-name": f"{NAME}-file",
+        "driver": "file",
+        "filename": place,
+        "locking": "on",
+        **shared,
+    }
+    node = {
+        "node-name": NAME,
+        "driver": "qcow2",
+        "file": f"{NAME}-file",
+        "backing": below,
+        **shared,
+    }
+    job: dict[str, Any] = {
+        "job-id": NAME,
+        "device": "disk0",
+        "target": NAME,
+        "sync": "top",
+        "copy-mode": "write-blocking",
+    }
     await monitor.run("blockdev-add", **file)
     await monitor.run("blockdev-add", **node)
     await monitor.run("blockdev-mirror", **job, **{"auto-dismiss": False})
     while (found := await _job(monitor)).text("status") != "ready":
         check()
-        report("copying the disk", _share(found.number("current-progress"), found.number("total-progress")))
+        report(
+            "copying the disk",
+            _share(found.number("current-progress"), found.number("total-progress")),
+        )
         await heard.wait(0.25)
 
 
-async def _until_still(monitor: Monitor, heard: Heard, state: int, report: Report, check: Callable[[], None]) -> bool:
-    """Wait until the machine stands still with the rest of its memory to be written; whether it had to be forced."""
+async def _until_still(
+    monitor: Monitor, heard: Heard, state: int, report: Report, check: Callable[[], None]
+) -> bool:
+    """Wait until the machine stands still with the rest of its memory to be written; whether it had
+    to be forced.
+    """
     loop = asyncio.get_running_loop()
     began, allowed = loop.time(), STILL
     while True:
@@ -172,13 +229,20 @@ def _share(done: int, total: int) -> float | None:
 
 
 async def _set(monitor: Monitor, wanted: dict[str, bool]) -> None:
-    """Exactly these capabilities; a resumed machine still has the one that leaves memory in files out."""
+    """Exactly these capabilities; a resumed machine still has the one that leaves memory in files
+    out.
+    """
     every = {"x-ignore-shared": False, **wanted}
-    await monitor.run("migrate-set-capabilities", capabilities=[{"capability": name, "state": on} for name, on in every.items()])
+    await monitor.run(
+        "migrate-set-capabilities",
+        capabilities=[{"capability": name, "state": on} for name, on in every.items()],
+    )
 
 
 async def end_save(monitor: Monitor) -> None:
-    """Let the machine run and put away everything a saving has left, whether it ended well or not. Repeats harmlessly."""
+    """Let the machine run and put away everything a saving has left, whether it ended well or not.
+    Repeats harmlessly.
+    """
     status = (await find_migration(monitor)).text("status", None)
     if status in UNDER_WAY:
         await monitor.run("migrate_cancel")
@@ -204,7 +268,9 @@ async def end_save(monitor: Monitor) -> None:
 
 
 async def _go_on(monitor: Monitor, limit: float = 5.0) -> None:
-    """Let the machine run. For a moment after a migration has ended QEMU refuses, because it is not done with it."""
+    """Let the machine run. For a moment after a migration has ended QEMU refuses, because it is not
+    done with it.
+    """
     until = asyncio.get_running_loop().time() + limit
     while True:
         try:
@@ -233,7 +299,9 @@ async def _until_none(goes_on: Callable[[], Awaitable[bool]], limit: float = 30.
 
 
 async def load(monitor: Monitor, address: str, mapped: bool, limit: float) -> None:
-    """Read memory and devices into a machine that waits for them; it is paused then. Raises Failed, or GuestSilent at the limit."""
+    """Read memory and devices into a machine that waits for them; it is paused then. Raises Failed,
+    or GuestSilent at the limit.
+    """
     await _set(monitor, {"mapped-ram": True} if mapped else {})
     await monitor.run("migrate-incoming", uri=address)
     until = asyncio.get_running_loop().time() + limit

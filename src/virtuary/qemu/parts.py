@@ -1,6 +1,7 @@
 """A device is one dict: what every part of a virtual machine is described by.
 
-The same dict becomes JSON on QEMU's command line at boot and the arguments of a QMP command at run time.
+The same dict becomes JSON on QEMU's command line at boot and the arguments of a QMP command at run
+time.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ class Part(NamedTuple):
 class Grant(NamedTuple):
     """A file or socket the daemon opens afresh for one launch and hands over as a descriptor.
 
-    `role` names it in parts; `number` is the descriptor inside QEMU. A `socket` is bound and listening. What is `given` is
-    no file: whoever starts the machine has the descriptor, and `path` is only its name.
+    `role` names it in parts; `number` is the descriptor inside QEMU. A `socket` is bound and
+    listening. What is `given` is no file: whoever starts the machine has the descriptor, and `path`
+    is only its name.
     """
 
     role: str
@@ -47,7 +49,9 @@ FIRST_DESCRIPTOR = 20
 
 
 class Grants:
-    """Collects the grants of one machine and numbers them in order, so that the same machine gives the same line."""
+    """Collects the grants of one machine and numbers them in order, so that the same machine gives
+    the same line.
+    """
 
     def __init__(self) -> None:
         self.all: list[Grant] = []
@@ -59,7 +63,9 @@ class Grants:
 
 
 class Parts(NamedTuple):
-    """A whole machine as data: settings that QEMU takes as plain options, parts, and what must be opened for it."""
+    """A whole machine as data: settings that QEMU takes as plain options, parts, and what must be
+    opened for it.
+    """
 
     settings: list[tuple[str, str]]
     parts: list[Part]

@@ -20,8 +20,10 @@ class Platform:
     """Kernel argument that puts the console on the first serial port."""
 
 
-# Told that `rep movsb` and `rep stosb` are fast (ERMS, FSRM), Linux clears and copies pages with them, which TCG does byte by byte: reading a file from
-# memory took up to eight times as long. FSRM without ERMS hangs Linux. With page tables of five levels (LA57) each miss of the TLB walks one more.
+# Told that `rep movsb` and `rep stosb` are fast (ERMS, FSRM), Linux clears and copies pages with
+# them, which TCG does byte by byte: reading a file from
+# memory took up to eight times as long. FSRM without ERMS hangs Linux. With page tables of five
+# levels (LA57) each miss of the TLB walks one more.
 Q35 = Platform(
     arch="x86_64",
     program="qemu-system-x86_64",

@@ -1,4 +1,6 @@
-"""Devices plugged into a machine that runs, and out again: the same parts as at its start, through the monitor."""
+"""Devices plugged into a machine that runs, and out again: the same parts as at its start, through
+the monitor.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ LIMIT = 10.0
 
 
 async def plug_nic(monitor: Monitor, number: int, mac: str, tap: int | None) -> None:
-    """Plug a NIC into the root port that is kept for it. `tap`: descriptor of what it leads to; None: nowhere. Raises Failed."""
+    """Plug a NIC into the root port that is kept for it. `tap`: descriptor of what it leads to;
+    None: nowhere. Raises Failed.
+    """
     name = f"tap{number}"
     if tap is None:
         backend: dict[str, object] = {"type": "hubport", "hubid": number}
@@ -33,7 +37,9 @@ async def plug_nic(monitor: Monitor, number: int, mac: str, tap: int | None) -> 
 
 
 async def unplug_nic(monitor: Monitor, number: int) -> None:
-    """Take a NIC out; returns when the guest has let go of it, at once when it is not there. Raises GuestSilent."""
+    """Take a NIC out; returns when the guest has let go of it, at once when it is not there. Raises
+    GuestSilent.
+    """
     until = asyncio.get_running_loop().time() + LIMIT
     while await _has(monitor, f"net{number}-device"):
         with contextlib.suppress(CommandFailed):  # asked already

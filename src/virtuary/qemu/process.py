@@ -1,7 +1,8 @@
 """Start QEMU jailed in its own cgroup, find it again after a daemon restart, end it.
 
-The daemon opens every file and socket afresh for each launch, hands them over, and closes its own copies at once: a kept or
-shared descriptor would defeat QEMU's image lock. QEMU is nobody's child that matters.
+The daemon opens every file and socket afresh for each launch, hands them over, and closes its own
+copies at once: a kept or shared descriptor would defeat QEMU's image lock. QEMU is nobody's child
+that matters.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ class Started:
 
 
 async def start(launch: Launch) -> Started:
-    """Start one machine, paused; raises Failed with QEMU's own words, or HostLacks. Nothing of ours stays open.
+    """Start one machine, paused; raises Failed with QEMU's own words, or HostLacks. Nothing of ours
+    stays open.
 
-    Returns once the jailed program is running; whether QEMU likes its arguments shows when its monitor answers.
+    Returns once the jailed program is running; whether QEMU likes its arguments shows when its
+    monitor answers.
     """
     fifo = launch.runtime / "stderr"
     with contextlib.suppress(FileExistsError):
@@ -75,7 +78,11 @@ async def _start(launch: Launch, fifo: Path, errors: int) -> Started:
     root = launch.runtime / "root"
     root.mkdir(mode=0o711, exist_ok=True)
     opened: list[tuple[int, int]] = []
-    resolver, links = RESOLVER.shown(empty_root=launch.jail.empty_root) if launch.jail.grants.reach != "nothing" else ([], {})
+    resolver, links = (
+        RESOLVER.shown(empty_root=launch.jail.empty_root)
+        if launch.jail.grants.reach != "nothing"
+        else ([], {})
+    )
     try:
         for grant in (grant for grant in launch.grants if grant.mode != "given"):
             opened.append((_open(grant, launch.jail), grant.number))
@@ -114,14 +121,16 @@ def _open(grant: Grant, jail: Jail) -> int:
     try:
         return os.open(grant.path, grant.flags | os.O_NOFOLLOW)
     except OSError as error:
-        raise Failed(f"{grant.role} can't be opened: {error.strerror}", path=str(grant.path)) from error
+        raise Failed(
+            f"{grant.role} can't be opened: {error.strerror}", path=str(grant.path)
+        ) from error
 
 
 def listening_socket(path: Path) -> int:
     """A socket at which QEMU is to listen.
 
-    It does not block: while a monitor moves to a thread of its own, both threads of QEMU may see the same caller, and whoever
-    comes second would wait for another one for ever.
+    It does not block: while a monitor moves to a thread of its own, both threads of QEMU may see
+    the same caller, and whoever comes second would wait for another one for ever.
     """
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
@@ -134,12 +143,16 @@ def listening_socket(path: Path) -> int:
 
 
 def open_errors(runtime: Path) -> int:
-    """A descriptor to read QEMU's stderr by: held from before the start on, for a pipe forgets when nobody has it open."""
+    """A descriptor to read QEMU's stderr by: held from before the start on, for a pipe forgets when
+    nobody has it open.
+    """
     return os.open(runtime / "stderr", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def read_errors(errors: int) -> str:
-    """The end of what QEMU has written to stderr since the last call, at most 8 KiB, as it may be shown; never blocks."""
+    """The end of what QEMU has written to stderr since the last call, at most 8 KiB, as it may be
+    shown; never blocks.
+    """
     try:
         text = os.read(errors, 65536)[-8192:].decode(errors="replace")
     except OSError:

@@ -1,9 +1,11 @@
-"""QEMU's monitor protocol: one session on one socket, commands with deadlines, events, descriptors handed over.
+"""QEMU's monitor protocol: one session on one socket, commands with deadlines, events, descriptors
+handed over.
 
-What QEMU says is a guest's that broke into it, until it was read: lines are capped, what waits to be heard is bounded and its oldest is dropped, and
-a session ends at the first line that makes no sense. Descriptors that QEMU sends are never taken: the kernel drops them. One owner per monitor. A
-command that misses its deadline raises `GuestSilent`; its late reply is dropped and the session goes on. `Monitor.misses` counts deadlines missed in
-a row, for the worker to judge.
+What QEMU says is a guest's that broke into it, until it was read: lines are capped, what waits to
+be heard is bounded and its oldest is dropped, and a session ends at the first line that makes no
+sense. Descriptors that QEMU sends are never taken: the kernel drops them. One owner per monitor. A
+command that misses its deadline raises `GuestSilent`; its late reply is dropped and the session
+goes on. `Monitor.misses` counts deadlines missed in a row, for the worker to judge.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ DEADLINE = 20.0
 LOOK = 5.0
 """Seconds for who only looks how it is."""
 HEARD = (
-    "STOP", "RESUME", "SHUTDOWN", "RESET", "POWERDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR", "VSERPORT_CHANGE",
-    "MEMORY_DEVICE_SIZE_CHANGE", "BALLOON_CHANGE", "DEVICE_DELETED", "NIC_RX_FILTER_CHANGED", "NETDEV_STREAM_CONNECTED", "NETDEV_STREAM_DISCONNECTED",
+    "STOP", "RESUME", "SHUTDOWN", "RESET", "POWERDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR",
+    "VSERPORT_CHANGE",
+    "MEMORY_DEVICE_SIZE_CHANGE", "BALLOON_CHANGE", "DEVICE_DELETED", "NIC_RX_FILTER_CHANGED",
+    "NETDEV_STREAM_CONNECTED", "NETDEV_STREAM_DISCONNECTED",
 )  # fmt: skip
 QUEUE_CAP = 100
 EVENT_CAP = 4096
@@ -50,7 +54,9 @@ class Event(NamedTuple):
 
 
 class Heard:
-    """Events of some kinds from a moment on, for whoever waits for one or wants to know when two of them were."""
+    """Events of some kinds from a moment on, for whoever waits for one or wants to know when two of
+    them were.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = frozenset(names)
@@ -70,7 +76,9 @@ class Heard:
         self._seen.clear()
 
     async def span(self, first: str, last: str, limit: float = 2.0) -> float:
-        """Seconds by QEMU's clock from the first event of one kind to the next one of the other; those heard within `limit`."""
+        """Seconds by QEMU's clock from the first event of one kind to the next one of the other;
+        those heard within `limit`.
+        """
         until = asyncio.get_running_loop().time() + limit
         while True:
             begin = next((event.moment for event in self._seen if event.name == first), None)
@@ -85,7 +93,9 @@ class Heard:
 class Monitor:
     """A QMP session with one machine; made by `open_monitor`, closed with `close`."""
 
-    def __init__(self, sock: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, sock: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._sock, self._writer, self._lines = sock, writer, Lines(reader, "QEMU")
         self.misses = 0
         self.fault: Misbehaves | None = None
@@ -107,10 +117,18 @@ class Monitor:
         self._beginning = False
 
     async def run(self, command: str, deadline: float = DEADLINE, **arguments: Any) -> object:
-        """Run a command and return what it answers, for `read`. Raises CommandFailed, or GuestSilent when QEMU does not answer."""
+        """Run a command and return what it answers, for `read`. Raises CommandFailed, or
+        GuestSilent when QEMU does not answer.
+        """
         return await self._run(command, deadline, arguments)
 
-    async def _run(self, command: str, deadline: float, arguments: dict[str, Any], descriptors: Sequence[int] = ()) -> object:
+    async def _run(
+        self,
+        command: str,
+        deadline: float,
+        arguments: dict[str, Any],
+        descriptors: Sequence[int] = (),
+    ) -> object:
         number = next(self._numbers)
         self._asked[number] = future = asyncio.get_running_loop().create_future()
         try:
@@ -124,11 +142,16 @@ class Monitor:
             del self._asked[number]
         self.misses = 0
         if "error" in answer:
-            raise CommandFailed(f"QEMU refused {command}: {answer.inner('error').words('desc', 'it gives no reason')}")
+            raise CommandFailed(
+                f"QEMU refused {command}: "
+                f"{answer.inner('error').words('desc', 'it gives no reason')}"
+            )
         return answer.value("return")
 
     def _send(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
-        """Descriptors go with the first byte of their command, past the writer, which has nothing left to send then."""
+        """Descriptors go with the first byte of their command, past the writer, which has nothing
+        left to send then.
+        """
         unsent = self._writer.transport.get_write_buffer_size()
         if not self.alive:
             raise self._gone()
@@ -165,7 +188,8 @@ class Monitor:
             future = self._asked.get(said.number("id"))
             if future and not future.done():
                 future.set_result(said)
-        elif "error" not in said and not ("QMP" in said and self._beginning):  # a QEMU that is still starting may greet twice
+        elif "error" not in said and not ("QMP" in said and self._beginning):
+            # a QEMU that is still starting may greet twice
             raise Misbehaves("QEMU said something that is neither an answer nor an event")
 
     def _hear(self, said: Answer, size: int) -> None:
@@ -176,13 +200,18 @@ class Monitor:
         if size > EVENT_CAP:
             raise Misbehaves(f"QEMU told an event of {size} bytes")
         at = said.inner("timestamp")
-        event = Event(name, said.inner("data"), at.number("seconds", 0, least=-1) + at.number("microseconds", 0, least=-1) / 1e6)
+        event = Event(
+            name,
+            said.inner("data"),
+            at.number("seconds", 0, least=-1) + at.number("microseconds", 0, least=-1) / 1e6,
+        )
         for heard in listeners:
             offer(heard.queue, event)
 
     def _end(self) -> None:
         self._ended.set()
-        self._writer.transport.abort()  # what is unsent stays so: somebody who does not read is not waited for
+        # what is unsent stays so: somebody who does not read is not waited for
+        self._writer.transport.abort()
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(self._gone())
@@ -190,8 +219,12 @@ class Monitor:
             offer(heard.queue, None)
 
     async def give(self, descriptor: int, purpose: str) -> int:
-        """Hand a copy of a descriptor over to QEMU; the number of its set there, which has `purpose` as its mark."""
-        return read(await self._run("add-fd", DEADLINE, {"opaque": purpose}, [descriptor])).number("fdset-id")
+        """Hand a copy of a descriptor over to QEMU; the number of its set there, which has
+        `purpose` as its mark.
+        """
+        return read(await self._run("add-fd", DEADLINE, {"opaque": purpose}, [descriptor])).number(
+            "fdset-id"
+        )
 
     async def lend(self, descriptor: int, name: str) -> None:
         """Hand a copy of a descriptor over to QEMU, to be used by this name once."""
@@ -212,7 +245,9 @@ class Monitor:
         return read(await self.run("query-status", deadline)).text("status")
 
     async def events(self) -> AsyncIterator[tuple[str, Answer]]:
-        """Events as they come, with their data; ends when the session ends, with Misbehaves where that was why. One consumer."""
+        """Events as they come, with their data; ends when the session ends, with Misbehaves where
+        that was why. One consumer.
+        """
         while event := await self._events.queue.get():
             yield event.name, event.data
         if self.fault:
@@ -236,8 +271,12 @@ class Monitor:
 
 
 async def open_monitor(path: Path, deadline: float = LOOK) -> Monitor:
-    """Connect to the monitor socket at `path`; raises GuestSilent at the deadline (seconds), Misbehaves where no QEMU answers."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    """Connect to the monitor socket at `path`; raises GuestSilent at the deadline (seconds),
+    Misbehaves where no QEMU answers.
+    """
+    sock = socket.socket(
+        socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
     monitor: Monitor | None = None
     try:
         async with asyncio.timeout(deadline):

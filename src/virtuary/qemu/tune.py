@@ -1,4 +1,6 @@
-"""Change a machine that runs: CPUs, memory, disk and its traffic; and see what it has. QEMU's view, which a guest may not follow."""
+"""Change a machine that runs: CPUs, memory, disk and its traffic; and see what it has. QEMU's view,
+which a guest may not follow.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ async def find_size(monitor: Monitor, base: int) -> Size:
 
 
 async def offer_memory(monitor: Monitor, base: int, wanted: int) -> None:
-    """Ask the guest to have `wanted` bytes: above the base it is offered more, below it is asked to give back. It may take its time."""
+    """Ask the guest to have `wanted` bytes: above the base it is offered more, below it is asked to
+    give back. It may take its time.
+    """
     with contextlib.suppress(CommandFailed):
         extra = -(-max(wanted - base, 0) // STEP) * STEP
         await monitor.run("qom-set", path=GROWTH, property="requested-size", value=extra)
@@ -49,7 +53,9 @@ async def offer_memory(monitor: Monitor, base: int, wanted: int) -> None:
 
 
 async def offer_cpus(monitor: Monitor, wanted: int) -> None:
-    """Plug CPUs until there are `wanted`, or ask the guest to let go of those plugged last. It may take its time."""
+    """Plug CPUs until there are `wanted`, or ask the guest to let go of those plugged last. It may
+    take its time.
+    """
     places = await find_places(monitor)
     plugged = [place for place in places if "qom-path" in place]
     if len(plugged) < wanted:
@@ -84,7 +90,9 @@ async def find_disk(monitor: Monitor) -> int:
 
 
 async def find_threads(monitor: Monitor, pid: int) -> list[int]:
-    """The host's ids of the threads that are the virtual CPUs of process `pid`; QEMU knows them by the ids of its own namespace."""
+    """The host's ids of the threads that are the virtual CPUs of process `pid`; QEMU knows them by
+    the ids of its own namespace.
+    """
     inner = {cpu.number("thread-id") for cpu in read(await monitor.run("query-cpus-fast")).items()}
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():

@@ -1,7 +1,9 @@
-"""Templates: save a booted, paused machine without its memory, which lies in a file; resume copies of it; let them grow.
+"""Templates: save a booted, paused machine without its memory, which lies in a file; resume copies
+of it; let them grow.
 
-The memory file is never part of the stream (`x-ignore-shared`): the template writes to it as it runs, a copy has a private view
-of it, so both directions take the time of the devices' state only, whatever the size of the memory.
+The memory file is never part of the stream (`x-ignore-shared`): the template writes to it as it
+runs, a copy has a private view of it, so both directions take the time of the devices' state only,
+whatever the size of the memory.
 """
 
 from __future__ import annotations
@@ -23,28 +25,46 @@ STEP = 2 * MIB
 LOAD_LIMIT = 30.0
 """Seconds for a state of less than a megabyte."""
 NO_REASON = "QEMU gives no reason"
-PROPERTIES = ("node-id", "drawer-id", "book-id", "socket-id", "die-id", "cluster-id", "module-id", "core-id", "thread-id")
+PROPERTIES = (
+    "node-id",
+    "drawer-id",
+    "book-id",
+    "socket-id",
+    "die-id",
+    "cluster-id",
+    "module-id",
+    "core-id",
+    "thread-id",
+)
 """What may say where a CPU is plugged."""
 
 
 def state_address(parts: Parts) -> str:
-    """Where the machine described by `parts` writes or reads its device state, as an address of `migrate`."""
+    """Where the machine described by `parts` writes or reads its device state, as an address of
+    `migrate`.
+    """
     return "file:" + next(grant.fdset for grant in parts.grants if grant.role == "state")
 
 
 async def save(monitor: Monitor, address: str) -> None:
-    """Stop the machine and write its device state; afterwards it may only end. Raises Failed or GuestSilent."""
+    """Stop the machine and write its device state; afterwards it may only end. Raises Failed or
+    GuestSilent.
+    """
     await monitor.run("stop")
     await _move(monitor, "migrate", address)
 
 
 async def load(monitor: Monitor, address: str) -> None:
-    """Read the device state into a machine that waits for it; it is paused then. Raises Failed or GuestSilent."""
+    """Read the device state into a machine that waits for it; it is paused then. Raises Failed or
+    GuestSilent.
+    """
     await _move(monitor, "migrate-incoming", address)
 
 
 async def _move(monitor: Monitor, command: str, address: str) -> None:
-    await monitor.run("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+    await monitor.run(
+        "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}]
+    )
     await monitor.run(command, uri=address)
     until = asyncio.get_running_loop().time() + LOAD_LIMIT
     while True:
@@ -70,14 +90,18 @@ def why_not(answer: Answer) -> str:
 
 
 async def plug(monitor: Monitor, cpus: int, memory: int) -> None:
-    """Plug CPUs until there are `cpus`, and ask for `memory` bytes besides the base; what is there already stays. Repeats harmlessly."""
+    """Plug CPUs until there are `cpus`, and ask for `memory` bytes besides the base; what is there
+    already stays. Repeats harmlessly.
+    """
     if cpus > 1:
         places = await find_places(monitor)
         missing = cpus - sum("qom-path" in place for place in places)
         free = sorted((place for place in places if "qom-path" not in place), key=_order)
         for place in free[: max(missing, 0)]:
             where = _where(place)
-            await monitor.run("device_add", driver=place.text("type"), id=f"cpu{where.get('core-id', 0)}", **where)
+            await monitor.run(
+                "device_add", driver=place.text("type"), id=f"cpu{where.get('core-id', 0)}", **where
+            )
     if memory:
         await monitor.run("qom-set", path=GROWTH, property="requested-size", value=memory)
 
@@ -98,12 +122,16 @@ def _order(place: Answer) -> tuple[int, ...]:
 
 
 async def find_plugged(monitor: Monitor) -> int:
-    """Bytes of memory that the guest has taken besides the base. Raises CommandFailed where it can't."""
+    """Bytes of memory that the guest has taken besides the base. Raises CommandFailed where it
+    can't.
+    """
     return read(await monitor.run("qom-get", path=GROWTH, property="size")).number(most=MOST_MEMORY)
 
 
 async def wait_plugged(monitor: Monitor, memory: int, limit: float) -> None:
-    """Wait until the guest has taken all the memory it was offered; raises GuestSilent at the limit (seconds)."""
+    """Wait until the guest has taken all the memory it was offered; raises GuestSilent at the limit
+    (seconds).
+    """
     until = asyncio.get_running_loop().time() + limit
     while (taken := await find_plugged(monitor)) < memory:
         if asyncio.get_running_loop().time() > until:

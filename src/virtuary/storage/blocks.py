@@ -1,9 +1,12 @@
-"""QEMU's block layer as a tool in the jail: a QEMU without a machine, which is given descriptors and opens nothing by name.
+"""QEMU's block layer as a tool in the jail: a QEMU without a machine, which is given descriptors
+and opens nothing by name.
 
-Neither qemu-img nor qemu-storage-daemon takes descriptors of files that they may not open themselves.
+Neither qemu-img nor qemu-storage-daemon takes descriptors of files that they may not open
+themselves.
 
-Every node is described whole: its descriptor, its format, what lies below it. So no tool probes, and what stands in an image of
-other files leads nowhere: there are none in the jail. What is written is bounded by the kernel, in bytes and in time.
+Every node is described whole: its descriptor, its format, what lies below it. So no tool probes,
+and what stands in an image of other files leads nowhere: there are none in the jail. What is
+written is bounded by the kernel, in bytes and in time.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from virtuary.qemu.qmp import CommandFailed, Monitor, open_monitor
 from virtuary.storage.own import open_disk
 
 MEMORY = 2 * GIB
-"""Bytes of address space: a pool of 64 threads has half a GiB of stacks, of which it uses next to nothing."""
+"""Bytes of address space: a pool of 64 threads has half a GiB of stacks, of which it uses next to
+nothing.
+"""
 AROUND = Surroundings(environment={"LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"})
 THREADS, FILES = 160, 256
 SLOWEST = 4 * MIB
@@ -48,7 +53,14 @@ COMMAND = (
         "none",
         "-S",
     ),
-    *("-sandbox", SANDBOX, "-chardev", f"socket,id=qmp,fd={MONITOR},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
+    *(
+        "-sandbox",
+        SANDBOX,
+        "-chardev",
+        f"socket,id=qmp,fd={MONITOR},server=on,wait=off",
+        "-mon",
+        "chardev=qmp,mode=control",
+    ),
 )
 READY = 20.0
 """Seconds it may take until it answers."""
@@ -77,13 +89,28 @@ class Blocks:
         self._monitor = monitor
         self._names = 0
 
-    async def add(self, handle: int, kind: str, *, below: str | None = None, write: bool = False, size: int | None = None) -> str:
-        """A node of this format over a descriptor; its name. `below`: the node below it, where the format has one. `size`: of raw bytes,
-        those of the beginning that are the disk."""
+    async def add(
+        self,
+        handle: int,
+        kind: str,
+        *,
+        below: str | None = None,
+        write: bool = False,
+        size: int | None = None,
+    ) -> str:
+        """A node of this format over a descriptor; its name. `below`: the node below it, where the
+        format has one. `size`: of raw bytes, those of the beginning that are the disk.
+        """
         name, self._names = f"node{self._names}", self._names + 1
         number = await self._monitor.give(handle, name)
         shared: dict[str, Any] = {"read-only": not write, **({"discard": "unmap"} if write else {})}
-        file = {"driver": "file", "filename": f"/dev/fdset/{number}", "node-name": f"{name}-file", "locking": "off", **shared}
+        file = {
+            "driver": "file",
+            "filename": f"/dev/fdset/{number}",
+            "node-name": f"{name}-file",
+            "locking": "off",
+            **shared,
+        }
         await self._monitor.run("blockdev-add", READY, **file)
         node: dict[str, Any] = {"driver": kind, "file": f"{name}-file", "node-name": name, **shared}
         if size is not None:
@@ -96,7 +123,9 @@ class Blocks:
         return name
 
     async def chain(self, files: Sequence[Path], most: int, handles: contextlib.ExitStack) -> str:
-        """The disk, of at most `most` bytes, that these files of ours say, the lowest first, each checked as it is opened."""
+        """The disk, of at most `most` bytes, that these files of ours say, the lowest first, each
+        checked as it is opened.
+        """
         below: str | None = None
         for place, path in enumerate(files):
             handle = open_disk(path, files[place - 1] if place else None, most)
@@ -108,9 +137,20 @@ class Blocks:
     async def make(self, handle: int, size: int) -> str:
         """An empty qcow2 of `size` bytes in an empty file, on nothing; its node."""
         number = await self._monitor.give(handle, "new")
-        file: dict[str, Any] = {"driver": "file", "filename": f"/dev/fdset/{number}", "node-name": "new-file", "locking": "off"}
+        file: dict[str, Any] = {
+            "driver": "file",
+            "filename": f"/dev/fdset/{number}",
+            "node-name": "new-file",
+            "locking": "off",
+        }
         await self._monitor.run("blockdev-add", READY, **file)
-        options: dict[str, Any] = {"driver": "qcow2", "file": "new-file", "size": size, "version": "v3", "cluster-size": CLUSTER}
+        options: dict[str, Any] = {
+            "driver": "qcow2",
+            "file": "new-file",
+            "size": size,
+            "version": "v3",
+            "cluster-size": CLUSTER,
+        }
         await self._monitor.run("blockdev-create", READY, **{"job-id": "make", "options": options})
         await self._until_over("make", None)
         await self._monitor.run("blockdev-del", **_node("new-file"))
@@ -122,7 +162,8 @@ class Blocks:
         errors = {"on-source-error": "report", "on-target-error": "report", "auto-dismiss": False}
         await self._monitor.run("blockdev-backup", READY, **job, **errors)
         await self._until_over("copy", report)
-        await self._monitor.run("blockdev-del", READY, **_node(target))  # all of it is in the file then
+        # all of it is in the file then
+        await self._monitor.run("blockdev-del", READY, **_node(target))
 
     async def resize(self, node: str, size: int) -> None:
         await self._monitor.run("block_resize", READY, **_node(node), size=size)
@@ -130,7 +171,9 @@ class Blocks:
 
     async def _until_over(self, name: str, report: Report | None) -> None:
         while True:
-            jobs = read(await self._monitor.run("query-jobs", READY), "the tool that works on disks")
+            jobs = read(
+                await self._monitor.run("query-jobs", READY), "the tool that works on disks"
+            )
             found = next((job for job in jobs.items() if job.text("id") == name), None)
             if found is None:
                 raise Failed("the tool that works on disks forgot what it was to do")
@@ -146,12 +189,18 @@ class Blocks:
 
 @contextlib.asynccontextmanager
 async def block_layer(largest: int, deadline: float) -> AsyncIterator[Blocks]:
-    """A block layer that may write files of at most `largest` bytes, for at most `deadline` seconds.
+    """A block layer that may write files of at most `largest` bytes, for at most `deadline`
+    seconds.
 
     Raises NoRoom when the disk is full, Failed when it gives up or is given up.
     """
-    bounds = Bounds(file_size=largest, processes=THREADS, files=FILES, memory=MEMORY, cpu=int(deadline))
-    with tempfile.TemporaryDirectory(prefix="virtuary-blocks-") as folder, contextlib.ExitStack() as stack:
+    bounds = Bounds(
+        file_size=largest, processes=THREADS, files=FILES, memory=MEMORY, cpu=int(deadline)
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="virtuary-blocks-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
         place = Path(folder) / "qmp"
         door = listening_socket(place)
         stack.callback(os.close, door)
@@ -168,7 +217,9 @@ async def block_layer(largest: int, deadline: float) -> AsyncIterator[Blocks]:
         except CommandFailed as error:
             raise _translated(error.sentence) from error
         except GuestSilent as error:
-            raise Failed("the tool that works on disks ended: it was refused what it wanted, or met a defect") from error
+            raise Failed(
+                "the tool that works on disks ended: it was refused what it wanted, or met a defect"
+            ) from error
 
 
 def _node(name: str) -> dict[str, Any]:
@@ -177,7 +228,12 @@ def _node(name: str) -> dict[str, Any]:
 
 def _translated(words: str) -> VirtuaryError:
     if "No space left on device" in words:
-        return NoRoom("the disk is full: what is to be written does not fit", "free some space and repeat")
+        return NoRoom(
+            "the disk is full: what is to be written does not fit", "free some space and repeat"
+        )
     if "File too large" in words:
-        return TooLarge("more would be written than is reserved for it", "the image is damaged, or made to do harm")
+        return TooLarge(
+            "more would be written than is reserved for it",
+            "the image is damaged, or made to do harm",
+        )
     return Failed(f"the disk could not be worked on: {words[:300]}")

@@ -1,7 +1,7 @@
 """A disk that stands alone: everything a chain of qcow2 files says, in one file.
 
-The files below are those that we know of, each checked and described with its format; nothing is read from what a header says
-of the file below.
+The files below are those that we know of, each checked and described with its format; nothing is
+read from what a header says of the file below.
 """
 
 from __future__ import annotations
@@ -35,14 +35,20 @@ def needed(files: Sequence[Path], size: int) -> int:
 
 
 SPREADS = (2, 16)
-"""How many times larger the one file may be than what the others occupy: they allocate in pieces of 4 KiB, it does in 64 KiB."""
+"""How many times larger the one file may be than what the others occupy: they allocate in pieces of
+4 KiB, it does in 64 KiB.
+"""
 
 
-async def flatten(files: Sequence[Path], disk: Path, size: int, report: Report, kept: int | None = None) -> None:
-    """Write what these files say, the lowest first, into the new file `disk`, which appears whole and durable.
+async def flatten(
+    files: Sequence[Path], disk: Path, size: int, report: Report, kept: int | None = None
+) -> None:
+    """Write what these files say, the lowest first, into the new file `disk`, which appears whole
+    and durable.
 
-    Space is reserved before the first byte, on a disk on which `kept` bytes stay free, and no more is written. Nobody may write to
-    the files meanwhile. Nothing stays of a flattening that is cancelled or fails. Raises Damaged, NoRoom or Failed.
+    Space is reserved before the first byte, on a disk on which `kept` bytes stay free, and no more
+    is written. Nobody may write to the files meanwhile. Nothing stays of a flattening that is
+    cancelled or fails. Raises Damaged, NoRoom or Failed.
     """
     for spread in SPREADS:
         most = min(written(size), spread * needed(files, size) + 64 * MIB)
@@ -52,7 +58,9 @@ async def flatten(files: Sequence[Path], disk: Path, size: int, report: Report, 
             return
         except TooLarge as error:
             if spread == SPREADS[-1]:
-                raise Damaged(f"the disk {files[-1].name} says more than its file can hold", UNTOUCHED) from error
+                raise Damaged(
+                    f"the disk {files[-1].name} says more than its file can hold", UNTOUCHED
+                ) from error
 
 
 async def _flatten(files: Sequence[Path], disk: Path, size: int, most: int, report: Report) -> None:
@@ -69,9 +77,13 @@ async def _flatten(files: Sequence[Path], disk: Path, size: int, most: int, repo
 
 @contextlib.contextmanager
 def fresh(partial: Path) -> Iterator[int]:
-    """A descriptor of a new empty file, to read and write; the file is gone at the end unless it was renamed."""
+    """A descriptor of a new empty file, to read and write; the file is gone at the end unless it
+    was renamed.
+    """
     remove(partial)
-    handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    handle = os.open(
+        partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
     try:
         yield handle
     finally:

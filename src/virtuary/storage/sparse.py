@@ -1,4 +1,6 @@
-"""Large files that are mostly holes: their digest, whatever is hole and whatever is zero, and holes in place of zeroes."""
+"""Large files that are mostly holes: their digest, whatever is hole and whatever is zero, and holes
+in place of zeroes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _PUNCH_HOLE, _KEEP_SIZE = 2, 1
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the size, and of each 64 KiB block that is not zero with its place. Holes and zeroes are the same."""
+    """SHA-256 of the size, and of each 64 KiB block that is not zero with its place. Holes and
+    zeroes are the same.
+    """
     found = hashlib.sha256()
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -36,7 +40,9 @@ def digest(path: Path) -> str:
 
 
 def punch(path: Path) -> int:
-    """Make holes of blocks that are zero; bytes given back. Content stays the same; harmless where holes can't be made."""
+    """Make holes of blocks that are zero; bytes given back. Content stays the same; harmless where
+    holes can't be made.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     saved = 0
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -46,10 +52,17 @@ def punch(path: Path) -> int:
                 block = chunk[start : start + BLOCK]
                 if len(block) == BLOCK and block == _ZERO:
                     where = ctypes.c_long(offset + start)
-                    if libc.fallocate(handle, _PUNCH_HOLE | _KEEP_SIZE, where, ctypes.c_long(BLOCK)) < 0:
+                    if (
+                        libc.fallocate(
+                            handle, _PUNCH_HOLE | _KEEP_SIZE, where, ctypes.c_long(BLOCK)
+                        )
+                        < 0
+                    ):
                         if ctypes.get_errno() in (errno.EOPNOTSUPP, errno.ENOSYS):
                             return saved
-                        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+                        raise OSError(
+                            ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path)
+                        )
                     saved += BLOCK
     finally:
         os.close(handle)
@@ -57,7 +70,9 @@ def punch(path: Path) -> int:
 
 
 def detach(path: Path) -> None:
-    """Put the same content, with the same holes and mode, into a file of its own in place of this one: nobody has that open."""
+    """Put the same content, with the same holes and mode, into a file of its own in place of this
+    one: nobody has that open.
+    """
     partial = path.with_name(f".{path.name}.partial")
     remove(partial)
     with open(path, "rb") as source, open(partial, "xb") as target:

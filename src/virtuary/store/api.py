@@ -1,9 +1,12 @@
-"""The store's promises, written as what must be atomic. One suite of tests runs over every implementation.
+"""The store's promises, written as what must be atomic. One suite of tests runs over every
+implementation.
 
-Documents are bytes under keys. One revision counts every transaction of the whole store; a key remembers the revision
-of its last write. A watch sees every change once, in order, from any revision that is still remembered.
+Documents are bytes under keys. One revision counts every transaction of the whole store; a key
+remembers the revision of its last write. A watch sees every change once, in order, from any
+revision that is still remembered.
 
-What is under `secret/` is neither remembered nor told, and once it was deleted or written anew no byte of it is left.
+What is under `secret/` is neither remembered nor told, and once it was deleted or written anew no
+byte of it is left.
 """
 
 from __future__ import annotations
@@ -48,22 +51,28 @@ class Store(Protocol):
         """The record under `key`. Small, answered at once, never behind a write."""
 
     def list(self, prefix: str, after: str = "", limit: int | None = None) -> Page:
-        """Records whose key begins with `prefix` and is greater than `after`, by key, at most `limit`."""
+        """Records whose key begins with `prefix` and is greater than `after`, by key, at most
+        `limit`.
+        """
 
     @property
     def revision(self) -> int:
         """The revision of the last transaction."""
 
-    async def txn(self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
+    async def txn(
+        self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()
+    ) -> int:
         """Apply all of it or nothing, durably before returning; the new revision.
 
-        `expect` names for any keys the revision they must have now (`ABSENT`: not there); raises `Changed` naming the
-        first that differs. A key may not be put and deleted at once: that is a `Bug`. Raises `StoreAway` when the outcome is
-        not durable; nothing has changed then.
+        `expect` names for any keys the revision they must have now (`ABSENT`: not there); raises
+        `Changed` naming the first that differs. A key may not be put and deleted at once: that is a
+        `Bug`. Raises `StoreAway` when the outcome is not durable; nothing has changed then.
         """
 
     def watch(self, prefix: str, since: int) -> AsyncIterator[Change]:
-        """Every change after revision `since` to keys beginning with `prefix`, for ever. Raises `Compacted`."""
+        """Every change after revision `since` to keys beginning with `prefix`, for ever. Raises
+        `Compacted`.
+        """
 
     async def close(self) -> None:
         """Release everything; watches end."""

@@ -1,7 +1,9 @@
-"""Space that the store keeps for itself: on a disk that guests have filled, what runs can still be told and what is there removed.
+"""Space that the store keeps for itself: on a disk that guests have filled, what runs can still be
+told and what is there removed.
 
-It is a file of nothing. When a write finds no space a piece of it is given back and the write is repeated; only a piece, because
-guests that write take what they find. It is filled again once there is plenty.
+It is a file of nothing. When a write finds no space a piece of it is given back and the write is
+repeated; only a piece, because guests that write take what they find. It is filled again once there
+is plenty.
 """
 
 from __future__ import annotations
@@ -32,14 +34,18 @@ class Ballast:
         self.fill()
 
     def fill(self) -> None:
-        """Take the space, where there is plenty. Called often, it seldom looks. A disk without any is no error."""
+        """Take the space, where there is plenty. Called often, it seldom looks. A disk without any
+        is no error.
+        """
         now = time.monotonic()
         if self._left == SIZE or (self._looked and now - self._looked < AGAIN):
             return
         self._looked = now
         with contextlib.suppress(OSError):
             facts = os.statvfs(self._path.parent)
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            handle = os.open(
+                self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
             try:
                 self._left = min(os.fstat(handle).st_size, SIZE)
                 if self._left < SIZE and facts.f_bavail * facts.f_frsize > PLENTY:
@@ -57,5 +63,10 @@ class Ballast:
             return False
         there, self._left = self._left > left, left
         if there:
-            say(logger, "the disk is full: space kept for the store is given up", logging.WARNING, left=left)
+            say(
+                logger,
+                "the disk is full: space kept for the store is given up",
+                logging.WARNING,
+                left=left,
+            )
         return there

@@ -1,7 +1,8 @@
 """Delivers changes to watchers in order; shared by the store's implementations.
 
-A watcher first reads what the log remembers after its revision, then what is published; nothing is lost or doubled
-between the two because a subscription stands before the log is read and revisions only grow.
+A watcher first reads what the log remembers after its revision, then what is published; nothing is
+lost or doubled between the two because a subscription stands before the log is read and revisions
+only grow.
 """
 
 from __future__ import annotations

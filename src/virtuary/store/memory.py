@@ -31,7 +31,9 @@ class MemoryStore:
         first = bisect.bisect_right(keys, after)
         return Page([self._records[key] for key in keys[first:][:limit]], self._revision)
 
-    async def txn(self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
+    async def txn(
+        self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()
+    ) -> int:
         check_distinct(puts, deletes)
         for key, wanted in expect.items():
             record = self._records.get(key)
@@ -40,8 +42,12 @@ class MemoryStore:
                 raise conflict(key, wanted, found)
         self._revision += 1
         changes = [Change(self._revision, key, value) for key, value in puts.items()]
-        changes += [Change(self._revision, key, None) for key in deletes if self._records.pop(key, None)]
-        self._records.update({key: Record(key, value, self._revision) for key, value in puts.items()})
+        changes += [
+            Change(self._revision, key, None) for key in deletes if self._records.pop(key, None)
+        ]
+        self._records.update(
+            {key: Record(key, value, self._revision) for key, value in puts.items()}
+        )
         self._remember(told(changes))
         self._feed.publish(told(changes))
         return self._revision

@@ -1,4 +1,6 @@
-"""Every document of a kind, read again only where it has changed: documents are frozen, there may be hundreds, and all are looked through often."""
+"""Every document of a kind, read again only where it has changed: documents are frozen, there may
+be hundreds, and all are looked through often.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Secrets are sealed on their way into a store and opened on their way out, under a key of this host; all else passes as it is.
+"""Secrets are sealed on their way into a store and opened on their way out, under a key of this
+host; all else passes as it is.
 
-A secret is sealed for its key in the store (ChaCha20-Poly1305, a random nonce each time), so that none can be put in another's place.
-What an older Virtuary wrote in the open is read as well, until `seal_all` has sealed it. The library is loaded with the first secret.
+A secret is sealed for its key in the store (ChaCha20-Poly1305, a random nonce each time), so that
+none can be put in another's place. What an older Virtuary wrote in the open is read as well, until
+`seal_all` has sealed it. The library is loaded with the first secret.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ NONCE, KEY = 12, 32
 
 
 class SealedStore:
-    """Raises Failed for a secret that can't be opened, and for one more while the key of others is lost."""
+    """Raises Failed for a secret that can't be opened, and for one more while the key of others is
+    lost.
+    """
 
     def __init__(self, store: Store, key: Path) -> None:
         self._store, self._path = store, key
@@ -38,8 +42,13 @@ class SealedStore:
         page = self._store.list(prefix, after, limit)
         return Page([self._opened(record) for record in page.records], page.revision)
 
-    async def txn(self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
-        sealed = {key: self._seal(key, value) if key.startswith(SECRETS) else value for key, value in puts.items()}
+    async def txn(
+        self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()
+    ) -> int:
+        sealed = {
+            key: self._seal(key, value) if key.startswith(SECRETS) else value
+            for key, value in puts.items()
+        }
         return await self._store.txn(expect, sealed, deletes)
 
     def watch(self, prefix: str, since: int) -> AsyncIterator[Change]:
@@ -50,7 +59,9 @@ class SealedStore:
 
     async def seal_all(self) -> None:
         """Seal what was written in the open. To be called once, before anybody else writes."""
-        open_ones = [record for record in self._store.list(SECRETS).records if not _is_sealed(record)]
+        open_ones = [
+            record for record in self._store.list(SECRETS).records if not _is_sealed(record)
+        ]
         if open_ones:
             await self.txn({}, {record.key: record.value for record in open_ones})
 
@@ -58,7 +69,11 @@ class SealedStore:
         """What can't be read because the key of this host is lost, and what to do, in words."""
         sealed = sum(_is_sealed(record) for record in self._store.list(SECRETS).records)
         lost = self._lost()
-        return f"{lost.sentence} (of so many: {sealed}); {lost.hint}" if sealed and not self._path.exists() else None
+        return (
+            f"{lost.sentence} (of so many: {sealed}); {lost.hint}"
+            if sealed and not self._path.exists()
+            else None
+        )
 
     def _opened(self, record: Record) -> Record:
         if not (record.key.startswith(SECRETS) and _is_sealed(record)):
@@ -68,7 +83,9 @@ class SealedStore:
 
         nonce, text = record.value[len(MAGIC) :][:NONCE], record.value[len(MAGIC) + NONCE :]
         try:
-            return record._replace(value=ChaCha20Poly1305(self._read_key()).decrypt(nonce, text, record.key.encode()))
+            return record._replace(
+                value=ChaCha20Poly1305(self._read_key()).decrypt(nonce, text, record.key.encode())
+            )
         except InvalidTag as error:
             raise self._lost() from error
 
@@ -81,7 +98,9 @@ class SealedStore:
             _make_key(self._path)
             self._key = b""
         nonce = os.urandom(NONCE)
-        return MAGIC + nonce + ChaCha20Poly1305(self._read_key()).encrypt(nonce, value, key.encode())
+        return (
+            MAGIC + nonce + ChaCha20Poly1305(self._read_key()).encrypt(nonce, value, key.encode())
+        )
 
     def _read_key(self) -> bytes:
         if not self._key:
@@ -97,7 +116,8 @@ class SealedStore:
     def _lost(self) -> Failed:
         return Failed(
             f"user data can't be read: its key {self._path} is missing or another one",
-            "put the file back from a copy of the host's state; without it create the server anew with its user data",
+            "put the file back from a copy of the host's state; without it create the server "
+            "anew with its user data",
         )
 
 
