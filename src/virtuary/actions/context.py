@@ -19,7 +19,7 @@ from virtuary.model.operation import Operation, OperationSpec
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
-from virtuary.store.reading import every
+from virtuary.store.reading import every, open_operations
 
 
 class Catalogue(Protocol):
@@ -188,12 +188,7 @@ def _meant(store: Store, prefix: str, name: str) -> str | None:
 
 def active(store: Store, target: str) -> list[Operation]:
     """Operations on `target` that have not ended."""
-    found = [
-        record
-        for record in store.list("operation/").records
-        if Operation.looks_open(record.value, target)
-    ]
-    return [Operation.load(record.value, record.revision) for record in found]
+    return [item for item in open_operations(store) if item.spec.target == target]
 
 
 def check_free(store: Store, target: Vm | Image) -> None:
@@ -208,12 +203,8 @@ def check_free(store: Store, target: Vm | Image) -> None:
 
 def check_not_read(store: Store, source: Vm) -> None:
     """Raise Busy, naming it, while a full copy reads the disk of `source`."""
-    mark = f'"source":"{source.id}"'.encode()
-    for record in store.list("operation/").records:
-        if mark not in record.value or not Operation.looks_open(record.value):
-            continue
-        operation = Operation.load(record.value, record.revision)
-        if operation.spec.kind == "copy" and operation.spec.params.get("mode") == "full":
+    for operation in open_operations(store):
+        if operation.copies == source.id and operation.spec.params.get("mode") == "full":
             raise Busy(
                 f"{source.name} is being copied to {operation.spec.target_name}",
                 f"virtuary operation wait {operation.id[:8]}, or cancel it",

@@ -34,7 +34,8 @@ class Parts:
     store: Store
 
 
-def parts(request: Request) -> Parts:
+async def parts(request: Request) -> Parts:
+    """On the loop: what is no coroutine the framework would call in a thread."""
     found: Parts = request.app.state.parts
     return found
 
@@ -57,7 +58,7 @@ async def upload_context(request: Request, idempotency_key: IdempotencyKey = Non
 
 
 def _context(request: Request, idempotency_key: str | None, body: bytes) -> Context:
-    found = parts(request)
+    found: Parts = request.app.state.parts
     mark = None
     if idempotency_key:
         digest = hashlib.sha256(body + str(request.url.query).encode()).hexdigest()

@@ -68,5 +68,11 @@ class Operation(Document):
         return target is None or f'"target":"{target}"'.encode() in value
 
     @property
+    def copies(self) -> str | None:
+        """The id of the server that a copy is being made of."""
+        source = self.spec.params.get("source") if self.spec.kind == "copy" else None
+        return source if isinstance(source, str) else None
+
+    @property
     def ended(self) -> bool:
         return self.status.phase in ENDED

@@ -11,6 +11,7 @@ from typing import Any
 from virtuary.base.errors import Conflict, VirtuaryError
 from virtuary.model.meta import utcnow
 from virtuary.model.operation import LOG_LINES, LogLine, Operation
+from virtuary.store import reading
 from virtuary.store.api import Store
 
 
@@ -21,35 +22,15 @@ def load(store: Store, key: str) -> Operation | None:
 
 def open_operations(store: Store, target: str | None = None) -> list[Operation]:
     """Operations that have not ended, oldest first; those on `target` only, if named."""
-    found = [
-        record
-        for record in store.list("operation/").records
-        if Operation.looks_open(record.value, target)
-    ]
-    return sorted(
-        (Operation.load(record.value, record.revision) for record in found),
-        key=lambda item: item.meta.created,
-    )
+    found = reading.open_operations(store)
+    return [item for item in found if target is None or item.spec.target == target]
 
 
 def open_about(store: Store, key: str) -> tuple[list[Operation], list[Operation]]:
     """Operations on this server that have not ended, and those that copy it; each oldest first."""
-    mark = f'"source":"{key.partition("/")[2]}"'.encode()
-    every = [
-        record for record in store.list("operation/").records if Operation.looks_open(record.value)
-    ]
-    found = [
-        Operation.load(record.value, record.revision)
-        for record in every
-        if key.encode() in record.value or mark in record.value
-    ]
-    found.sort(key=lambda item: item.meta.created)
+    found, server = reading.open_operations(store), key.partition("/")[2]
     on = [item for item in found if item.spec.target == key]
-    return on, [
-        item
-        for item in found
-        if item.spec.kind == "copy" and item.spec.params.get("source") == key.partition("/")[2]
-    ]
+    return on, [item for item in found if item.copies == server]
 
 
 def noted(operation: Operation, text: str | None = None, **changes: Any) -> Operation:

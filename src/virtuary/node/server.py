@@ -45,6 +45,8 @@ class Server:
         again.
         """
         self._wake = asyncio.Event()
+        self._known: Vm | None = None
+        """Its document as it was read last."""
 
     def wake(self) -> None:
         self._wake.set()
@@ -63,7 +65,11 @@ class Server:
 
     def load(self) -> Vm | None:
         record = self.site.store.get(self.key)
-        return Vm.load(record.value, record.revision) if record else None
+        if record is None:
+            return None
+        if self._known is None or self._known.meta.revision != record.revision:
+            self._known = Vm.load(record.value, record.revision)
+        return self._known
 
     async def write(self, vm: Vm, expect: dict[str, int] | None = None, **changes: Any) -> Vm:
         """Change status fields of the stored document, over whatever others changed in its spec

@@ -69,6 +69,9 @@ class Store(Protocol):
         `Bug`. Raises `StoreAway` when the outcome is not durable; nothing has changed then.
         """
 
+    def changes(self, since: int) -> Sequence[Change]:
+        """Every change after revision `since` until now, in order. Raises `Compacted`."""
+
     def watch(self, prefix: str, since: int) -> AsyncIterator[Change]:
         """Every change after revision `since` to keys beginning with `prefix`, for ever. Raises
         `Compacted`.

@@ -17,7 +17,7 @@ class MemoryStore:
         self._log: deque[Change] = deque()
         self._log_length = log_length
         self._compacted = 0
-        self._feed = Feed(self._remembered)
+        self._feed = Feed(self.changes)
 
     @property
     def revision(self) -> int:
@@ -57,7 +57,7 @@ class MemoryStore:
         while len(self._log) > self._log_length:
             self._compacted = self._log.popleft().revision
 
-    def _remembered(self, since: int) -> Sequence[Change]:
+    def changes(self, since: int) -> Sequence[Change]:
         if since < self._compacted:
             raise Compacted(f"changes up to revision {self._compacted} are forgotten")
         return [change for change in self._log if change.revision > since]

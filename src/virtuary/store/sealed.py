@@ -51,6 +51,9 @@ class SealedStore:
         }
         return await self._store.txn(expect, sealed, deletes)
 
+    def changes(self, since: int) -> Sequence[Change]:
+        return self._store.changes(since)
+
     def watch(self, prefix: str, since: int) -> AsyncIterator[Change]:
         return self._store.watch(prefix, since)
 

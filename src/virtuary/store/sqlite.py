@@ -66,7 +66,7 @@ class SqliteStore:
                 f"the store {path} is damaged: {damage}", "restore it from a copy, or move it away"
             )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._feed = Feed(self._remembered)
+        self._feed = Feed(self.changes)
         self._broken: str | None = None
         self._order = asyncio.Lock()
 
@@ -154,7 +154,7 @@ class SqliteStore:
             _empty_log(db)
         return changes
 
-    def _remembered(self, since: int) -> Sequence[Change]:
+    def changes(self, since: int) -> Sequence[Change]:
         compacted = self._reader.execute("select compacted from counter").fetchone()[0]
         if since < compacted:
             raise Compacted(f"changes up to revision {compacted} are forgotten")

@@ -1,0 +1,86 @@
+"""Documents are read again only where they changed, and are those that a whole list would give."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from virtuary.model.meta import Meta
+from virtuary.model.operation import ENDED, Operation, OperationSpec, OperationStatus
+from virtuary.store.api import Page, Store
+from virtuary.store.memory import MemoryStore
+from virtuary.store.reading import every, open_operations
+from virtuary.store.sealed import SealedStore
+from virtuary.store.sqlite import SqliteStore
+
+
+def operation(number: int, phase: str) -> Operation:
+    return Operation(
+        meta=Meta(id=f"{number:03}", name="start"),
+        spec=OperationSpec(kind="start", target=f"vm/{number}", target_name="web1"),
+        status=OperationStatus.model_validate({"phase": phase}),
+    )
+
+
+class Counting(MemoryStore):
+    """Counts how often everything of a kind was read."""
+
+    lists = 0
+
+    def list(self, prefix: str, after: str = "", limit: int | None = None) -> Page:
+        self.lists += 1
+        return super().list(prefix, after, limit)
+
+
+def listed(store: Store) -> list[Operation]:
+    records = store.list("operation/").records
+    return [Operation.load(record.value, record.revision) for record in records]
+
+
+@pytest.mark.parametrize("kind", ["memory", "forgetful", "sealed"])
+async def test_what_is_followed_is_what_is_listed(kind: str, tmp_path: Path) -> None:
+    """Also where changes were forgotten before they were looked at."""
+    store: Store = MemoryStore(3 if kind == "forgetful" else 10_000)
+    if kind == "sealed":
+        store = SealedStore(SqliteStore(tmp_path / "store.db"), tmp_path / "secret.key")
+    chance = random.Random(7)
+    for _ in range(150):
+        found = operation(chance.randrange(9), chance.choice(["pending", "running", *ENDED]))
+        deletes = [found.key] if chance.random() < 0.2 else []
+        puts = {} if deletes else {found.key: found.dump(), "secret/a": b"1", "vm/a": b"{}"}
+        await store.txn({}, puts, deletes)
+        if chance.random() < 0.4:
+            now = listed(store)
+            assert every(store, Operation) == now
+            opened = open_operations(store)
+            assert sorted(opened, key=lambda item: item.key) == [
+                item for item in now if not item.ended
+            ]
+            assert opened == sorted(opened, key=lambda item: item.meta.created)
+    await store.close()
+
+
+async def test_a_look_reads_nothing_that_did_not_change() -> None:
+    store = Counting()
+    await store.txn(
+        {}, {item.key: item.dump() for item in (operation(1, "running"), operation(2, "done"))}
+    )
+    (first,) = open_operations(store)
+    another = operation(3, "pending")
+    for _ in range(5):
+        await store.txn({}, {another.key: another.dump()})
+        assert open_operations(store)[0] is first
+    assert store.lists == 1
+
+
+async def test_a_document_that_can_not_be_read_is_not_skipped_next_time() -> None:
+    store = MemoryStore()
+    assert every(store, Operation) == []
+    await store.txn({}, {"operation/1": b'{"meta":{"id":"1"}}'})
+    for _ in range(2):
+        with pytest.raises(ValueError):
+            every(store, Operation)
+    await store.txn({}, {"operation/1": operation(1, "done").dump()})
+    assert [item.meta.name for item in every(store, Operation)] == ["start"]
