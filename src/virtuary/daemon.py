@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from virtuary import __version__
-from virtuary.actions import firewalls
+from virtuary.actions import firewalls, peers
 from virtuary.api.app import make_app
 from virtuary.api.auth import listening_socket
 from virtuary.api.deps import Parts
@@ -98,6 +98,7 @@ async def serve(paths: Paths) -> None:
         store = SealedStore(SqliteStore(paths.store, Ballast(paths.ballast)), paths.secret_key)
         try:
             await _keep_secrets(store)
+            await peers.bring_over(store)
             host_id = _host_id(paths)
             site = await open_site(paths, store, host_id, settings)
             await describe_host(site)

@@ -5,16 +5,17 @@ decides, before rules and by them.
 from __future__ import annotations
 
 import asyncio
+import json
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
-from virtuary.actions import copies, firewalls, networks, vms
-from virtuary.actions.context import Context, find_vm
+from virtuary.actions import copies, firewalls, networks, peers, vms
+from virtuary.actions.context import Context, all_vms, find_vm
 from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
 from virtuary.base.units import GIB, MIB
-from virtuary.model.firewall import FirewallChange, FirewallWish, Verdict
+from virtuary.model.firewall import FirewallChange, FirewallWish, Verdict, resolve
 from virtuary.model.host import Host, HostStatus
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta, utcnow
@@ -188,8 +189,17 @@ async def test_a_rule_may_name_its_own_group_which_can_then_be_deleted(ctx: Cont
     await firewalls.delete(ctx, "web")
 
 
-def peers(ctx: Context, name: str) -> list[tuple[str, ...]]:
-    return [rule.peers for rule in firewalls.find(ctx.store, name).spec.rules]
+def seen(ctx: Context, name: str) -> list[tuple[str, ...]]:
+    """The peers of a group's rules as people and the API see them."""
+    shown = peers.show(ctx.store, firewalls.find(ctx.store, name))
+    return [rule.peers for rule in shown.spec.rules]
+
+
+async def trash(ctx: Context, name: str) -> Vm:
+    found = find_vm(ctx.store, name)
+    gone = found.but(meta=found.meta.but(deleted=utcnow()))
+    await ctx.store.txn({}, {gone.key: gone.dump()}, [f"vm-name/{name}"])
+    return gone
 
 
 async def test_rules_mean_the_same_server_when_it_has_another_name(ctx: Context) -> None:
@@ -201,24 +211,80 @@ async def test_rules_mean_the_same_server_when_it_has_another_name(ctx: Context)
         rule("out", peers=["10.0.0.0/8"]),
         rule("in", peers=["server:one"]),
     )
-    await group(ctx, "db", rule("in", peers=["server:two"]))
-    untouched = firewalls.find(ctx.store, "db")
+    kept = firewalls.find(ctx.store, "web")
+    assert kept.servers() == {one.id, two.id}
     await vms.rename(ctx, "one", "uno")
-    assert peers(ctx, "web") == [("server:uno", "server:two"), ("10.0.0.0/8",), ("server:uno",)]
-    assert firewalls.find(ctx.store, "db") == untouched
-    await ctx.store.txn(
-        {}, {two.key: two.but(meta=two.meta.but(deleted=utcnow())).dump()}, ["vm-name/two"]
-    )
+    assert firewalls.find(ctx.store, "web") == kept, "a new name is nothing to write down"
+    assert seen(ctx, "web") == [("server:uno", "server:two"), ("10.0.0.0/8",), ("server:uno",)]
+    await trash(ctx, "two")
+    shown = peers.show(ctx.store, kept)
+    assert shown.spec.rules[0].peers == ("server:uno", f"server:{two.id}")
+    assert shown.status.trashed == {two.id: "two"} and not shown.status.purged
+    await server(ctx, "two", "lan")
+    assert seen(ctx, "web")[0] == ("server:uno", f"server:{two.id}"), "which is not the new one"
     await vms.undelete(ctx, "two", "due")
-    assert peers(ctx, "db") == [("server:due",)]
-    found = find_vm(ctx.store, "uno")
-    await ctx.store.txn(
-        {}, {found.key: found.but(meta=found.meta.but(deleted=utcnow())).dump()}, ["vm-name/uno"]
-    )
-    await server(ctx, "uno", "lan")
-    await vms.undelete(ctx, "uno", "old")
-    assert find_vm(ctx.store, "old").id == one.id
-    assert peers(ctx, "web")[2] == ("server:uno",), "which is another one's name now"
+    assert seen(ctx, "web")[0] == ("server:uno", "server:due")
+    assert firewalls.find(ctx.store, "web") == kept
+
+
+async def test_a_rule_whose_server_is_gone_never_means_the_next_one_of_its_name(
+    ctx: Context,
+) -> None:
+    one = await server(ctx, "one", "lan")
+    await group(ctx, "web", rule("in", peers=["server:one", "10.0.0.0/8"]))
+    kept = firewalls.find(ctx.store, "web").without(one.id, "one")
+    await ctx.store.txn({}, {kept.key: kept.dump()}, [one.key, "vm-name/one"])
+    again = await server(ctx, "one", "lan")
+    shown = peers.show(ctx.store, firewalls.find(ctx.store, "web"))
+    assert shown.status.purged == {one.id: "one"}
+    assert shown.spec.rules[0].peers == (f"server:{one.id}", "10.0.0.0/8")
+    met = [(vm, nic) for vm in all_vms(ctx.store) for nic in vm.nics]
+    assert resolve(kept.spec.rules[0], members_of(met)).peers == (ip_network("10.0.0.0/8"),)
+    # what is shown can be written back, and means the same
+    wish = FirewallChange(rules=shown.spec.rules, description="x")
+    assert (await firewalls.change(ctx, "web", wish)).status.purged == {one.id: "one"}
+    wish = FirewallChange.model_validate({"rules": [rule("in", peers=["server:one"])]})
+    changed = await firewalls.change(ctx, "web", wish)
+    assert changed.servers() == {again.id} and not changed.status.purged, "nobody names it now"
+    with pytest.raises(NotFound, match="no server named"):
+        await group(ctx, "db", rule("in", peers=[f"server:{one.id}"]))
+
+
+async def test_a_server_is_named_by_its_id_too_also_in_the_trash(ctx: Context) -> None:
+    one = await server(ctx, "one", "lan")
+    await group(ctx, "web", rule("in", peers=[f"server:{one.id}"]))
+    assert seen(ctx, "web") == [("server:one",)]
+    await trash(ctx, "one")
+    await group(ctx, "db", rule("in", peers=[f"server:{one.id}"]))
+    assert firewalls.find(ctx.store, "db").servers() == {one.id}
+
+
+async def test_rules_of_before_which_held_names_mean_the_server_that_had_the_name(
+    ctx: Context,
+) -> None:
+    one, two = await server(ctx, "one", "lan"), await server(ctx, "two", "lan")
+    await trash(ctx, "two")
+    await server(ctx, "two", "lan")
+    newer = await trash(ctx, "two")
+    named = ["server:one", "server:two", "server:lost", "group:web", "10.0.0.0/8"]
+    before = {
+        "meta": {"id": "old-id", "name": "web", "created": "2026-01-01T00:00:00Z"},
+        "spec": {"rules": [rule("in", peers=named), rule("in", "deny")], "description": "x"},
+    }
+    key = "firewall/old-id"
+    await ctx.store.txn({}, {key: json.dumps(before).encode(), "firewall-name/web": b"old-id"})
+    await peers.bring_over(ctx.store)
+    kept = firewalls.find(ctx.store, "web")
+    (lost,) = kept.status.purged
+    ids = [f"server:{item}" for item in (one.id, newer.id, lost)]
+    assert kept.status.purged == {lost: "lost"} and two.id not in kept.servers()
+    assert [item.peers for item in kept.spec.rules] == [(*ids, "group:web", "10.0.0.0/8"), ()]
+    assert kept.spec.description == "x" and kept.spec.rules[1].action == "deny"
+    written = everything(ctx)
+    await peers.bring_over(ctx.store)
+    assert everything(ctx) == written
+    await server(ctx, "lost", "lan")
+    assert seen(ctx, "web")[0][2] == f"server:{lost}", "nobody, as long as nobody says otherwise"
 
 
 async def test_a_group_in_the_trash_is_still_used(ctx: Context) -> None:
@@ -291,8 +357,8 @@ async def test_peers_are_the_addresses_of_all_nics(ctx: Context) -> None:
     ]
     found = members_of((vm, nic) for vm in (one, two) for nic in vm.spec.nics)
     assert found == {
-        "server:one": own[0] + own[1],
-        "server:two": own[2],
+        f"server:{one.id}": own[0] + own[1],
+        f"server:{two.id}": own[2],
         "group:web": own[0] + own[2],
     }
     assert {net.prefixlen for nets in found.values() for net in nets} == {32, 128}

@@ -73,6 +73,25 @@ async def test_a_repeated_request_does_nothing_twice(api: Service) -> None:
     assert (await api.call("DELETE", "/v1/firewalls/web")).status == 404
 
 
+async def test_rules_name_servers_as_they_are_called_now(api: Service) -> None:
+    vm = await server(api, "web1", {"network": "lan"})
+    wish = {"name": "db", "rules": [{"direction": "in", "peers": ["server:web1"]}]}
+    made = (await api.call("POST", "/v1/firewalls", wish)).json
+    assert made["spec"]["rules"][0]["peers"] == ["server:web1"]
+    async with api.stream(f"/v1/events?since=0&target=firewall/{made['meta']['id']}") as chunks:
+        told = b""
+        while b"server:web1" not in told:
+            told = await chunks.get()
+    renamed = await api.call("POST", "/v1/vms/web1/actions/rename", {"name": "www"})
+    assert renamed.status == 200
+    shown = (await api.call("GET", "/v1/firewalls/db")).json
+    assert shown["spec"]["rules"][0]["peers"] == ["server:www"]
+    assert shown["meta"] == made["meta"], "a new name changes no group"
+    assert (await api.call("GET", "/v1/firewalls")).json["items"] == [shown]
+    stored = api.parts.store.get(f"firewall/{made['meta']['id']}")
+    assert stored and f"server:{vm['meta']['id']}".encode() in stored.value
+
+
 async def test_a_server_is_attached_and_the_group_stays_while_it_is(api: Service) -> None:
     await api.call("POST", "/v1/firewalls", WEB)
     vm = await server(api, "web1", {"network": "lan", "groups": ["web"]})

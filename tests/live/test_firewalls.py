@@ -4,6 +4,9 @@ open.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 
@@ -167,6 +170,54 @@ def test_a_network_denies_what_no_rule_allows(
         assert foretold(lan, OUTSIDE4, HOST4, "tcp/8007")["group"] == web
     finally:
         lan.ok("network", "set", "default", "--default-in", "allow")
+
+
+def test_a_rule_means_its_server_by_any_name_and_no_other_one_by_that_name(
+    lan: Instance, two: str
+) -> None:
+    """Renamed, deleted, taken back, under rules written before rules held ids, purged."""
+    target = ipv4(lan, two)
+    rules = ("--rule", "in allow tcp 7 from server:guest", "--rule", "in deny any")
+    lan.ok("launch", "tiny", "guest")
+    lan.ok("firewall", "create", "one-guest", *rules)
+    try:
+        lan.ok("set", two, "--network", "default,firewall=one-guest")
+        until(lambda: hears(lan, "guest", target), 5, "it is let in")
+        assert "one-guest follows: in allow tcp 7 from server:visitor" in (
+            lan.ok("rename", "guest", "visitor").out
+        )
+        assert hears(lan, "visitor", target)
+        assert "names nobody in its place until" in lan.ok("delete", "visitor", "--force").out
+        assert "from server visitor, in the trash" in lan.ok("firewall", "show", "one-guest").out
+        assert "means it again" in lan.ok("undelete", "visitor").out
+        lan.stop()
+        _write_names(lan, "visitor")
+        lan.start()
+        lan.ok("start", "visitor")
+        until(lambda: hears(lan, "visitor", target), 10, "it is let in by a rule of before")
+        said = lan.ok("delete", "visitor", "--now", "--force", "--yes").out
+        assert "rule 1 of firewall group one-guest names nobody" in said
+        lan.ok("launch", "tiny", "visitor")
+        assert "from server visitor, purged" in lan.ok("firewall", "show", "one-guest").out
+        assert not hears(lan, "visitor", target), "that is another one"
+        assert foretold(lan, "visitor", two)["number"] == 2
+    finally:
+        lan.ok("set", two, "--network", "default")
+        lan.ok("firewall", "delete", "one-guest")
+        for name in ("guest", "visitor"):
+            lan.run("delete", name, "--now", "--force", "--yes")
+
+
+def _write_names(lan: Instance, name: str) -> None:
+    """Have the store hold the group as it was written when rules held names."""
+    (key,) = (key for key, value in lan.documents("firewall/") if b'"one-guest"' in value)
+    document = json.loads(dict(lan.documents("firewall/"))[key])
+    del document["status"]
+    document["spec"]["rules"][0]["peers"] = [f"server:{name}"]
+    with contextlib.closing(sqlite3.connect(lan.paths.store)) as db, db:
+        db.execute(
+            "update object set value = ? where key = ?", (json.dumps(document).encode(), key)
+        )
 
 
 def test_what_is_told_is_what_happens(lan: Instance, place: Place, one: str, two: str) -> None:

@@ -36,7 +36,7 @@ LAN = Network(
     status=NetworkStatus(state="ready", bridge="vb1"),
 )  # fmt: skip
 WEB = [
-    {"direction": "in", "protocol": "tcp", "ports": ["80"], "peers": ["group:web", "server:db"]},
+    {"direction": "in", "protocol": "tcp", "ports": ["80"], "peers": ["group:web", "server:db-id"]},
     {"direction": "out", "action": "deny", "protocol": "udp"},
 ]
 
@@ -110,11 +110,16 @@ async def test_the_groups_of_a_card_are_its_rules_in_order_and_then_the_networks
 
 
 async def test_peers_are_who_is_there_now() -> None:
-    gone = server("db", 9, "web", deleted=utcnow())
+    gone = server("db", 9, "web", id="db-id", deleted=utcnow())
     text = await script(group("web", WEB), server("a", 2, "web"), gone)
     assert judged(text, 2)[0] == "ip saddr 10.1.0.2 tcp dport 80 accept", "the trash is nobody"
-    text = await script(group("web", WEB), server("a", 2, "web"), server("db", 9))
+    text = await script(group("web", WEB), server("a", 2, "web"), server("db", 9, id="db-id"))
     assert judged(text, 2)[0] == "ip saddr { 10.1.0.2, 10.1.0.9 } tcp dport 80 accept"
+
+
+async def test_a_server_that_takes_the_name_of_one_that_rules_mean_is_nobody_to_them() -> None:
+    text = await script(group("web", WEB), server("a", 2, "web"), server("db", 9, id="another-id"))
+    assert judged(text, 2)[0] == "ip saddr 10.1.0.2 tcp dport 80 accept"
 
 
 @pytest.mark.parametrize("peer", ["server:db", "group:web"])

@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from virtuary.base.paths import Paths
+from virtuary.model.firewall import Firewall, FirewallSpec
+from virtuary.model.meta import Meta
 from virtuary.node import worker as working
+from virtuary.node.server import Server
 from virtuary.node.site import Site
+from virtuary.node.steps import STEPS
 from virtuary.node.worker import Worker
 from virtuary.node.world import World
 from virtuary.store.memory import MemoryStore
+from virtuary.store.reading import every
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worlds import ID, ME, alive
+from worlds import ID, ME, WALL, alive, at_rest
+
+
+async def test_a_server_that_goes_leaves_its_name_with_the_rules_that_mean_it(
+    paths: Paths,
+) -> None:
+    store = MemoryStore()
+    gone = at_rest({"power": "stopped"}, {"purge": True, "deleted": WALL})
+    rules: Any = [{"direction": "in", "peers": [f"server:{ID}"]}, {"direction": "in"}]
+    naming = Firewall(meta=Meta(name="web"), spec=FirewallSpec(rules=rules))
+    other = Firewall(meta=Meta(name="db"), spec=FirewallSpec(rules=rules[1:]))
+    documents = (gone.vm, naming, other)
+    revision = await store.txn({}, {item.key: item.dump() for item in documents})
+    worker = Server(Site(paths, store, ME), ID)
+    worker.paths.home.mkdir(parents=True)
+    kept = gone.vm.but(meta=gone.vm.meta.but(revision=revision))
+    await STEPS["forget"](worker, replace(gone, vm=kept), None)
+    assert store.get(gone.vm.key) is None
+    after = {group.name: group for group in every(store, Firewall)}
+    assert after["web"].status.purged == {ID: "web1"} and after["web"].spec == naming.spec
+    assert after["db"].meta.revision == revision
 
 
 async def test_a_machine_that_runs_on_however_often_it_is_paused_does_not_keep_the_daemon_busy(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+from virtuary.actions import peers
 from virtuary.actions.context import Context, all_vms, decides, find_vm, raise_all, turn
 from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
 from virtuary.model.firewall import (
@@ -16,7 +17,6 @@ from virtuary.model.firewall import (
     FirewallSpec,
     FirewallWish,
     Group,
-    Rule,
     Verdict,
 )
 from virtuary.model.meta import Meta
@@ -58,16 +58,16 @@ def all_firewalls(store: Store) -> list[Firewall]:
 
 @decides
 async def create(context: Context, wish: FirewallWish) -> Firewall:
-    """Have a firewall group. Its rules may name itself. Raises Exists, NotFound for peers that are
-    not there.
+    """Have a firewall group, as it is kept. Its rules may name itself. Raises Exists, NotFound for
+    peers that are not there.
     """
     if context.store.get(f"firewall-name/{wish.name}"):
         raise Exists(f"a firewall group named {wish.name} is there already", "choose another name")
     waits, takes = turn(context)
-    raise_all(strangers(context.store, wish.name, wish.rules))
+    rules = peers.kept(context.store, wish.name, wish.rules)
     group = Firewall(
         meta=Meta(name=wish.name, labels=wish.labels),
-        spec=FirewallSpec(rules=wish.rules, description=wish.description),
+        spec=FirewallSpec(rules=rules, description=wish.description),
     )
     expect = {f"firewall-name/{group.name}": 0, **waits}
     puts = {group.key: group.dump(), f"firewall-name/{group.name}": group.id.encode(), **takes}
@@ -86,12 +86,14 @@ async def change(
     group = find(context.store, name)
     if revision is not None and revision != group.meta.revision:
         raise Stale(f"{group.name} changed meanwhile", "look again and repeat")
+    rules = group.spec.rules
     if wish.rules is not None:
-        raise_all(strangers(context.store, group.name, wish.rules))
-    rules = group.spec.rules if wish.rules is None else wish.rules
+        rules = peers.kept(context.store, group.name, wish.rules, group.status.purged)
     description = group.spec.description if wish.description is None else wish.description
     meta = group.meta if wish.labels is None else group.meta.but(labels=wish.labels)
-    changed = group.but(spec=FirewallSpec(rules=rules, description=description), meta=meta)
+    changed = peers.tidied(
+        group.but(spec=FirewallSpec(rules=rules, description=description), meta=meta)
+    )
     if changed == group:
         return group
     revision = await context.commit(
@@ -143,49 +145,6 @@ def users_of(store: Store, group: Firewall) -> list[Vm]:
 def names_it(other: Firewall, group: Firewall) -> bool:
     """Whether a rule of another group has this one for a peer."""
     return any(f"group:{group.name}" in rule.peers for rule in other.spec.rules)
-
-
-def strangers(store: Store, own: str, rules: tuple[Rule, ...]) -> list[VirtuaryError]:
-    """The peers of rules that name no group and no server there is; `own` is the name of the group
-    they are of.
-    """
-    blockers: list[VirtuaryError] = []
-    for peer in dict.fromkeys(peer for rule in rules for peer in rule.peers):
-        kind, _, name = peer.partition(":")
-        if kind == "group" and name != own and not store.get(f"firewall-name/{name}"):
-            blockers.append(
-                NotFound(
-                    f"there is no firewall group named {name}", "virtuary firewall list shows them"
-                )
-            )
-        elif kind == "server" and not store.get(f"vm-name/{name}"):
-            blockers.append(
-                NotFound(f"there is no server named {name}", "virtuary list shows them")
-            )
-    return blockers
-
-
-def renamed(store: Store, old: str, new: str) -> dict[str, tuple[int, bytes]]:
-    """The groups whose rules name a server that is given another name, with rules that mean it
-    still: revision and document, by key.
-    """
-    found = {}
-    for group in all_firewalls(store):
-        rules = tuple(
-            _with_peer(rule, f"server:{old}", f"server:{new}") for rule in group.spec.rules
-        )
-        if rules != group.spec.rules:
-            found[group.key] = (
-                group.meta.revision,
-                group.but(spec=group.spec.but(rules=rules)).dump(),
-            )
-    return found
-
-
-def _with_peer(rule: Rule, old: str, new: str) -> Rule:
-    if old not in rule.peers:
-        return rule
-    return rule.but(peers=tuple(new if peer == old else peer for peer in rule.peers))
 
 
 # ---- asking

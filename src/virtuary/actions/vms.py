@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from virtuary.actions import account, firewalls, images, networks, nics, ports, served
+from virtuary.actions import account, images, networks, nics, ports, served
 from virtuary.actions.context import (
     Context,
     active,
@@ -456,8 +456,8 @@ def tunes(vm: Vm, spec: VmSpec) -> bool:
 
 @decides
 async def rename(context: Context, name: str, new_name: str) -> Vm:
-    """Give a server another name; its id, disks and addresses stay, and firewall rules that name it
-    mean it still. The guest takes its new hostname at the next start.
+    """Give a server another name; its id, disks and addresses stay, and so do firewall rules, which
+    name it by its id. The guest takes its new hostname at the next start.
     """
     waits, takes = turn(context)
     vm = find_vm(context.store, name)
@@ -475,19 +475,8 @@ async def rename(context: Context, name: str, new_name: str) -> Vm:
     changed = vm.but(meta=vm.meta.but(name=wanted), status=vm.status.but(identity_refused=None))
     expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0, **waits}
     puts = {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes}
-    joins, makes = _follow(context, vm.name, wanted)
-    revision = await context.commit(expect | joins, puts | makes, [f"vm-name/{vm.name}"])
+    revision = await context.commit(expect, puts, [f"vm-name/{vm.name}"])
     return changed.but(meta=changed.meta.but(revision=revision))
-
-
-def _follow(context: Context, old: str, new: str) -> tuple[dict[str, int], dict[str, bytes]]:
-    """What is expected and written of the firewall groups whose rules name a server that is called
-    otherwise from now on.
-    """
-    found = firewalls.renamed(context.store, old, new) if old != new else {}
-    return {key: revision for key, (revision, _) in found.items()}, {
-        key: value for key, (_, value) in found.items()
-    }
 
 
 @decides
@@ -566,11 +555,8 @@ async def undelete(context: Context, name: str, new_name: str | None = None) -> 
     raise_all([*nics.unpromised(context, vm), *served.unfit(context, vm.id, wanted, vm.spec.nics)])
     changed = vm.but(meta=vm.meta.but(deleted=None, name=wanted))
     expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0, **waits}
-    # then its old name is another one's, and so are the rules
-    taken = context.store.get(f"vm-name/{vm.name}")
-    joins, makes = _follow(context, vm.name, wanted) if not taken else ({}, {})
-    puts = {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes, **makes}
-    revision = await context.commit(expect | joins, puts)
+    puts = {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes}
+    revision = await context.commit(expect, puts)
     return changed.but(meta=changed.meta.but(revision=revision))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
-from virtuary.actions import firewalls
+from virtuary.actions import firewalls, peers
 from virtuary.api import answers
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, answer, page, replay, wanted_revision
 from virtuary.model.firewall import Firewall, FirewallChange, FirewallWish
@@ -21,21 +21,27 @@ async def list_firewalls(
     parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
 ) -> Response:
     found = parts.store.list("firewall/", after=cursor, limit=limit + 1)
-    return page(found.records, limit, found.revision)
+    records = [peers.show_record(parts.store, record) for record in found.records]
+    return page(records, limit, found.revision)
 
 
 @router.post("/firewalls", status_code=201, response_model=Firewall)
 async def create_firewall(ctx: Ctx, wish: FirewallWish) -> Response:
-    """Create a firewall group; servers are attached by their NICs' `groups`."""
-    return answer(
-        firewalls.find(ctx.store, wish.name) if replay(ctx) else await firewalls.create(ctx, wish),
-        201,
+    """Create a firewall group; servers are attached by their NICs' `groups`. Rules name servers by
+    name or id, and mean the same one when it is called otherwise.
+    """
+    made = (
+        firewalls.find(ctx.store, wish.name) if replay(ctx) else await firewalls.create(ctx, wish)
     )
+    return answer(peers.show(ctx.store, made), 201)
 
 
 @router.get("/firewalls/{name}", response_model=Firewall)
 async def show_firewall(parts: P, name: str) -> Response:
-    return answer(firewalls.find(parts.store, name))
+    """A firewall group. Its rules name a server by its name; one in the trash or gone by its id, of
+    which the status tells the last name.
+    """
+    return answer(peers.show(parts.store, firewalls.find(parts.store, name)))
 
 
 @router.patch("/firewalls/{name}", response_model=Firewall)
@@ -46,8 +52,10 @@ async def change_firewall(
     connections stay.
     """
     if replay(ctx):
-        return answer(firewalls.find(ctx.store, name))
-    return answer(await firewalls.change(ctx, name, wish, wanted_revision(if_match)))
+        group = firewalls.find(ctx.store, name)
+    else:
+        group = await firewalls.change(ctx, name, wish, wanted_revision(if_match))
+    return answer(peers.show(ctx.store, group))
 
 
 @router.delete("/firewalls/{name}", status_code=204)

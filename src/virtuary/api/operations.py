@@ -10,13 +10,13 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response, StreamingResponse
 
-from virtuary.actions import operations
+from virtuary.actions import operations, peers
 from virtuary.actions.context import find_operation
 from virtuary.api import answers
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, Parts, answer, page, with_revision
 from virtuary.base.errors import Invalid
 from virtuary.model.operation import Operation
-from virtuary.store.api import Change, Compacted, Record
+from virtuary.store.api import Change, Compacted, Record, Store
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 KINDS = ("vm", "image", "operation", "firewall")
@@ -123,12 +123,20 @@ async def _stream(parts: Parts, since: int, target: str) -> AsyncIterator[bytes]
                 continue
             change = pending.result()
             pending = asyncio.ensure_future(anext(changes))
-            if text := _event(change, target):
+            if text := _event(_as_shown(parts.store, change), target):
                 yield text
     except StopAsyncIteration:
         return
     finally:
         pending.cancel()
+
+
+def _as_shown(store: Store, change: Change) -> Change:
+    """A change with its document as the API answers with it elsewhere."""
+    if change.value is None or not change.key.startswith("firewall/"):
+        return change
+    record = Record(change.key, change.value, change.revision)
+    return change._replace(value=peers.show_record(store, record).value)
 
 
 def _event(change: Change, target: str) -> bytes | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -52,25 +53,37 @@ def parse_rule(text: str) -> dict[str, Any]:
     return rule | ({"peers": peers} if peers else {})
 
 
-def show_rule(rule: dict[str, Any]) -> str:
-    """A rule as `parse_rule` reads it."""
+def show_rule(rule: dict[str, Any], absent: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A rule as `parse_rule` reads it, but for peers that are servers no name leads to: `absent`
+    says in words what they are, by id.
+    """
     words = [rule["direction"], rule["action"], rule["protocol"]]
     words += [",".join(rule["ports"])] if rule["ports"] else []
-    words += (
-        ["from" if rule["direction"] == "in" else "to", ",".join(rule["peers"])]
-        if rule["peers"]
-        else []
-    )
+    if rule["peers"]:
+        told = [absent.get(peer.removeprefix("server:"), peer) for peer in rule["peers"]]
+        joint = "," if told == rule["peers"] else "; "
+        words += ["from" if rule["direction"] == "in" else "to", joint.join(told)]
     return " ".join(words)
 
 
-def rules_naming(wire: Wire, name: str) -> Iterator[str]:
-    """The firewall rules that have this server for a peer, in words."""
+def absent_servers(group: dict[str, Any]) -> dict[str, str]:
+    """The servers that rules of a group name and that are nobody just now, in words, by id."""
+    status = group["status"]
+    trashed = {key: f"server {name}, in the trash" for key, name in status["trashed"].items()}
+    return trashed | {key: f"server {name}, purged" for key, name in status["purged"].items()}
+
+
+def rules_naming(wire: Wire, vm_id: str, name: str, so: str) -> Iterator[str]:
+    """The firewall rules that have this server for a peer, by its name while that leads to it, else
+    by its id; `so` says what becomes of them.
+    """
     for group in every(wire, "/v1/firewalls"):
+        absent = absent_servers(group)
+        peer = f"server:{vm_id if vm_id in absent else name}"
         for number, rule in enumerate(group["spec"]["rules"], 1):
-            if f"server:{name}" in rule["peers"]:
+            if peer in rule["peers"]:
                 where = f"rule {number} of firewall group {group['meta']['name']}"
-                yield f"{where} follows: {show_rule(rule)}"
+                yield f"{where} {so}: {show_rule(rule, absent)}"
 
 
 def parse_service(text: str) -> dict[str, Any]:
@@ -147,6 +160,9 @@ def list_firewalls(output: str) -> None:
 def show_firewall(name: str, output: str) -> None:
     """Show a firewall group: its rules in order, and the servers attached to it.
 
+    A server that a rule names and that is not there is said to be in the trash, or purged: no
+    connection is that one's, whoever has its name now.
+
     \b
     Example:
       virtuary firewall show web
@@ -165,7 +181,8 @@ def show_firewall(name: str, output: str) -> None:
         print_fields(facts)
         tell()
         rows = [
-            [str(number), show_rule(rule)] for number, rule in enumerate(item["spec"]["rules"], 1)
+            [str(number), show_rule(rule, absent_servers(item))]
+            for number, rule in enumerate(item["spec"]["rules"], 1)
         ]
         print_table(["#", "RULE"], rows, "no rules: the default of the network decides")
 

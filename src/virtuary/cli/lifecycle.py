@@ -193,7 +193,7 @@ def resume_command(names: tuple[str, ...], **given: Any) -> None:
 def rename_command(name: str, new_name: str) -> None:
     """Give a server another name; a guest with an agent takes it as its hostname.
 
-    Firewall rules that name the server follow, and are told.
+    Firewall rules that name the server mean it still, and are told.
 
     \b
     Example:
@@ -202,8 +202,7 @@ def rename_command(name: str, new_name: str) -> None:
     wire = connect()
     vm = wire.call("POST", f"/v1/vms/{path_part(name)}/actions/rename", {"name": new_name})
     tell(f"{name} is now {vm['meta']['name']}")
-    for rule in rules_naming(wire, vm["meta"]["name"]):
-        tell(f"  {rule}")
+    _tell_rules(wire, vm["meta"]["id"], vm["meta"]["name"], "follows")
     until = time.monotonic() + TAKES_NAME
     while _takes_name(vm) and time.monotonic() < until:
         time.sleep(0.1)
@@ -213,6 +212,21 @@ def rename_command(name: str, new_name: str) -> None:
             f"its guest did not take the name, and goes on as {vm['status']['identity']}: {why}",
             f"mend that inside, then virtuary restart {vm['meta']['name']}",
         )
+
+
+NOBODY = "names nobody in its place, whoever has its name next"
+NOBODY_YET = "names nobody in its place until it is back"
+
+
+def _target(answer: dict[str, Any]) -> str:
+    """The id of the server that an operation is about."""
+    return str(answer["operation"]["spec"]["target"]).removeprefix("vm/")
+
+
+def _tell_rules(wire: Wire, vm_id: str, name: str, so: str) -> None:
+    """Of each firewall rule that names a server, what becomes of it."""
+    for rule in rules_naming(wire, vm_id, name, so):
+        tell(f"  {rule}")
 
 
 TAKES_NAME = 20.0
@@ -327,7 +341,7 @@ def trim_command(names: tuple[str, ...], output: str) -> None:
 @output_option
 def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool, output: str) -> None:
     """Move servers to the trash, from which they come back for 7 days; with --now remove them for
-    good.
+    good. Firewall rules that name them are told.
 
     \b
     Examples:
@@ -352,6 +366,7 @@ def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool, ou
                     if now
                     else f"{name} lies in the trash for 7 days: virtuary undelete {name}"
                 )
+                _tell_rules(wire, _target(answer), name, NOBODY if now else NOBODY_YET)
         except VirtuaryError as error:
             failure = keep_first(failure, error, len(names))
     if done or not failure:
@@ -375,15 +390,17 @@ def undelete_command(name: str, new_name: str | None) -> None:
     Example:
       virtuary undelete web1
     """
-    vm = connect().call("POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name})
+    wire = connect()
+    vm = wire.call("POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name})
     tell(f"{vm['meta']['name']} is back: virtuary start {vm['meta']['name']}")
+    _tell_rules(wire, vm["meta"]["id"], vm["meta"]["name"], "means it again")
 
 
 @click.command()
 @NAME
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def purge_command(name: str, yes: bool) -> None:
-    """Remove a server in the trash for good.
+    """Remove a server in the trash for good. Firewall rules that name it are told.
 
     \b
     Example:
@@ -392,5 +409,7 @@ def purge_command(name: str, yes: bool) -> None:
     wire = connect()
     if not yes:
         ask(f"Remove {name} for good?")
-    follow(wire, wire.call("POST", f"/v1/vms/{path_part(name)}/actions/purge", {})["operation"])
+    answer = wire.call("POST", f"/v1/vms/{path_part(name)}/actions/purge", {})
+    follow(wire, answer["operation"])
     tell(f"{name} is gone")
+    _tell_rules(wire, _target(answer), name, NOBODY)

@@ -9,7 +9,7 @@ why a connection fails.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
@@ -32,8 +32,10 @@ Protocol = Literal["tcp", "udp", "icmp", "any"]
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 Members = Mapping[str, tuple[Subnet, ...]]
-"""What the peers `group:NAME` and `server:NAME` stand for just now; who is not in it is nobody."""
+"""What the peers `group:NAME` and `server:ID` stand for just now; who is not in it is nobody."""
 
+SERVER = "server:"
+"""How the peer begins that is a server."""
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
@@ -68,8 +70,8 @@ def show_ports(value: tuple[int, int]) -> str:
 
 
 def check_peer(text: str) -> str:
-    """A peer in its one spelling: a network in CIDR notation, or `group:` or `server:` and a name.
-    Raises ValueError.
+    """A peer in its one spelling: a network in CIDR notation, `group:` and a name, or `server:` and
+    a name, where documents are kept an id. Raises ValueError.
     """
     kind, _, name = text.strip().partition(":")
     if kind in ("group", "server"):
@@ -125,11 +127,49 @@ class FirewallSpec(Model):
     description: Description = ""
 
 
+class FirewallStatus(Model):
+    """The servers that rules name by their ids because no name leads to them: their last names, by
+    id. Such a peer is nobody.
+    """
+
+    purged: dict[str, str] = Field(default_factory=dict)
+    """Those that are gone for good."""
+    trashed: dict[str, str] = Field(default_factory=dict)
+    """Those in the trash; found when a group is shown, and never kept."""
+
+
 class Firewall(Document):
-    """A firewall group."""
+    """A firewall group. Kept, its rules name servers by their ids; shown, by the names these have
+    just now.
+    """
 
     prefix: ClassVar[str] = "firewall"
     spec: FirewallSpec = FirewallSpec()
+    status: FirewallStatus = FirewallStatus()
+
+    def servers(self) -> frozenset[str]:
+        """What its rules name servers by: ids, where it is kept."""
+        return frozenset(
+            peer.removeprefix(SERVER)
+            for rule in self.spec.rules
+            for peer in rule.peers
+            if peer.startswith(SERVER)
+        )
+
+    def without(self, server_id: str, name: str) -> Self:
+        """The same once the server of this name, which a rule names, is gone for good."""
+        purged = {**self.status.purged, server_id: name}
+        return self.but(status=FirewallStatus(purged=purged))
+
+
+def with_servers(rules: Iterable[Rule], called: Callable[[str], str]) -> tuple[Rule, ...]:
+    """The rules with servers named as `called` has it, of what they are named by."""
+
+    def of(peer: str) -> str:
+        name = peer.removeprefix(SERVER)
+        return peer if name == peer else SERVER + called(name)
+
+    return tuple(rule.but(peers=tuple(map(of, rule.peers))) for rule in rules)
 
 
 class FirewallWish(Model):
@@ -174,7 +214,7 @@ class Match(NamedTuple):
 
 
 def resolve(rule: Rule, members: Members) -> Match:
-    """The rule with addresses in place of the names of groups and servers."""
+    """The rule with addresses in place of groups and servers."""
     peers = None
     if rule.peers:
         peers = tuple(net for peer in rule.peers for net in _networks(peer, members))

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal, NamedTuple
 
 from virtuary.base.errors import Invalid
-from virtuary.model.firewall import Address, Card, Group, Members, Subnet, Verdict, decide
+from virtuary.model.firewall import SERVER, Address, Card, Group, Members, Subnet, Verdict, decide
 from virtuary.model.network import NONE, USER, Network, Nic
 from virtuary.model.vm import Publish, Vm
 
@@ -25,13 +25,13 @@ addresses.
 
 
 def members_of(cards: Iterable[tuple[Vm, Nic]]) -> Members:
-    """The addresses that the peers `server:NAME` and `group:NAME` stand for, of NICs of servers
-    that are not in the trash.
+    """The addresses that the peers `server:ID` and `group:NAME` stand for, of NICs of servers that
+    are not in the trash.
     """
     found: dict[str, list[Subnet]] = {}
     for vm, nic in cards:
         own = [ip_network(address) for address in (nic.ipv4, nic.ipv6) if address]
-        for peer in (f"server:{vm.name}", *(f"group:{name}" for name in nic.groups)):
+        for peer in (f"{SERVER}{vm.id}", *(f"group:{name}" for name in nic.groups)):
             found.setdefault(peer, []).extend(own)
     return {peer: tuple(nets) for peer, nets in found.items()}
 

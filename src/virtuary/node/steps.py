@@ -22,6 +22,7 @@ from virtuary.base.log import say
 from virtuary.guest import seed
 from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.host import oom
+from virtuary.model.firewall import Firewall
 from virtuary.model.operation import STARTS, Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Crash, Runtime, Vm
@@ -51,6 +52,7 @@ from virtuary.qemu.describe import Machine
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.qmp import open_monitor
 from virtuary.storage import directory
+from virtuary.store.reading import every
 
 logger = logging.getLogger("virtuary.steps")
 LOG_CAP = 256 * 1024
@@ -541,7 +543,7 @@ async def drop_key(worker: Server) -> None:
 
 
 async def forget(worker: Server, world: World, _: None) -> None:
-    """Remove every trace of a server; its document last."""
+    """Remove every trace of a server; its document last. Rules that name it keep its name."""
     if worker.run:
         await worker.run.close()
         worker.run = None
@@ -558,7 +560,12 @@ async def forget(worker: Server, world: World, _: None) -> None:
         item.key: operations.finished(item).dump()
         for item in operations.open_operations(store, worker.key)
     }
-    await store.txn({worker.key: vm.meta.revision}, puts, [worker.key, f"secret/{vm.id}", *names])
+    naming = [group for group in every(store, Firewall) if vm.id in group.servers()]
+    await store.txn(
+        {worker.key: vm.meta.revision, **{group.key: group.meta.revision for group in naming}},
+        {**puts, **{group.key: group.without(vm.id, vm.name).dump() for group in naming}},
+        [worker.key, f"secret/{vm.id}", *names],
+    )
 
 
 STEPS: dict[str, Effect] = {
