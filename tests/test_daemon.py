@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import subprocess
 import sys
+
+from virtuary.base import startup
 
 CODE = """
 import resource
@@ -20,3 +24,43 @@ def test_the_daemon_may_open_as_many_files_as_hundreds_of_servers_need() -> None
         [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=30, check=True
     ).stdout.split()
     assert int(said[0]) == min(int(said[1]), 65_536)
+
+
+STARTED = """
+import json, sys
+from virtuary.base import startup
+import gc
+startup.begin()
+begun = gc.isenabled()
+import virtuary.daemon
+from fastapi.openapi.models import OpenAPI
+from virtuary.api.app import about, images, vms
+from virtuary.model.vm import Vm
+from virtuary.api.answers import Vms
+routes = [route for router in (about, images.router, vms.router) for route in router.routes]
+startup.settle()
+print(json.dumps({
+    "modules": sorted(sys.modules),
+    "models": [kind.__name__ for kind in (OpenAPI, Vm, Vms) if kind.__pydantic_complete__],
+    "routes": [route.name for route in routes if getattr(route, "built", False)],
+    "collector": [begun, gc.isenabled(), gc.get_freeze_count() > 0],
+}))
+"""
+LATER = {"yaml", "cryptography", "websockets", "httpx", "rich", "multipart"}
+"""What some requests need, and no daemon that starts."""
+
+
+def test_a_start_loads_and_builds_only_what_the_first_answer_needs() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=30, check=True
+    ).stdout
+    found = json.loads(said)
+    assert LATER & set(found["modules"]) == set()
+    assert (found["models"], found["routes"]) == ([], [])
+    assert found["collector"] == [False, True, True]
+
+
+def test_a_process_that_has_not_begun_as_a_daemon_keeps_its_collector_as_it_is() -> None:
+    before = gc.get_freeze_count()
+    startup.settle()
+    assert gc.isenabled() and gc.get_freeze_count() == before

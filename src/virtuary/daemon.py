@@ -27,7 +27,7 @@ from virtuary.api.app import make_app
 from virtuary.api.auth import listening_socket
 from virtuary.api.deps import Parts
 from virtuary.api.protocols import PeerProtocol, PeerWebSocket
-from virtuary.base import proc
+from virtuary.base import proc, startup
 from virtuary.base.errors import Conflict
 from virtuary.base.files import write_whole
 from virtuary.base.log import say, set_up
@@ -47,8 +47,6 @@ logger = logging.getLogger("virtuary.daemon")
 OPEN_FILES = 65_536
 MORE_TIME = 30
 """Seconds that systemd is asked for again and again while servers shut down."""
-GOES_FIRST = -10
-"""Nice value of the daemon, which uses little and is waited for by people."""
 
 
 class _Server(uvicorn.Server):
@@ -93,7 +91,6 @@ async def serve(paths: Paths) -> None:
             say(logger, "no limits", logging.WARNING, why=why)
         proc.aside = cgroups.builds_group()
         _clear_scratch(paths)
-        _go_first()
         _open_many()
         store = SealedStore(SqliteStore(paths.store, Ballast(paths.ballast)), paths.secret_key)
         try:
@@ -115,15 +112,6 @@ async def _keep_secrets(store: SealedStore) -> None:
         say(logger, "secrets lost", logging.ERROR, why=loss)
     else:
         await store.seal_all()
-
-
-def _go_first() -> None:
-    """Answer also while guests keep every processor busy: this thread goes before them, what it
-    starts does not. Only root may.
-    """
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, 0, GOES_FIRST)
 
 
 def _open_many() -> None:
@@ -157,6 +145,7 @@ async def _serve(paths: Paths, node: Node, store: Store) -> None:
     stopping, falling = asyncio.create_task(stop.wait()), asyncio.create_task(host_down.wait())
     say(logger, "ready", version=__version__, mode=paths.mode, socket=paths.socket)
     _notify("READY=1")
+    startup.settle()
     await asyncio.wait({working, serving, stopping, falling}, return_when=asyncio.FIRST_COMPLETED)
     if (
         not working.done()

@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 class Answer(BaseModel):
     """Fields may be added by later versions."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class RequestFinding(Answer):

@@ -31,6 +31,7 @@ from virtuary.api import (
     vms,
 )
 from virtuary.api.deps import P, Parts, actor_of
+from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid, NotJson, VirtuaryError
 from virtuary.base.jsontext import find_excess
 from virtuary.base.log import say
@@ -55,6 +56,9 @@ EXTENSIONS = [
     "usage",
 ]
 
+about = make_router(tags=["host"])
+"""Routes about the daemon itself."""
+
 
 def make_app(parts: Parts) -> FastAPI:
     app = FastAPI(
@@ -68,10 +72,9 @@ def make_app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     problems.install(app)
     every = (vms, sessions, images, networks, firewalls, operations, metrics, plans, capacity)
-    routers = (*(room.router for room in every), images.templates)
+    routers = (*(room.router for room in every), images.templates, about)
     for router in routers:
-        app.include_router(router)
-    _add_host_routes(app)
+        app.router.routes.extend(router.routes)  # as they are: to include a router builds each anew
     app.openapi = lambda: document.describe(app)  # type: ignore[method-assign]
     app.add_middleware(Door, large=_find_large(routers))
     return app
@@ -213,32 +216,32 @@ def _log(request: Request, status: int, seconds: float) -> None:
     )
 
 
-def _add_host_routes(app: FastAPI) -> None:
-    @app.get("/", tags=["host"], response_model=answers.About)
-    async def root() -> dict[str, Any]:
-        """Which versions of the API are spoken here, and what it can do."""
-        return {
-            "name": "virtuary",
-            "version": __version__,
-            "versions": ["v1"],
-            "extensions": EXTENSIONS,
-        }
+@about.get("/", response_model=answers.About)
+async def root() -> dict[str, Any]:
+    """Which versions of the API are spoken here, and what it can do."""
+    return {
+        "name": "virtuary",
+        "version": __version__,
+        "versions": ["v1"],
+        "extensions": EXTENSIONS,
+    }
 
-    @app.get(
-        "/healthz", tags=["host"], response_model=answers.Health, response_model_exclude_none=True
-    )
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
 
-    @app.get("/readyz", tags=["host"], response_model=answers.Health)
-    async def readyz(parts: P) -> dict[str, Any]:
-        return {"status": "ok", "revision": parts.store.revision}
+@about.get("/healthz", response_model=answers.Health, response_model_exclude_none=True)
+async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
 
-    @app.get("/v1/doctor", tags=["host"], response_model=answers.Checks)
-    async def doctor(parts: P) -> dict[str, Any]:
-        """Everything a launch depends on, each with a remedy."""
-        checks = await examine(parts.node.site)
-        return {
-            "healthy": all(check.state != "missing" for check in checks),
-            "checks": [check.model_dump() for check in checks],
-        }
+
+@about.get("/readyz", response_model=answers.Health)
+async def readyz(parts: P) -> dict[str, Any]:
+    return {"status": "ok", "revision": parts.store.revision}
+
+
+@about.get("/v1/doctor", response_model=answers.Checks)
+async def doctor(parts: P) -> dict[str, Any]:
+    """Everything a launch depends on, each with a remedy."""
+    checks = await examine(parts.node.site)
+    return {
+        "healthy": all(check.state != "missing" for check in checks),
+        "checks": [check.model_dump() for check in checks],
+    }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from virtuary.actions import account
 from virtuary.actions.context import all_vms
@@ -14,6 +14,7 @@ from virtuary.actions.networks import all_networks, find
 from virtuary.actions.vms import checked
 from virtuary.api import answers
 from virtuary.api.deps import P, Parts
+from virtuary.api.routing import make_router
 from virtuary.base.errors import NoRoom
 from virtuary.model.bandwidth import Direction
 from virtuary.model.host import Balance, HostStatus, Pool
@@ -22,7 +23,7 @@ from virtuary.model.resources import Cpu
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.node.site import allocated, host_status
 
-router = APIRouter(prefix="/v1", tags=["host"])
+router = make_router("/v1", tags=["host"])
 
 
 async def described(parts: Parts) -> HostStatus:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query
 from starlette.responses import Response
 
 from virtuary.actions import firewalls, peers
 from virtuary.api import answers
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, answer, page, replay, wanted_revision
+from virtuary.api.routing import make_router
 from virtuary.model.firewall import Firewall, FirewallChange, FirewallWish
 
-router = APIRouter(prefix="/v1", tags=["firewalls"])
+router = make_router("/v1", tags=["firewalls"])
 
 
 @router.get("/firewalls", response_model=answers.Firewalls)

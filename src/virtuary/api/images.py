@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
@@ -25,6 +25,7 @@ from virtuary.api.deps import (
     page,
     replay,
 )
+from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid
 from virtuary.base.units import MAX_SIZE, MIB
 from virtuary.model.image import Image, ImageSource, ImageWish
@@ -56,8 +57,8 @@ class ImportFacts(Model):
     cloud_init: bool = True
 
 
-router = APIRouter(prefix="/v1/images", tags=["images"])
-templates = APIRouter(prefix="/v1/templates", tags=["images"])
+router = make_router("/v1/images", tags=["images"])
+templates = make_router("/v1/templates", tags=["images"])
 
 
 @router.get("", response_model=answers.Images)

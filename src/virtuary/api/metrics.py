@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from starlette.responses import PlainTextResponse, Response
 
 from virtuary import __version__
@@ -18,12 +18,13 @@ from virtuary.actions.context import find_host, find_vm
 from virtuary.api import answers
 from virtuary.api.deps import P, Parts
 from virtuary.api.exposition import MEDIA, page
+from virtuary.api.routing import make_router
 from virtuary.model.advice import Advice
 from virtuary.model.meta import Model
 from virtuary.model.usage import STEPS, Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
 
-router = APIRouter(tags=["usage"])
+router = make_router(tags=["usage"])
 Since = Annotated[
     int, Query(ge=0, le=2**40, description="only points from this second on, since 1970")
 ]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query
 from starlette.responses import Response
 
 from virtuary.actions import networks
 from virtuary.api import answers
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, answer, body_of, page, replay, wanted_revision
+from virtuary.api.routing import make_router
 from virtuary.model.network import Network, NetworkChange, NetworkWish
 from virtuary.model.operation import Operation
 
-router = APIRouter(prefix="/v1/networks", tags=["networks"])
+router = make_router("/v1/networks", tags=["networks"])
 
 
 @router.get("", response_model=answers.Networks)

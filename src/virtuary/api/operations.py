@@ -7,18 +7,19 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query
 from starlette.responses import Response, StreamingResponse
 
 from virtuary.actions import operations, peers
 from virtuary.actions.context import find_operation
 from virtuary.api import answers
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, Parts, answer, page, with_revision
+from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid
 from virtuary.model.operation import Operation
 from virtuary.store.api import Change, Compacted, Record, Store
 
-router = APIRouter(prefix="/v1", tags=["operations"])
+router = make_router("/v1", tags=["operations"])
 KINDS = ("vm", "image", "operation", "firewall")
 HEARTBEAT = 15.0
 

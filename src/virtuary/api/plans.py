@@ -12,10 +12,11 @@ import signal
 import sys
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from virtuary.api.routing import make_router
 from virtuary.base.errors import Busy, Failed, Invalid, NoRoom, from_problem
 from virtuary.base.loads import HOURS
 from virtuary.base.log import say
@@ -25,7 +26,7 @@ from virtuary.model.placement import PlacementPlan, PlacementWish
 from virtuary.planning import PROBLEM
 
 logger = logging.getLogger("virtuary.api")
-router = APIRouter(prefix="/v1/plans", tags=["plans"])
+router = make_router("/v1/plans", tags=["plans"])
 BODY_CAP = 96 * 1024 * 1024
 """Loads of thousands of servers are long."""
 SMALL = 64 * 1024

@@ -15,19 +15,20 @@ import contextlib
 import json
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, WebSocket
+from fastapi import WebSocket
 from pydantic import Field, ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from virtuary.actions.context import find_vm
 from virtuary.api import auth
 from virtuary.api.deps import Parts
+from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.jsontext import find_excess
 from virtuary.model.meta import Model, invalid
 from virtuary.node import touch
 
-router = APIRouter(prefix="/v1/vms", tags=["vms"])
+router = make_router("/v1/vms", tags=["vms"])
 TEXT_CAP = 256 * 1024
 """Bytes of a text message; the first one holds the command."""
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, WebSocket
+from fastapi import Header, Query, WebSocket
 from pydantic import Field
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
@@ -32,6 +32,7 @@ from virtuary.api.deps import (
     replay,
     wanted_revision,
 )
+from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.model.image import Image
 from virtuary.model.meta import Model
@@ -39,7 +40,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
 from virtuary.node import inside, touch
 
-router = APIRouter(prefix="/v1/vms", tags=["vms"])
+router = make_router("/v1/vms", tags=["vms"])
 DRAFTED: dict[int | str, dict[str, Any]] = {
     200: {"model": answers.Draft, "description": "With dry_run"}
 }

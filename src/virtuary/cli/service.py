@@ -17,6 +17,9 @@ def daemon_command() -> None:
     Example:
       virtuary daemon
     """
+    from virtuary.base import startup
+
+    startup.begin()
     from virtuary.daemon import main
 
     main()

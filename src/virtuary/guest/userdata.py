@@ -20,8 +20,6 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import yaml
-
 from virtuary.base.errors import Invalid
 from virtuary.base.jsontext import find_excess
 
@@ -67,7 +65,6 @@ keys, takes their number squared.
 """
 _NUMBER = re.compile(r"[-+0-9_.:]{19,}")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{16,}={0,2}\s*")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LOGIN = re.compile(
     r"PermitRootLogin|AllowUsers|DenyUsers|AllowGroups|DenyGroups|AuthorizedKeysFile|PubkeyAuthentication|authorized_keys\b(?<!ssh_authorized_keys)"
     r"|(stop|disable|mask|remove|purge)\b.*\b(sshd?|openssh-server|dropbear)\b|^\s*users\s*:|ListenAddress|^\s*-?\s*Port\s+\d|\b(ufw|nft|iptables)\b"
@@ -212,7 +209,7 @@ def _check(part: Part, depth: int) -> bool:
 def _load(part: Part) -> Any:
     try:
         _check_extent(part.text)
-        return _LOADER(part.text).get_single_data()
+        return _loader()(part.text).get_single_data()
     except Exception as error:
         # besides YAMLError whatever a broken date, number or tag makes of it
         why = " ".join(str(error).replace('in "<unicode string>", ', "").split())
@@ -257,14 +254,23 @@ def _check_patch(part: Part) -> None:
         )
 
 
+def _loader() -> Any:
+    """Loaded with the first user data: the daemon starts without."""
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def _check_extent(text: str) -> None:
     """Raise ValueError for YAML that would take long to make something of; in time that goes by
     what is accepted.
     """
+    import yaml
+
     if text.count("\n%") > DIRECTIVES_CAP:
         raise ValueError("it has too many directives")
     depth = numbers = 0
-    for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+    for count, event in enumerate(yaml.parse(text, Loader=_loader())):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
             event, yaml.CollectionEndEvent
         )

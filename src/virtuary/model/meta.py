@@ -74,9 +74,11 @@ def new_id() -> str:
 
 
 class Model(BaseModel):
-    """Frozen, no unknown fields."""
+    """Frozen, no unknown fields; what validates it is built with the first one there is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_timedelta="float")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_timedelta="float", defer_build=True
+    )
 
     def but(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated."""
