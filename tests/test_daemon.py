@@ -37,16 +37,28 @@ from fastapi.openapi.models import OpenAPI
 from virtuary.api.app import about, images, vms
 from virtuary.model.vm import Vm
 from virtuary.api.answers import Vms
+from virtuary.model.consolidation import ConsolidationWish
+from virtuary.model.placement import PlacementWish
+models = (OpenAPI, Vm, Vms, ConsolidationWish, PlacementWish)
 routes = [route for router in (about, images.router, vms.router) for route in router.routes]
 startup.settle()
 print(json.dumps({
     "modules": sorted(sys.modules),
-    "models": [kind.__name__ for kind in (OpenAPI, Vm, Vms) if kind.__pydantic_complete__],
+    "models": [kind.__name__ for kind in models if kind.__pydantic_complete__],
     "routes": [route.name for route in routes if getattr(route, "built", False)],
     "collector": [begun, gc.isenabled(), gc.get_freeze_count() > 0],
 }))
 """
-LATER = {"yaml", "cryptography", "websockets", "httpx", "rich", "multipart"}
+LATER = {
+    "yaml",
+    "virtuary.images.build",
+    "virtuary.images.convert",
+    "cryptography",
+    "websockets",
+    "httpx",
+    "rich",
+    "multipart",
+}
 """What some requests need, and no daemon that starts."""
 
 

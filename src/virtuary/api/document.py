@@ -11,9 +11,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from virtuary.api.answers import Problem
 from virtuary.api.problems import MEDIA
+from virtuary.base.loads import HOURS
+from virtuary.model.consolidation import ConsolidationWish
+from virtuary.model.placement import PlacementWish
 
 EVERYWHERE = {
     403: "Not allowed",
@@ -34,6 +38,11 @@ GUESTS = {
 GONE = {410: "The revision is no longer remembered"}
 IN_GUESTS = ("/doctor", "/ssh", "/logs", "/exec", "/trim")
 REFERENCE = {"$ref": "#/components/schemas/Problem"}
+UNPARSED: dict[str, type[BaseModel]] = {
+    "/v1/plans/consolidation": ConsolidationWish,
+    "/v1/plans/placement": PlacementWish,
+}
+"""Bodies that are read by another process, so that their routes do not declare them."""
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -51,6 +60,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schemas["Problem"] = problem
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
+        for path, model in UNPARSED.items():
+            content = {"application/json": {"schema": _inlined(model)}}
+            found["paths"][path]["post"]["requestBody"] = {"content": content, "required": True}
         for path, methods in found["paths"].items():
             for method, operation in methods.items():
                 _tell_errors(path, method, operation)
@@ -89,6 +101,30 @@ def errors_of(path: str, method: str, operation: dict[str, Any]) -> dict[int, st
     if path == "/v1/events":
         errors |= GONE
     return errors
+
+
+def _inlined(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a model without references, for a body that the daemon does not parse.
+
+    Lengths of long arrays are left to the descriptions: whoever makes up requests from the schema
+    would make up megabytes.
+    """
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, dict):
+            if name := str(part.get("$ref", "")).removeprefix("#/$defs/"):
+                return resolve(definitions[name])
+            return {
+                key: resolve(value)
+                for key, value in part.items()
+                if key not in ("minItems", "maxItems") or value < HOURS
+            }
+        return [resolve(item) for item in part] if isinstance(part, list) else part
+
+    found: dict[str, Any] = resolve(schema)
+    return found
 
 
 def _tell_errors(path: str, method: str, operation: dict[str, Any]) -> None:

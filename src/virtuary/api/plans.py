@@ -10,7 +10,6 @@ import json
 import logging
 import signal
 import sys
-from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -18,7 +17,6 @@ from starlette.responses import Response
 
 from virtuary.api.routing import make_router
 from virtuary.base.errors import Busy, Failed, Invalid, NoRoom, from_problem
-from virtuary.base.loads import HOURS
 from virtuary.base.log import say
 from virtuary.base.proc import Result, last_line, run
 from virtuary.model.consolidation import ConsolidationPlan, ConsolidationWish
@@ -32,30 +30,6 @@ BODY_CAP = 96 * 1024 * 1024
 SMALL = 64 * 1024
 DEADLINE = 300.0
 _COMMAND = (sys.executable, "-I", "-m", "virtuary.planning")
-
-
-def _inlined(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a model without references, for a body that the daemon does not parse.
-
-    Lengths of long arrays are left to the descriptions: whoever makes up requests from the schema
-    would make up megabytes.
-    """
-    schema = model.model_json_schema()
-    definitions = schema.pop("$defs", {})
-
-    def resolve(part: Any) -> Any:
-        if isinstance(part, dict):
-            if name := str(part.get("$ref", "")).removeprefix("#/$defs/"):
-                return resolve(definitions[name])
-            return {
-                key: resolve(value)
-                for key, value in part.items()
-                if key not in ("minItems", "maxItems") or value < HOURS
-            }
-        return [resolve(item) for item in part] if isinstance(part, list) else part
-
-    found: dict[str, Any] = resolve(schema)
-    return found
 
 
 class _Desk:
@@ -80,12 +54,6 @@ desk = _Desk()
     "/consolidation",
     max_body_size=BODY_CAP,
     responses={200: {"model": ConsolidationPlan}},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _inlined(ConsolidationWish)}},
-        }
-    },
 )
 async def plan_consolidation(request: Request) -> Response:
     """Which of many servers, by their loads in every hour of the week, go onto how many hosts."""
@@ -101,12 +69,6 @@ async def plan_consolidation(request: Request) -> Response:
     "/placement",
     max_body_size=BODY_CAP,
     responses={200: {"model": PlacementPlan}},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _inlined(PlacementWish)}},
-        }
-    },
 )
 async def plan_placement(request: Request) -> Response:
     """Where servers could go on hosts that are partly full, and why not where they can't."""

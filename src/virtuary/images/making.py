@@ -18,7 +18,7 @@ from typing import Any
 from virtuary.base.errors import Invalid, PeerAway, VirtuaryError
 from virtuary.base.files import remove, write_whole
 from virtuary.base.units import GIB
-from virtuary.images import build, catalogue, convert, fetch
+from virtuary.images import catalogue, fetch
 from virtuary.images.addresses import check_addresses, literal, parse_url
 from virtuary.images.checksums import Digest, hash_file
 from virtuary.images.formats import inspect
@@ -58,6 +58,8 @@ async def make(spec: ImageSpec, folder: Path, means: Means, report: Report) -> d
 
 
 async def _build(source: ImageSource, folder: Path, report: Report) -> dict[str, Any]:
+    from virtuary.images import build  # large, and this may never be asked of the daemon
+
     release: build.Release = "13" if source.release == "13" else "12"
     recipe = build.Recipe(kind=source.recipe or "debian", release=release, packages=source.packages)
     built = await build.build(recipe, folder, report)
@@ -183,6 +185,8 @@ async def _adopt(
     """Read the header of a foreign file, convert it, and remove it unless told to `keep` it; it is
     gone as well when it is refused.
     """
+    from virtuary.images import convert
+
     try:
         with open_reader(file) as reader:
             # a log's checksums take a while

@@ -13,7 +13,6 @@ from virtuary.base.errors import VirtuaryError
 from virtuary.base.units import GIB, format_size
 from virtuary.host import cgroups as groups
 from virtuary.host.cgroups import SYSTEMD
-from virtuary.images import build
 from virtuary.model.host import Check
 from virtuary.node.site import Site, default_network, memory_facts
 from virtuary.qemu.firmware import find_uefi
@@ -192,6 +191,8 @@ async def tools(site: Site) -> Check:
 
 
 async def sources(site: Site) -> Check:
+    from virtuary.images import build
+
     missing = build.missing_programs(build.Recipe(kind="debian"))
     if missing:
         return Check(
