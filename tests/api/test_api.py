@@ -255,6 +255,17 @@ async def test_an_unspeakable_wait_is_refused(api: Service) -> None:
 # ---- create, look, list
 
 
+async def test_what_can_not_be_removed_is_told_without_removing_anything(api: Service) -> None:
+    target = "/v1/vms/{}?now=true&dry_run=true"
+    assert (await api.call("DELETE", target.format("nosuch"))).status == 404
+    assert (await api.call("POST", "/v1/vms/nosuch/actions/purge?dry_run=true")).status == 404
+    vm = (await api.call("POST", "/v1/vms", {"image": "tiny", "name": "web1"})).json["vm"]
+    before = api.parts.store.revision
+    answer = await api.call("DELETE", target.format("web1"))
+    assert answer.status == 200 and answer.json["meta"]["id"] == vm["meta"]["id"]
+    assert api.parts.store.revision == before
+
+
 async def test_creating_answers_with_the_server_and_the_operation_to_follow(api: Service) -> None:
     answer = await api.call(
         "POST",

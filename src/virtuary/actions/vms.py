@@ -484,14 +484,7 @@ async def delete(
     context: Context, name: str, *, now: bool = False, force: bool = False
 ) -> Operation:
     """Move a server to the trash, or with `now` remove it for good. One that runs needs `force`."""
-    vm = find_vm(context.store, name, suggest=False)
-    if vm.spec.protect:
-        raise Conflict(f"{vm.name} is protected", f"virtuary set {vm.name} --no-protect")
-    if (vm.status.runtime or vm.status.state == "starting") and not force:
-        raise Conflict(
-            f"{vm.name} is {vm.status.state}",
-            f"virtuary stop {vm.name} first, or delete it with --force",
-        )
+    vm = deletable(context, name, force=force)
     ended = _superseded(context, vm, "delete")
     changed = vm.but(
         spec=vm.spec.but(power="stopped"),
@@ -509,6 +502,19 @@ async def delete(
     names = [] if vm.meta.deleted else [f"vm-name/{vm.name}"]
     await context.commit(expect, puts, names, operation=operation)
     return operation
+
+
+def deletable(context: Context, name: str, *, force: bool = False) -> Vm:
+    """The server, if it can be deleted. Raises as `delete`."""
+    vm = find_vm(context.store, name, suggest=False)
+    if vm.spec.protect:
+        raise Conflict(f"{vm.name} is protected", f"virtuary set {vm.name} --no-protect")
+    if (vm.status.runtime or vm.status.state == "starting") and not force:
+        raise Conflict(
+            f"{vm.name} is {vm.status.state}",
+            f"virtuary stop {vm.name} first, or delete it with --force",
+        )
+    return vm
 
 
 def find_trashed(store: Store, name: str) -> Vm:

@@ -189,9 +189,18 @@ async def change_vm(
     return accepted(operation, {"vm": body_of(vm)}) if operation else answer(vm)
 
 
-@router.delete("/{name}", status_code=202, response_model=answers.Accepted)
-async def delete_vm(ctx: Ctx, name: str, now: bool = False, force: bool = False) -> Response:
+@router.delete(
+    "/{name}",
+    status_code=202,
+    response_model=answers.Accepted,
+    responses={200: {"model": Vm, "description": "With dry_run: it can be deleted"}},
+)
+async def delete_vm(
+    ctx: Ctx, name: str, now: bool = False, force: bool = False, dry_run: DryRun = False
+) -> Response:
     """Move to the trash, or with `now` remove for good."""
+    if dry_run:
+        return answer(vms.deletable(ctx, name, force=force))
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
     return accepted(await vms.delete(ctx, name, now=now, force=force))
@@ -273,9 +282,16 @@ async def undelete_vm(ctx: Ctx, name: str, params: UndeleteParams | None = None)
     return answer(await vms.undelete(ctx, name, wanted))
 
 
-@router.post("/{name}/actions/purge", status_code=202, response_model=answers.Accepted)
-async def purge_vm(ctx: Ctx, name: str) -> Response:
+@router.post(
+    "/{name}/actions/purge",
+    status_code=202,
+    response_model=answers.Accepted,
+    responses={200: {"model": Vm, "description": "With dry_run: it can be purged"}},
+)
+async def purge_vm(ctx: Ctx, name: str, dry_run: DryRun = False) -> Response:
     """Remove one that lies in the trash for good."""
+    if dry_run:
+        return answer(vms.find_trashed(ctx.store, name))
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
     return accepted(await vms.purge(ctx, name))

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
+from virtuary.base.errors import Failed, GuestSilent, Invalid, VirtuaryError
 from virtuary.base.text import Stream
 from virtuary.cli.login import config_block, exec_by_ssh, say_suspects, ssh_command, wait_for_ssh
 from virtuary.cli.options import NAME, Duration
@@ -136,6 +136,8 @@ def exec_command(
       virtuary exec web1 -- tar -C / -x < site.tar
       virtuary exec -t web1 -- top
     """
+    if output == "name":
+        raise Invalid("what a command says has no name", "-o json prints its status and output")
     said = {1: bytearray(), 2: bytearray()}
     wire = connect()
     try:
@@ -157,11 +159,7 @@ def exec_command(
         key: base64.b64encode(said[stream]).decode()
         for key, stream in (("stdout", 1), ("stderr", 2))
     }
-    emit(
-        {"status": status, **texts, "truncated": False},
-        output,
-        name=lambda item: str(item["status"]),
-    )
+    emit({"status": status, **texts, "truncated": False}, output)
     sys.exit(status)
 
 

@@ -11,10 +11,11 @@ import sys
 import time
 from typing import Any
 
-from virtuary.base.errors import GuestSilent, VirtuaryError, from_problem
+from virtuary.base.errors import GuestSilent, PeerAway, VirtuaryError, from_problem
 from virtuary.base.text import shown
 from virtuary.base.units import format_duration
 from virtuary.cli.output import colours, say
+from virtuary.client.start import start_again
 from virtuary.client.wire import Wire
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -39,10 +40,13 @@ class _Screen:
 
     def show(self, status: dict[str, Any]) -> None:
         """Bring the screen up to a state of the operation: every log line once, the last one
-        alive.
+        alive. What the operation failed with is left to whoever tells of errors.
         """
         self.progress = status["progress"]
-        lines = [shown(line["text"]) for line in status["log"]]
+        texts = [line["text"] for line in status["log"]]
+        if texts and texts[-1] == (status.get("error") or {}).get("detail"):
+            texts.pop()
+        lines = [shown(text) for text in texts]
         for text in lines[self.told :]:
             self._settle()
             self.text, self.since = text, time.monotonic()
@@ -104,8 +108,7 @@ def follow(
             except VirtuaryError as error:
                 if error.code not in ("peer-away", "compacted"):
                     raise
-                time.sleep(0.5)  # the daemon is being restarted: what it does goes on afterwards
-                wire.call("GET", f"/v1/operations/{identity}")
+                _reach_again(wire, identity)
     except KeyboardInterrupt:
         screen.close(False)
         raise Interrupted(
@@ -115,6 +118,32 @@ def follow(
         ) from None
     screen.close(status["status"]["phase"] == "done")
     return _judge(status)
+
+
+AWAY = 60.0
+"""Seconds for which a daemon is waited for that went away while an operation was followed."""
+
+
+def _reach_again(wire: Wire, identity: str) -> None:
+    """Have the daemon answer that is being restarted, or was killed: what it did goes on as soon as
+    there is one again. Raises PeerAway with how to follow the operation then.
+    """
+    until = time.monotonic() + AWAY
+    try:
+        while True:
+            time.sleep(0.5)
+            start_again(wire)
+            try:
+                wire.call("GET", f"/v1/operations/{identity}")
+                return
+            except PeerAway:
+                if time.monotonic() > until:
+                    raise
+    except PeerAway as error:
+        raise PeerAway(
+            f"{error.sentence}; the operation goes on as soon as the daemon runs",
+            f"virtuary operation wait {identity[:8]} follows it then",
+        ) from error
 
 
 def _until_end(

@@ -110,7 +110,6 @@ def show_image(name: str, output: str) -> None:
     status, source = item["status"], item["spec"]["source"]
 
     def table() -> None:
-        origin = {key: value for key, value in source.items() if value and key != "kind"}
         print_fields(
             [
                 ("name", item["meta"]["name"]),
@@ -131,11 +130,25 @@ def show_image(name: str, output: str) -> None:
                 ),
                 ("cloud-init", "yes" if status["cloud_init"] else "no"),
                 ("login", status["user"]),
-                ("source", source["kind"] + (f" {origin}" if origin else "")),
+                ("source", source_words(source)),
             ]
         )
 
     emit({**item, "templates": templates}, output, table)
+
+
+def source_words(source: dict[str, Any]) -> str:
+    """Where an image comes from, for people."""
+    release = f":{source['release']}" if source["release"] else ""
+    words = {
+        "build": f"built of {source['recipe']}{release}",
+        "pull": f"pulled as {source['entry']}",
+        "url": f"fetched from {source['url']}",
+        "file": "imported from a file",
+    }[source["kind"]]
+    facts = [("packages", ", ".join(source["packages"]))]
+    facts += [(key, source[key]) for key in ("format", "sha256", "firmware", "user")]
+    return "; ".join([words, *(f"{key} {value}" for key, value in facts if value)])
 
 
 FACTS = options(

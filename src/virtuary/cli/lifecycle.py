@@ -350,6 +350,9 @@ def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool, ou
     """
     wire = connect()
     if now and not yes:
+        for name in names:
+            query = {"force": str(force).lower(), "dry_run": "true"}
+            wire.call("DELETE", f"/v1/vms/{path_part(name)}", query=query)
         ask(f"Remove {', '.join(names)} for good?")
     failure, done = None, []
     for name in names:
@@ -407,9 +410,11 @@ def purge_command(name: str, yes: bool) -> None:
       virtuary purge web1 --yes
     """
     wire = connect()
+    target = f"/v1/vms/{path_part(name)}/actions/purge"
     if not yes:
+        wire.call("POST", target, {}, query={"dry_run": "true"})
         ask(f"Remove {name} for good?")
-    answer = wire.call("POST", f"/v1/vms/{path_part(name)}/actions/purge", {})
+    answer = wire.call("POST", target, {})
     follow(wire, answer["operation"])
     tell(f"{name} is gone")
     _tell_rules(wire, _target(answer), name, NOBODY)

@@ -62,6 +62,15 @@ def _own() -> Wire:
     return Wire(str(paths.socket))
 
 
+def start_again(wire: Wire) -> None:
+    """Start this user's daemon where `wire` leads to one that went away; any other one is somebody
+    else's to start. Raises PeerAway with the end of its log.
+    """
+    paths = find_paths()
+    if environment_socket() is None and wire.path == str(paths.socket):
+        _own()
+
+
 def _accepts(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as sock:
         try:
