@@ -180,6 +180,12 @@ async def test_what_an_ordinary_user_may_not_is_refused_and_root_may(
     await deed(ctx)
 
 
+async def test_a_prefix_that_the_host_routes_twice_is_told_once(ctx: Context) -> None:
+    twice = replace(ctx, routed=lambda: ["10.0.2.0/24", "10.0.2.0/24"])
+    with pytest.raises(Conflict, match=r"10\.0\.2\.0/25 meets 10\.0\.2\.0/24, which"):
+        await network(twice, "low", ipv4="10.0.2.0/25")
+
+
 @pytest.mark.parametrize("case", REFUSED)
 async def test_what_somebody_has_is_refused_to_a_second_one(ctx: Context, case: str) -> None:
     deed, words = REFUSED[case]

@@ -5,6 +5,7 @@ archive reaches anything but its target.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import io
 import os
 import shutil
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from archives import Item, archive, header, stream
 from virtuary.base.errors import Failed, Refused, VirtuaryError
 from virtuary.cli.copying import unpack
+from virtuary.cli.remote import LIST, as_pattern, is_pattern, literal, remote
 
 Tree = dict[str, tuple[str, object]]
 
@@ -566,3 +568,56 @@ def test_a_socket_in_the_way_is_left_where_it_is(out: Path) -> None:
         with pytest.raises(Failed, match="1 of the files"):
             unpack(folder(Item(b"./s", content=b"x")), "/d", str(out))
     assert (out / "d/s").is_socket()
+
+
+# ---- patterns in a server
+
+
+@pytest.mark.parametrize("path", ["*.log", "a?", "[ab]", r"\\*", r"a\*b*"])
+def test_letters_that_choose_files_make_a_pattern(path: str) -> None:
+    assert is_pattern(path)
+
+
+MEANT = {
+    r"a\*b": "a*b",
+    r"\[x]": "[x]",
+    r"what\?": "what?",
+    r"my\ file": "my file",
+    r"back\\slash": r"back\slash",
+    r"\~/x": "./~/x",
+    "plain": "plain",
+    "end\\": "end\\",
+}
+
+
+@pytest.mark.parametrize("path", MEANT)
+def test_a_backslash_takes_the_letter_after_it_as_it_is(path: str) -> None:
+    assert not is_pattern(path) and literal(path) == MEANT[path]
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox sh"])
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        (r"a\*b*", ["a*b1", "a*b2"]),
+        (r"*\?", ["what?"]),
+        (r"\[*", ["[x]"]),
+        (r"b\\*", [r"b\c"]),
+        (r"my\ *", ["my file"]),
+        ("axb?", ["axb3"]),
+    ],
+)
+def test_an_escaped_letter_in_a_pattern_is_itself_for_every_shell(
+    tmp_path: Path, shell: str, pattern: str, found: list[str]
+) -> None:
+    if not shutil.which(shell.split()[0]):
+        pytest.skip(f"{shell} is not here")
+    for name in ("a*b1", "a*b2", "axb3", "what?", "whatx", "[x]", "x", r"b\c", "bc", "my file"):
+        (tmp_path / name).touch()
+    script = LIST.format(source=remote(as_pattern(pattern)))
+    told = subprocess.run(
+        [*shell.split(), "-c", script], cwd=tmp_path, capture_output=True, check=True
+    ).stdout
+    assert [os.fsdecode(path) for path in told.split(b"\0") if path] == found
+    last = as_pattern(pattern)
+    assert all(fnmatch.fnmatchcase(name, last) for name in found)

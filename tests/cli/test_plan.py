@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -22,10 +23,11 @@ from virtuary.api.auth import listening_socket
 from virtuary.api.protocols import PeerProtocol
 from virtuary.base.errors import Invalid
 from virtuary.base.paths import Paths
-from virtuary.cli.plan import parse_host
+from virtuary.cli.plan import parse_host, show
 from virtuary.client import AsyncClient, Client
-from virtuary.model.consolidation import HostShape, ServerLoad
+from virtuary.model.consolidation import ConsolidationWish, HostShape, ServerLoad
 from virtuary.model.placement import HostRoom, ServerNeed
+from virtuary.planning.consolidate import consolidate
 
 # test folders are no packages; the service lives with the API's
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
@@ -143,6 +145,20 @@ async def test_what_has_no_place_is_told_and_ends_with_4(daemon: Paths) -> None:
         in out.replace("0.99", "1.00")
     )
     assert "hosts would hold all that fit on one" in out
+    needed, large = out.splitlines()[:2]
+    assert needed.endswith("3, for those that fit on one")
+    assert large.split() == ["fit", "on", "no", "host", "office1,", "reports"]
+
+
+def test_where_no_server_fits_on_a_host_none_is_said_and_why(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server: Any = {"name": "big", "cpu": [50.0] * 168, "memory": [1e9] * 168}
+    wish: Any = {"servers": [server], "host": {"cpu": 4, "memory": 2**34}, "spare": 1}
+    found = consolidate(ConsolidationWish.model_validate(wish)).model_dump(mode="json")
+    show(found, wish, "UTC")
+    needed, large = capsys.readouterr().out.splitlines()[:2]
+    assert needed.endswith("none: no server fits on such a host") and large.endswith("big")
 
 
 @pytest.mark.slow

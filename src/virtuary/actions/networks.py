@@ -124,11 +124,12 @@ def draft(context: Context, wish: NetworkWish) -> Network:
 def _collisions(wanted: str, routed: list[str]) -> list[VirtuaryError]:
     own = ipaddress.ip_network(wanted)
     found = (ipaddress.ip_network(text, strict=False) for text in routed)
-    met = [
+    # a host may route one prefix several ways
+    met = dict.fromkeys(
         str(net)
         for net in found
         if net.version == own.version and net.overlaps(own) and net.prefixlen
-    ]
+    )
     return (
         [
             Conflict(

@@ -20,6 +20,8 @@ LIMITS = {"cpu": 1e5, "memory": 2.0**60, "disk": 2.0**50, "iops": 1e12, "network
 """More than any machine has; a value above is a mistake. CPUs used, bytes, bytes a second,
 operations a second, bytes a second.
 """
+TOO_LARGE = "larger than what an empty host offers"
+"""Why a server has no place, however many hosts there are."""
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MAX_NAME = 100
 _QUARTER = 900  # time zones differ from UTC by whole quarters of an hour

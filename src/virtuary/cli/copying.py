@@ -33,7 +33,17 @@ from virtuary.cli.login import leave_login, say_suspects, ssh_command, wait_for_
 from virtuary.cli.output import say
 from virtuary.cli.packing import Packing, own_name
 from virtuary.cli.progress import Progress, Watched
-from virtuary.cli.remote import GET, HOME, LIST, PUT, PUT_STREAM, remote
+from virtuary.cli.remote import (
+    GET,
+    HOME,
+    LIST,
+    PUT,
+    PUT_STREAM,
+    as_pattern,
+    is_pattern,
+    literal,
+    remote,
+)
 from virtuary.cli.unpacking import TOLD_CAP, Unpacking
 from virtuary.client.start import connect
 
@@ -61,7 +71,8 @@ def cp_command(paths: tuple[str, ...], habit: bool, quiet: bool) -> None:
 
     A target that is a folder receives the copies under their own names; else the one copy gets its
     name, and the folder it goes to must be there. In paths of a server ~ is the home folder, and *
-    ? [] choose files, in quotes. A link that is named itself is followed; links in folders stay
+    ? [] choose files, in quotes; a backslash before one of them, or before any letter, takes that
+    one as it is. A link that is named itself is followed; links in folders stay
     links, and devices, pipes and sockets are left out, which is said. Copies belong to whoever is
     logged in there, or to you here, without set-user-ID bits. Out of a server nothing outside the
     target is read or written: links that are there already are not followed, but for the target
@@ -206,14 +217,14 @@ def copy_all_out(way: dict[str, Any], sources: list[str], target: str, progress:
     and the rest is copied.
     """
     shared = None
-    if len(sources) > 1 or any(_is_pattern(source) for source in sources):
+    if len(sources) > 1 or any(is_pattern(source) for source in sources):
         shared = tempfile.mkdtemp(prefix="virtuary-cp-")  # one login serves all of them
         way = way | {"share": f"{shared}/login"}
     try:
         found = [
             each
             for source in sources
-            for each in (_list(way, source) if _is_pattern(source) else [source])
+            for each in (_list(way, source) if is_pattern(source) else [literal(source)])
         ]
         if len(found) > 1 and not os.path.isdir(target) and not _is_sink(target):
             raise NotFound(
@@ -238,14 +249,11 @@ def copy_all_out(way: dict[str, Any], sources: list[str], target: str, progress:
             shutil.rmtree(shared, ignore_errors=True)
 
 
-def _is_pattern(path: str) -> bool:
-    return any(letter in path for letter in "*?[")
-
-
-def _list(way: dict[str, Any], pattern: str) -> list[str]:
+def _list(way: dict[str, Any], wanted: str) -> list[str]:
     """The paths that a pattern stands for in the server. Their names must be what was asked for, or
     a server could choose what is written here.
     """
+    pattern = as_pattern(wanted)
     last = pattern.rpartition("/")[2]
     home = HOME.match(pattern)
     source = f'"$HOME"{shlex.quote(pattern[1:])}' if home and home[0] == "~" else remote(pattern)
@@ -256,15 +264,15 @@ def _list(way: dict[str, Any], pattern: str) -> list[str]:
         status = process.wait()
     paths = [os.fsdecode(path) for path in told.split(b"\0") if path]
     if len(told) > LIST_CAP or status:
-        raise Failed(f"what {pattern} stands for could not be had")
+        raise Failed(f"what {wanted} stands for could not be had")
     if not paths:
-        raise NotFound(f"nothing in the server is called {pattern}")
+        raise NotFound(f"nothing in the server is called {wanted}")
     for path in paths:
         name = own_name(path)
         if not (fnmatch.fnmatchcase(name, last) or path == pattern) or (
             name.startswith(".") and not last.startswith(".")
         ):
-            raise Refused(f"the server says that {shown(path)!r} is called {pattern}")
+            raise Refused(f"the server says that {shown(path)!r} is called {wanted}")
     return paths
 
 

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, cast
 import click
 
 from virtuary.base.errors import Invalid, VirtuaryError
-from virtuary.base.loads import LIMITS, hour_name
+from virtuary.base.loads import LIMITS, TOO_LARGE, hour_name
 from virtuary.base.units import format_rate, format_size, parse_rate, parse_size
 from virtuary.cli.gather import gather_command
 from virtuary.cli.output import (
@@ -259,7 +259,7 @@ def _names(plan: dict[str, Any]) -> str:
 
 def show(plan: dict[str, Any], wish: dict[str, Any], zone: str) -> None:
     placed = sum(len(host["servers"]) for host in plan["hosts"])
-    spare = f", {plan['hosts_spare']} of them empty and spare" if plan["hosts_spare"] else ""
+    large = [item["server"] for item in plan["unplaced"] if item["reason"] == TOO_LARGE]
     more = (
         f"; {plan['hosts_for_all']} hosts would hold all that fit on one"
         if plan["hosts_for_all"] > plan["hosts_needed"]
@@ -267,7 +267,8 @@ def show(plan: dict[str, Any], wish: dict[str, Any], zone: str) -> None:
     )
     print_fields(
         [
-            ("hosts needed", f"{plan['hosts_needed']}{spare}"),
+            ("hosts needed", needed_words(plan, len(large) == len(wish["servers"]))),
+            *([("fit on no host", some_of(large))] if large else []),
             ("servers placed", f"{placed} of {len(wish['servers'])}{more}"),
             ("at least", bound_words(plan)),
             ("if a host fails", failure_words(plan)),
@@ -292,6 +293,22 @@ def show(plan: dict[str, Any], wish: dict[str, Any], zone: str) -> None:
         "without a place if a host fails",
         [f"{host} fails: {item['server']}: {strand_words(item)}" for host, item in stranded],
     )
+
+
+def needed_words(plan: dict[str, Any], none_fits: bool) -> str:
+    """How many hosts are needed, and by whom where not every server fits on one."""
+    if none_fits:
+        return "none: no server fits on such a host"
+    spare = f", {plan['hosts_spare']} of them empty and spare" if plan["hosts_spare"] else ""
+    some = any(item["reason"] == TOO_LARGE for item in plan["unplaced"])
+    those = ", for those that fit on one" if some else ""
+    return f"{plan['hosts_needed']}{spare}{those}"
+
+
+def some_of(names: list[str]) -> str:
+    """The first names, and how many others there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _row(host: dict[str, Any]) -> list[str]:

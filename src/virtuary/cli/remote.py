@@ -18,6 +18,31 @@ def remote(path: str) -> str:
     return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
+def is_pattern(path: str) -> bool:
+    """Whether a path stands for the files that it fits; a backslash takes the letter after it as it
+    is. Pure.
+    """
+    return any(letter in _ESCAPED.sub("", path) for letter in "*?[")
+
+
+def literal(path: str) -> str:
+    """The path that a user means who wrote no pattern. Pure."""
+    apart = "./" if path.startswith("\\~") else ""
+    return apart + _ESCAPED.sub(r"\1", path)
+
+
+def as_pattern(path: str) -> str:
+    """The same pattern without backslashes, which shells and `fnmatch` read differently. Pure."""
+
+    def plain(found: re.Match[str]) -> str:
+        letter = found[1]
+        return f"[{letter}]" if letter in "*?[" else r"[\\]" if letter == "\\" else letter
+
+    apart = "./" if path.startswith("\\~") else ""
+    return apart + _ESCAPED.sub(plain, path)
+
+
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 HOME = re.compile(r"~(?:[a-z_][a-z0-9_-]*)?(?=/|\Z)")
 
 # Runs in the guest: where the target is a folder, unpack into it; else what came gets its name.

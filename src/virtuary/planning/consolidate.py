@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from virtuary.base.errors import Invalid
-from virtuary.base.loads import HOURS
+from virtuary.base.loads import HOURS, TOO_LARGE
 from virtuary.model.consolidation import (
     Bound,
     ConsolidationPlan,
@@ -177,7 +177,7 @@ class _Planner:
         nothing = [0] * self.scale.lanes
         return Stranded(
             server=item.name,
-            reason="larger than what an empty host offers",
+            reason=TOO_LARGE,
             lacks=lacks(item, nothing, self.frame),
         )
 
