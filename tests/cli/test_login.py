@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from virtuary.base.errors import Refused
+from virtuary.base.errors import Failed, Refused
 from virtuary.cli.access import shell_command
-from virtuary.cli.login import check_way, config_block, ssh_command
+from virtuary.cli.login import check_way, config_block, ssh_command, wait_for_ssh
+from virtuary.client.wire import Wire
 
 SAFE = {
     "forwardagent": "no", "forwardx11": "no", "forwardx11trusted": "no", "tunnel": "false",
@@ -156,3 +157,11 @@ def test_a_host_key_nobody_knows_is_asked_about_and_never_believed(
     with pytest.raises(Refused, match="host key of web1 is not known"):
         check_way("web1", unknown)  # standard input is no terminal here: there is nobody to ask
     assert check_way("web1", way | {"key": str(tmp_path)})
+
+
+def test_a_server_whose_start_failed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = {"ready": False, "failed": "its kernel panicked", "stages": {"firmware": 1.0}}
+    monkeypatch.setattr(Wire, "call", lambda *words: way)
+    with pytest.raises(Failed, match="the start of web1 failed: its kernel panicked") as raised:
+        wait_for_ssh(Wire("/nowhere"), "web1", 600)
+    assert raised.value.hint and "restart web1 --force" in raised.value.hint

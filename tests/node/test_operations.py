@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from virtuary.base.errors import Failed
+from virtuary.model.meta import Meta, utcnow
 from virtuary.model.operation import LOG_LINES
 from virtuary.node import operations
 from virtuary.store.memory import MemoryStore
 
 # test folders are no packages; this one shares a file
 sys.path.insert(0, str(Path(__file__).parent))
-from worlds import operation
+from worlds import operation, runtime, vm
 
 KEY = operation("launch").key
 
@@ -53,6 +55,20 @@ async def test_the_end_is_final() -> None:
     assert [line.text for line in found.status.log] == ["it broke"] and operations.open_operations(
         store
     ) == []
+
+
+async def test_why_a_start_failed_is_known_while_its_machine_is_there() -> None:
+    store, gone = MemoryStore(), vm(runtime=runtime())
+    failed = operations.finished(operation("launch"), Failed("its kernel panicked"))
+    other = operation("set")
+    await store.txn({}, {KEY: failed.dump(), "operation/x": other.dump()})
+    assert operations.failed_start(store, gone) == "its kernel panicked"
+    later = runtime(started=utcnow() + timedelta(seconds=1))
+    assert operations.failed_start(store, vm(runtime=later)) is None, "that is another start"
+    assert operations.failed_start(store, vm()) is None
+    again = operation("restart").but(meta=Meta(id="again", name="restart"))
+    await store.txn({}, {again.key: again.dump()})
+    assert operations.failed_start(store, gone) is None, "one is under way"
 
 
 async def test_notes_at_the_same_time_are_all_kept() -> None:

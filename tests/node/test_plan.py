@@ -672,6 +672,15 @@ STATES: dict[str, tuple[World, str]] = {
 }  # fmt: skip
 
 
+def test_of_a_guest_without_an_agent_that_was_never_heard_and_is_waited_for_no_more_it_is_said() -> (
+    None
+):
+    facts: Any = {"signals": {}, "status": {"stages": {}}, "image": image(agent=False)}
+    assert state_of(alive(**facts)) == ("running", module.NO_SSH)
+    assert state_of(alive(**facts, operation=operation("start"))) == ("running", None)
+    assert state_of(alive(**{**facts, "signals": {"ssh": 9.0}})) == ("running", None)
+
+
 @pytest.mark.parametrize("case", STATES)
 def test_people_are_shown(case: str) -> None:
     seen, wanted = STATES[case]

@@ -151,6 +151,8 @@ class WayIn(Answer):
     known: bool
     alias: str
     ready: bool
+    failed: str | None = None
+    """Why the start failed by which it is there, where nobody waits for it any more."""
     suspects: list[str]
     """Lines of the user data that may have taken this login away."""
     state: str

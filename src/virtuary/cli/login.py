@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from virtuary.base.errors import GuestSilent, Refused, VirtuaryError
+from virtuary.base.errors import Failed, GuestSilent, Refused, VirtuaryError
 from virtuary.base.units import format_duration
 from virtuary.cli.output import say
 from virtuary.client.wire import Wire, path_part
@@ -121,13 +121,19 @@ def config_block(name: str, way: dict[str, Any]) -> str:
 
 def wait_for_ssh(wire: Wire, name: str, limit: float) -> dict[str, Any]:
     """How to log in, once that is possible. Raises GuestSilent at `limit` seconds with the last
-    stage reached.
+    stage reached; Failed at once for a server whose start failed.
     """
     began, told = time.monotonic(), ""
     while True:
         way: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
         if way["ready"]:
             return check_way(name, way)
+        if way["failed"]:
+            raise Failed(
+                f"the start of {name} failed: {way['failed']}",
+                f"virtuary console {name} shows it from inside, virtuary logs {name} what its "
+                f"console printed; virtuary restart {name} --force starts it again",
+            )
         stage = list(way["stages"])[-1] if way["stages"] else "firmware"
         if time.monotonic() - began > limit:
             raise GuestSilent(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -52,6 +53,13 @@ def ports_of(vm: dict[str, Any]) -> str:
     return ", ".join(_shown(first, count) for first, count in ranges)
 
 
+def state_words(status: dict[str, Any]) -> str:
+    """The state, and of a server that runs, in short, what of it is not as it should be."""
+    state: str = status["state"]
+    short = re.split("[:,]", status["reason"] or "")[0]
+    return f"{state}; {short}" if state == "running" and short else state
+
+
 def _shown(first: dict[str, Any], count: int) -> str:
     address = f"[{first['address']}]" if ":" in first["address"] else first["address"]
     where = "" if address == "0.0.0.0" else f"{address}:"  # noqa: S104
@@ -83,7 +91,7 @@ def list_command(trash: bool, label: str, output: str) -> None:
         rows = [
             [
                 vm["meta"]["name"],
-                vm["status"]["state"],
+                state_words(vm["status"]),
                 vm["spec"]["image"],
                 str(vm["spec"]["cpus"]),
                 format_size(vm["spec"]["memory"]),

@@ -10,7 +10,8 @@ from typing import Any
 
 from virtuary.base.errors import Conflict, VirtuaryError
 from virtuary.model.meta import utcnow
-from virtuary.model.operation import LOG_LINES, LogLine, Operation
+from virtuary.model.operation import LOG_LINES, STARTS, LogLine, Operation
+from virtuary.model.vm import Vm
 from virtuary.store import reading
 from virtuary.store.api import Store
 
@@ -31,6 +32,25 @@ def open_about(store: Store, key: str) -> tuple[list[Operation], list[Operation]
     found, server = reading.open_operations(store), key.partition("/")[2]
     on = [item for item in found if item.spec.target == key]
     return on, [item for item in found if item.copies == server]
+
+
+def failed_start(store: Store, vm: Vm) -> str | None:
+    """Why the start failed by which a server's machine is there; None where none did, or another
+    one is under way.
+    """
+    mark, runtime = f'"target":"{vm.key}"'.encode(), vm.status.runtime
+    found = [
+        Operation.load(record.value, record.revision)
+        for record in store.list("operation/").records
+        if mark in record.value
+    ]
+    starts = [item for item in found if item.spec.kind in STARTS]
+    last = max(starts, key=lambda item: item.meta.created, default=None)
+    if last is None or last.status.phase != "failed" or runtime is None:
+        return None
+    if last.status.ended and last.status.ended < runtime.started:
+        return None  # what runs now was started after that one
+    return str((last.status.error or {}).get("detail", "nobody noted why"))
 
 
 def noted(operation: Operation, text: str | None = None, **changes: Any) -> Operation:

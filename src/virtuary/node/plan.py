@@ -30,6 +30,7 @@ ASK_AGAIN = 15.0
 BEHIND = 0.5
 """Seconds by which a clock may be behind without a word."""
 LESS_MEMORY = "with less memory for a while, because its host is short of it"
+NO_SSH = "no answer on SSH since its start"
 NETWORK_LIMIT = 30.0
 """Seconds for which a start that was asked for waits for a network that fails."""
 UNBORN_LIMIT = 120.0
@@ -498,7 +499,18 @@ def state_of(world: World) -> tuple[State, str | None]:
         return "starting", why_slow
     if status.identity_refused:
         return "running", f"its guest did not take the name {vm.name}: {status.identity_refused}"
+    if _unheard(world):
+        return "running", NO_SSH
     return "running", LESS_MEMORY if status.reclaimed else shortfall(world) or _clock_words(world)
+
+
+def _unheard(world: World) -> bool:
+    """Whether nothing was ever heard of a guest without an agent, and nobody waits for it. Pure."""
+    heard = {**world.vm.status.stages, **world.signals}
+    without_agent = world.image is not None and not world.image.status.agent
+    runtime = world.vm.status.runtime
+    listened = runtime is not None and runtime.ssh_port is not None
+    return world.operation is None and without_agent and listened and "ssh" not in heard
 
 
 def _clock_words(world: World) -> str | None:

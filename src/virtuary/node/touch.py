@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from virtuary.base.errors import Conflict, GuestSilent, Invalid, VirtuaryError
+from virtuary.base.errors import Conflict, Failed, GuestSilent, Invalid, VirtuaryError
 from virtuary.base.files import write_whole
 from virtuary.base.paths import VmPaths
 from virtuary.guest import hostkeys
@@ -27,6 +27,7 @@ from virtuary.model.image import Image, ImageSource
 from virtuary.model.vm import Vm
 from virtuary.network import physical
 from virtuary.network.routes import find_own, find_routed
+from virtuary.node import operations
 from virtuary.node.console import Console, latest, tail
 from virtuary.node.describe import machine_of
 from virtuary.node.node import Node
@@ -48,21 +49,36 @@ changed inside finds the new ones.
 def _run(node: Node, vm: Vm) -> Run:
     run = node.worker(vm.id).run
     if run is None or run.ended:
-        raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
+        raise not_running(vm)
     return run
 
 
+def not_running(vm: Vm) -> Conflict:
+    """The error that a server does not run, with the reason where one is known."""
+    why = f": {vm.status.reason}" if vm.status.reason else ""
+    return Conflict(
+        f"{vm.name} is {vm.status.state}, not running{why}", f"virtuary start {vm.name}"
+    )
+
+
 def _agent_run(node: Node, vm: Vm) -> Run:
-    """The live side of a server whose agent answers. Raises Conflict where it does not run,
-    GuestSilent where it has no such agent.
+    """The live side of a server whose agent answers. Raises Conflict where it does not run, Failed
+    where its start failed, GuestSilent where it has no such agent.
     """
     run = _run(node, vm)
     check_awake(vm)
+    silent = run.agent is None or "agent" not in {**run.signals, **vm.status.stages}
+    if silent and (why := operations.failed_start(node.site.store, vm)):
+        raise Failed(
+            f"the start of {vm.name} failed: {why}",
+            f"virtuary logs {vm.name} shows its console; virtuary restart {vm.name} --force starts "
+            "it again",
+        )
     if (run.agent is None or run.quiet) and vm.status.state == "starting":
         raise GuestSilent(
             f"the guest agent of {vm.name} is not up yet", "repeat when it has started"
         )
-    if run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
+    if silent:
         raise GuestSilent(
             f"{vm.name} has no guest agent that answers", f"virtuary shell {vm.name} needs none"
         )
@@ -139,7 +155,7 @@ async def way_in(node: Node, vm: Vm, image: Image | None) -> dict[str, Any]:
     site, paths = node.site, node.site.paths.vm(vm.id)
     runtime = vm.status.runtime
     if runtime is None or runtime.ssh_port is None:
-        raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
+        raise not_running(vm)
     check_awake(vm)
     ready = "ssh" in vm.status.stages and vm.status.state == "running"
     if ready:
@@ -153,6 +169,7 @@ async def way_in(node: Node, vm: Vm, image: Image | None) -> dict[str, Any]:
         "known": paths.known_hosts.exists(),
         "alias": hostkeys.alias(vm.id),
         "ready": ready,
+        "failed": None if ready else operations.failed_start(site.store, vm),
         "suspects": _suspects(site, vm),
         "state": vm.status.state,
         "stages": vm.status.stages,
