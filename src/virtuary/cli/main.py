@@ -170,4 +170,8 @@ def show_error(error: VirtuaryError) -> None:
         or "-ojson" in words
     ):
         return say(json.dumps(shown_value(error.problem())))
+    if error.details.get("errors"):
+        from virtuary.cli.pointers import in_users_words, options_of
+
+        error.sentence = in_users_words(error, options_of(group, sys.argv[1:]), sys.argv[1:])
     say_error(error)
