@@ -18,7 +18,7 @@ import pytest
 
 from virtuary.api.vms import PIECE, logs_body, outcome_body
 from virtuary.base.paths import Paths
-from virtuary.base.units import GIB
+from virtuary.base.units import GIB, MIB
 from virtuary.guest.agent import Outcome
 from virtuary.host import capacity
 from virtuary.model.host import HugePages
@@ -504,6 +504,20 @@ async def test_a_dry_run_shows_everything_and_writes_nothing(api: Service) -> No
 
 
 @pytest.mark.qemu
+async def test_what_is_not_in_the_way_and_not_as_it_seems_is_told_at_once(api: Service) -> None:
+    text = "#cloud-config\npakages: [vim]\n"
+    wish = {**WEB1, "image": "debian:12", "user_data": text, "memory": 64 * MIB}
+    dry = (await api.call("POST", "/v1/vms?dry_run=true", wish)).json
+    key, memory = dry["notes"]
+    assert "'pakages'" in key and "was packages meant?" in key and not dry["blockers"]
+    assert memory.startswith("64 MiB of memory are less than the ")
+    status = (await api.call("POST", "/v1/vms", wish)).json["operation"]["status"]
+    assert [line["text"] for line in status["log"]] == [key, memory]
+    assert status["why"] == memory, "the slow start is explained before it is slow"
+    usual = (await api.call("POST", "/v1/vms?dry_run=true", WEB1)).json
+    assert usual["notes"] == []
+
+
 async def test_a_dry_run_tells_all_blockers(api: Service) -> None:
     answer = await api.call(
         "POST", "/v1/vms?dry_run=true", {**WEB1, "memory": 64 * GIB, "cpus": 200, "accel": "kvm"}

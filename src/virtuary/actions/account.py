@@ -17,8 +17,9 @@ from virtuary.base.errors import NoRoom, VirtuaryError
 from virtuary.base.units import format_bandwidth, format_size
 from virtuary.model.bandwidth import DIRECTIONS, Direction, usable
 from virtuary.model.host import Balance, HostStatus, Link
+from virtuary.model.image import Image
 from virtuary.model.network import Network, link_speed
-from virtuary.model.vm import Vm, VmSpec
+from virtuary.model.vm import LEAST_MEMORY, Vm, VmSpec
 
 SOLE_CPUS = 4
 """So many times the host's CPUs a single server may have; more would only make it slower."""
@@ -316,3 +317,16 @@ def fit(
     by |= never
     limit = min(by, key=lambda field: by[field])
     return Fit(by[limit], limit, each, by)
+
+
+def too_little(memory: int, image: Image | None) -> str:
+    """That so much memory is known to be less than a server of this image needs; empty where it is
+    not. Pure.
+    """
+    least = LEAST_MEMORY.get(image.spec.source.recipe or "", 0) if image else 0
+    if image is None or memory >= least:
+        return ""
+    return (
+        f"{format_size(memory)} of memory are less than the {format_size(least)} that "
+        f"{image.name} needs: its start takes minutes, or fails"
+    )

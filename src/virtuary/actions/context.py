@@ -15,7 +15,7 @@ from virtuary.base.errors import Busy, Changed, Conflict, NotFound, VirtuaryErro
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.meta import Meta, utcnow
-from virtuary.model.operation import Operation, OperationSpec
+from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
@@ -122,12 +122,23 @@ def turn(context: Context) -> tuple[dict[str, int], dict[str, bytes]]:
 
 
 def new_operation(
-    context: Context, kind: str, target: Vm | Image | Template, **params: object
+    context: Context,
+    kind: str,
+    target: Vm | Image | Template,
+    *,
+    notes: Sequence[str] = (),
+    why: str = "",
+    **params: object,
 ) -> Operation:
+    """An operation that is to begin. `notes` are told at once to whoever follows it; `why` says
+    what is known from the start of why it will take long.
+    """
     spec = OperationSpec(
         kind=kind, target=target.key, target_name=target.name, params=params, actor=context.actor
     )
-    return Operation(meta=Meta(name=kind), spec=spec)
+    told = (*notes, *([why] if why else []))
+    log = tuple(LogLine(text=text) for text in told)
+    return Operation(meta=Meta(name=kind), spec=spec, status=OperationStatus(log=log, why=why))
 
 
 def find_vm(store: Store, name: str, suggest: bool = True) -> Vm:

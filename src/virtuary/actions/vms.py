@@ -4,7 +4,7 @@ makes one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,10 +50,14 @@ class Draft:
     image_operation: Operation | None
     joined: nics.Joined
     blockers: list[VirtuaryError]
+    notes: tuple[str, ...] = ()
+    """What does not stand against it, and is not as its user may think."""
 
 
-def draft(context: Context, wish: VmWish) -> Draft:
-    """Work out a server without writing anything; the same for a dry run and for the real thing."""
+def draft(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> Draft:
+    """Work out a server without writing anything; the same for a dry run and for the real thing.
+    `notes`: what is known already of what is not as its user may think.
+    """
     store, blockers = context.store, list[VirtuaryError]()
     name = new_name(store, wish.name, blockers)
     image, image_operation = _image(context, wish.image, blockers)
@@ -87,7 +91,10 @@ def draft(context: Context, wish: VmWish) -> Draft:
             )
         )
     kind = "launch" if wish.power != "stopped" else "create"
-    return Draft(vm, image, new_operation(context, kind, vm), image_operation, joined, blockers)
+    little = account.too_little(spec.memory, image)
+    operation = new_operation(context, kind, vm, notes=notes, why=little)
+    told = (*notes, *([little] if little else []))
+    return Draft(vm, image, operation, image_operation, joined, blockers, told)
 
 
 def _lacks_cloud_init(image: Image) -> bool:
@@ -175,12 +182,12 @@ def _spec(wish: VmWish, image: Image, host_id: str, joined: tuple[Nic, ...]) -> 
 
 
 @decides
-async def create(context: Context, wish: VmWish) -> tuple[Vm, Operation]:
+async def create(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> tuple[Vm, Operation]:
     """Create a server, and start it unless it is wished stopped; its image is made first where it
-    is missing.
+    is missing. Whoever follows that is told the notes.
     """
     waits, takes = turn(context)
-    plan = draft(context, wish)
+    plan = draft(context, wish, notes)
     raise_all(plan.blockers)
     vm = plan.vm
     expect = {f"vm-name/{vm.name}": 0, **waits}
@@ -260,7 +267,10 @@ async def _power(context: Context, name: str, deed: str, **params: Any) -> tuple
                 *ports.taken(context, vm.spec.publish, vm, starting=True),
             ]
         )
-    operation = new_operation(context, deed, vm, **params)
+    record = context.store.get(f"image/{vm.spec.image_id}") if deed in START_KINDS else None
+    image = Image.load(record.value, record.revision) if record else None
+    why = account.too_little(vm.spec.memory, image)
+    operation = new_operation(context, deed, vm, why=why, **params)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
     puts = {
         vm.key: changed.dump(),

@@ -113,6 +113,8 @@ class Draft(Answer):
 
     vm: Vm
     blockers: list[Problem]
+    notes: list[str] = Field(default_factory=list)
+    """What is not in the way, and perhaps not as its user thinks."""
     plan: dict[str, Any] = Field(default_factory=dict)
     """Of a start: its steps, accelerator, isolation and command line."""
     waits_for_start: list[str] = Field(default_factory=list)

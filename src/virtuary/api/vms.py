@@ -120,17 +120,18 @@ async def create_vm(ctx: Ctx, parts: P, wish: VmWish, dry_run: DryRun = False) -
     touch.check_staying(parts.node.site)
     if wish.user_data is not None:
         touch.check_user_data(wish.user_data)
+    notes = touch.passed_over(wish.user_data) if wish.user_data is not None else []
     await touch.notice_host(parts.node.site)
     if dry_run:
-        return await _dry_run(ctx, parts, wish)
+        return await _dry_run(ctx, parts, wish, notes)
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
-    vm, operation = await vms.create(ctx, wish)
+    vm, operation = await vms.create(ctx, wish, notes)
     return accepted(operation, {"vm": body_of(vm)})
 
 
-async def _dry_run(ctx: Ctx, parts: Parts, wish: VmWish) -> Response:
-    draft = vms.draft(ctx, wish)
+async def _dry_run(ctx: Ctx, parts: Parts, wish: VmWish, notes: list[str]) -> Response:
+    draft = vms.draft(ctx, wish, notes)
     blockers, plan = list(draft.blockers), dict[str, Any]()
     try:
         plan = await touch.preview(parts.node.site, draft.vm, draft.image)
@@ -139,6 +140,7 @@ async def _dry_run(ctx: Ctx, parts: Parts, wish: VmWish) -> Response:
     body = {
         "vm": body_of(draft.vm),
         "plan": plan,
+        "notes": draft.notes,
         "blockers": [blocker.problem() for blocker in blockers],
     }
     return Response(json.dumps(body), 200, media_type="application/json")

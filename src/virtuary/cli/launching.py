@@ -242,6 +242,8 @@ def _show_plan(wire: Wire, wish: dict[str, Any], given: dict[str, Any]) -> None:
             )
         elif "note" in plan:
             tell(plan["note"])
+        for note in answer["notes"]:
+            say(f"note: {note}")
         for blocker in answer["blockers"]:
             say(
                 f"blocker: {blocker['detail']}"

@@ -216,10 +216,33 @@ def _load(part: Part) -> Any:
         raise Invalid(f"{part.name} is not valid YAML: {why[:300]}") from error
 
 
+def mappings(text: str) -> Iterator[dict[Any, Any]]:
+    """Each #cloud-config of user data that `check_user_data` accepts, also those in an archive."""
+    for part in parts(normalise(text)):
+        if part.kind == "cloud-config" and isinstance(body := _load(part), dict):
+            yield body
+        elif part.kind == "archive":
+            for entry in _entries(part):
+                if entry.kind == "cloud-config" and isinstance(body := _load(entry), dict):
+                    yield body
+
+
 def _check_archive(part: Part, depth: int) -> None:
+    if depth:
+        raise _no_archive(part)
+    for entry in _entries(part):
+        _check(entry, depth + 1)
+
+
+def _no_archive(part: Part) -> Invalid:
+    return Invalid(f"{part.name} is a #cloud-config-archive, which must be a list of parts")
+
+
+def _entries(part: Part) -> Iterator[Part]:
+    """What an archive is made of. Raises Invalid where that can't be told."""
     body = _load(part)
-    if depth or (body is not None and not isinstance(body, list)):
-        raise Invalid(f"{part.name} is a #cloud-config-archive, which must be a list of parts")
+    if body is not None and not isinstance(body, list):
+        raise _no_archive(part)
     for number, entry in enumerate(body or (), 1):
         name = f"part {number} of the archive"
         entry = {"content": entry} if isinstance(entry, str) else entry
@@ -233,7 +256,7 @@ def _check_archive(part: Part, depth: int) -> None:
             if told
             else _kind_of(text) or ("" if isinstance(content, bytes) else "cloud-config")
         )
-        _check(Part(kind, text, name), depth + 1)
+        yield Part(kind, text, name)
 
 
 def _check_patch(part: Part) -> None:

@@ -45,6 +45,12 @@ MAX_DISK = 64 * 1024 * GIB
 DEFAULT_MEMORY = {"tiny": 128 * MIB}
 
 
+LEAST_MEMORY = {"debian": 192 * MIB}
+"""Bytes of memory with which servers of an image that is built here still start, by what it is
+built of; its kernel panics with 128 MiB.
+"""
+
+
 def default_memory(image: str) -> int:
     """Bytes of memory a server of this image gets when nobody says how much."""
     return DEFAULT_MEMORY.get(image, 1 * GIB)

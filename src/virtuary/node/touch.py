@@ -16,6 +16,7 @@ from virtuary.base.files import write_whole
 from virtuary.base.paths import VmPaths
 from virtuary.guest import hostkeys
 from virtuary.guest.agent import OUTPUT_CAP, Outcome
+from virtuary.guest.cloudkeys import passed_over
 from virtuary.guest.relay import Command, Piece
 from virtuary.guest.userdata import check_user_data, login_lines
 from virtuary.host import capacity
@@ -334,6 +335,6 @@ async def notice_host(site: Site) -> None:
 __all__ = [
     "Command", "Inbox", "Outcome", "Piece", "canonical", "check_source", "check_user_data",
     "console_log", "console_now", "console_of", "execute", "find_source",
-    "notice_host", "open_session", "preview", "qemu_log",
-    "receive", "trim", "way_in",
+    "notice_host", "open_session", "passed_over", "preview", "qemu_log", "receive", "trim",
+    "way_in",
 ]  # fmt: skip
