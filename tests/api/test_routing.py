@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import routing
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
@@ -34,6 +35,12 @@ def test_a_route_is_known_by_its_path_and_built_with_the_first_question() -> Non
         _ = route.no_such_thing
     assert [field.name for field in route.dependant.query_params] == ["size"]
     assert route.built and (route.unique_id, route.tags) == ("show_widget", ["widgets"])
+
+
+def test_no_file_is_parsed_for_the_line_of_a_function_that_nobody_is_told() -> None:
+    (route,) = WIDGETS.routes
+    assert isinstance(route, LateRoute) and route.dependant.call is show_widget
+    assert routing._extract_endpoint_context(show_widget).get("line") is None
 
 
 async def test_a_request_builds_its_own_route_only(paths: Paths) -> None:

@@ -11,9 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, routing
 from fastapi.routing import APIRoute
 from starlette.routing import compile_path
+
+_ENDPOINTS: dict[int, Any] = getattr(routing, "_endpoint_context_cache", {})
+"""Where FastAPI remembers the line at which a function is defined, for messages that we do not
+show. To find it the whole file is parsed; so it is said to be known.
+"""
 
 
 class LateRoute(APIRoute):
@@ -34,6 +39,7 @@ class LateRoute(APIRoute):
         if declared is None or name.startswith("__"):
             raise AttributeError(name)
         super().__init__(self.path, self.endpoint, **declared)
+        _ENDPOINTS[id(self.endpoint)] = {}
         return getattr(self, name)
 
     @property

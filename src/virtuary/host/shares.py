@@ -134,24 +134,22 @@ def set_io_weight(vm_id: str, weight: int, root: Path = ROOT) -> str | None:
             "io.bfq.weight" if version(root) == 2 else "blkio.bfq.weight"
         )  # the scheduler's own, there with its module
         _write(bfq, str(min(max(weight, 1), 1000)))
+        fault = None
     except OSError as error:
-        if _weighs():
-            return f"no weight of storage traffic ({_why(error, root)})"
-    return (
-        None
-        if _weighs()
-        else "no weight of storage traffic (no disk of this host has a scheduler that weighs)"
-    )
+        fault = _why(error, root)
+    if not _weighs():
+        fault = "no disk of this host has a scheduler that weighs"
+    return f"no weight of storage traffic ({fault})" if fault else None
 
 
-def _weighs(sys: Path = Path("/sys/block")) -> bool:
-    """Whether any disk's scheduler looks at weights at all."""
-    for place in sys.glob("*/queue/scheduler"):
-        try:
-            if "[bfq]" in place.read_text(encoding="ascii"):
+def _weighs(sys: str = "/sys/block") -> bool:
+    """Whether any disk's scheduler looks at weights at all. Asked for each server that a daemon
+    finds.
+    """
+    for disk in os.listdir(sys) if os.path.isdir(sys) else ():
+        with contextlib.suppress(OSError), open(f"{sys}/{disk}/queue/scheduler", "rb") as file:
+            if b"[bfq]" in file.read():
                 return True
-        except OSError:
-            continue
     return False
 
 

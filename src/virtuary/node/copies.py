@@ -97,11 +97,32 @@ def leftovers(paths: VmPaths, vm: Vm) -> list[Path]:
     """Disks in a server's folder that are not its own any more or were never finished, and memory
     it has taken over.
     """
-    if not vm.status.disk_ready:
-        return []
+    return _leftovers(paths, vm, files_in(paths))
+
+
+def files_in(paths: VmPaths) -> list[str]:
+    """What lies in a server's folder."""
     try:
-        names = os.listdir(paths.home)
+        return os.listdir(paths.home)
     except OSError:
+        return []
+
+
+def find_files(paths: VmPaths, vm: Vm) -> frozenset[str]:
+    """Which of the files that a server may have are there; `leftover`, where others are."""
+    names = files_in(paths)
+    places = {
+        "disk": vm.status.disk_file,
+        "seed": paths.seed.name,
+        "firmware-vars": paths.firmware_vars.name,
+        "state": paths.state.name,
+    }
+    found = {what for what, name in places.items() if name in names}
+    return frozenset({*found, "leftover"} if _leftovers(paths, vm, names) else found)
+
+
+def _leftovers(paths: VmPaths, vm: Vm, names: list[str]) -> list[Path]:
+    if not vm.status.disk_ready:
         return []
     disks = [
         name

@@ -171,7 +171,7 @@ class Worker(Server):
             addresses=tuple(dict.fromkeys((*self.site.networks.addresses.of(vm), *run.addresses)))
             if run
             else (),
-            files=self._find_files(vm),
+            files=copies.find_files(self.paths, vm),
             copies=copies.waiting(self.site, vm, copying),
             source=copies.source_of(self.site, vm),
             held=vm.id in self.site.held,
@@ -196,16 +196,6 @@ class Worker(Server):
             clock_fault=run.clock_fault if run else None,
             reclaimed=vm.status.reclaimed,
         )
-
-    def _find_files(self, vm: Vm) -> frozenset[str]:
-        places = {
-            "disk": self.paths.home / vm.status.disk_file,
-            "seed": self.paths.seed,
-            "firmware-vars": self.paths.firmware_vars,
-            "state": self.paths.state,
-        }
-        found = {name for name, path in places.items() if path.exists()}
-        return frozenset({*found, "leftover"} if copies.leftovers(self.paths, vm) else found)
 
     def _find_process(self, vm: Vm) -> Process:
         runtime = vm.status.runtime
