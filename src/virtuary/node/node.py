@@ -35,6 +35,8 @@ logger = logging.getLogger("virtuary.node")
 TRASH_LIFE = timedelta(days=7)
 PARTIAL_LIFE = timedelta(days=1)
 KEPT_OPERATIONS = 500
+SETTLING = 2.0
+"""Seconds after its start in which the daemon answers whoever waited for it, and tidies nothing."""
 HOUSEKEEPING = 600.0
 
 
@@ -188,6 +190,7 @@ class Node:
         """Empty the trash after seven days; forget old operations and idempotency keys; keep
         templates current and few; remove layers nobody needs and downloads nobody goes on with.
         """
+        await self.site.clock.sleep(SETTLING)
         while True:
             with contextlib.suppress(VirtuaryError):
                 await describe_host(self.site)

@@ -155,11 +155,15 @@ async def open_site(
 ) -> Site:
     """Find out what this host is."""
     site = Site(paths, store, host_id, settings or Settings())
-    site.capabilities = await find_capabilities()
-    site.network_fault = await prove_passt(paths.probes)
+    root = os.getuid() == 0
+    # each is tried by programs, which are waited for together
+    site.capabilities, site.network_fault, site.nat_fault = await asyncio.gather(
+        find_capabilities(),
+        prove_passt(paths.probes),
+        bridge.prove() if root else ground.prove(),
+    )
     site.network = "qemu-user" if site.network_fault else "passt"
-    site.nat_fault = await (bridge.prove() if site.capabilities.root else ground.prove())
-    if site.capabilities.root:
+    if root:
         site.users = neighbours.take_users(paths.instances, paths.state, paths.vms, UIDS)
         site.networks.claim = neighbours.claim_networks(
             paths.instances, paths.state, paths.run / "networks"
