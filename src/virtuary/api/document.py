@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.models import RequestBody
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
@@ -62,7 +63,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
             schemas.pop(name, None)
         for path, model in UNPARSED.items():
             content = {"application/json": {"schema": _inlined(model)}}
-            found["paths"][path]["post"]["requestBody"] = {"content": content, "required": True}
+            body = RequestBody.model_validate({"content": content, "required": True})
+            told = body.model_dump(mode="json", by_alias=True, exclude_none=True)
+            found["paths"][path]["post"]["requestBody"] = told
         for path, methods in found["paths"].items():
             for method, operation in methods.items():
                 _tell_errors(path, method, operation)
