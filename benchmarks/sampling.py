@@ -18,9 +18,9 @@ from harness import Row
 
 from virtuary.base.paths import find_paths
 from virtuary.base.proc import boot_id
-from virtuary.node.asking import BUDGET, UNWATCHED, WATCHED, ask_blocks, ask_memory
-from virtuary.node.metrics import Metrics
-from virtuary.node.run import Run
+from virtuary.node.figures.asking import BUDGET, UNWATCHED, WATCHED, ask_blocks, ask_memory
+from virtuary.node.figures.metrics import Metrics
+from virtuary.node.machine.run import Run
 from virtuary.node.site import Site
 from virtuary.qemu.qmp import open_monitor
 from virtuary.store.memory import MemoryStore

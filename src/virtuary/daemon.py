@@ -34,9 +34,10 @@ from virtuary.base.log import say, set_up
 from virtuary.base.paths import Paths, find_paths
 from virtuary.host import cgroups
 from virtuary.model.meta import new_id
-from virtuary.node import inside, turns
+from virtuary.node import turns
 from virtuary.node.node import Node
 from virtuary.node.site import describe_host, open_site
+from virtuary.node.touch import inside
 from virtuary.settings import read
 from virtuary.store.api import Store
 from virtuary.store.ballast import Ballast

@@ -23,7 +23,7 @@ from virtuary.network import leases
 from virtuary.network.dhcp import Reservation
 from virtuary.network.ground import Host
 from virtuary.network.leases import Taken
-from virtuary.node.serving import Serving
+from virtuary.node.networks.serving import Serving
 
 FOUR = "1795984132 52:54:00:00:01:02 10.1.0.2 web1 *"
 SIX = "1795984132 305419896 fd01::2 web1 00:01:00:01:32:9f:39:74:52:54:00:00:01:02"

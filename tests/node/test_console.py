@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from virtuary.node.console import LOG_BURST, LOG_CAP, LOG_RATE, Console, latest, tail
+from virtuary.node.machine.console import LOG_BURST, LOG_CAP, LOG_RATE, Console, latest, tail
 
 
 @asynccontextmanager

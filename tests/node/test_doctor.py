@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from virtuary.base.paths import Paths
-from virtuary.node import doctor
 from virtuary.node.site import Site
+from virtuary.node.touch import doctor
 from virtuary.store.memory import MemoryStore
 
 

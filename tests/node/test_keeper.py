@@ -19,9 +19,9 @@ from virtuary.host.shares import Claim
 from virtuary.model.meta import Meta
 from virtuary.model.settings import ResourceSettings, Settings
 from virtuary.model.vm import Runtime, Shape, Vm, VmSpec, VmStatus
-from virtuary.node import keeper as module
-from virtuary.node.asking import Memory, Told
-from virtuary.node.keeper import LONG, PATIENCE, PERIOD, SOON, Keeper, Ledger
+from virtuary.node.figures.asking import Memory, Told
+from virtuary.node.memory import keeper as module
+from virtuary.node.memory.keeper import LONG, PATIENCE, PERIOD, SOON, Keeper, Ledger
 from virtuary.node.site import Site
 from virtuary.qemu.tune import Size
 from virtuary.store.memory import MemoryStore
@@ -80,7 +80,7 @@ class FakeWorker:
         )
         self.vm: Vm | None = Vm(meta=meta, spec=VmSpec(image="tiny", **spec), status=status)
         self.run: Any = SimpleNamespace(
-            ended=False, silent=False, quiet=False, qemu_status=runs, size=Size(1, spec["memory"]),
+            ended=False, silent=False, may_be_asked=True, qemu_status=runs, size=Size(1, spec["memory"]),
             base=spec["memory"], runtime=runtime,
         )  # fmt: skip
         self.run.monitor = self.monitor = Monitor(self, deaf)

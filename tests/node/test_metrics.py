@@ -23,9 +23,17 @@ from virtuary.base.errors import GuestSilent
 from virtuary.base.paths import Paths
 from virtuary.base.proc import start_time
 from virtuary.model.network import Nic
-from virtuary.node import asking
-from virtuary.node.asking import BUDGET, QUESTIONS, Told, begin, due, note_blocks, note_memory
-from virtuary.node.metrics import Metrics
+from virtuary.node.figures import asking
+from virtuary.node.figures.asking import (
+    BUDGET,
+    QUESTIONS,
+    Told,
+    begin,
+    due,
+    note_blocks,
+    note_memory,
+)
+from virtuary.node.figures.metrics import Metrics
 from virtuary.node.site import Site
 from virtuary.qemu.qmp import CommandFailed
 from virtuary.store.memory import MemoryStore
@@ -83,7 +91,7 @@ def machine(pid: int = 1, **changes: Any) -> Any:
         "ended": False,
         "qemu_status": "running",
         "silent": False,
-        "quiet": False,
+        "may_be_asked": True,
         "signals": {"agent": 1.0},
     }
     return SimpleNamespace(**{**facts, "monitor": None, "agent": None, **changes})
@@ -275,14 +283,14 @@ def test_only_so_many_are_asked_at_once_those_that_waited_longest_first() -> Non
         {"ended": True},
         {"silent": True},
         {"monitor": None},
-        {"qemu_status": "running", "quiet": True},
+        {"qemu_status": "running", "may_be_asked": False},
     ],
     ids=str,
 )
 def test_who_can_t_answer_is_not_asked(changes: dict[str, Any]) -> None:
     one = Told(machine(**{"monitor": Monitor({}), "agent": True, **changes}), "")
     assert {question for _, question in due([one], True, 1.0)} <= (
-        {"blocks"} if "quiet" in changes else set()
+        {"blocks"} if "may_be_asked" in changes else set()
     )
 
 

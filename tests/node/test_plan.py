@@ -4,6 +4,7 @@ which the steps take effect.
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -17,34 +18,26 @@ from hypothesis import strategies as st
 from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.vm import Shape, VmSpec
-from virtuary.node import plan as module
-from virtuary.node.plan import (
-    ASK_AGAIN,
-    CRASH_LIMIT,
-    STOP_TIMEOUT,
-    UNBORN_LIMIT,
-    End,
-    Step,
-    after_end,
-    current_stage,
-    plan,
-    state_of,
-    why_unborn,
-)  # fmt: skip
-from virtuary.node.tuning import Tuning, _wish_before, shortfall, untuned
-from virtuary.node.worker import STEPS
-from virtuary.node.world import World
+from virtuary.node.copies.plan import UNBORN_LIMIT, why_unborn
+from virtuary.node.plan import plan
+from virtuary.node.power.ends import CRASH_LIMIT, CRASH_WINDOW, End, after_end
+from virtuary.node.power.plan import ASK_AGAIN, STOP_TIMEOUT, LeaveToOwner
+from virtuary.node.report.plan import LESS_MEMORY, NO_SSH, current_stage, state_of
+from virtuary.node.server.world import Tuning, World
+from virtuary.node.tuning.plan import shortfall, untuned
+from virtuary.node.tuning.steps import _wish_before
+from virtuary.node.worker import CAPABILITIES, DOES
 
 # test folders are no packages; this one shares a file
 sys.path.insert(0, str(Path(__file__).parent))
 import worlds
 from worlds import (
     HOLD,
-    ME,
     WALL,
     Host,
     alive,
     at_rest,
+    changed,
     copy_of_it,
     crashes,
     image,
@@ -96,6 +89,13 @@ def sized(
     )
 
 
+def reclaimed(spec: dict[str, Any], **facts: Any) -> World:
+    """The same, where the host took some of its memory for a while."""
+    seen = sized(spec, **facts)
+    status = seen.vm.status.but(reclaimed=True, reason=LESS_MEMORY)
+    return replace(seen, vm=seen.vm.but(status=status))
+
+
 LIMITED = Tuning(Cpu(limit=50), DiskIo(), 1)
 NO_LAN = ("failed", "the network lan is not there")
 WAITING = "the network lan is not there; it is started as soon as that is"
@@ -115,6 +115,10 @@ def staged(stage: str) -> Operation:
     """A launch that is in this stage."""
     found = operation("launch")
     return found.but(status=found.status.but(stage=stage, phase="running"))
+
+
+NAMES = {re.sub(r"(?<!^)(?=[A-Z])", "_", step.__name__).lower() for step in DOES}
+"""The steps that somebody does."""
 
 
 SCENARIOS: dict[str, tuple[World, str | None]] = {
@@ -344,7 +348,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "its owner stops it": (alive(STOPPED, qemu="paused", status={"held_for_memory": HOLD},
     operation=operation("stop")), "ask_shutdown"),
     "some of its memory was taken": (alive(status={"reclaimed": True}), "report"),
-    "what was taken is given back": (alive(status={"reason": module.LESS_MEMORY}), "report"),
+    "what was taken is given back": (alive(status={"reason": LESS_MEMORY}), "report"),
     # ---- stop
     "its start failed while it booted": (alive(STOPPED, status={"state": "starting"}), "kill"),
     "it boots and is to stop": (alive(STOPPED, status={"state": "starting"},
@@ -419,7 +423,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     operation=operation("set")), "finish"),
     "wished less memory than a template's": (sized({"memory": 2**29}, BORROWED), None),
     "a guest keeps a little": (sized({}, memory=2**30 + 2**21), None),
-    "the host took memory from it": (sized({}, memory=2**29, reclaimed=True), None),
+    "the host took memory from it": (reclaimed({}, memory=2**29), None),
     "wished a larger disk": (sized({"disk": 2**31}), "resize_disk"),
     "it is paused: it follows when it goes on": (sized({"cpus": 2, **PAUSED}, qemu="paused",
     operation=operation("set", cpus=1)), "report"),
@@ -461,7 +465,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "purged": (at_rest(STOPPED, {"purge": True}), "forget"),
     # ---- not ours
     "another host owns it": (alive({"owner": "another-host", **STOPPED}, operation=operation("stop",
-    force=True)), None),
+    force=True)), "leave_to_owner"),
     "nobody owns it": (at_rest({"owner": ""}), None),
     "another host owns what is purged": (at_rest({"owner": "another-host"}, {"purge": True}), None),
 }  # fmt: skip
@@ -470,14 +474,18 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
 @pytest.mark.parametrize("case", SCENARIOS)
 def test_the_next_step_is(case: str) -> None:
     seen, wanted = SCENARIOS[case]
-    step = plan(ME, seen)
+    step = plan(seen)
     assert (step.name if step else None) == wanted
+
+
+def test_no_step_is_of_two_capabilities() -> None:
+    assert sum(len(capability.effects) for capability in CAPABILITIES) == len(DOES)
 
 
 def test_every_step_has_an_effect_and_a_scenario() -> None:
     named = {name for _, name in SCENARIOS.values() if name}
-    assert named == set(STEPS)
-    assert {name for name in vars(Host) if name in STEPS} | {"follow_image"} == set(STEPS), (
+    assert named == NAMES
+    assert {name for name in vars(Host) if name in NAMES} | {"follow_image"} == NAMES, (
         "and one in the simulation"
     )
 
@@ -486,13 +494,13 @@ def test_every_step_has_an_effect_and_a_scenario() -> None:
 def test_planning_changes_nothing_and_repeats(case: str) -> None:
     seen, _ = SCENARIOS[case]
     before = repr(seen)
-    assert plan(ME, seen) == plan(ME, seen) and repr(seen) == before
+    assert plan(seen) == plan(seen) and repr(seen) == before
 
 
 def test_a_report_that_was_written_is_not_written_again() -> None:
     seen = alive(status={"state": "starting"}, addresses=("10.0.2.15",))
-    step = plan(ME, seen)
-    assert step and plan(ME, worlds.after(seen, step)) is None
+    step = plan(seen)
+    assert step and plan(worlds.after(seen, step)) is None
 
 
 # ---- what becomes of one whose process is over
@@ -676,7 +684,7 @@ def test_of_a_guest_without_an_agent_that_was_never_heard_and_is_waited_for_no_m
     None
 ):
     facts: Any = {"signals": {}, "status": {"stages": {}}, "image": image(agent=False)}
-    assert state_of(alive(**facts)) == ("running", module.NO_SSH)
+    assert state_of(alive(**facts)) == ("running", NO_SSH)
     assert state_of(alive(**facts, operation=operation("start"))) == ("running", None)
     assert state_of(alive(**{**facts, "signals": {"ssh": 9.0}})) == ("running", None)
 
@@ -741,7 +749,7 @@ def test_what_a_guest_says_about_its_memory_never_becomes_its_server_s_wish(said
         2**30,
         True,
     )
-    words = shortfall(replace(before, refused={"memory": 2**31}))
+    words = shortfall(changed(before, refused={"memory": 2**31}))
     assert (words is None) == (said == 2**40) and (
         words is None or "of its 2 GiB of memory" in words
     )
@@ -773,9 +781,9 @@ def test_a_copy_that_dies_on_the_way_is_booted_from_a_fresh_disk(moment: int) ->
     host = Host(vm(), operation=operation("launch"), warm="good")
     for _ in range(moment):
         seen = host.look()
-        step = plan(ME, seen) if seen else None
+        step = plan(seen) if seen else None
         if step and seen:
-            getattr(host, step.name)(seen, step.value)
+            host.do(seen, step)
         else:
             host.pass_time()
     if host.vm and host.vm.status.identity is None and host.process == "alive":
@@ -821,9 +829,9 @@ def test_a_cancelled_launch_leaves_nothing_at_any_moment() -> None:
         host = Host(vm(), operation=operation("launch"))
         for _ in range(moment):
             seen = host.look()
-            step = plan(ME, seen) if seen else None
+            step = plan(seen) if seen else None
             if step and seen:
-                getattr(host, step.name)(seen, step.value)
+                host.do(seen, step)
             else:
                 host.pass_time()
         if host.operation is None:
@@ -892,9 +900,9 @@ def happen(host: Host, event: str) -> None:
             host._status(held_for_memory=HOLD)
         case "one step":
             seen = host.look()
-            step = plan(ME, seen) if seen else None
+            step = plan(seen) if seen else None
             if step and seen:
-                getattr(host, step.name)(seen, step.value)
+                host.do(seen, step)
         case "daemon restarts":
             host.asked, host.signals = None, {}
         case "time passes":
@@ -1033,7 +1041,7 @@ def test_why_a_live_copy_ended_is_told() -> None:
 def test_one_of_another_host_is_never_touched(case: str, power: str) -> None:
     seen, _ = SCENARIOS[case]
     other = seen.vm.but(spec=seen.vm.spec.but(owner="another-host", power=power))
-    assert plan(ME, replace(seen, vm=other)) is None
+    assert plan(replace(seen, vm=other, mine=False)) == (LeaveToOwner() if seen.alive else None)
 
 
 def test_the_table_of_ends_covers_every_reason_the_planner_gives() -> None:
@@ -1047,9 +1055,9 @@ def test_time_limits_are_what_the_manual_says() -> None:
         90.0,
         15.0,
         5,
-        module.CRASH_WINDOW,
+        CRASH_WINDOW,
     )
-    assert VmSpec(image="a").restart_policy == "no" and Step("a").value is None
+    assert VmSpec(image="a").restart_policy == "no"
 
 
 # ---- what it is given while it runs

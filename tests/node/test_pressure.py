@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from virtuary.base.units import GIB, MIB
 from virtuary.host.pressure import HostMemory
 from virtuary.model.vm import MIN_MEMORY, Shape, VmSpec
-from virtuary.node.pressure import (
+from virtuary.node.memory.pressure import (
     BLOCK,
     GIVE_AFTER,
     GRACE,

@@ -21,9 +21,9 @@ from virtuary.model.network import Network, NetworkSpec, NetworkStatus, Nic, tap
 from virtuary.model.vm import Publish, Vm, VmSpec, VmStatus
 from virtuary.network.ground import Private
 from virtuary.network.uplink import ADDRESS, Held
-from virtuary.node.membership import Member
-from virtuary.node.networks import Networks
-from virtuary.node.rules import Wanted
+from virtuary.node.networks.members import Member
+from virtuary.node.networks.networks import Networks
+from virtuary.node.networks.rules import Wanted
 from virtuary.store.memory import MemoryStore
 
 # test folders are no packages; this one shares a file

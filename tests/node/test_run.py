@@ -22,8 +22,8 @@ from liar import Liar, Talk, lying
 from virtuary.base.clock import SystemClock
 from virtuary.base.paths import VmPaths
 from virtuary.base.proc import identify
-from virtuary.node import run as running
-from virtuary.node.run import Run
+from virtuary.node.machine import run as running
+from virtuary.node.machine.run import Run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from worlds import runtime

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from virtuary.model.operation import Operation
-from virtuary.node.plan import Step, plan
-from virtuary.node.slow import SIGNS, TIMES, Finding, explaining
+from virtuary.node.plan import plan
+from virtuary.node.server.world import World
+from virtuary.node.slow.plan import TIMES, Explain, Finding, TellWhy, explain
+from virtuary.node.slow.steps import SIGNS
 from virtuary.node.usual import FIRST, LEAST, Usual, durations
-from virtuary.node.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; these share a file
-from worlds import ME, alive, at_rest, operation, runtime, vm
+from worlds import alive, at_rest, changed, operation, runtime, vm
 
 USUAL = FIRST["tcg"]
 STARTING: dict[str, Any] = {"runtime": runtime(), "state": "starting", "stages": {}}
@@ -36,7 +37,7 @@ def hanging(stage: str, seconds: float, kind: str = "launch", **facts: Any) -> W
         "ssh": {"kernel": 4.0, "agent": 20.0, "network": 21.0},
     }[stage]
     heard = max(signals.values(), default=0.0)
-    return replace(
+    return changed(
         alive(status=STARTING, signals=signals, operation=at_stage(stage, kind=kind)),
         age=heard + seconds, usual=USUAL, now=1000.0, **facts,
     )  # fmt: skip
@@ -45,20 +46,20 @@ def hanging(stage: str, seconds: float, kind: str = "launch", **facts: Any) -> W
 @pytest.mark.parametrize("stage", ["firmware", "kernel", "ssh"])
 def test_a_stage_is_looked_into_after_thrice_its_usual_time_and_again_later(stage: str) -> None:
     late = USUAL[stage] * TIMES
-    assert explaining(hanging(stage, late - 1)) is None
-    assert explaining(hanging(stage, late + 1)) == Step("explain", stage)
-    assert explaining(hanging(stage, late + 1, explained=990.0)) is None
-    assert explaining(hanging(stage, late + 20, explained=980.0)) == Step("explain", stage)
-    assert plan(ME, hanging(stage, late + 1)) is not None
+    assert explain(hanging(stage, late - 1)) is None
+    assert explain(hanging(stage, late + 1)) == Explain(stage)
+    assert explain(hanging(stage, late + 1, explained=990.0)) is None
+    assert explain(hanging(stage, late + 20, explained=980.0)) == Explain(stage)
+    assert plan(hanging(stage, late + 1)) is not None
 
 
 def test_only_starts_that_somebody_waits_for_are_looked_into() -> None:
-    assert explaining(hanging("kernel", 999, kind="stop")) is None
-    assert explaining(replace(hanging("kernel", 999), operation=None)) is None
-    assert explaining(replace(hanging("kernel", 999), qemu="paused")) is None
+    assert explain(hanging("kernel", 999, kind="stop")) is None
+    assert explain(replace(hanging("kernel", 999), operation=None)) is None
+    assert explain(changed(hanging("kernel", 999), qemu="paused")) is None
     stopping = hanging("kernel", 999, kind="restart")
     assert (
-        explaining(replace(stopping, vm=stopping.vm.but(spec=stopping.vm.spec.but(restarts=1))))
+        explain(replace(stopping, vm=stopping.vm.but(spec=stopping.vm.spec.but(restarts=1))))
         is None
     ), "the one before is meant"
 
@@ -67,9 +68,9 @@ def test_a_start_that_waits_for_its_network_says_so_at_once_and_once() -> None:
     waiting = at_rest(
         network=("failed", "the network lan is not there"), operation=at_stage("disk")
     )
-    assert explaining(waiting) == Step("tell_why", Finding("the network lan is not there"))
+    assert explain(waiting) == TellWhy(Finding("the network lan is not there"))
     assert (
-        explaining(replace(waiting, operation=at_stage("disk", "the network lan is not there")))
+        explain(replace(waiting, operation=at_stage("disk", "the network lan is not there")))
         is None
     )
 

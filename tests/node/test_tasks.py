@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import errno
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from virtuary.base.errors import Bug, Failed, NoRoom
-from virtuary.node.steps import drop_key
-from virtuary.node.tasks import Unwanted, carry_out
-from virtuary.node.warm import make_host_key
+from virtuary.node.making.tasks import Unwanted, carry_out
+from virtuary.node.server.process import Process
+from virtuary.node.warm.derive import make_host_key
+
+
+class Silent:
+    """The live side of a process of which nothing is heard."""
+
+    async def close(self) -> None: ...
 
 
 class Work:
@@ -98,10 +102,10 @@ async def test_a_host_key_that_nobody_needs_is_not_written_into_a_folder_that_go
         folder.mkdir()
         making = asyncio.create_task(make_host_key(folder))
         await asyncio.sleep(pause)
-        worker: Any = SimpleNamespace(host_key=making)
-        await drop_key(worker)
-        assert making.done() and worker.host_key is None
+        process = Process(Silent(), host_key=making)  # type: ignore[arg-type]
+        await process.close()
+        assert making.done() and process.host_key is None
         folder.rmdir()
         await asyncio.sleep(0.02)
         assert not folder.exists()
-    await drop_key(SimpleNamespace(host_key=None))  # type: ignore[arg-type]
+    await Process(Silent()).close()  # type: ignore[arg-type]

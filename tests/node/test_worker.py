@@ -13,11 +13,13 @@ from virtuary.base.paths import Paths
 from virtuary.model.firewall import Firewall, FirewallSpec
 from virtuary.model.meta import Meta
 from virtuary.node import worker as working
-from virtuary.node.server import Server
+from virtuary.node.power.plan import Forget
+from virtuary.node.power.steps import forget
+from virtuary.node.server.process import Process
+from virtuary.node.server.server import Server
+from virtuary.node.server.world import World
 from virtuary.node.site import Site
-from virtuary.node.steps import STEPS
 from virtuary.node.worker import Worker
-from virtuary.node.world import World
 from virtuary.store.memory import MemoryStore
 from virtuary.store.reading import every
 
@@ -38,7 +40,7 @@ async def test_a_server_that_goes_leaves_its_name_with_the_rules_that_mean_it(
     worker = Server(Site(paths, store, ME), ID)
     worker.paths.home.mkdir(parents=True)
     kept = gone.vm.but(meta=gone.vm.meta.but(revision=revision))
-    await STEPS["forget"](worker, replace(gone, vm=kept), None)
+    await forget(worker, replace(gone, vm=kept), Forget())
     assert store.get(gone.vm.key) is None
     after = {group.name: group for group in every(store, Firewall)}
     assert after["web"].status.purged == {ID: "web1"} and after["web"].spec == naming.spec
@@ -66,7 +68,7 @@ async def test_a_machine_that_runs_on_however_often_it_is_paused_does_not_keep_t
 
     stubborn = Stubborn(Site(paths, MemoryStore(), ME), ID)
     run: Any = SimpleNamespace(monitor=SimpleNamespace(run=obey), refresh=refresh, close=close)
-    stubborn.run = run
+    stubborn.process = Process(run)
     task = asyncio.create_task(stubborn.work())
     await asyncio.sleep(1)
     task.cancel()

@@ -15,7 +15,7 @@ import time
 from virtuary.model.meta import Meta
 from virtuary.model.network import Network, NetworkSpec
 from virtuary.network import bridge, physical
-from virtuary.node.network_worker import vlan_of
+from virtuary.node.making.networks import vlan_of
 
 ALL, GUEST, OTHER, KIND = (
     b"\xff" * 6,

@@ -4,7 +4,7 @@ processes, files or clocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,11 +12,25 @@ from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
 from virtuary.model.vm import Crash, MemoryHold, Origin, Runtime, Shape, Vm, VmSpec, VmStatus
-from virtuary.node.birth import never_handed_out
-from virtuary.node.plan import CRASH_WINDOW, Step, plan
-from virtuary.node.slow import Finding
-from virtuary.node.tuning import Tuning, untuned
-from virtuary.node.world import World
+from virtuary.node.plan import plan
+from virtuary.node.power.ends import CRASH_WINDOW
+from virtuary.node.report.plan import Report
+from virtuary.node.server.birth import never_handed_out
+from virtuary.node.server.step import Step
+from virtuary.node.server.world import (
+    CopyFacts,
+    DiskFacts,
+    GuestFacts,
+    NetworkFacts,
+    ProcessFacts,
+    SlowFacts,
+    Tuning,
+    TuningFacts,
+    TurnFacts,
+    World,
+)
+from virtuary.node.slow.plan import Finding
+from virtuary.node.tuning.plan import untuned
 
 ME = "this-host"
 WALL = datetime(2026, 1, 1, tzinfo=UTC)
@@ -84,8 +98,62 @@ def crashes(*minutes_ago: float) -> tuple[Crash, ...]:
     return tuple(Crash(at=WALL - timedelta(minutes=minutes), why="boom") for minutes in minutes_ago)
 
 
+PARTS: dict[str, tuple[str, type[Any]]] = {
+    name: (part, kind)
+    for part, kind in (
+        ("process", ProcessFacts),
+        ("guest", GuestFacts),
+        ("network", NetworkFacts),
+        ("disks", DiskFacts),
+        ("copies", CopyFacts),
+        ("tuning", TuningFacts),
+        ("turn", TurnFacts),
+        ("slow", SlowFacts),
+    )
+    for name in (field.name for field in fields(kind))
+}
+"""Which part of a world a fact belongs to: no name is used twice, but for these below."""
+RENAMED = {"network_alive": ("network", "served"), "network_failing": ("network", "failing")}
+
+
 def world(machine: Vm, **facts: Any) -> World:
-    return World(**{"vm": machine, "wall": WALL, "now": 1000.0, "image": image(), **facts})
+    """A world of facts by their names. `process`: its state; `network`: its state and why;
+    `copies`: those that wait.
+    """
+    mine = machine.spec.owner == ME
+    start = World(vm=machine, wall=WALL, now=1000.0, mine=mine, image=image())
+    return changed(start, **facts)
+
+
+def changed(seen: World, **facts: Any) -> World:
+    """The same world with other facts."""
+    parts: dict[str, dict[str, Any]] = {}
+    whole = {}
+    for name, value in facts.items():
+        if name == "process":
+            parts.setdefault("process", {})["state"] = value
+        elif name == "network":
+            parts.setdefault("network", {}).update(state=value[0], why=value[1])
+        elif name == "copies":
+            parts.setdefault("copies", {})["waiting"] = value
+        elif name in RENAMED:
+            part, inner = RENAMED[name]
+            parts.setdefault(part, {})[inner] = value
+        elif name in PARTS:
+            parts.setdefault(PARTS[name][0], {})[name] = value
+        else:
+            whole[name] = value
+    return replace(
+        seen, **whole, **{part: replace(getattr(seen, part), **new) for part, new in parts.items()}
+    )
+
+
+def value_of(step: Step) -> Any:
+    """What a step needs to know: nothing, one thing, or several."""
+    if isinstance(step, Report):
+        return step.values()
+    values = [getattr(step, field.name) for field in fields(step)]
+    return values[0] if len(values) == 1 else tuple(values) or None
 
 
 def at_rest(
@@ -177,16 +245,15 @@ class Host:
     def look(self) -> World | None:
         if self.vm is None:
             return None
-        return World(
-            vm=self.vm, wall=WALL + timedelta(seconds=self.now), now=self.now, image=self.image,
+        return world(
+            self.vm, wall=WALL + timedelta(seconds=self.now), now=self.now, image=self.image,
             operation=self.operation,
-            process=self.process,  # type: ignore[arg-type]
+            process=self.process,
             connected=self.connected, qemu=self.qemu, network_alive=self.network,
             signals=dict(self.signals), files=frozenset(self.files),
             asked_to_stop=self.asked, asked_last=self.asked_last, copies=tuple(self.copies),
             source=self.source,
             tuned=self.tuned, cpus=self.cpus, memory=self.memory,
-            reclaimed=self.vm.status.reclaimed,
         )  # fmt: skip
 
     def settle(self, limit: int = 200) -> int:
@@ -196,7 +263,7 @@ class Host:
         idle = 0
         for number in range(limit):
             seen = self.look()
-            step = plan(ME, seen) if seen else None
+            step = plan(seen) if seen else None
             if step is None:
                 if seen is None or (not self.pass_time() and idle):
                     return number
@@ -205,8 +272,12 @@ class Host:
             idle = 0
             assert seen
             self.steps.append(step.name)
-            getattr(self, step.name)(seen, step.value)
+            self.do(seen, step)
         raise AssertionError(f"it never settles: {self.steps[-12:]}")
+
+    def do(self, seen: World, step: Step) -> None:
+        """The step takes effect."""
+        getattr(self, step.name)(seen, value_of(step))
 
     def pass_time(self) -> bool:
         """What happens by itself while the worker sleeps; says whether anything did."""
@@ -318,7 +389,7 @@ class Host:
             self.qemu = "paused"
 
     def renew_identity(self, seen: World, _: Any) -> None:
-        assert seen.qemu == "running"
+        assert seen.process.qemu == "running"
         if self.warm == "refuses":
             self._go_cold(seen)
         else:
@@ -341,11 +412,11 @@ class Host:
         self._resize(seen, "memory", wanted)
 
     def resize_disk(self, seen: World, wanted: int) -> None:
-        assert seen.qemu == "running"
+        assert seen.process.qemu == "running"
         self._status(disk_size=wanted)
 
     def _resize(self, seen: World, what: str, wanted: int) -> None:
-        assert seen.qemu == "running" and seen.vm.status.identity is not None, (
+        assert seen.process.qemu == "running" and seen.vm.status.identity is not None, (
             "a guest is asked only when it is up and itself"
         )
         if self.stubborn:
@@ -378,6 +449,9 @@ class Host:
     def end_save(self, *_: Any) -> None:
         self.qemu = "running"
 
+    def leave_to_owner(self, *_: Any) -> None:
+        self.die()
+
     def tidy_home(self, *_: Any) -> None:
         self.files.discard("leftover")
 
@@ -404,7 +478,11 @@ class Host:
             self.qemu = "paused"
 
     def renew_live(self, seen: World, _: Any) -> None:
-        assert seen.qemu == "running" and seen.vm.status.runtime and seen.vm.status.runtime.live
+        assert (
+            seen.process.qemu == "running"
+            and seen.vm.status.runtime
+            and seen.vm.status.runtime.live
+        )
         if self.live == "refuses":
             self._fail_live(seen)
         else:
@@ -518,11 +596,11 @@ class Host:
     def finish(self, *_: Any) -> None:
         self.operation = None
 
-    def fail(self, seen: World, sentence: str) -> None:
+    def fail(self, seen: World, told: tuple[str, str | None]) -> None:
         assert self.vm
         self.operation = None
         self._spec(power="stopped")
-        self._status(reason=sentence)
+        self._status(reason=told[0])
         if not self.vm.status.disk_ready:
             self.vm = self.vm.but(meta=self.vm.meta.but(purge=True))
 
@@ -545,4 +623,4 @@ class Host:
 
 def after(found: World, step: Step) -> World:
     """The world with one planned report written down."""
-    return replace(found, vm=found.vm.but(status=found.vm.status.but(**step.value)))
+    return replace(found, vm=found.vm.but(status=found.vm.status.but(**value_of(step))))

@@ -31,8 +31,8 @@ from virtuary.guest.clock import set_clock
 from virtuary.guest.relay import Command
 from virtuary.model.resources import DiskIo
 from virtuary.network.uplink import parse_held
-from virtuary.node.asking import Told, ask_blocks, ask_memory, ask_traffic
-from virtuary.node.run import has_opened
+from virtuary.node.figures.asking import Told, ask_blocks, ask_memory, ask_traffic
+from virtuary.node.machine.run import has_opened
 from virtuary.qemu import live, plug, rtc, tune, warm
 from virtuary.qemu.qmp import Monitor, open_monitor
 

@@ -35,7 +35,7 @@ from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid, NotJson, VirtuaryError
 from virtuary.base.jsontext import find_excess
 from virtuary.base.log import say
-from virtuary.node.doctor import examine
+from virtuary.node.touch.doctor import examine
 
 logger = logging.getLogger("virtuary.api")
 BODY_CAP = 1024 * 1024

@@ -18,8 +18,8 @@ from virtuary.api import auth
 from virtuary.base.errors import Invalid
 from virtuary.model.meta import Document
 from virtuary.model.operation import Operation
-from virtuary.node import touch
 from virtuary.node.node import Node
+from virtuary.node.touch import touch
 from virtuary.store.api import Record, Store
 
 PAGE = 100

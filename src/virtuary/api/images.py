@@ -32,7 +32,7 @@ from virtuary.model.image import Image, ImageSource, ImageWish
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
 from virtuary.model.vm import MAX_MEMORY, MIN_MEMORY
-from virtuary.node import touch
+from virtuary.node.touch import touch
 
 UPLOAD_CAP = MAX_SIZE
 """Bytes of an image that is brought; how much room there is decides sooner."""

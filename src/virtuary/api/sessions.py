@@ -26,7 +26,7 @@ from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.jsontext import find_excess
 from virtuary.model.meta import Model, invalid
-from virtuary.node import touch
+from virtuary.node.touch import touch
 
 router = make_router("/v1/vms", tags=["vms"])
 TEXT_CAP = 256 * 1024

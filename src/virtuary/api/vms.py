@@ -38,7 +38,7 @@ from virtuary.model.image import Image
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
-from virtuary.node import inside, touch
+from virtuary.node.touch import inside, touch
 
 router = make_router("/v1/vms", tags=["vms"])
 DRAFTED: dict[int | str, dict[str, Any]] = {

@@ -18,16 +18,18 @@ from virtuary.images.partial import drop_abandoned
 from virtuary.jail.resolver import RESOLVER
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
-from virtuary.node import copies, template_budget, turns
-from virtuary.node.addresses import keep_addresses
-from virtuary.node.images import ImageWorker
-from virtuary.node.keeper import Keeper
-from virtuary.node.membership import MANAGED
-from virtuary.node.metrics import Metrics
-from virtuary.node.network_worker import NetworkWorker, keep_listening
-from virtuary.node.run import Run
+from virtuary.node import turns
+from virtuary.node.copies import steps
+from virtuary.node.figures.metrics import Metrics
+from virtuary.node.machine.run import Run
+from virtuary.node.making.images import ImageWorker
+from virtuary.node.making.networks import NetworkWorker, keep_listening
+from virtuary.node.memory.keeper import Keeper
+from virtuary.node.networks.addresses import keep_addresses
+from virtuary.node.networks.members import MANAGED
 from virtuary.node.site import Site, describe_host
-from virtuary.node.templates import TemplateWorker
+from virtuary.node.warm import budget
+from virtuary.node.warm.templates import TemplateWorker
 from virtuary.node.worker import Worker
 from virtuary.qemu.process import become_subreaper
 
@@ -76,7 +78,7 @@ class Node:
             for leftover in folder.glob(".making-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         self._drop_uploads()
-        copies.drop_layers(self.site)
+        steps.drop_layers(self.site)
         await turns.after_boot(self.site)
 
     def _drop_uploads(self) -> None:
@@ -148,7 +150,7 @@ class Node:
                 self._wake_all("network/")
             if key.startswith("vm/") and value is None:
                 self._wake_all("template/")  # one that waited for its last copy to go
-                copies.drop_layers(self.site)
+                steps.drop_layers(self.site)
         elif key.startswith("firewall/"):
             self.site.networks.rules.wake()
         elif key.startswith("operation/") and value:
@@ -194,9 +196,9 @@ class Node:
         while True:
             with contextlib.suppress(VirtuaryError):
                 await describe_host(self.site)
-                await template_budget.renew(self.site)
-                await template_budget.keep_budget(self.site)
-                copies.drop_layers(self.site)
+                await budget.renew(self.site)
+                await budget.keep_budget(self.site)
+                steps.drop_layers(self.site)
                 drop_abandoned(
                     self.site.paths.downloads, (self.site.clock.wall() - PARTIAL_LIFE).timestamp()
                 )

@@ -29,8 +29,8 @@ from virtuary.model.network import DEFAULT, USER
 from virtuary.model.settings import Settings
 from virtuary.model.vm import Vm
 from virtuary.network import bridge, ground, passt
-from virtuary.node.networks import Networks
-from virtuary.node.uplink import Uplink
+from virtuary.node.networks.networks import Networks
+from virtuary.node.networks.uplink import Uplink
 from virtuary.node.usual import Usual
 from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platform import PLATFORMS, Platform

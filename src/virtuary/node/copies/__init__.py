@@ -1,0 +1,1 @@
+"""Servers made of other servers: as an overlay, in full, or live."""

@@ -1,0 +1,1 @@
+"""The disk of a server, and what else lies beside it."""

@@ -1,0 +1,1 @@
+"""What the host and its servers use, measured."""

@@ -1,0 +1,1 @@
+"""How a guest becomes who it is to be."""

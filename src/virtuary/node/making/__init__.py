@@ -1,0 +1,1 @@
+"""Loops that make documents true that are no servers: images and networks."""

@@ -1,0 +1,196 @@
+"""Making images: one task an image, from `absent` to `ready` or `failed`. The only writer of an
+image's status.
+
+An image is made in a folder `.making-ID` and renamed into place when it is whole; what a crash left
+behind is removed at the next start and made again. A cancelled or failed making leaves nothing but
+its operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from virtuary.base.crash import crashpoint, declare
+from virtuary.base.errors import Conflict, Invalid, VirtuaryError
+from virtuary.base.files import sync_dir, sync_file
+from virtuary.base.log import say
+from virtuary.images import making
+from virtuary.model.image import Image
+from virtuary.model.meta import utcnow
+from virtuary.node import operations
+from virtuary.node.making.tasks import Unwanted, carry_out
+from virtuary.node.site import Site
+from virtuary.storage.directory import allocated
+
+logger = logging.getLogger("virtuary.images")
+declare(
+    "image.before_make", "image.after_make", "image.before_rename", "image.after_rename",
+    "image.after_record", "image.after_remove",
+)  # fmt: skip
+
+
+class ImageWorker:
+    def __init__(self, site: Site, image_id: str) -> None:
+        self.site, self.image_id, self.key = site, image_id, f"image/{image_id}"
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def work(self) -> None:
+        """Until the document is gone."""
+        while (image := self.load()) is not None:
+            self._wake.clear()
+            try:
+                if image.meta.purge:
+                    await self._forget(image)
+                elif image.status.state in ("absent", "making"):
+                    await self._make(image)
+                else:
+                    await self._wake.wait()
+            except Conflict:
+                continue
+            except VirtuaryError as error:
+                say(
+                    logger,
+                    "image step failed",
+                    logging.WARNING,
+                    image=image.name,
+                    error=error.sentence,
+                )
+                await asyncio.sleep(5)
+
+    def load(self) -> Image | None:
+        record = self.site.store.get(self.key)
+        return Image.load(record.value, record.revision) if record else None
+
+    async def _make(self, image: Image) -> None:
+        """Make it as a task of its own, so that a wish to cancel can end it."""
+        active = operations.open_operations(self.site.store, self.key)
+        operation = active[0].key if active else None
+        await self._write(None, state="making", reason=None)
+        try:
+            what = f"the image {image.name}"
+            await carry_out(
+                what,
+                self._make_whole(image, operation),
+                self._wake,
+                lambda: self._cancelled(operation),
+            )
+        except Unwanted:
+            await self._drop(operation, None)
+        except VirtuaryError as error:
+            await self._drop(operation, error)
+
+    def _cancelled(self, operation: str | None) -> bool:
+        found = operations.load(self.site.store, operation) if operation else None
+        return bool(found and found.spec.cancel)
+
+    async def _make_whole(self, image: Image, operation: str | None) -> None:
+        final = self.site.paths.image(image.id)
+        partial = final.with_name(f".making-{image.id}")
+        if not final.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            report = operations.reporter(self.site.store, operation)
+            try:
+                partial.mkdir(mode=0o700)
+                crashpoint("image.before_make")
+                made = await making.make(image.spec, partial, self._means(), report)
+                crashpoint("image.after_make")
+                report("making it durable", None)
+                await asyncio.to_thread(_seal, partial, made)
+                crashpoint("image.before_rename")
+                os.replace(partial, final)
+                sync_dir(final.parent)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            crashpoint("image.after_rename")
+        self._drop_upload(image)
+        facts = making.read_facts(final)
+        await self._write(
+            operation, **facts, state="ready", reason=None, size=allocated(final), made=utcnow()
+        )
+        crashpoint("image.after_record")
+        say(logger, "image ready", image=image.name)
+
+    def _means(self) -> making.Means:
+        settings = self.site.settings.images
+        return making.Means(
+            self.site.paths.downloads, settings.mirrors, settings.allow_private, self.site.kept
+        )
+
+    async def _drop(self, operation: str | None, error: VirtuaryError | None) -> None:
+        """The making ended badly: the operation tells why, and the image is gone as if never asked
+        for.
+        """
+        image = self.load()
+        if image is None or image.status.state == "ready":
+            return
+        shutil.rmtree(self.site.paths.image(image.id), ignore_errors=True)
+        self._drop_upload(image)
+        puts: dict[str, bytes] = {}
+        found = operations.load(self.site.store, operation) if operation else None
+        if found and not found.ended:
+            puts[found.key] = operations.finished(found, error, cancelled=error is None).dump()
+        mark = f'"image_id":"{self.image_id}"'.encode()
+        users = [record for record in self.site.store.list("vm/").records if mark in record.value]
+        if users:
+            reason = error.sentence if error else "its making was cancelled"
+            puts[self.key] = image.but(
+                status=image.status.but(state="failed", reason=reason)
+            ).dump()
+            await self.site.store.txn({self.key: image.meta.revision}, puts)
+            return
+        await self.site.store.txn(
+            {self.key: image.meta.revision}, puts, [self.key, f"image-name/{image.name}"]
+        )
+
+    async def _forget(self, image: Image) -> None:
+        shutil.rmtree(self.site.paths.image(image.id), ignore_errors=True)
+        crashpoint("image.after_remove")
+        puts = {
+            item.key: operations.finished(item).dump()
+            for item in operations.open_operations(self.site.store, self.key)
+        }
+        record = self.site.store.get(f"image-name/{image.name}")
+        names = [f"image-name/{image.name}"] if record and record.value.decode() == image.id else []
+        await self.site.store.txn({self.key: image.meta.revision}, puts, [self.key, *names])
+
+    def _drop_upload(self, image: Image) -> None:
+        """What was sent for an import is of no more use."""
+        if image.spec.source.kind == "file" and image.spec.source.path:
+            (self.site.paths.downloads / image.spec.source.path).unlink(missing_ok=True)
+
+    async def _write(self, done: str | None, **changes: Any) -> None:
+        """Change status fields, and in the same transaction end the operation `done`."""
+        while image := self.load():
+            puts = {self.key: image.but(status=image.status.but(**changes)).dump()}
+            found = operations.load(self.site.store, done) if done else None
+            expect = {self.key: image.meta.revision}
+            if found and not found.ended:
+                expect[found.key], puts[found.key] = (
+                    found.meta.revision,
+                    operations.finished(found).dump(),
+                )
+            with contextlib.suppress(Conflict):
+                await self.site.store.txn(expect, puts)
+                return
+
+
+def _seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the facts beside the files, make every file read-only and durable."""
+    making.write_facts(folder, facts)
+    for path in folder.iterdir():
+        if not path.is_file():
+            raise Invalid(f"the image's folder holds {path.name}, which is not a file")
+        os.chmod(path, 0o444)
+        sync_file(path)
+    sync_dir(folder)
+    os.chmod(folder, 0o711)  # noqa: S103  (its kernel is read by the machine's own user)

@@ -1,0 +1,1 @@
+"""NICs that come and go while a server runs."""

@@ -1,0 +1,1 @@
+"""Starting, stopping, pausing and removing servers, and what becomes of one that ended."""

@@ -1,0 +1,41 @@
+"""What a copy is before it is a machine of its own. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from virtuary.model.vm import Vm
+
+
+def never_handed_out(vm: Vm) -> bool:
+    """Whether this run resumed a copy that has not become a machine of its own: nobody may have
+    used it. Pure.
+    """
+    runtime = vm.status.runtime
+    return (
+        runtime is not None
+        and (runtime.template is not None or runtime.live)
+        and vm.status.identity is None
+    )
+
+
+def unborn(vm: Vm) -> bool:
+    """Whether this is a live copy that is no machine of its own yet: it becomes one in its first
+    run, or it is nothing. Pure.
+    """
+    return (
+        vm.spec.origin is not None and vm.spec.origin.mode == "live" and vm.status.identity is None
+    )
+
+
+def undecided(vm: Vm) -> bool:
+    """Whether it was created without being started: only now is it known whether its first start is
+    warm. Its disk is unused. Pure.
+    """
+    status = vm.status
+    return not (status.applied or status.template or status.cold or status.layers or vm.spec.origin)
+
+
+def reset_disk(why: str) -> dict[str, Any]:
+    """The status of a server whose disk nobody has used: it is made anew, for a boot."""
+    return {"disk_ready": False, "disk_size": None, "layers": (), "template": None, "cold": why}

@@ -1,0 +1,1 @@
+"""Why a start takes longer than it usually does."""

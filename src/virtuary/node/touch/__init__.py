@@ -1,0 +1,1 @@
+"""What the API may ask of this host besides documents, and nothing else."""

@@ -1,0 +1,1 @@
+"""Warm templates: made from images, kept within a budget, resumed as servers."""

@@ -1,0 +1,298 @@
+"""Which template a server can start from, and the machine its copy is. Decides and describes;
+`templates.py` makes them.
+
+A copy must meet exactly the machine its template was. Everything that must match is in the command
+line and in the builds of image and engine: their digest, with what differs between copies left out,
+is a template's key. So a new device, flag, QEMU or image makes another key, never a wrong resume.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from virtuary.base.errors import Failed, HostLacks, VirtuaryError
+from virtuary.base.proc import run
+from virtuary.base.units import format_size
+from virtuary.guest import identity
+from virtuary.guest.hostkeys import alias, known_hosts
+from virtuary.guest.seed import HostKey, seed_files
+from virtuary.model.image import Image
+from virtuary.model.meta import Meta
+from virtuary.model.network import own_mac
+from virtuary.model.template import Template, TemplateSpec
+from virtuary.model.vm import Vm, VmSpec, default_memory
+from virtuary.node.machine.resolve import firmware_of, growth, machine_of, place_of
+from virtuary.node.site import Site
+from virtuary.qemu.argv import command
+from virtuary.qemu.describe import Machine, Warm, describe
+from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.warm import STEP
+from virtuary.store.reading import every
+
+
+class Match(NamedTuple):
+    """The template a server can start from, or why there is none."""
+
+    template: Template | None
+    why: str
+
+
+def templates_of(site: Site, image_id: str) -> list[Template]:
+    found = every(site.store, Template)
+    return [template for template in found if template.spec.image_id == image_id]
+
+
+async def choose_template(site: Site, vm: Vm, image: Image) -> Match:
+    """The ready template that needs the least growth to be this server; the reason in words where
+    none fits.
+    """
+    if vm.spec.cold:
+        return Match(None, "a boot was asked for")
+    if not image.status.agent:
+        return Match(None, f"the image {image.name} has no guest agent")
+    if image.status.makes_login:
+        return Match(
+            None, f"cloud-init makes the login of {image.name} ({image.status.user}) at a boot"
+        )
+    try:
+        accel = (await site.accel(PLATFORMS[vm.spec.arch], vm.spec.accel)).accel
+        wanted = TemplateSpec(
+            image=image.name,
+            image_id=image.id,
+            memory=vm.spec.memory,
+            accel=accel,
+            firmware=firmware_of(vm, image).kind,
+        )
+    except VirtuaryError as error:
+        return Match(None, error.sentence)
+    why = f"no warm template of {image.name} is there yet"
+    for template in sorted(templates_of(site, image.id), key=lambda item: -item.spec.memory):
+        if template.spec.but(memory=vm.spec.memory) != wanted or template.meta.purge:
+            continue
+        if template.status.state != "ready":
+            why = f"its warm template is {template.status.state}" + (
+                f": {template.status.reason}" if template.status.reason else ""
+            )
+        elif reason := out_of_reach(site, vm.spec, template):
+            why = reason
+        elif template.status.key != await key_of(site, template, image, vm.spec.machine):
+            why = "its warm template was made by another QEMU or for another machine"
+        else:
+            return Match(
+                template,
+                f"a copy of the warm template of {image.name}, {format_size(template.spec.memory)}",
+            )
+    return Match(None, why)
+
+
+def out_of_reach(site: Site, spec: VmSpec, template: Template) -> str | None:
+    """Why this server can't be reached from the template by growth, None when it can."""
+    most = growth(site)
+    if spec.memory_pages == "huge" or spec.memory_merge:
+        return "its memory is to lie in huge pages, or to be merged, and a copy's is the template's"
+    if spec.cpu.node is not None:
+        return "its memory is to lie in one NUMA node, and a copy's is the template's"
+    if spec.cpu.sockets * spec.cpu.threads > 1:
+        return "its CPUs are to be arranged otherwise than the warm template's"
+    if spec.cpus > most.cpus:
+        return f"{spec.cpus} CPUs are more than the {most.cpus} a copy can be grown to"
+    if spec.memory < template.spec.memory:
+        return (
+            f"{format_size(spec.memory)} of memory are less than the warm template's "
+            f"{format_size(template.spec.memory)}"
+        )
+    if spec.memory - template.spec.memory > most.memory:
+        return f"{format_size(spec.memory)} of memory are more than a copy can be grown to"
+    if (
+        spec.disk is not None
+        and template.status.disk_size
+        and spec.disk < template.status.disk_size
+    ):
+        return "its disk would be smaller than the warm template's"
+    return None
+
+
+def base_memory(spec: VmSpec) -> int:
+    """The size of the template that serves a server like this one: the image's default, or less
+    where less was asked for.
+    """
+    return min(spec.memory, default_memory(spec.image))
+
+
+async def template_machine(
+    site: Site, template: Template, image: Image, folder: Path, machine: str = ""
+) -> Machine:
+    """The machine a template is while it is made in `folder`."""
+    spec = VmSpec(
+        image=image.name, image_id=image.id, cpus=1, memory=template.spec.memory,
+        accel=template.spec.accel,
+        firmware=template.spec.firmware, machine=machine,
+    )  # fmt: skip
+    own = await machine_of(
+        site, Vm(meta=Meta(id=template.id, name="template"), spec=spec), image, template.spec.accel
+    )
+    variables = folder / "firmware-vars.fd" if own.vars_file else None
+    grown = _grows(site, own, template.spec.memory)
+    size = image.status.virtual_size
+    return replace(
+        grown,
+        disk=folder / "disk.qcow2",
+        disk_size=size,
+        vars_file=variables,
+        seed=None,
+        warm=_warm(folder, copy=False),
+    )
+
+
+def copy_machine(site: Site, own: Machine, template: Template, generation: str) -> Machine:
+    """The machine that resumes a copy of `template`, from the one this server would boot as."""
+    grown = _grows(site, own, template.spec.memory)
+    return replace(
+        grown,
+        seed=None,
+        generation=generation,
+        warm=_warm(site.paths.template(template.id), copy=True),
+    )
+
+
+def _grows(site: Site, machine: Machine, memory: int) -> Machine:
+    """A template or a copy begins small and grows to what is wished; all of them to the same
+    limits. The guest reports no free pages: they are the template's.
+    """
+    most = growth(site)
+    return replace(
+        machine,
+        cpus=1,
+        memory=memory,
+        max_cpus=most.cpus,
+        max_memory=memory + most.memory,
+        reporting=False,
+        wakes=True,
+    )
+
+
+def _warm(folder: Path, *, copy: bool) -> Warm:
+    return Warm(ram=folder / "ram", copy=copy, state=folder / "state")
+
+
+async def key_of(site: Site, template: Template, image: Image, machine: str = "") -> str:
+    """Digest of everything a copy of this template must match as things are now; see the top of
+    this file.
+    """
+    own = await template_machine(site, template, image, Path("/template"), machine)
+    assert own.warm
+    kernel, initrd = (own.kernel and Path("/kernel")), (own.initrd and Path("/initrd"))
+    neutral = replace(
+        own,
+        uuid="0",
+        mac="0",
+        tap=None,
+        runtime=Path("/run"),
+        layers=(Path("/image"),),
+        kernel=kernel,
+        initrd=initrd,
+    )
+    binary = await site.binary(own.platform)
+    build = Path(binary.program).stat()
+    facts: dict[str, Any] = {
+        "command": command("qemu", describe(neutral)),
+        "qemu": [binary.version, binary.package, build.st_size, build.st_mtime_ns],
+        "image": [image.id, image.status.sha256],
+        "guest": hashlib.sha256(identity.settle_script() + identity.strip_script()).hexdigest(),
+        "host": _processor() if own.accel == "kvm" else "",
+    }
+    if own.firmware.code:
+        facts["firmware"] = [own.firmware.code.stat().st_size, own.firmware.code.stat().st_mtime_ns]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _processor() -> str:
+    """Model and flags of the host's processor, which a guest with `-cpu host` sees."""
+    wanted = ("vendor_id", "model name", "stepping", "microcode", "flags")
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError as error:
+        raise HostLacks("the host's processor can't be described", "is /proc mounted?") from error
+    return "\n".join(line for line in first.splitlines() if line.startswith(wanted))
+
+
+def more_memory(spec: VmSpec, template: Template) -> int:
+    """Bytes to plug into a copy, in whole steps."""
+    return max(-(-(spec.memory - template.spec.memory) // STEP) * STEP, 0)
+
+
+async def copy_of(site: Site, vm: Vm, image: Image | None, template: Template) -> Machine:
+    """The machine that resumes a copy of `template` as this server."""
+    if image is None:
+        raise Failed("its image is gone")
+    own = await machine_of(site, vm, image, template.spec.accel)
+    return copy_machine(site, own, template, generation_of(vm))
+
+
+def generation_of(vm: Vm) -> str:
+    """The generation id its first start shows: never the template's, the same however often it is
+    described.
+    """
+    return str(uuid.uuid5(uuid.UUID(vm.id), "generation"))
+
+
+async def renewal_of(
+    site: Site, vm: Vm, template: Template, keys: tuple[str, ...], key: HostKey
+) -> tuple[identity.Renewal, tuple[str, ...], bytes]:
+    """What makes a copy this server, new and random where it must be; the addresses it has then,
+    where they are known; and the line by which its host key is known. `keys`: what cloud-init is
+    handed.
+    """
+    facts = json.loads(
+        (site.paths.template(template.id) / "manifest.json").read_text(encoding="utf-8")
+    )
+    record = site.store.get(f"secret/{vm.id}")
+    text = record.value.decode() if record and vm.spec.user_data else ""
+    place = place_of(site.store, vm)
+    addresses = tuple(facts["addresses"])
+    if place:
+        addresses = (place.address.partition("/")[0],) if place.address else ()
+    renewal = identity.Renewal(
+        uuid=vm.id,
+        old_mac=facts["mac"],
+        mac=own_mac(vm.id, vm.spec.nics[0]),
+        place=place,
+        machine_id=uuid.uuid4().hex,
+        boot_id=str(uuid.uuid4()),
+        host_key=key.private,
+        host_key_public=key.public,
+        entropy=secrets.token_hex(128),
+        now=site.clock.wall().timestamp(),
+        lag=facts["lag"],
+        dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
+        crowd=sum(
+            b'"state":"starting"' in record.value for record in site.store.list("vm/").records
+        ),
+        cpus=vm.spec.cpus,
+        grown=vm.spec.disk if vm.spec.disk and vm.spec.disk > template.status.disk_size else None,
+        seed=tuple(seed_files(vm.id, vm.name, keys, text, key).items()) if text else (),
+    )
+    return renewal, addresses, known_hosts(alias(vm.id), (key.public,))
+
+
+async def make_host_key(scratch: Path) -> HostKey:
+    """A new SSH host key."""
+    place = scratch / "host-key"
+    public = place.with_name("host-key.pub")
+    place.unlink(missing_ok=True)
+    try:
+        await run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(place))
+        return HostKey(
+            place.read_text(encoding="ascii").rstrip("\n"),
+            public.read_text(encoding="ascii").strip(),
+        )
+    finally:
+        place.unlink(missing_ok=True)
+        public.unlink(missing_ok=True)
