@@ -419,7 +419,7 @@ def p12_and_p14(bench: Bench, count: int = 20) -> None:
     row = Row(
         "P14",
         f"daemon killed; {count} machines found again and answering",
-        targets=["<= 2 s, none lost"],
+        targets=["<= 0.6 s, none lost"],
     )
     before_pids = {
         vm.name: vm.status.runtime and vm.status.runtime.pid
