@@ -242,7 +242,7 @@ def _show_plan(wire: Wire, wish: dict[str, Any], given: dict[str, Any]) -> None:
             )
         elif "note" in plan:
             tell(plan["note"])
-        for note in answer["notes"]:
+        for note in answer.get("notes", ()):
             say(f"note: {note}")
         for blocker in answer["blockers"]:
             say(

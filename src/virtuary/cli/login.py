@@ -128,7 +128,7 @@ def wait_for_ssh(wire: Wire, name: str, limit: float) -> dict[str, Any]:
         way: dict[str, Any] = wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
         if way["ready"]:
             return check_way(name, way)
-        if way["failed"]:
+        if way.get("failed"):
             raise Failed(
                 f"the start of {name} failed: {way['failed']}",
                 f"virtuary console {name} shows it from inside, virtuary logs {name} what its "
