@@ -73,8 +73,8 @@ class FakeWorker:
             generation=1, restarts=0, boot_id="boot", pid=2**22 - 1, start=1, uid=1, accel="tcg",
             level="L1", shape=shape, started=WALL,
         )  # fmt: skip
-        self.vm_id = f"00000000-0000-4000-8000-{number:012}"
-        meta = Meta(id=self.vm_id, name=f"vm{number}", created=WALL)
+        self.identity = f"00000000-0000-4000-8000-{number:012}"
+        meta = Meta(id=self.identity, name=f"vm{number}", created=WALL)
         status = VmStatus(
             state="running", runtime=runtime, identity=meta.name, memory=spec["memory"], cpus=1
         )
@@ -90,7 +90,7 @@ class FakeWorker:
     def load(self) -> Vm | None:
         return self.vm
 
-    async def write(self, vm: Vm, **changes: Any) -> Vm:
+    async def write(self, **changes: Any) -> Vm:
         if self.failure:
             raise self.failure
         assert self.vm
@@ -122,19 +122,19 @@ class Bench:
         self, number: int, runs: str = "running", deaf: bool = False, **spec: Any
     ) -> FakeWorker:
         worker = FakeWorker(number, {"memory": GIB, **spec}, runs, deaf)
-        self.workers[worker.vm_id] = worker
+        self.workers[worker.identity] = worker
         told = Told(worker.run, "mac")
         told.polls = True
-        self.metrics.machines[worker.vm_id] = SimpleNamespace(told=told, cpu_rate=0.01)
+        self.metrics.machines[worker.identity] = SimpleNamespace(told=told, cpu_rate=0.01)
         self.speak(worker)
-        self.keeper.wake(f"vm/{worker.vm_id}")
+        self.keeper.wake(f"vm/{worker.identity}")
         return worker
 
     def speak(self, worker: FakeWorker) -> None:
         """The guest tells how it is: most of what it has is free."""
         rest = max((worker.run.size.memory if worker.run.size else 0) - 100 * MIB, 0)
         at = int(self.clock.wall().timestamp())
-        self.metrics.machines[worker.vm_id].told.memory = Memory(GIB, rest, rest, 0, at)
+        self.metrics.machines[worker.identity].told.memory = Memory(GIB, rest, rest, 0, at)
 
     async def live(self, seconds: int, speak: bool = True) -> float:
         """So many looks, a second apart; what the last one said of the next."""
@@ -152,7 +152,7 @@ class Bench:
                 if speak and worker.run and int(self.clock.passed) % 5 == 0:
                     self.speak(worker)
                 if worker.written:
-                    self.keeper.wake(f"vm/{worker.vm_id}")
+                    self.keeper.wake(f"vm/{worker.identity}")
         return pause
 
 
@@ -196,7 +196,7 @@ async def test_memory_is_taken_down_to_the_floor_marked_first_and_given_back(ben
         one.run.size.memory == GIB
         and one.vm
         and not one.vm.status.reclaimed
-        and bench.keeper.ledgers[one.vm_id].asked is None
+        and bench.keeper.ledgers[one.identity].asked is None
     )
 
 
@@ -263,7 +263,7 @@ async def test_one_that_its_owner_let_go_on_is_spared_until_the_shortage_is_over
     await bench.live(2)
     assert one.vm and one.vm.status.held_for_memory
     one.vm = one.vm.but(status=one.vm.status.but(held_for_memory=None))
-    bench.keeper.wake(f"vm/{one.vm_id}")
+    bench.keeper.wake(f"vm/{one.identity}")
     await bench.live(20)
     assert one.vm.status.held_for_memory is None
     bench.says(4 * GIB)
@@ -301,7 +301,7 @@ async def test_a_host_that_does_not_tell_is_left_alone(bench: Bench) -> None:
 
 async def test_its_answers_are_asked_for_again_while_they_matter(bench: Bench) -> None:
     one = bench.add(1)
-    told = bench.metrics.machines[one.vm_id].told
+    told = bench.metrics.machines[one.identity].told
     told.asked["memory"] = bench.clock.now() - 60
     await bench.live(1)
     assert "memory" not in told.next
@@ -323,16 +323,16 @@ async def test_weights_follow_who_runs_and_what_it_is_sure_of(
     assert given == [], "nobody is sure of anything: what their workers set is right"
     sure = bench.add(3, cpu={"reserve": 100, "weight": 10})
     await bench.live(2)
-    assert given == [(sure.vm_id, 170)] and a.vm and b.vm and sure.vm
+    assert given == [(sure.identity, 170)] and a.vm and b.vm and sure.vm
     assert [round(bench.site.weight_of(item)) for item in (a.vm, b.vm, sure.vm)] == [100, 50, 170]
-    assert bench.site.claims[sure.vm_id] == Claim(10, 100)
+    assert bench.site.claims[sure.identity] == Claim(10, 100)
     sure.vm = sure.vm.but(spec=sure.vm.spec.but(cpu=sure.vm.spec.cpu.but(reserve=0)))
-    bench.keeper.wake(f"vm/{sure.vm_id}")
+    bench.keeper.wake(f"vm/{sure.identity}")
     await bench.live(1)
-    assert given[1:] == [(sure.vm_id, 10)]
+    assert given[1:] == [(sure.identity, 10)]
     a.run.ended = True
     await bench.live(1)
-    assert len(given) == 2 and set(bench.site.claims) == {b.vm_id, sure.vm_id}
+    assert len(given) == 2 and set(bench.site.claims) == {b.identity, sure.identity}
 
 
 async def test_all_servers_together_weigh_as_much_as_one_by_one(bench: Bench) -> None:
@@ -355,7 +355,7 @@ async def test_the_kernels_order_follows_the_priority(
     await bench.live(3)
     assert one.vm and scores == [900]
     one.vm = one.vm.but(spec=one.vm.spec.but(priority=100))
-    bench.keeper.wake(f"vm/{one.vm_id}")
+    bench.keeper.wake(f"vm/{one.identity}")
     await bench.live(3)
     assert scores == [900, 100]
 
@@ -368,7 +368,7 @@ async def test_a_defect_is_told_once_and_the_keeper_goes_on(
     task = asyncio.create_task(bench.keeper.run())
     for _ in range(3):
         await asyncio.sleep(0.15)
-        bench.keeper.wake(f"vm/{one.vm_id}")
+        bench.keeper.wake(f"vm/{one.identity}")
     assert not task.done()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

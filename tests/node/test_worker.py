@@ -12,6 +12,7 @@ from typing import Any
 from virtuary.base.paths import Paths
 from virtuary.model.firewall import Firewall, FirewallSpec
 from virtuary.model.meta import Meta
+from virtuary.model.vm import Vm
 from virtuary.node import worker as working
 from virtuary.node.power.plan import Forget
 from virtuary.node.power.steps import forget
@@ -20,8 +21,8 @@ from virtuary.node.server.server import Server
 from virtuary.node.server.world import World
 from virtuary.node.site import Site
 from virtuary.node.worker import Worker
+from virtuary.store.documents import every
 from virtuary.store.memory import MemoryStore
-from virtuary.store.reading import every
 
 sys.path.insert(0, str(Path(__file__).parent))
 from worlds import ID, ME, WALL, alive, at_rest
@@ -54,6 +55,9 @@ async def test_a_machine_that_runs_on_however_often_it_is_paused_does_not_keep_t
 
     class Stubborn(Worker):
         """Its machine says that it runs, after each step."""
+
+        def load(self) -> Vm:
+            return self.look().vm
 
         def look(self) -> World:
             return alive({"power": "paused"})

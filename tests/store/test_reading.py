@@ -10,8 +10,8 @@ import pytest
 from virtuary.model.meta import Meta
 from virtuary.model.operation import ENDED, Operation, OperationSpec, OperationStatus
 from virtuary.store.api import Page, Store
+from virtuary.store.documents import every, open_operations
 from virtuary.store.memory import MemoryStore
-from virtuary.store.reading import every, open_operations
 from virtuary.store.sealed import SealedStore
 from virtuary.store.sqlite import SqliteStore
 

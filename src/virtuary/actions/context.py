@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 from virtuary.base.errors import Busy, Changed, Conflict, NotFound, VirtuaryError
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource
-from virtuary.model.meta import Meta, utcnow
+from virtuary.model.meta import Document, Meta, utcnow
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
+from virtuary.store import documents
 from virtuary.store.api import Store
-from virtuary.store.reading import every, open_operations
+from virtuary.store.documents import every, open_operations
 
 
 class Catalogue(Protocol):
@@ -145,31 +146,29 @@ def find_vm(store: Store, name: str, suggest: bool = True) -> Vm:
     """The server of this name, or id; raises NotFound with what was perhaps meant, which nobody
     suggests who is to delete it.
     """
-    record = store.get(f"vm-name/{name.lower()}")
-    found = store.get(f"vm/{record.value.decode()}") if record else store.get(f"vm/{name}")
+    found = documents.find(store, Vm, name)
     if found is None:
-        meant = _meant(store, "vm-name/", name) if suggest else None
+        meant = _meant(store, Vm, name) if suggest else None
         raise NotFound(
             f"there is no server named {name[:80]!r}", meant or "virtuary list shows them"
         )
-    return Vm.load(found.value, found.revision)
+    return found
 
 
 def find_image(store: Store, name: str, suggest: bool = True) -> Image:
     """The image of this name or id; raises NotFound."""
-    record = store.get(f"image-name/{name.lower()}")
-    found = store.get(f"image/{record.value.decode()}") if record else store.get(f"image/{name}")
+    found = documents.find(store, Image, name)
     if found is None:
-        meant = _meant(store, "image-name/", name) if suggest else None
+        meant = _meant(store, Image, name) if suggest else None
         raise NotFound(
             f"there is no image named {name[:80]!r}", meant or "virtuary image list shows them"
         )
-    return Image.load(found.value, found.revision)
+    return found
 
 
 def find_operation(store: Store, identity: str) -> Operation:
     """The operation with this id, or the only one whose id begins so; raises NotFound."""
-    page = store.list(f"operation/{identity}", limit=2).records if identity else []
+    page = store.list(Operation.key_of(identity), limit=2).records if identity else []
     if len(page) != 1:
         raise NotFound(
             f"there is no operation {identity[:80]!r}", "virtuary operation list shows them"
@@ -183,17 +182,16 @@ def all_vms(store: Store) -> list[Vm]:
 
 
 def find_host(store: Store, host_id: str) -> Host:
-    record = store.get(f"host/{host_id}")
-    if record is None:
+    host = documents.get(store, Host, host_id)
+    if host is None:
         raise NotFound("this host has not described itself yet")
-    return Host.load(record.value, record.revision)
+    return host
 
 
-def _meant(store: Store, prefix: str, name: str) -> str | None:
+def _meant(store: Store, kind: type[Document], name: str) -> str | None:
     import difflib
 
-    names = [record.key.removeprefix(prefix) for record in store.list(prefix).records]
-    close = difflib.get_close_matches(name.lower(), names, 1)
+    close = difflib.get_close_matches(name.lower(), documents.names(store, kind), 1)
     return f"did you mean {close[0]}?" if close else None
 
 

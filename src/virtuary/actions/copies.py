@@ -24,6 +24,7 @@ from virtuary.model.meta import Meta, new_id
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Origin, Vm, VmCopy, VmSpec, VmStatus
+from virtuary.store import documents
 
 OVERRIDES = ("cpus", "memory", "disk", "accel", "restart_policy")
 FIXED = ("cpus", "memory", "disk", "accel")
@@ -131,8 +132,8 @@ def _unfit_live(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryErro
             Conflict(f"{name} is {status.state}: a live copy is made of a server that runs", hint)
         ]
     blockers: list[VirtuaryError] = []
-    record = context.store.get(f"image/{source.spec.image_id}")
-    if record is None or not Image.load(record.value, record.revision).status.agent:
+    image = documents.get(context.store, Image, source.spec.image_id)
+    if image is None or not image.status.agent:
         what = (
             f"the image {source.spec.image} has no guest agent, by which a live copy becomes "
             "a machine of its own"
@@ -162,13 +163,8 @@ def _grown(context: Context, source: Vm) -> bool:
     runtime = source.status.runtime
     if runtime and runtime.shape:
         return source.spec.memory > runtime.shape.memory
-    record = (
-        context.store.get(f"template/{runtime.template}") if runtime and runtime.template else None
-    )
-    return (
-        record is not None
-        and source.spec.memory > Template.load(record.value, record.revision).spec.memory
-    )
+    template = documents.get(context.store, Template, runtime.template if runtime else None)
+    return template is not None and source.spec.memory > template.spec.memory
 
 
 @decides
@@ -180,11 +176,11 @@ async def copy(context: Context, name: str, wish: VmCopy) -> tuple[Vm, Operation
     plan = draft(context, name, wish)
     raise_all(plan.blockers)
     vm, source = plan.vm, plan.source
-    puts = {vm.key: vm.dump(), f"vm-name/{vm.name}": vm.id.encode(), **takes}
+    puts = {vm.key: vm.dump(), vm.named: vm.id.encode(), **takes}
     if secret := context.store.get(f"secret/{source.id}"):
         puts[f"secret/{vm.id}"] = secret.value
     joins, makes = nics.made(plan.joined)
     puts |= makes
-    expect = {source.key: source.meta.revision, f"vm-name/{vm.name}": 0, **waits, **joins}
+    expect = {source.key: source.meta.revision, vm.named: 0, **waits, **joins}
     revision = await context.commit(expect, puts, operation=plan.operation)
     return vm.but(meta=vm.meta.but(revision=revision)), plan.operation

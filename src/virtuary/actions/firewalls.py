@@ -23,21 +23,19 @@ from virtuary.model.meta import Meta
 from virtuary.model.network import Network
 from virtuary.model.reach import Scene, plain_address
 from virtuary.model.vm import Vm
+from virtuary.store import documents
 from virtuary.store.api import Store
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 
 def find(store: Store, name: str) -> Firewall:
     """The firewall group of this name or id; raises NotFound."""
-    record = store.get(f"firewall-name/{name.lower()}")
-    found = (
-        store.get(f"firewall/{record.value.decode()}") if record else store.get(f"firewall/{name}")
-    )
+    found = documents.find(store, Firewall, name)
     if found is None:
         raise NotFound(
             f"there is no firewall group named {name[:80]!r}", "virtuary firewall list shows them"
         )
-    return Firewall.load(found.value, found.revision)
+    return found
 
 
 def find_named(store: Store, name: str) -> Firewall:
@@ -61,7 +59,7 @@ async def create(context: Context, wish: FirewallWish) -> Firewall:
     """Have a firewall group, as it is kept. Its rules may name itself. Raises Exists, NotFound for
     peers that are not there.
     """
-    if context.store.get(f"firewall-name/{wish.name}"):
+    if context.store.get(Firewall.name_key(wish.name)):
         raise Exists(f"a firewall group named {wish.name} is there already", "choose another name")
     waits, takes = turn(context)
     rules = peers.kept(context.store, wish.name, wish.rules)
@@ -69,8 +67,8 @@ async def create(context: Context, wish: FirewallWish) -> Firewall:
         meta=Meta(name=wish.name, labels=wish.labels),
         spec=FirewallSpec(rules=rules, description=wish.description),
     )
-    expect = {f"firewall-name/{group.name}": 0, **waits}
-    puts = {group.key: group.dump(), f"firewall-name/{group.name}": group.id.encode(), **takes}
+    expect = {group.named: 0, **waits}
+    puts = {group.key: group.dump(), group.named: group.id.encode(), **takes}
     revision = await context.commit(expect, puts)
     return group.but(meta=group.meta.but(revision=revision))
 
@@ -131,9 +129,7 @@ async def delete(context: Context, name: str) -> Firewall:
         what = f"rules of {', '.join(others[:10])} name the firewall group {group.name}"
         blockers.append(Conflict(what, "virtuary firewall set replaces their rules"))
     raise_all(blockers)
-    await context.commit(
-        {group.key: group.meta.revision, **waits}, takes, [group.key, f"firewall-name/{group.name}"]
-    )
+    await context.commit({group.key: group.meta.revision, **waits}, takes, [group.key, group.named])
     return group
 
 

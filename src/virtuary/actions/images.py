@@ -11,7 +11,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.template import Template, TemplateSpec
 from virtuary.model.vm import Vm, default_memory
 from virtuary.store.api import Store
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 
 @decides
@@ -19,14 +19,14 @@ async def create(context: Context, wish: ImageWish) -> tuple[Image, Operation]:
     """Ask for an image to be made. Raises Exists."""
     name = check_new(context, wish)
     image, operation = prepare(context, name, wish.source)
-    await context.commit({f"image-name/{name}": 0}, keys_of(image), operation=operation)
+    await context.commit({Image.name_key(name): 0}, keys_of(image), operation=operation)
     return image, operation
 
 
 def check_new(context: Context, wish: ImageWish) -> str:
     """The name a new image will have; raises Exists."""
     name = context.catalogue.canonical(wish.name)
-    if context.store.get(f"image-name/{name}"):
+    if context.store.get(Image.name_key(name)):
         raise Exists(
             f"an image named {name} is there already", f"virtuary image delete {name} removes it"
         )
@@ -40,13 +40,13 @@ def prepare(context: Context, name: str, source: ImageSource) -> tuple[Image, Op
 
 
 def keys_of(image: Image) -> dict[str, bytes]:
-    return {image.key: image.dump(), f"image-name/{image.name}": image.id.encode()}
+    return {image.key: image.dump(), image.named: image.id.encode()}
 
 
 def resolve(context: Context, name: str) -> Image | ImageSource:
     """The image of this name, or how it can be had; raises NotFound."""
     wanted = context.catalogue.canonical(name)
-    if context.store.get(f"image-name/{wanted}"):
+    if context.store.get(Image.name_key(wanted)):
         return find_image(context.store, wanted)
     return context.catalogue.find_source(wanted)
 

@@ -40,21 +40,19 @@ from virtuary.model.network import (
     link_speed,
 )
 from virtuary.model.vm import Vm
+from virtuary.store import documents
 from virtuary.store.api import Store
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 
 def find(store: Store, name: str) -> Network:
     """The network of this name or id; raises NotFound."""
-    record = store.get(f"network-name/{name.lower()}")
-    found = (
-        store.get(f"network/{record.value.decode()}") if record else store.get(f"network/{name}")
-    )
+    found = documents.find(store, Network, name)
     if found is None:
         raise NotFound(
             f"there is no network named {name[:80]!r}", "virtuary network list shows them"
         )
-    return Network.load(found.value, found.revision)
+    return found
 
 
 def find_or_draft(context: Context, name: str) -> Network:
@@ -193,13 +191,13 @@ def _nothing_to_open() -> Invalid:
 async def create(context: Context, wish: NetworkWish) -> Network:
     """Have a network made. Raises Exists, Invalid, Conflict."""
     waits, takes = turn(context)
-    if context.store.get(f"network-name/{wish.name}"):
+    if context.store.get(Network.name_key(wish.name)):
         raise Exists(f"a network named {wish.name} is there already", "choose another name")
     network = draft(context, wish)
-    expect = {f"network-name/{network.name}": 0, **waits}
+    expect = {network.named: 0, **waits}
     puts = {
         network.key: network.dump(),
-        f"network-name/{network.name}": network.id.encode(),
+        network.named: network.id.encode(),
         **takes,
     }
     revision = await context.commit(expect, puts)

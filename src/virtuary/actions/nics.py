@@ -346,10 +346,10 @@ def made(found: Joined) -> tuple[dict[str, int], dict[str, bytes]]:
     for network in found.networks.values():
         expect[network.key] = network.meta.revision
         if not network.meta.revision:
-            expect[f"network-name/{network.name}"] = 0
+            expect[network.named] = 0
             puts |= {
                 network.key: network.dump(),
-                f"network-name/{network.name}": network.id.encode(),
+                network.named: network.id.encode(),
             }
     expect |= {group.key: group.meta.revision for group in found.groups.values()}
     return expect, puts

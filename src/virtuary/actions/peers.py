@@ -22,8 +22,9 @@ from virtuary.model.firewall import (
 )
 from virtuary.model.meta import new_id
 from virtuary.model.vm import Vm
+from virtuary.store import documents
 from virtuary.store.api import Record, Store
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 
 def kept(
@@ -37,7 +38,7 @@ def kept(
     ids: dict[str, str] = {}
     for peer in dict.fromkeys(peer for rule in rules for peer in rule.peers):
         kind, _, name = peer.partition(":")
-        if kind == "group" and name != own and not store.get(f"firewall-name/{name}"):
+        if kind == "group" and name != own and not store.get(Firewall.name_key(name)):
             blockers.append(
                 NotFound(
                     f"there is no firewall group named {name}", "virtuary firewall list shows them"
@@ -56,11 +57,10 @@ def kept(
 
 def _find_id(store: Store, name: str) -> str | None:
     """The id of the server of this name, or of this id, be it in the trash."""
-    if record := store.get(f"vm-name/{name}"):
+    if record := store.get(Vm.name_key(name)):
         return record.value.decode()
-    record = store.get(f"vm/{name}")
-    there = record and not Vm.load(record.value, record.revision).meta.purge
-    return name if there else None
+    vm = documents.get(store, Vm, name)
+    return name if vm and not vm.meta.purge else None
 
 
 def tidied(group: Firewall) -> Firewall:

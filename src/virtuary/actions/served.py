@@ -10,7 +10,7 @@ from virtuary.actions.context import Context, all_vms
 from virtuary.base.errors import Exists, Invalid, VirtuaryError
 from virtuary.model.network import Network, Nic, name_of
 from virtuary.model.vm import Vm
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 RESERVED = {
     "host": "the host's own name on its networks",

@@ -32,8 +32,9 @@ from virtuary.model.meta import Meta, check_name, invalid, utcnow
 from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
 from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish, default_memory
+from virtuary.store import documents
 from virtuary.store.api import Store
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")
 """Fields that a wish and a spec have alike."""
@@ -190,8 +191,8 @@ async def create(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> t
     plan = draft(context, wish, notes)
     raise_all(plan.blockers)
     vm = plan.vm
-    expect = {f"vm-name/{vm.name}": 0, **waits}
-    puts = {vm.key: vm.dump(), f"vm-name/{vm.name}": vm.id.encode(), **takes}
+    expect = {vm.named: 0, **waits}
+    puts = {vm.key: vm.dump(), vm.named: vm.id.encode(), **takes}
     joins, makes = nics.made(plan.joined)
     expect, puts = expect | joins, puts | makes
     if wish.user_data is not None:
@@ -199,7 +200,7 @@ async def create(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> t
     expect[plan.image.key] = plan.image.meta.revision
     if plan.image_operation:
         if not plan.image.meta.revision:
-            expect[f"image-name/{plan.image.name}"] = 0
+            expect[plan.image.named] = 0
         puts |= images.keys_of(plan.image)
         puts[plan.image_operation.key] = plan.image_operation.dump()
     revision = await context.commit(expect, puts, operation=plan.operation)
@@ -267,8 +268,8 @@ async def _power(context: Context, name: str, deed: str, **params: Any) -> tuple
                 *ports.taken(context, vm.spec.publish, vm, starting=True),
             ]
         )
-    record = context.store.get(f"image/{vm.spec.image_id}") if deed in START_KINDS else None
-    image = Image.load(record.value, record.revision) if record else None
+    starts = deed in START_KINDS
+    image = documents.get(context.store, Image, vm.spec.image_id if starts else None)
     why = account.too_little(vm.spec.memory, image)
     operation = new_operation(context, deed, vm, why=why, **params)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
@@ -479,13 +480,13 @@ async def rename(context: Context, name: str, new_name: str) -> Vm:
         wanted = check_name(new_name)
     except ValueError as error:
         raise Invalid(str(error)) from None
-    if context.store.get(f"vm-name/{wanted}"):
+    if context.store.get(Vm.name_key(wanted)):
         raise Exists(f"a server named {wanted} is there already", "choose another name")
     raise_all(served.unfit(context, vm.id, wanted, (*vm.spec.nics, *vm.nics)))
     changed = vm.but(meta=vm.meta.but(name=wanted), status=vm.status.but(identity_refused=None))
-    expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0, **waits}
-    puts = {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes}
-    revision = await context.commit(expect, puts, [f"vm-name/{vm.name}"])
+    expect = {vm.key: vm.meta.revision, Vm.name_key(wanted): 0, **waits}
+    puts = {vm.key: changed.dump(), Vm.name_key(wanted): vm.id.encode(), **takes}
+    revision = await context.commit(expect, puts, [vm.named])
     return changed.but(meta=changed.meta.but(revision=revision))
 
 
@@ -509,7 +510,7 @@ async def delete(
         **{item.key: _cancelled(item, "delete").dump() for item in ended},
     }
     # in the trash it has given its name back
-    names = [] if vm.meta.deleted else [f"vm-name/{vm.name}"]
+    names = [] if vm.meta.deleted else [vm.named]
     await context.commit(expect, puts, names, operation=operation)
     return operation
 
@@ -562,7 +563,7 @@ async def undelete(context: Context, name: str, new_name: str | None = None) -> 
     waits, takes = turn(context)
     vm = find_trashed(context.store, name)
     wanted = check_name(new_name) if new_name else vm.name
-    if context.store.get(f"vm-name/{wanted}"):
+    if context.store.get(Vm.name_key(wanted)):
         raise Exists(
             f"a server named {wanted} is there already",
             f"virtuary undelete {vm.name} --as ANOTHER-NAME",
@@ -570,8 +571,8 @@ async def undelete(context: Context, name: str, new_name: str | None = None) -> 
     check_free(context.store, vm)
     raise_all([*nics.unpromised(context, vm), *served.unfit(context, vm.id, wanted, vm.spec.nics)])
     changed = vm.but(meta=vm.meta.but(deleted=None, name=wanted))
-    expect = {vm.key: vm.meta.revision, f"vm-name/{wanted}": 0, **waits}
-    puts = {vm.key: changed.dump(), f"vm-name/{wanted}": vm.id.encode(), **takes}
+    expect = {vm.key: vm.meta.revision, Vm.name_key(wanted): 0, **waits}
+    puts = {vm.key: changed.dump(), Vm.name_key(wanted): vm.id.encode(), **takes}
     revision = await context.commit(expect, puts)
     return changed.but(meta=changed.meta.but(revision=revision))
 

@@ -23,6 +23,7 @@ from virtuary.model.advice import Advice
 from virtuary.model.meta import Model
 from virtuary.model.usage import STEPS, Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
+from virtuary.store import documents
 
 router = make_router(tags=["usage"])
 Since = Annotated[
@@ -93,12 +94,7 @@ async def advice_on_all(parts: P, enough: Enough = Limits.enough) -> Response:
     """Which servers are too big or too small, judged by their history; a server on which there is
     nothing to say says so.
     """
-    records = parts.store.list("vm/").records
-    vms = [
-        Vm.load(record.value, record.revision)
-        for record in records
-        if b'"deleted":null' in record.value
-    ]
+    vms = [vm for vm in documents.every(parts.store, Vm) if not vm.meta.deleted]
     found = [await _advice(parts, vm, enough) for vm in vms]
     return Response(
         json.dumps({"items": [item.model_dump(mode="json") for item in found]}),

@@ -39,6 +39,7 @@ from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
 from virtuary.node.touch import inside, touch
+from virtuary.store import documents
 
 router = make_router("/v1/vms", tags=["vms"])
 DRAFTED: dict[int | str, dict[str, Any]] = {
@@ -435,5 +436,4 @@ async def _pump(socket: WebSocket, console: Any, queue: Any) -> None:
 
 
 def _image(parts: Parts, vm: Vm) -> Image | None:
-    record = parts.store.get(f"image/{vm.spec.image_id}")
-    return Image.load(record.value, record.revision) if record else None
+    return documents.get(parts.store, Image, vm.spec.image_id)

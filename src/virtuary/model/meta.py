@@ -108,9 +108,24 @@ class Document(Model):
     prefix: ClassVar[str]
     meta: Meta
 
+    @classmethod
+    def key_of(cls, identity: str) -> str:
+        """The key of the document with this id."""
+        return f"{cls.prefix}/{identity}"
+
+    @classmethod
+    def name_key(cls, name: str) -> str:
+        """The key under which the id of whoever has this name is kept: what makes names unique."""
+        return f"{cls.prefix}-name/{name}"
+
     @property
     def key(self) -> str:
-        return f"{self.prefix}/{self.meta.id}"
+        return self.key_of(self.meta.id)
+
+    @property
+    def named(self) -> str:
+        """The key of its name."""
+        return self.name_key(self.meta.name)
 
     @property
     def name(self) -> str:
@@ -119,6 +134,10 @@ class Document(Model):
     @property
     def id(self) -> str:
         return self.meta.id
+
+    def seen(self, **changes: Any) -> Self:
+        """The same document with other fields of its status, validated."""
+        return self.but(status=getattr(self, "status").but(**changes))  # noqa: B009  (each kind's)
 
     def dump(self) -> bytes:
         """The bytes the store keeps; the revision is the store's own and left out."""

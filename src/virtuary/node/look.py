@@ -15,6 +15,7 @@ from virtuary.node.server.server import Server
 from virtuary.node.server.world import World
 from virtuary.node.slow import facts as slow
 from virtuary.node.tuning import facts as tuning
+from virtuary.store import documents
 
 
 def look(server: Server) -> World | None:
@@ -23,16 +24,15 @@ def look(server: Server) -> World | None:
     if vm is None:
         return None
     site = server.site
-    image = f"image/{vm.spec.image_id}"
-    record = site.store.get(image)
     active, copying = operations.open_about(site.store, server.key)
-    making = operations.open_operations(site.store, image) if active else []
+    image = documents.get(site.store, Image, vm.spec.image_id)
+    making = operations.open_operations(site.store, image.key) if active and image else []
     return World(
         vm=vm,
         wall=site.clock.wall(),
         now=site.clock.now(),
         mine=vm.spec.owner == site.host_id,
-        image=Image.load(record.value, record.revision) if record else None,
+        image=image,
         operation=active[0] if active else None,
         image_operation=making[0] if making else None,
         process=power.look(server, vm),

@@ -32,6 +32,7 @@ from virtuary.node.warm import budget
 from virtuary.node.warm.templates import TemplateWorker
 from virtuary.node.worker import Worker
 from virtuary.qemu.process import become_subreaper
+from virtuary.store import documents
 
 logger = logging.getLogger("virtuary.node")
 TRASH_LIFE = timedelta(days=7)
@@ -110,7 +111,7 @@ class Node:
 
     def worker(self, vm_id: str) -> Worker:
         """The worker of a server of this host; raises NotFound."""
-        worker = self.workers.get(f"vm/{vm_id}")
+        worker = self.workers.get(Vm.key_of(vm_id))
         if not isinstance(worker, Worker):
             raise NotFound("this host does not run that server")
         return worker
@@ -118,7 +119,7 @@ class Node:
     def _runs(self) -> Iterator[tuple[str, Run]]:
         """The machines there are, by their servers' ids."""
         return (
-            (worker.vm_id, worker.run)
+            (worker.identity, worker.run)
             for worker in self.workers.values()
             if isinstance(worker, Worker) and worker.run
         )
@@ -207,25 +208,19 @@ class Node:
             await self.site.clock.sleep(HOUSEKEEPING)
 
     async def _empty_trash(self) -> None:
-        for record in self.site.store.list("vm/").records:
-            vm = Vm.load(record.value, record.revision)
+        for vm in documents.every(self.site.store, Vm):
             if (
                 vm.meta.deleted
                 and not vm.meta.purge
                 and self.site.clock.wall() - vm.meta.deleted > TRASH_LIFE
             ):
                 changed = vm.but(meta=vm.meta.but(purge=True))
-                await self.site.store.txn({vm.key: record.revision}, {vm.key: changed.dump()})
+                await self.site.store.txn({vm.key: vm.meta.revision}, {vm.key: changed.dump()})
 
     async def _forget_operations(self) -> None:
         store = self.site.store
-        every = [
-            Operation.load(record.value, record.revision)
-            for record in store.list("operation/").records
-        ]
-        over = sorted((item for item in every if item.ended), key=lambda item: item.meta.created)[
-            :-KEPT_OPERATIONS
-        ]
+        ended = [item for item in documents.every(store, Operation) if item.ended]
+        over = sorted(ended, key=lambda item: item.meta.created)[:-KEPT_OPERATIONS]
         if over:
             await store.txn({}, {}, [item.key for item in over])
         limit = (self.site.clock.wall() - timedelta(hours=24)).isoformat()

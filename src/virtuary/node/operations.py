@@ -12,24 +12,23 @@ from virtuary.base.errors import Conflict, VirtuaryError
 from virtuary.model.meta import utcnow
 from virtuary.model.operation import LOG_LINES, STARTS, LogLine, Operation
 from virtuary.model.vm import Vm
-from virtuary.store import reading
+from virtuary.store import documents
 from virtuary.store.api import Store
 
 
 def load(store: Store, key: str) -> Operation | None:
-    record = store.get(key)
-    return Operation.load(record.value, record.revision) if record else None
+    return documents.at(store, Operation, key)
 
 
 def open_operations(store: Store, target: str | None = None) -> list[Operation]:
     """Operations that have not ended, oldest first; those on `target` only, if named."""
-    found = reading.open_operations(store)
+    found = documents.open_operations(store)
     return [item for item in found if target is None or item.spec.target == target]
 
 
 def open_about(store: Store, key: str) -> tuple[list[Operation], list[Operation]]:
     """Operations on this server that have not ended, and those that copy it; each oldest first."""
-    found, server = reading.open_operations(store), key.partition("/")[2]
+    found, server = documents.open_operations(store), key.partition("/")[2]
     on = [item for item in found if item.spec.target == key]
     return on, [item for item in found if item.copies == server]
 

@@ -35,8 +35,9 @@ from virtuary.node.usual import Usual
 from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platform import PLATFORMS, Platform
 from virtuary.qemu.probe import Binary, find_binary
+from virtuary.store import documents
 from virtuary.store.api import Store
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 UIDS = range(2_000_000_000, 2_000_060_000)
 """Users of virtual machines in system mode, one each; above every range that distributions hand
@@ -247,9 +248,8 @@ async def describe_host(site: Site) -> None:
     To be repeated: it may change.
     """
     status = await host_status(site)
-    key = f"{Host.prefix}/{site.host_id}"
-    record = site.store.get(key)
-    before = Host.load(record.value, record.revision).status if record else None
+    known = documents.get(site.store, Host, site.host_id)
+    before = known.status if known else None
     if before is None or before.but(**{name: getattr(status, name) for name in FLEETING}) != status:
         host = Host(
             meta=Meta(

@@ -17,7 +17,8 @@ from virtuary.base.log import say
 from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.node.site import Site
-from virtuary.store.reading import every
+from virtuary.store import documents
+from virtuary.store.documents import every
 
 logger = logging.getLogger("virtuary.turns")
 RECORD = "host-boot"
@@ -95,7 +96,7 @@ async def bring_up(site: Site, wake: Callable[[str], None]) -> None:
         group = {vm_id for vm_id, at in turns.waiting.items() if at == order}
         for vm_id in group:
             turns.waiting.pop(vm_id, None)
-            wake(f"vm/{vm_id}")
+            wake(Vm.key_of(vm_id))
         until = site.clock.now() + GATE
         while (
             turns.waiting
@@ -141,8 +142,8 @@ async def shut_down(site: Site, wake: Callable[[str], None], tell: Callable[[str
 
 
 def _of(site: Site, ids: Iterable[str]) -> list[Vm]:
-    records = (site.store.get(f"vm/{vm_id}") for vm_id in ids)
-    return [Vm.load(record.value, record.revision) for record in records if record]
+    found = (documents.get(site.store, Vm, vm_id) for vm_id in ids)
+    return [vm for vm in found if vm]
 
 
 async def host_goes_down(system: bool) -> bool:

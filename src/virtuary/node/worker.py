@@ -15,6 +15,7 @@ import logging
 from virtuary.base.errors import Bug, Conflict, VirtuaryError, of_system
 from virtuary.base.log import say
 from virtuary.base.pace import Bucket
+from virtuary.model.vm import Vm
 from virtuary.node.copies import live
 from virtuary.node.copies import steps as copies
 from virtuary.node.disks import steps as disks
@@ -39,7 +40,8 @@ IDLE_LOOK, BUSY_LOOK = 30.0, 1.0
 """Seconds after which the worker looks again unasked."""
 STEPS_AT_ONCE, STEPS_A_SECOND = 100, 10
 """A machine that says that nothing has changed after each step is not to keep the daemon busy."""
-MAX_BACKOFF = 30.0
+LEAST_BACKOFF, MAX_BACKOFF = 0.5, 30.0
+"""Seconds until a step that failed is tried again, twice as many each time."""
 CAPABILITIES = (
     power.CAPABILITY,
     disks.CAPABILITY,
@@ -62,29 +64,29 @@ class Worker(Server):
     def __init__(self, site: Site, vm_id: str) -> None:
         super().__init__(site, vm_id)
         self._pace = Bucket(STEPS_AT_ONCE, STEPS_A_SECOND)
+        self._pause = LEAST_BACKOFF
 
     async def work(self) -> None:
-        """Until the document is gone, or for ever."""
-        pause = 0.5
-        if vm := self.load():
+        if self.process is None and (vm := self.load()):
             self.process = find_process(self, vm)
-        try:
-            while True:
-                self._wake.clear()
-                world = self.look()
-                if world is None:
-                    return
-                step = plan(world)
-                if step is None:
-                    await self.sleep(BUSY_LOOK if self._busy(world) else IDLE_LOOK)
-                    continue
-                await asyncio.sleep(self._pace.take(1))
-                done = await self._do(step, world)
-                pause = 0.5 if done else min(pause * 2, MAX_BACKOFF)
-                if not done:
-                    await self.sleep(pause)
-        finally:
-            await self.drop_process()
+        await super().work()
+
+    async def step(self, document: Vm) -> float:
+        """Look, plan, and do what was planned."""
+        world = self.look()
+        if world is None:
+            return 0
+        step = plan(world)
+        if step is None:
+            return BUSY_LOOK if self._busy(world) else IDLE_LOOK
+        await asyncio.sleep(self._pace.take(1))
+        done = await self._do(step, world)
+        self._pause = LEAST_BACKOFF if done else min(self._pause * 2, MAX_BACKOFF)
+        return 0 if done else self._pause
+
+    async def failed(self, document: Vm, error: VirtuaryError | OSError) -> float:
+        say(logger, "not looked at", logging.WARNING, vm=document.name, error=error)
+        return LEAST_BACKOFF
 
     def look(self) -> World | None:
         """The world as it is now; None when the document is gone."""

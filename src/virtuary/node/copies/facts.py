@@ -13,14 +13,16 @@ from virtuary.node.server.birth import unborn
 from virtuary.node.server.server import Server
 from virtuary.node.server.world import CopyFacts
 from virtuary.node.site import Site
+from virtuary.store import documents
 
 
 def waiting(site: Site, source: Vm, copying: Sequence[Operation]) -> tuple[Vm, ...]:
     """The servers these operations make copies of `source`, as far as they still wait for it."""
     found = []
     for operation in copying:
-        record = None if operation.spec.cancel else site.store.get(operation.spec.target)
-        copy = Vm.load(record.value, record.revision) if record else None
+        if operation.spec.cancel:
+            continue
+        copy = documents.at(site.store, Vm, operation.spec.target)
         if (
             copy
             and copy.spec.origin
@@ -38,8 +40,7 @@ def source_of(site: Site, vm: Vm) -> Vm | None:
     """
     if vm.spec.origin is None or vm.status.copied:
         return None
-    record = site.store.get(f"vm/{vm.spec.origin.id}")
-    return Vm.load(record.value, record.revision) if record else None
+    return documents.get(site.store, Vm, vm.spec.origin.id)
 
 
 def leftovers(paths: VmPaths, vm: Vm, names: Sequence[str]) -> list[Path]:

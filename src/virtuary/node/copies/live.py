@@ -52,6 +52,7 @@ from virtuary.qemu.argv import command, digest
 from virtuary.qemu.describe import Machine, describe, layer_parts
 from virtuary.qemu.parts import Grants
 from virtuary.storage import directory, full, sparse
+from virtuary.store import documents
 
 logger = logging.getLogger("virtuary.live")
 RENEWAL_LIMIT = 60.0
@@ -79,10 +80,10 @@ async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
     if runtime.live:
         machine = await live_machine(site, vm, image, runtime.accel, runtime.shape)
     elif runtime.template:
-        record = site.store.get(f"template/{runtime.template}")
-        if record is None:
+        template = documents.get(site.store, Template, runtime.template)
+        if template is None:
             raise Failed("its warm template is gone")
-        machine = await copy_of(site, vm, image, Template.load(record.value, record.revision))
+        machine = await copy_of(site, vm, image, template)
     else:
         machine = shaped(await machine_of(site, vm, image, runtime.accel), runtime.shape)
     words = command((await site.binary(machine.platform)).program, describe(machine))
@@ -318,7 +319,7 @@ async def renew_live(server: Server, process: Process, world: World, step: Renew
         return
     crashpoint("live.after_renew")
     run.host_keys_told = site.clock.now()
-    await server.write(vm, identity=vm.name)
+    await server.write(identity=vm.name)
     crashpoint("live.after_identity")
     drop_memory(server.paths)
     await run.speak(outcome.stdout.endswith(identity.LISTENS))

@@ -59,6 +59,7 @@ from virtuary.node.warm.derive import make_host_key
 from virtuary.storage import directory, full
 from virtuary.storage.overlay import pieces
 from virtuary.storage.own import check_disk
+from virtuary.store import documents
 
 logger = logging.getLogger("virtuary.copies")
 MAX_LAYERS = 32
@@ -102,7 +103,7 @@ async def giving(server: Server, copy: Vm, gift: Callable[[], Awaitable[None]]) 
         except OSError as error:
             await give_up(site, copy.key, of_system(error))
         except Exception as error:
-            logger.exception("copying %s to %s: a defect", server.vm_id, copy.name)
+            logger.exception("copying %s to %s: a defect", server.identity, copy.name)
             await give_up(site, copy.key, Bug(f"copying met a defect: {error!r}"))
 
 
@@ -110,8 +111,7 @@ async def give_up(site: Site, key: str, error: VirtuaryError) -> None:
     """The copy is nothing, and has no process: its operation tells why, and everything of it is
     removed by its own worker.
     """
-    while record := site.store.get(key):
-        vm = Vm.load(record.value, record.revision)
+    while vm := documents.at(site.store, Vm, key):
         over = vm.but(
             spec=vm.spec.but(power="stopped"),
             meta=vm.meta.but(purge=True),
@@ -125,16 +125,17 @@ async def give_up(site: Site, key: str, error: VirtuaryError) -> None:
             ).dump()
         say(logger, "no copy", logging.WARNING, vm=vm.name, why=error.sentence)
         with contextlib.suppress(Conflict):
-            await site.store.txn({key: record.revision}, puts)
+            await site.store.txn({key: vm.meta.revision}, puts)
             return
 
 
 def wanted(site: Site, copy: Vm, operation: str) -> bool:
     """Whether somebody still wants the copy that is being made."""
-    found, record = operations.load(site.store, operation), site.store.get(copy.key)
-    if found is None or found.ended or found.spec.cancel or record is None:
+    found = documents.at(site.store, Operation, operation)
+    if found is None or found.ended or found.spec.cancel:
         return False
-    return not Vm.load(record.value, record.revision).meta.purge
+    now = documents.at(site.store, Vm, copy.key)
+    return now is not None and not now.meta.purge
 
 
 async def drop_copy(server: Server, world: World, step: DropCopy) -> None:
@@ -145,7 +146,7 @@ async def drop_copy(server: Server, world: World, step: DropCopy) -> None:
 async def end_copy(server: Server, world: World, error: VirtuaryError) -> None:
     """A copy whose process is over, or never was, and which is nothing without it."""
     await server.drop_process()
-    await clean_up(server.vm_id, server.paths.runtime, user_of(server.site, world.vm))
+    await clean_up(server.identity, server.paths.runtime, user_of(server.site, world.vm))
     source = world.vm.spec.origin.name if world.vm.spec.origin else "its source"
     sentence = f"{source} was not copied to {world.vm.name}: {error.sentence}"
     await give_up(server.site, server.key, type(error)(sentence, error.hint))
@@ -216,16 +217,14 @@ async def give(site: Site, copy: Vm, operation: str, **status: Any) -> None:
     """Write down that the copy has what it is made of, over whatever a user changed of it
     meanwhile.
     """
-    while wanted(site, copy, operation):
-        record = site.store.get(copy.key)
-        now = Vm.load(record.value, record.revision) if record else copy
-        with contextlib.suppress(Conflict):
-            await site.store.txn(
-                {copy.key: now.meta.revision},
-                {copy.key: now.but(status=now.status.but(**status)).dump()},
-            )
-            return
-    raise Failed("the copy is not wanted any more")
+
+    def given(now: Vm) -> Vm | None:
+        if not wanted(site, now, operation):
+            raise Failed("the copy is not wanted any more")
+        return now.but(status=now.status.but(**status))
+
+    if await documents.change(site.store, Vm, copy.key, given) is None:
+        raise Failed("the copy is not wanted any more")
 
 
 def who_renews(image: Image | None, vm: Vm) -> str:
@@ -307,7 +306,7 @@ async def stand_on_layer(server: Server, world: World, step: StandOnLayer) -> No
         disk, layers_of(site, vm)[-1], vm.status.disk_size or 0, None, site.kept
     )
     crashpoint("copy.after_stand")
-    await server.write(vm, disk_ready=True, disk_size=size)
+    await server.write(disk_ready=True, disk_size=size)
 
 
 def drop_layers(site: Site) -> None:
@@ -317,14 +316,10 @@ def drop_layers(site: Site) -> None:
     found = list(site.paths.layers.iterdir())
     if not found:
         return
-    named = [record.value for record in site.store.list("vm/").records]
-    named += [
-        record.value
-        for record in site.store.list("operation/").records
-        if Operation.looks_open(record.value)
-    ]
+    named = {layer for vm in documents.every(site.store, Vm) for layer in vm.status.layers}
+    coming = {item.spec.params.get("layer") for item in documents.open_operations(site.store)}
     for path in found:
-        if not any(path.stem.encode() in value for value in named):
+        if f"layers/{path.name}" not in named and path.stem not in coming:
             remove(path)
 
 
@@ -396,7 +391,7 @@ async def renew_copy(server: Server, process: Process, world: World, step: Renew
     write_whole(server.paths.known_hosts, known_hosts(alias(vm.id), (key.public,)))
     process.run.host_keys_told = server.site.clock.now()
     crashpoint("copy.after_renew")
-    await server.write(vm, identity=vm.name, identity_refused=None, renew=False)
+    await server.write(identity=vm.name, identity_refused=None, renew=False)
 
 
 CAPABILITY = capability(

@@ -53,20 +53,18 @@ async def make_disk(server: Server, world: World, step: MakeDisk) -> None:
         size = await directory.ensure_overlay(
             disk, base, image.status.virtual_size, world.vm.spec.disk, site.kept
         )
-        await server.write(
-            world.vm, disk_ready=True, disk_size=size, layers=(), template=None, cold=why
-        )
+        await server.write(disk_ready=True, disk_size=size, layers=(), template=None, cold=why)
         return
     base = site.paths.state / template.layer
     size = await directory.ensure_overlay(disk, base, template.status.disk_size, None, site.kept)
-    changes = {
-        "disk_ready": True,
-        "disk_size": size,
-        "layers": (template.layer,),
-        "template": template.id,
-        "cold": None,
-    }
-    await server.write(world.vm, {template.key: template.meta.revision}, **changes)
+    await server.write(
+        {template.key: template.meta.revision},
+        disk_ready=True,
+        disk_size=size,
+        layers=(template.layer,),
+        template=template.id,
+        cold=None,
+    )
 
 
 async def grow_disk(server: Server, world: World, step: GrowDisk) -> None:
@@ -77,7 +75,7 @@ async def grow_disk(server: Server, world: World, step: GrowDisk) -> None:
         step.size,
         server.site.kept,
     )
-    await server.write(world.vm, disk_size=step.size)
+    await server.write(disk_size=step.size)
 
 
 async def make_seed(server: Server, world: World, step: MakeSeed) -> None:

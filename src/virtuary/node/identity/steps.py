@@ -32,7 +32,7 @@ async def give_identity(server: Server, process: Process, world: World, step: Gi
     if outcome.status != 0:
         return await _refused(server, process, world, printable(outcome.stderr))
     crashpoint("identity.after")
-    await server.write(world.vm, identity=world.vm.name, identity_refused=None)
+    await server.write(identity=world.vm.name, identity_refused=None)
 
 
 async def _refused(server: Server, process: Process, world: World, why: str) -> None:
@@ -42,7 +42,7 @@ async def _refused(server: Server, process: Process, world: World, why: str) -> 
     say(logger, "identity refused", logging.WARNING, vm=world.vm.name, why=why)
     await note_on(server, world, f"the guest did not take its name and keys: {why}")
     process.refuse("identity", world.vm.name, server.site.clock.now())
-    await server.write(world.vm, identity_refused=why)
+    await server.write(identity_refused=why)
 
 
 CAPABILITY = capability(

@@ -21,8 +21,9 @@ from virtuary.node.site import Site, memory_facts
 from virtuary.qemu.describe import Machine
 from virtuary.qemu.firmware import BIOS, Firmware, find_uefi
 from virtuary.qemu.platform import PLATFORMS
+from virtuary.store import documents
 from virtuary.store.api import Store
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 
 def firmware_of(vm: Vm, image: Image) -> Firmware:
@@ -64,10 +65,9 @@ def on_bridge(vm: Vm) -> bool:
 def place_of(store: Store, vm: Vm) -> Place | None:
     """Where its first NIC is, when that is on a network of the host's."""
     nic = vm.spec.nics[0]
-    record = store.get(f"network/{nic.network_id}") if nic.network_id else None
-    if record is None:
+    network = documents.get(store, Network, nic.network_id)
+    if network is None:
         return None
-    network = Network.load(record.value, record.revision)
     if nic.ipv4 is None or network.spec.ipv4 is None:
         return Place()
     gateway = network.gateways[0]

@@ -9,7 +9,6 @@ its operation.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
@@ -17,70 +16,57 @@ from pathlib import Path
 from typing import Any
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Conflict, Invalid, VirtuaryError
+from virtuary.base.errors import Invalid, VirtuaryError
 from virtuary.base.files import sync_dir, sync_file
 from virtuary.base.log import say
 from virtuary.images import making
 from virtuary.model.image import Image
 from virtuary.model.meta import utcnow
+from virtuary.model.vm import Vm
 from virtuary.node import operations
+from virtuary.node.loop import FOR_EVER, Loop
 from virtuary.node.making.tasks import Unwanted, carry_out
 from virtuary.node.site import Site
 from virtuary.storage.directory import allocated
+from virtuary.store import documents
 
 logger = logging.getLogger("virtuary.images")
+AGAIN = 5.0
+"""Seconds until a step that failed is tried again."""
 declare(
     "image.before_make", "image.after_make", "image.before_rename", "image.after_rename",
     "image.after_record", "image.after_remove",
 )  # fmt: skip
 
 
-class ImageWorker:
+class ImageWorker(Loop[Image]):
     def __init__(self, site: Site, image_id: str) -> None:
-        self.site, self.image_id, self.key = site, image_id, f"image/{image_id}"
-        self._wake = asyncio.Event()
+        super().__init__(site, Image, image_id)
 
-    def wake(self) -> None:
-        self._wake.set()
+    async def step(self, document: Image) -> float:
+        if document.meta.purge:
+            await self._forget(document)
+        elif document.status.state in ("absent", "making"):
+            await self._make(document)
+        else:
+            return FOR_EVER
+        return 0
 
-    async def work(self) -> None:
-        """Until the document is gone."""
-        while (image := self.load()) is not None:
-            self._wake.clear()
-            try:
-                if image.meta.purge:
-                    await self._forget(image)
-                elif image.status.state in ("absent", "making"):
-                    await self._make(image)
-                else:
-                    await self._wake.wait()
-            except Conflict:
-                continue
-            except VirtuaryError as error:
-                say(
-                    logger,
-                    "image step failed",
-                    logging.WARNING,
-                    image=image.name,
-                    error=error.sentence,
-                )
-                await asyncio.sleep(5)
-
-    def load(self) -> Image | None:
-        record = self.site.store.get(self.key)
-        return Image.load(record.value, record.revision) if record else None
+    async def failed(self, document: Image, error: VirtuaryError | OSError) -> float:
+        say(logger, "image step failed", logging.WARNING, image=document.name, error=error)
+        return AGAIN
 
     async def _make(self, image: Image) -> None:
         """Make it as a task of its own, so that a wish to cancel can end it."""
         active = operations.open_operations(self.site.store, self.key)
         operation = active[0].key if active else None
-        await self._write(None, state="making", reason=None)
+        await self.write(state="making", reason=None)
         try:
             what = f"the image {image.name}"
             await carry_out(
                 what,
                 self._make_whole(image, operation),
-                self._wake,
+                self.woken,
                 lambda: self._cancelled(operation),
             )
         except Unwanted:
@@ -114,8 +100,13 @@ class ImageWorker:
             crashpoint("image.after_rename")
         self._drop_upload(image)
         facts = making.read_facts(final)
-        await self._write(
-            operation, **facts, state="ready", reason=None, size=allocated(final), made=utcnow()
+        await self.write(
+            ends=operation,
+            **facts,
+            state="ready",
+            reason=None,
+            size=allocated(final),
+            made=utcnow(),
         )
         crashpoint("image.after_record")
         say(logger, "image ready", image=image.name)
@@ -139,18 +130,14 @@ class ImageWorker:
         found = operations.load(self.site.store, operation) if operation else None
         if found and not found.ended:
             puts[found.key] = operations.finished(found, error, cancelled=error is None).dump()
-        mark = f'"image_id":"{self.image_id}"'.encode()
-        users = [record for record in self.site.store.list("vm/").records if mark in record.value]
-        if users:
+        if any(vm.spec.image_id == image.id for vm in documents.every(self.site.store, Vm)):
             reason = error.sentence if error else "its making was cancelled"
             puts[self.key] = image.but(
                 status=image.status.but(state="failed", reason=reason)
             ).dump()
             await self.site.store.txn({self.key: image.meta.revision}, puts)
             return
-        await self.site.store.txn(
-            {self.key: image.meta.revision}, puts, [self.key, f"image-name/{image.name}"]
-        )
+        await self.site.store.txn({self.key: image.meta.revision}, puts, [self.key, image.named])
 
     async def _forget(self, image: Image) -> None:
         shutil.rmtree(self.site.paths.image(image.id), ignore_errors=True)
@@ -159,29 +146,13 @@ class ImageWorker:
             item.key: operations.finished(item).dump()
             for item in operations.open_operations(self.site.store, self.key)
         }
-        record = self.site.store.get(f"image-name/{image.name}")
-        names = [f"image-name/{image.name}"] if record and record.value.decode() == image.id else []
-        await self.site.store.txn({self.key: image.meta.revision}, puts, [self.key, *names])
+        gone = [self.key, *documents.own_name(self.site.store, image)]
+        await self.site.store.txn({self.key: image.meta.revision}, puts, gone)
 
     def _drop_upload(self, image: Image) -> None:
         """What was sent for an import is of no more use."""
         if image.spec.source.kind == "file" and image.spec.source.path:
             (self.site.paths.downloads / image.spec.source.path).unlink(missing_ok=True)
-
-    async def _write(self, done: str | None, **changes: Any) -> None:
-        """Change status fields, and in the same transaction end the operation `done`."""
-        while image := self.load():
-            puts = {self.key: image.but(status=image.status.but(**changes)).dump()}
-            found = operations.load(self.site.store, done) if done else None
-            expect = {self.key: image.meta.revision}
-            if found and not found.ended:
-                expect[found.key], puts[found.key] = (
-                    found.meta.revision,
-                    operations.finished(found).dump(),
-                )
-            with contextlib.suppress(Conflict):
-                await self.site.store.txn(expect, puts)
-                return
 
 
 def _seal(folder: Path, facts: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from virtuary.base.proc import identify
 from virtuary.model.network import MAX_MTU, MIN_MTU, USUAL_MTU, Network, name_of, tap_of
 from virtuary.network import bridge, changes, dhcp, external, link, physical, shaping
 from virtuary.network.routes import find_mtu
+from virtuary.node.loop import Loop
 from virtuary.node.networks import hindrances
 from virtuary.node.networks.bandwidth import Shaper
 from virtuary.node.networks.members import Member
@@ -44,14 +45,13 @@ declare(
 )
 
 
-class NetworkWorker:
+class NetworkWorker(Loop[Network]):
     """Makes one network true, and writes what became of it: the only writer of its status."""
 
     def __init__(self, site: Site, network_id: str) -> None:
-        self.site, self.network_id, self.key = site, network_id, f"network/{network_id}"
+        super().__init__(site, Network, network_id)
         self.networks, self.ground = site.networks, site.networks.ground
         self.folder = site.networks.folder(network_id)
-        self._wake = asyncio.Event()
         self._serving = Serving(self.folder, self.ground, self.wake)
         self._shaper = Shaper(self.ground)
         self._looked, self._heard = 0.0, 0
@@ -59,37 +59,30 @@ class NetworkWorker:
         self._six: str | None = None
         """Its IPv6 subnet, as far as this host had IPv6 when it was looked at last."""
         self._pace = BLIND_LOOK if self.ground.private else LOOK
+        self._failures = 0
 
-    def wake(self) -> None:
-        self._wake.set()
+    async def step(self, document: Network) -> float:
+        if document.meta.purge:
+            await self._forget(document)
+            return 0
+        await self._make(document)
+        self._failures = 0
+        self.networks.failing.pop(self.identity, None)
+        return float(self._pace)
 
-    async def work(self) -> None:
-        """Until the document is gone."""
-        pause, failures = self._pace, 0
-        try:
-            while (network := self.networks.load(self.network_id)) is not None:
-                self._wake.clear()
-                try:
-                    if network.meta.purge:
-                        await self._forget(network)
-                        continue
-                    await self._make(network)
-                    pause, failures = self._pace, 0
-                    self.networks.failing.pop(self.network_id, None)
-                except Conflict:
-                    continue
-                except (VirtuaryError, OSError) as error:
-                    why = error.sentence if isinstance(error, VirtuaryError) else str(error)
-                    say(logger, "network failed", logging.WARNING, network=network.name, why=why)
-                    self.networks.failing.setdefault(self.network_id, self.site.clock.now())
-                    await self._record(state="failed", reason=why)
-                    pause, failures = min(0.5 * 2**failures, BLIND_LOOK), min(failures + 1, 10)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._wake.wait()
-        finally:
-            self._serving.let_go()
-            self.networks.failing.pop(self.network_id, None)
+    async def failed(self, document: Network, error: VirtuaryError | OSError) -> float:
+        """The network says so, and its servers wait for it."""
+        why = error.sentence if isinstance(error, VirtuaryError) else str(error)
+        say(logger, "network failed", logging.WARNING, network=document.name, why=why)
+        self.networks.failing.setdefault(self.identity, self.site.clock.now())
+        with contextlib.suppress(Conflict):
+            await self._record(state="failed", reason=why)
+        self._failures = min(self._failures + 1, 10)
+        return float(min(0.25 * 2**self._failures, BLIND_LOOK))
+
+    async def close(self) -> None:
+        self._serving.let_go()
+        self.networks.failing.pop(self.identity, None)
 
     async def _make(self, network: Network) -> None:
         """Everything as it shall be; repeats harmlessly, and costs little when it is. Raises
@@ -266,20 +259,11 @@ class NetworkWorker:
         await self._record(external=placed)
 
     async def _record(self, **changes: Any) -> None:
-        current = self.networks.load(self.network_id)
-        if current is None or all(
-            getattr(current.status, field) == value for field, value in changes.items()
-        ):
-            return
-        changed = current.but(status=current.status.but(**changes))
-        await self.site.store.txn({self.key: current.meta.revision}, {self.key: changed.dump()})
-        say(
-            logger,
-            "network",
-            network=current.name,
-            state=changed.status.state,
-            bridge=changed.status.bridge,
-        )
+        before = self.load()
+        if before and before.seen(**changes) != before:
+            after = await self.write(**changes)
+            state, name = after.status.state, after.status.bridge
+            say(logger, "network", network=after.name, state=state, bridge=name)
 
     async def _forget(self, network: Network) -> None:
         """Remove every trace of it; its document last."""
@@ -298,9 +282,7 @@ class NetworkWorker:
         shutil.rmtree(self.folder, ignore_errors=True)
         await self.networks.rules.apply()
         crashpoint("network.after_remove")
-        await self.site.store.txn(
-            {self.key: network.meta.revision}, {}, [self.key, f"network-name/{network.name}"]
-        )
+        await self.site.store.txn({self.key: network.meta.revision}, {}, [self.key, network.named])
 
 
 def vlan_of(network: Network) -> str:

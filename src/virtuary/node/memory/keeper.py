@@ -175,7 +175,7 @@ class Keeper:
         look.
         """
         live = {
-            worker.vm_id: worker
+            worker.identity: worker
             for worker in self._workers()
             if worker.run and not worker.run.ended
         }
@@ -362,21 +362,21 @@ class Keeper:
 
     async def _end_taking(self, worker: Worker, ledger: Ledger) -> None:
         """Nothing is taken from it any more: from here on its worker alone sees to its memory."""
-        vm = self.vms[worker.vm_id]
+        vm = self.vms[worker.identity]
         say(logger, "all memory given back", vm=vm.name)
         ledger.asked = None
-        self.vms[vm.id] = await worker.write(vm, reclaimed=False)
+        self.vms[vm.id] = await worker.write(reclaimed=False)
 
     async def _move(self, worker: Worker, ledger: Ledger, act: Move) -> None:
         """Ask the guest to have so much; that something is taken is durable before it is, so that
         nobody gives it back at once.
         """
-        run, vm = worker.run, self.vms[worker.vm_id]
+        run, vm = worker.run, self.vms[worker.identity]
         if run is None or run.monitor is None:
             return
         had = ledger.asked if ledger.asked is not None else run.size and run.size.memory
         if not vm.status.reclaimed:
-            self.vms[vm.id] = await worker.write(vm, reclaimed=True)
+            self.vms[vm.id] = await worker.write(reclaimed=True)
         ledger.asked, ledger.asked_at, ledger.followed = act.target, self.site.clock.now(), False
         say(
             logger,
@@ -390,17 +390,17 @@ class Keeper:
                 await tune.offer_memory(run.monitor, run.base, act.target)
 
     async def _hold(self, worker: Worker, ledger: Ledger, act: Pause) -> None:
-        vm = self.vms[worker.vm_id]
+        vm = self.vms[worker.identity]
         say(logger, "paused for memory", logging.WARNING, vm=vm.name, why=act.why)
         hold = MemoryHold(room=act.room, why=act.why, since=self.site.clock.wall())
-        self.vms[vm.id] = await worker.write(vm, held_for_memory=hold)
+        self.vms[vm.id] = await worker.write(held_for_memory=hold)
         ledger.held = True
 
     async def _release(self, worker: Worker, ledger: Ledger) -> None:
-        vm = self.vms[worker.vm_id]
+        vm = self.vms[worker.identity]
         say(logger, "goes on, there is memory again", vm=vm.name)
         ledger.held = False
-        self.vms[vm.id] = await worker.write(vm, held_for_memory=None)
+        self.vms[vm.id] = await worker.write(held_for_memory=None)
 
 
 def _ask_again(told: Told, now: float) -> None:

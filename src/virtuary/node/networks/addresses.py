@@ -120,4 +120,4 @@ async def keep_addresses(addresses: Addresses, wake: Callable[[str], None]) -> N
         with contextlib.suppress(VirtuaryError):
             changed |= await addresses.learn_heard(asyncio.get_running_loop().time())
         for vm_id in changed:
-            wake(f"vm/{vm_id}")
+            wake(Vm.key_of(vm_id))

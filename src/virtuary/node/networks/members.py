@@ -16,8 +16,9 @@ from virtuary.model.vm import Vm
 from virtuary.network import leases
 from virtuary.network.ground import Ground, Host
 from virtuary.node.networks.uplink import Uplink
+from virtuary.store import documents
 from virtuary.store.api import Store
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 MANAGED = re.compile(rb'"network_id":"[^"]')
 """In the document of a server with a NIC on a network of the host's."""
@@ -79,11 +80,10 @@ class Membership:
 
     def any_left(self) -> bool:
         """Whether there is a network, be it one that is being removed."""
-        return bool(self._store.list("network/").records)
+        return bool(every(self._store, Network))
 
     def load(self, network_id: str) -> Network | None:
-        record = self._store.get(f"network/{network_id}")
-        return Network.load(record.value, record.revision) if record else None
+        return documents.get(self._store, Network, network_id)
 
     def groups(self) -> dict[str, Group]:
         """Every firewall group, by name."""

@@ -70,7 +70,7 @@ async def _record(
 ) -> None:
     """Write down which NICs the machine has now."""
     if runtime := vm.status.runtime:
-        await server.write(vm, runtime=runtime.but(nics=change(runtime.nics)))
+        await server.write(runtime=runtime.but(nics=change(runtime.nics)))
 
 
 CAPABILITY = capability(

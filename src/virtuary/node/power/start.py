@@ -102,7 +102,6 @@ async def start_machine(
         if vm.awaits_user_data:
             run.follow_cloud_init()
         await server.write(
-            vm,
             runtime=runtime,
             state="starting",
             reason=None,
@@ -173,5 +172,5 @@ async def start_network(server: Server, process: Process, world: World, step: St
         raise PeerAway(error.sentence) from error  # again, with backoff
     process.run.watch_network(identity)
     await server.write(
-        world.vm, runtime=step.runtime.but(network_pid=identity.pid, network_start=identity.start)
+        runtime=step.runtime.but(network_pid=identity.pid, network_start=identity.start)
     )

@@ -43,7 +43,8 @@ from virtuary.node.server.server import Server
 from virtuary.node.server.step import capability, does, does_with, process_of
 from virtuary.node.server.world import World
 from virtuary.qemu.qmp import open_monitor
-from virtuary.store.reading import every
+from virtuary.store import documents
+from virtuary.store.documents import every
 
 logger = logging.getLogger("virtuary.steps")
 LOG_CAP = 256 * 1024
@@ -71,7 +72,7 @@ async def pause(server: Server, process: Process, world: World, step: Pause) -> 
 
 async def let_go(server: Server, world: World, step: LetGo) -> None:
     """The server's owner decides about it: it is not held any more for want of memory."""
-    await server.write(world.vm, held_for_memory=None)
+    await server.write(held_for_memory=None)
 
 
 async def ask_shutdown(server: Server, process: Process, world: World, step: AskShutdown) -> None:
@@ -101,7 +102,7 @@ async def end_process(server: Server, vm: Vm, why: str) -> None:
     """
     runtime, run = vm.status.runtime, process_of(server).run
     if runtime and runtime.end is None:
-        await server.write(vm, runtime=runtime.but(end=why))
+        await server.write(runtime=runtime.but(end=why))
         crashpoint("stop.after_mark")
     if why in ("shutdown", "stop", "restart") and run.monitor:
         with contextlib.suppress(VirtuaryError):
@@ -122,7 +123,7 @@ async def leave_to_owner(server: Server, process: Process, world: World, _: Leav
 
 async def clean_up_all(server: Server, vm: Vm) -> None:
     """Nothing of a server's machine is left: no process, no socket, no tap."""
-    await clean_up(server.vm_id, server.paths.runtime, user_of(server.site, vm))
+    await clean_up(server.identity, server.paths.runtime, user_of(server.site, vm))
     await server.site.networks.close_taps(vm)
 
 
@@ -235,8 +236,6 @@ async def forget(server: Server, world: World, step: Forget) -> None:
         shutil.rmtree(server.paths.home)
     crashpoint("forget.after_files")
     store, vm = server.site.store, world.vm
-    record = store.get(f"vm-name/{vm.name}")
-    names = [f"vm-name/{vm.name}"] if record and record.value.decode() == vm.id else []
     puts = {
         item.key: operations.finished(item).dump()
         for item in operations.open_operations(store, server.key)
@@ -245,7 +244,7 @@ async def forget(server: Server, world: World, step: Forget) -> None:
     await store.txn(
         {server.key: vm.meta.revision, **{group.key: group.meta.revision for group in naming}},
         {**puts, **{group.key: group.without(vm.id, vm.name).dump() for group in naming}},
-        [server.key, f"secret/{vm.id}", *names],
+        [server.key, f"secret/{vm.id}", *documents.own_name(store, vm)],
     )
 
 

@@ -32,7 +32,7 @@ async def report(server: Server, world: World, step: Report) -> None:
             now=step.state,
             why=step.reason or "-",
         )
-    await server.write(world.vm, **seen)
+    await server.write(**seen)
 
 
 async def note(server: Server, world: World, step: Note) -> None:

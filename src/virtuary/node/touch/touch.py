@@ -40,6 +40,7 @@ from virtuary.qemu.argv import command
 from virtuary.qemu.describe import describe
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.storage.directory import reserving
+from virtuary.store import documents
 
 HOST_KEYS_HOLD = 10.0
 """Seconds for which host keys count as told: a first login asks nothing, and one after keys were
@@ -323,9 +324,8 @@ async def notice_host(site: Site) -> None:
     """Write down anew what this host has, when its huge pages are no longer those: an administrator
     sets them aside at any time, and what is set aside no ordinary server can have.
     """
-    record = site.store.get(f"{Host.prefix}/{site.host_id}")
-    status = Host.load(record.value, record.revision).status if record else None
-    known = status.huge_pages if status else ()
+    host = documents.get(site.store, Host, site.host_id)
+    known = host.status.huge_pages if host and host.status else ()
     if {page.size: page.total for page in known} != {
         page.size: page.total for page in capacity.find_huge_pages()
     }:

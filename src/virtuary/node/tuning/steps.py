@@ -93,7 +93,7 @@ async def apply(server: Server, process: Process, world: World, step: Tune) -> N
     process.tuned = wanted
     crashpoint("tune.after")
     if tuple(gaps) != world.vm.status.gaps:
-        await server.write(world.vm, gaps=tuple(gaps))
+        await server.write(gaps=tuple(gaps))
 
 
 async def resize(server: Server, process: Process, world: World, step: Resize) -> None:
@@ -290,7 +290,7 @@ async def resize_disk(server: Server, process: Process, world: World, step: Resi
     crashpoint("grow.after_resize")
     await _tell(run, room.after_disk(wanted))
     crashpoint("grow.after_record")
-    await server.write(world.vm, disk_size=wanted)
+    await server.write(disk_size=wanted)
 
 
 CAPABILITY = capability(

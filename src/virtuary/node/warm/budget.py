@@ -18,7 +18,8 @@ from virtuary.node.machine.resolve import firmware_of
 from virtuary.node.site import Site, memory_facts
 from virtuary.node.warm import derive
 from virtuary.qemu.platform import PLATFORMS
-from virtuary.store.reading import every
+from virtuary.store import documents
+from virtuary.store.documents import every
 
 logger = logging.getLogger("virtuary.templates")
 
@@ -120,16 +121,11 @@ async def renew(site: Site) -> None:
     """Replace templates that nothing can be resumed from any more, after an upgrade of QEMU say, by
     ones of today.
     """
-    for record in site.store.list("template/").records:
-        template = Template.load(record.value, record.revision)
+    for template in documents.every(site.store, Template):
         if template.meta.purge or template.status.state not in ("ready", "failed"):
             continue
-        image = site.store.get(f"image/{template.spec.image_id}")
+        image = documents.get(site.store, Image, template.spec.image_id)
         with contextlib.suppress(VirtuaryError):
-            now = (
-                await derive.key_of(site, template, Image.load(image.value, image.revision))
-                if image
-                else ""
-            )
+            now = await derive.key_of(site, template, image) if image else ""
             if template.status.state == "ready" and now != template.status.key:
                 await damaged(site, template, "QEMU, the machine or the image is another one now")

@@ -34,7 +34,7 @@ from virtuary.qemu.argv import command
 from virtuary.qemu.describe import Machine, Warm, describe
 from virtuary.qemu.platform import PLATFORMS
 from virtuary.qemu.warm import STEP
-from virtuary.store.reading import every
+from virtuary.store.documents import every
 
 
 class Match(NamedTuple):

@@ -113,7 +113,7 @@ async def _renew(server: Server, process: Process, world: World) -> None:
         # only once it runs may its disk be touched
         if vm.spec.disk and vm.spec.disk > (vm.status.disk_size or 0):
             await engine.resize_disk(monitor, vm.spec.disk)
-            await server.write(vm, disk_size=vm.spec.disk)
+            await server.write(disk_size=vm.spec.disk)
         outcome = await _awaken(
             process,
             identity.copy_lines(identity.Identity(vm.name, keys_of(server.site, vm)), renewal),
@@ -129,7 +129,7 @@ async def _renew(server: Server, process: Process, world: World) -> None:
         await _go_cold(server, world, error)
         return
     crashpoint("renew.after")
-    await server.write(vm, identity=vm.name)
+    await server.write(identity=vm.name)
     run.host_keys_told = server.site.clock.now()
     await run.speak(outcome.stdout.endswith(identity.LISTENS), addresses)
 
@@ -163,10 +163,10 @@ async def _go_cold(server: Server, world: World, error: VirtuaryError) -> None:
             await budget.damaged(server.site, find_template(server.site, world.vm), error.sentence)
     current = server.load()
     if current and current.status.runtime:
-        await server.write(world.vm, cold=why)
+        await server.write(cold=why)
         await end_process(server, world.vm, "cold")
     else:
-        await server.write(world.vm, **reset_disk(why))
+        await server.write(**reset_disk(why))
 
 
 CAPABILITY = capability(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.errors import Conflict, Failed, GuestSilent, VirtuaryError
+from virtuary.base.errors import Failed, GuestSilent, VirtuaryError
 from virtuary.base.files import sync_dir, sync_file, write_whole
 from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
@@ -34,6 +34,7 @@ from virtuary.model.template import Template
 from virtuary.model.vm import Runtime, Vm
 from virtuary.network import passt
 from virtuary.node import operations
+from virtuary.node.loop import FOR_EVER, Loop
 from virtuary.node.machine.keys import public_key
 from virtuary.node.machine.launch import GROUP, QMP_READY, Served, clean_up, launch
 from virtuary.node.machine.resolve import free_uid, ssh_forward
@@ -48,8 +49,11 @@ from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.process import read_errors
 from virtuary.storage import directory, sparse
+from virtuary.store import documents
 
 logger = logging.getLogger("virtuary.templates")
+AGAIN = 5.0
+"""Seconds until a step that failed is tried again."""
 SEALED = ("ram", "state", "disk.qcow2")
 declare(
     "template.before_make", "template.after_boot", "template.before_save", "template.after_save",
@@ -58,42 +62,21 @@ declare(
 )  # fmt: skip
 
 
-class TemplateWorker:
+class TemplateWorker(Loop[Template]):
     def __init__(self, site: Site, template_id: str) -> None:
-        self.site, self.template_id, self.key = site, template_id, f"template/{template_id}"
-        self._wake = asyncio.Event()
+        super().__init__(site, Template, template_id)
 
-    def wake(self) -> None:
-        self._wake.set()
+    async def step(self, document: Template) -> float:
+        if document.meta.purge:
+            return 0 if await self._forget(document) else FOR_EVER
+        if document.status.state not in ("absent", "making"):
+            return FOR_EVER
+        await self._make(document)
+        return 0
 
-    async def work(self) -> None:
-        """Until the document is gone."""
-        while (template := self.load()) is not None:
-            self._wake.clear()
-            try:
-                if template.meta.purge:
-                    if await self._forget(template):
-                        continue
-                    await self._wake.wait()
-                elif template.status.state in ("absent", "making"):
-                    await self._make(template)
-                else:
-                    await self._wake.wait()
-            except Conflict:
-                continue
-            except (VirtuaryError, OSError) as error:
-                say(
-                    logger,
-                    "template step failed",
-                    logging.WARNING,
-                    template=template.name,
-                    error=error,
-                )
-                await asyncio.sleep(5)
-
-    def load(self) -> Template | None:
-        record = self.site.store.get(self.key)
-        return Template.load(record.value, record.revision) if record else None
+    async def failed(self, document: Template, error: VirtuaryError | OSError) -> float:
+        say(logger, "template step failed", logging.WARNING, template=document.name, error=error)
+        return AGAIN
 
     def _operation(self) -> str | None:
         active = operations.open_operations(self.site.store, self.key)
@@ -109,7 +92,7 @@ class TemplateWorker:
             await carry_out(
                 what,
                 self._make_whole(template, operation),
-                self._wake,
+                self.woken,
                 lambda: self._unwanted(operation),
             )
         except Unwanted:
@@ -126,7 +109,7 @@ class TemplateWorker:
         async with self.site.makings:
             final = self.site.paths.template(template.id)
             began = self.site.clock.now()
-            await self._write(None, state="making", reason=None)
+            await self.write(state="making", reason=None)
             if not final.exists():
                 await self._make_folder(template, final, operation)
             crashpoint("template.after_rename")
@@ -138,7 +121,7 @@ class TemplateWorker:
                 "size": directory.allocated(final),
             }
             took = round(self.site.clock.now() - began, 1)
-            await self._write(operation, **changes, state="ready", made=utcnow(), took=took)
+            await self.write(ends=operation, **changes, state="ready", made=utcnow(), took=took)
             crashpoint("template.after_record")
             say(logger, "template ready", image=template.spec.image, seconds=took)
         await keep_budget(self.site, keep=template.id)
@@ -167,8 +150,7 @@ class TemplateWorker:
             await clean_up(template.id, runtime, self.site.uids.get(template.id))
 
     def _image(self, template: Template) -> Image:
-        record = self.site.store.get(f"image/{template.spec.image_id}")
-        image = Image.load(record.value, record.revision) if record else None
+        image = documents.get(self.site.store, Image, template.spec.image_id)
         if image is None or image.status.state != "ready" or image.meta.purge:
             raise Failed(f"the image {template.spec.image} is gone")
         return image
@@ -204,7 +186,7 @@ class TemplateWorker:
         self.site.verified.pop(template.id, None)
         if standing_on(self.site, template.layer):
             if template.status.state != "retired":
-                await self._write(None, state="retired", size=directory.allocated(folder))
+                await self.write(state="retired", size=directory.allocated(folder))
             return False
         shutil.rmtree(folder, ignore_errors=True)
         crashpoint("template.after_remove")
@@ -216,21 +198,6 @@ class TemplateWorker:
         if current:
             await self.site.store.txn({self.key: current.meta.revision}, puts, [self.key])
         return True
-
-    async def _write(self, done: str | None, **changes: Any) -> None:
-        """Change status fields, and in the same transaction end the operation `done`."""
-        while template := self.load():
-            puts = {self.key: template.but(status=template.status.but(**changes)).dump()}
-            expect = {self.key: template.meta.revision}
-            found = operations.load(self.site.store, done) if done else None
-            if found and not found.ended:
-                expect[found.key], puts[found.key] = (
-                    found.meta.revision,
-                    operations.finished(found).dump(),
-                )
-            with contextlib.suppress(Conflict):
-                await self.site.store.txn(expect, puts)
-                return
 
 
 Report = Callable[[str], None]
@@ -404,8 +371,7 @@ class Making:
 
 def find_template(site: Site, vm: Vm) -> Template:
     """The warm template a server is a copy of; raises Failed when it is gone."""
-    record = site.store.get(f"template/{vm.status.template}")
-    template = Template.load(record.value, record.revision) if record else None
+    template = documents.get(site.store, Template, vm.status.template)
     if template is None or template.meta.purge or template.status.state != "ready":
         raise Failed("its warm template is gone")
     return template
