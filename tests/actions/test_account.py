@@ -18,6 +18,7 @@ from virtuary.actions.context import Context, all_vms
 from virtuary.base.errors import NoRoom, NotFound, Stale
 from virtuary.base.units import GIB, MIB
 from virtuary.model.bandwidth import Bandwidth, Rate
+from virtuary.model.deeds import Start
 from virtuary.model.host import Host, HostStatus, HugePages, Link
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta, utcnow
@@ -278,7 +279,7 @@ async def test_starting_growing_and_copying_are_promises_too() -> None:
     await vms.create(ctx, VmWish(image="tiny", name="b", memory=14 * GIB))
     await settle(ctx)
     with pytest.raises(NoRoom):
-        await vms.power(ctx, "a", "start")
+        await vms.power(ctx, "a", Start())
     with pytest.raises(NoRoom):
         await vms.change(ctx, "b", VmChange(memory=16 * GIB))
     changed, operation = await vms.change(ctx, "a", VmChange(memory=8 * GIB))
@@ -307,7 +308,7 @@ async def test_a_pool_that_is_nearly_full_takes_no_disk() -> None:
         await vms.create(full, VmWish(image="tiny", memory=256 * MIB))
     await vms.create(ctx, VmWish(image="tiny", name="a", memory=256 * MIB, power="stopped"))
     await settle(ctx)
-    vm, _ = await vms.power(full, "a", "start")
+    vm, _ = await vms.power(full, "a", Start())
     assert vm.spec.power == "running", "starting makes no disk"
 
 

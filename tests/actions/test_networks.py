@@ -25,6 +25,7 @@ from virtuary.base.errors import (
     VirtuaryError,
 )
 from virtuary.base.units import GIB, MIB, parse_bandwidth
+from virtuary.model.deeds import Start, Stop
 from virtuary.model.host import Host, HostStatus, Link
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta, utcnow
@@ -348,9 +349,9 @@ async def test_a_port_that_a_program_of_the_host_has_is_refused_at_each_start(ct
         with pytest.raises(
             Conflict, match=f"port {number}/tcp is in use on this host by another program"
         ):
-            await vms.power(ctx, "one", "start")
+            await vms.power(ctx, "one", Start())
         ours = replace(ctx, held=lambda: {("tcp", "127.0.0.1", number)})
-        await vms.power(ours, "one", "start")
+        await vms.power(ours, "one", Start())
 
 
 async def test_an_address_that_is_not_the_hosts_is_refused(ctx: Context) -> None:
@@ -368,20 +369,20 @@ async def test_who_comes_back_from_the_trash_starts_only_with_ports_that_nobody_
     await trash(ctx, "one")
     await server(ctx, "two", LAN, **port)
     await vms.undelete(ctx, "one")
-    await vms.power(ctx, "two", "start")
+    await vms.power(ctx, "two", Start())
     await settle(ctx)
     before = everything(ctx)
     with pytest.raises(Conflict, match="port 8007/tcp is published by two already") as raised:
-        await vms.power(ctx, "one", "start")
+        await vms.power(ctx, "one", Start())
     assert (
         raised.value.hint and "virtuary stop two" in raised.value.hint and everything(ctx) == before
     )
-    await vms.power(ctx, "two", "stop")
+    await vms.power(ctx, "two", Stop())
     await settle(ctx)
-    vm, _ = await vms.power(ctx, "one", "start")
+    vm, _ = await vms.power(ctx, "one", Start())
     assert vm.spec.power == "running", "whichever is started first has the port"
     with pytest.raises(VirtuaryError, match="published by one already"):
-        await vms.power(ctx, "two", "start")
+        await vms.power(ctx, "two", Start())
 
 
 # ---- while it runs

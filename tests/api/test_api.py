@@ -277,7 +277,7 @@ async def test_creating_answers_with_the_server_and_the_operation_to_follow(api:
         answer.status == 202
         and answer.headers["location"] == f"/v1/operations/{operation['meta']['id']}"
     )
-    assert (operation["spec"]["kind"], operation["spec"]["target"]) == (
+    assert (operation["spec"]["deed"]["kind"], operation["spec"]["target"]) == (
         "launch",
         f"vm/{vm['meta']['id']}",
     )
@@ -316,7 +316,8 @@ async def test_an_image_that_is_missing_but_can_be_built_is_asked_for_as_well(ap
         image["meta"]["id"],
     )
     kinds = {
-        item["spec"]["kind"] for item in (await api.call("GET", "/v1/operations")).json["items"]
+        item["spec"]["deed"]["kind"]
+        for item in (await api.call("GET", "/v1/operations")).json["items"]
     }
     assert kinds == {"launch", "image-build"}
 
@@ -566,7 +567,7 @@ async def test_a_deed_is_taken_or_refused_by_what_is(api: Service, case: str) ->
     answer = await api.call("POST", f"/v1/vms/web1/actions/{deed}")
     assert answer.status == wanted, answer.json
     if wanted == 202:
-        assert answer.json["operation"]["spec"]["kind"] == deed
+        assert answer.json["operation"]["spec"]["deed"]["kind"] == deed
         power = {
             "start": "running",
             "stop": "stopped",

@@ -12,6 +12,7 @@ import pytest
 
 from virtuary.base.paths import Paths
 from virtuary.base.units import GIB, MIB
+from virtuary.model.deeds import Stop
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
 from virtuary.model.template import Template, TemplateSpec
@@ -109,7 +110,7 @@ async def test_a_copy_has_what_its_source_has_but_for_what_there_is_once(api: Se
     secrets = [api.parts.store.get(f"secret/{item['meta']['id']}") for item in (source, vm)]
     assert secrets[0] and secrets[1] and secrets[0].value == secrets[1].value
     operation = answer.json["operation"]["spec"]
-    assert (operation["kind"], operation["target"], operation["target_name"]) == (
+    assert (operation["deed"]["kind"], operation["target"], operation["target_name"]) == (
         "copy",
         f"vm/{vm['meta']['id']}",
         vm["meta"]["name"],
@@ -287,9 +288,7 @@ async def test_whoever_copies_is_found_among_many_operations(api: Service) -> No
     source = (await api.call("GET", "/v1/vms/web1")).json["meta"]["id"]
     made = (await copy(api)).json["operation"]["meta"]["id"]
     store = api.parts.store
-    decoy = OperationSpec(
-        kind="stop", target="vm/other", target_name="x", params={"source": source}
-    )
+    decoy = OperationSpec(deed=Stop(), target="vm/other", target_name=source)
     await store.txn(
         {}, {"operation/decoy": Operation(meta=Meta(id="decoy", name="stop"), spec=decoy).dump()}
     )

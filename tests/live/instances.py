@@ -354,7 +354,7 @@ class Instance:
         ]
         every = [json.loads(value) for _, value in self.documents("operation/")]
         found += [
-            f"operation {item['spec']['kind']} {item['spec']['target_name']} is "
+            f"operation {item['spec']['deed']['kind']} {item['spec']['target_name']} is "
             f"{item['status']['phase']}"
             for item in every if item["status"]["phase"] not in ("done", "failed", "cancelled")
         ]  # fmt: skip

@@ -50,7 +50,7 @@ def operation(instance: Instance, name: str) -> Json:
     found = [
         item
         for item in instance.operations()
-        if item["spec"]["target_name"] == name and item["spec"]["kind"] == "copy"
+        if item["spec"]["target_name"] == name and item["spec"]["deed"]["kind"] == "copy"
     ]
     return found[-1]
 

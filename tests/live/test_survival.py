@@ -316,6 +316,6 @@ def test_after_a_boot_of_the_host_only_autostarted_servers_run(own_instance: Ins
     ends = {
         item["spec"]["target_name"]: item["status"]["phase"]
         for item in instance.operations()
-        if item["spec"]["kind"] == "launch"
+        if item["spec"]["deed"]["kind"] == "launch"
     }
     assert ends == {"wanted": "done", "other": "failed"}

@@ -135,7 +135,7 @@ def test_operations_are_listed_and_shown(instance: Instance, one: str) -> None:
     launch = next(
         item
         for item in every
-        if item["spec"]["kind"] == "launch" and item["spec"]["target_name"] == one
+        if item["spec"]["deed"]["kind"] == "launch" and item["spec"]["target_name"] == one
     )
     shown = instance.ok("operation", "show", launch["meta"]["id"][:8]).out
     assert re.search(r"^phase +done$", shown, re.MULTILINE) and "making the disk" in shown

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from virtuary.base.units import MIB
+from virtuary.model.deeds import Change, Launch, Stop
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus, ImageWish
 from virtuary.model.meta import Document, Meta
@@ -61,13 +62,18 @@ statuses = st.builds(
     runtime=st.none() | runtimes, crashes=st.lists(st.builds(Crash, at=moments,
     why=st.text(max_size=20)), max_size=2).map(tuple),
 )  # fmt: skip
+deeds = st.one_of(
+    st.just(Launch()),
+    st.builds(Stop, timeout=st.floats(0, 86400), force=st.booleans()),
+    st.builds(Change, cpus=st.one_of(st.none(), st.integers(1, 64))),
+)
 documents: st.SearchStrategy[Document] = st.one_of(
     st.builds(Vm, meta=metas, spec=specs, status=statuses),
     st.builds(Image, meta=metas, spec=st.builds(ImageSpec, source=st.builds(ImageSource,
     kind=st.just("build"))), status=st.builds(ImageStatus)),
     st.builds(
-        Operation, meta=metas, spec=st.builds(OperationSpec, kind=names, target=names,
-        target_name=names, params=st.just({"force": True})),
+        Operation, meta=metas, spec=st.builds(OperationSpec, deed=deeds, target=names,
+        target_name=names),
         status=st.builds(OperationStatus, log=st.lists(st.builds(LogLine, at=moments,
         text=st.text(max_size=30)), max_size=3).map(tuple)),
     ),

@@ -454,8 +454,8 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "cancel_operation"),
     "a launch is cancelled before it began": (world(vm(), operation=operation("launch",
     cancel=True)), "cancel_operation"),
-    "deleted while it runs": (alive(STOPPED, {"deleted": worlds.WALL}, operation=operation("delete",
-    force=True)), "kill"),
+    "deleted while it runs": (alive(STOPPED, {"deleted": worlds.WALL}, operation=operation("delete"
+    )), "kill"),
     "in the trash": (at_rest(STOPPED, {"deleted": worlds.WALL}, status={"state": "trashed"},
     operation=operation("delete")), "finish"),
     "in the trash nothing is started": (at_rest({"power": "running"}, {"deleted": worlds.WALL},
@@ -988,7 +988,7 @@ def test_a_copy_becomes_a_machine_of_its_own_or_nothing(
             break
         if event == "source goes":
             host.source = None
-        elif event == "cancel" and host.operation and host.operation.spec.kind == "copy":
+        elif event == "cancel" and host.operation and host.operation.spec.deed.kind == "copy":
             host.operation = operation("copy", cancel=True)
         elif event not in ("source goes", "cancel"):
             happen(host, event)

@@ -88,8 +88,15 @@ def copy_of_it(mode: str) -> Vm:
 
 
 def operation(kind: str, cancel: bool = False, **params: Any) -> Operation:
-    spec = OperationSpec(
-        kind=kind, target=f"vm/{ID}", target_name="web1", params=params, cancel=cancel
+    if kind == "copy":
+        params = {"source": SOURCE_ID, "mode": "overlay", "layer": "layer-id", **params}
+    spec = OperationSpec.model_validate(
+        {
+            "deed": {"kind": kind, **params},
+            "target": f"vm/{ID}",
+            "target_name": "web1",
+            "cancel": cancel,
+        }
     )
     return Operation(meta=Meta(id="operation-id", name=kind, created=WALL), spec=spec)
 
@@ -308,7 +315,7 @@ class Host:
             and not vm.status.copied
             and not vm.meta.purge
             and operation
-            and operation.spec.kind == "copy"
+            and operation.spec.deed.kind == "copy"
         )
 
     def _get(self) -> None:
@@ -572,7 +579,7 @@ class Host:
         if (
             not end.again
             and self.operation
-            and self.operation.spec.kind
+            and self.operation.spec.deed.kind
             in ("launch", "copy", "start", "restart", "resume", "pause")
         ):
             self.operation = None
@@ -611,7 +618,7 @@ class Host:
         self._spec(power="stopped")
         self.vm = self.vm.but(
             meta=self.vm.meta.but(
-                purge=self.vm.meta.purge or found.spec.kind in ("launch", "create", "copy")
+                purge=self.vm.meta.purge or found.spec.deed.kind in ("launch", "create", "copy")
             )
         )
         self.operation = None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from virtuary.model.deeds import Start
 from virtuary.model.meta import Meta
 from virtuary.model.operation import ENDED, Operation, OperationSpec, OperationStatus
 from virtuary.store.api import Page, Store
@@ -19,7 +20,7 @@ from virtuary.store.sqlite import SqliteStore
 def operation(number: int, phase: str) -> Operation:
     return Operation(
         meta=Meta(id=f"{number:03}", name="start"),
-        spec=OperationSpec(kind="start", target=f"vm/{number}", target_name="web1"),
+        spec=OperationSpec(deed=Start(), target=f"vm/{number}", target_name="web1"),
         status=OperationStatus.model_validate({"phase": phase}),
     )
 

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from virtuary.base.errors import Busy, Changed, Conflict, NotFound, VirtuaryError
+from virtuary.model.deeds import AnyDeed, Copy
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.meta import Document, Meta, utcnow
@@ -124,22 +125,19 @@ def turn(context: Context) -> tuple[dict[str, int], dict[str, bytes]]:
 
 def new_operation(
     context: Context,
-    kind: str,
+    deed: AnyDeed,
     target: Vm | Image | Template,
     *,
     notes: Sequence[str] = (),
     why: str = "",
-    **params: object,
 ) -> Operation:
     """An operation that is to begin. `notes` are told at once to whoever follows it; `why` says
     what is known from the start of why it will take long.
     """
-    spec = OperationSpec(
-        kind=kind, target=target.key, target_name=target.name, params=params, actor=context.actor
-    )
+    spec = OperationSpec(deed=deed, target=target.key, target_name=target.name, actor=context.actor)
     told = (*notes, *([why] if why else []))
     log = tuple(LogLine(text=text) for text in told)
-    return Operation(meta=Meta(name=kind), spec=spec, status=OperationStatus(log=log, why=why))
+    return Operation(meta=Meta(name=deed.kind), spec=spec, status=OperationStatus(log=log, why=why))
 
 
 def find_vm(store: Store, name: str, suggest: bool = True) -> Vm:
@@ -204,7 +202,7 @@ def check_free(store: Store, target: Vm | Image) -> None:
     """Raise Busy, naming it, when an operation is under way on `target`."""
     for operation in active(store, target.key):
         raise Busy(
-            f"{target.name} is busy: {operation.spec.kind} is under way",
+            f"{target.name} is busy: {operation.spec.deed.kind} is under way",
             f"virtuary operation wait {operation.id[:8]}, or cancel it",
             operation=operation.id,
         )
@@ -213,7 +211,8 @@ def check_free(store: Store, target: Vm | Image) -> None:
 def check_not_read(store: Store, source: Vm) -> None:
     """Raise Busy, naming it, while a full copy reads the disk of `source`."""
     for operation in open_operations(store):
-        if operation.copies == source.id and operation.spec.params.get("mode") == "full":
+        deed = operation.spec.deed
+        if isinstance(deed, Copy) and deed.source == source.id and deed.mode == "full":
             raise Busy(
                 f"{source.name} is being copied to {operation.spec.target_name}",
                 f"virtuary operation wait {operation.id[:8]}, or cancel it",

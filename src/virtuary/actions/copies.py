@@ -19,6 +19,7 @@ from virtuary.actions.context import (
 from virtuary.actions.vms import checked, new_name, room
 from virtuary.base.errors import Busy, Conflict, Invalid, VirtuaryError
 from virtuary.base.units import format_size
+from virtuary.model.deeds import Copy
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta, new_id
 from virtuary.model.operation import Operation
@@ -73,8 +74,8 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     ]
     blockers += naming
     vm = Vm(meta=meta, spec=spec)
-    params = {"source": source.id, "mode": wish.mode, "layer": new_id()}
-    return Draft(source, vm, new_operation(context, "copy", vm, **params), joined, blockers)
+    deed = Copy(source=source.id, mode=wish.mode, layer=new_id())
+    return Draft(source, vm, new_operation(context, deed, vm), joined, blockers)
 
 
 def unfit(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from virtuary.actions.context import Context, active, decides, find_host, find_image, new_operation
 from virtuary.base.errors import Busy, Conflict, Exists
 from virtuary.base.units import format_size
+from virtuary.model.deeds import DeleteImage, MakeImage, WarmImage
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageWish
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation
@@ -36,7 +37,12 @@ def check_new(context: Context, wish: ImageWish) -> str:
 def prepare(context: Context, name: str, source: ImageSource) -> tuple[Image, Operation]:
     """The documents of an image to be made, not yet written."""
     image = Image(meta=Meta(name=name), spec=ImageSpec(source=source))
-    return image, new_operation(context, f"image-{source.kind}", image)
+    return image, new_operation(context, making(source), image)
+
+
+def making(source: ImageSource) -> MakeImage:
+    """The deed of making an image from there."""
+    return MakeImage.model_validate({"kind": f"image-{source.kind}"})
 
 
 def keys_of(image: Image) -> dict[str, bytes]:
@@ -58,7 +64,7 @@ async def delete(context: Context, name: str) -> Operation:
     """
     image = deletable(context, name)
     changed = image.but(meta=image.meta.but(purge=True))
-    operation = new_operation(context, "image-delete", image)
+    operation = new_operation(context, DeleteImage(), image)
     expect, puts = _purged(templates_of(context.store, image.id))
     await context.commit(
         {image.key: image.meta.revision, **expect},
@@ -127,7 +133,7 @@ async def warm(
             f"virtuary image cool {image.name} removes it",
         )
     template = Template(meta=Meta(name=image.name), spec=spec)
-    operation = new_operation(context, "image-warm", template)
+    operation = new_operation(context, WarmImage(), template)
     expect, puts = _purged(same)
     await context.commit(
         {image.key: image.meta.revision, **expect},

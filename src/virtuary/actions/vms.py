@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -27,6 +27,21 @@ from virtuary.actions.context import (
 from virtuary.actions.names import made_up
 from virtuary.base.errors import Busy, Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
 from virtuary.base.units import format_size
+from virtuary.model.deeds import (
+    Change as ChangeDeed,
+)
+from virtuary.model.deeds import (
+    Create,
+    Deed,
+    Delete,
+    Launch,
+    Pause,
+    Purge,
+    Restart,
+    Resume,
+    Start,
+    Stop,
+)
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta, check_name, invalid, utcnow
 from virtuary.model.network import USER, Nic
@@ -38,7 +53,6 @@ from virtuary.store.documents import every
 
 SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")
 """Fields that a wish and a spec have alike."""
-START_KINDS = ("launch", "start", "restart")
 
 
 @dataclass(frozen=True)
@@ -91,9 +105,9 @@ def draft(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> Draft:
                 NO_CLOUD_INIT.format(image=image.name), "leave out --user-data, or choose debian"
             )
         )
-    kind = "launch" if wish.power != "stopped" else "create"
+    deed = Launch() if wish.power != "stopped" else Create()
     little = account.too_little(spec.memory, image)
-    operation = new_operation(context, kind, vm, notes=notes, why=little)
+    operation = new_operation(context, deed, vm, notes=notes, why=little)
     told = (*notes, *([little] if little else []))
     return Draft(vm, image, operation, image_operation, joined, blockers, told)
 
@@ -142,7 +156,7 @@ def _image(
             )
         elif found.status.state == "failed":
             again = found.but(status=found.status.but(state="absent", reason=None))
-            return again, new_operation(context, f"image-{found.spec.source.kind}", again)
+            return again, new_operation(context, images.making(found.spec.source), again)
         return found, None
     return images.prepare(context, context.catalogue.canonical(name), found)
 
@@ -232,34 +246,36 @@ def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]
 # ---- power
 
 
-async def power(context: Context, name: str, deed: str, **params: Any) -> tuple[Vm, Operation]:
-    """start, stop, restart, pause or resume: a wish about power, and the operation that tells when
-    it is true.
-    """
-    if deed == "start":
+Power = Start | Stop | Restart | Pause | Resume
+WISHED: dict[type[Power], Literal["running", "stopped", "paused"]] = {
+    Start: "running",
+    Stop: "stopped",
+    Restart: "running",
+    Pause: "paused",
+    Resume: "running",
+}
+
+
+async def power(context: Context, name: str, deed: Power) -> tuple[Vm, Operation]:
+    """A wish about power, and the operation that tells when it is true."""
+    if isinstance(deed, Start):
         await ports.settle(context, find_vm(context.store, name))
-    return await _power(context, name, deed, **params)
+    return await _power(context, name, deed)
 
 
 @decides
-async def _power(context: Context, name: str, deed: str, **params: Any) -> tuple[Vm, Operation]:
-    waits, takes = turn(context) if deed == "start" else ({}, {})
+async def _power(context: Context, name: str, deed: Power) -> tuple[Vm, Operation]:
+    starts = isinstance(deed, Start)
+    waits, takes = turn(context) if starts else ({}, {})
     vm = find_vm(context.store, name)
     _check_deed(vm, deed)
-    if deed == "start":
+    if starts:
         check_not_read(context.store, vm)
     ended = _superseded(context, vm, deed)
-    wanted = {
-        "start": "running",
-        "stop": "stopped",
-        "restart": "running",
-        "pause": "paused",
-        "resume": "running",
-    }[deed]
-    restarts = vm.spec.restarts + 1 if deed == "restart" else vm.spec.restarts
-    status = vm.status.but(crashes=()) if deed == "start" else vm.status
-    changed = vm.but(spec=vm.spec.but(power=wanted, restarts=restarts), status=status)
-    if deed == "start":
+    restarts = vm.spec.restarts + isinstance(deed, Restart)
+    spec = vm.spec.but(power=WISHED[type(deed)], restarts=restarts)
+    changed = vm.but(spec=spec, status=vm.status.but(crashes=()) if starts else vm.status)
+    if starts:
         shared = networks.absent(context) if any(nic.network_id for nic in vm.spec.nics) else []
         raise_all(
             [
@@ -268,47 +284,44 @@ async def _power(context: Context, name: str, deed: str, **params: Any) -> tuple
                 *ports.taken(context, vm.spec.publish, vm, starting=True),
             ]
         )
-    starts = deed in START_KINDS
-    image = documents.get(context.store, Image, vm.spec.image_id if starts else None)
+    image = documents.get(context.store, Image, vm.spec.image_id if deed.starts else None)
     why = account.too_little(vm.spec.memory, image)
-    operation = new_operation(context, deed, vm, why=why, **params)
+    operation = new_operation(context, deed, vm, why=why)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
     puts = {
         vm.key: changed.dump(),
-        **{item.key: _cancelled(item, deed).dump() for item in ended},
+        **{item.key: _cancelled(item, deed.kind).dump() for item in ended},
         **takes,
     }
     await context.commit(expect, puts, operation=operation)
     return changed, operation
 
 
-def _check_deed(vm: Vm, deed: str) -> None:
+def _check_deed(vm: Vm, deed: Power) -> None:
     idle = vm.status.runtime is None
     if vm.meta.deleted:
         raise Conflict(f"{vm.name} lies in the trash", f"virtuary undelete {vm.name}")
-    if deed == "start" and not idle and vm.spec.power == "running":
+    if isinstance(deed, Start) and not idle and vm.spec.power == "running":
         raise Conflict(f"{vm.name} runs already")
-    if deed == "start" and not idle and vm.spec.power == "paused":
+    if isinstance(deed, Start) and not idle and vm.spec.power == "paused":
         raise Conflict(f"{vm.name} is paused", f"virtuary resume {vm.name}")
-    if deed in ("pause", "resume", "restart") and idle:
+    if isinstance(deed, (Pause, Resume, Restart)) and idle:
         raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
-    if deed == "stop" and idle and vm.spec.power == "stopped":
+    if isinstance(deed, Stop) and idle and vm.spec.power == "stopped":
         raise Conflict(f"{vm.name} is stopped already")
-    if deed == "pause" and vm.spec.power == "paused":
+    if isinstance(deed, Pause) and vm.spec.power == "paused":
         raise Conflict(f"{vm.name} is paused already")
 
 
-def _superseded(context: Context, vm: Vm, deed: str) -> list[Operation]:
+def _superseded(context: Context, vm: Vm, deed: Deed) -> list[Operation]:
     """Operations that this deed makes pointless; any other one under way refuses it."""
     under_way = active(context.store, vm.key)
-    if deed in ("stop", "delete"):
+    if deed.overrides:
         return under_way
     for operation in under_way:
-        if not (
-            operation.spec.kind in START_KINDS and deed in ("pause", "resume") and vm.status.runtime
-        ):
+        if not (deed.goes_beside(operation.spec.deed) and vm.status.runtime):
             raise Busy(
-                f"{vm.name} is busy: {operation.spec.kind} is under way",
+                f"{vm.name} is busy: {operation.spec.deed.kind} is under way",
                 f"virtuary operation wait {operation.id[:8]}, or cancel it",
                 operation=operation.id,
             )
@@ -400,7 +413,7 @@ async def change(
         check_free(context.store, vm)
     if resized or (tunes(vm, changed.spec) and not active(context.store, vm.key)):
         operation = new_operation(
-            context, "set", vm, **{field: getattr(vm.spec, field) for field in resized}
+            context, ChangeDeed(**{field: getattr(vm.spec, field) for field in resized}), vm
         )
     joins, makes = nics.made(joined)
     expect, puts = (
@@ -496,14 +509,14 @@ async def delete(
 ) -> Operation:
     """Move a server to the trash, or with `now` remove it for good. One that runs needs `force`."""
     vm = deletable(context, name, force=force)
-    ended = _superseded(context, vm, "delete")
+    ended = _superseded(context, vm, Delete())
     changed = vm.but(
         spec=vm.spec.but(power="stopped"),
         meta=vm.meta.but(
             deleted=vm.meta.deleted or utcnow(), purge=now or not vm.status.disk_ready
         ),
     )
-    operation = new_operation(context, "delete", vm, force=True)
+    operation = new_operation(context, Delete(), vm)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}}
     puts = {
         vm.key: changed.dump(),
@@ -582,6 +595,6 @@ async def purge(context: Context, name: str) -> Operation:
     """Remove a server in the trash for good."""
     vm = find_trashed(context.store, name)
     changed = vm.but(meta=vm.meta.but(purge=True))
-    operation = new_operation(context, "purge", vm)
+    operation = new_operation(context, Purge(), vm)
     await context.commit({vm.key: vm.meta.revision}, {vm.key: changed.dump()}, operation=operation)
     return operation

@@ -34,6 +34,7 @@ from virtuary.api.deps import (
 )
 from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid, VirtuaryError
+from virtuary.model.deeds import STOP_TIMEOUT, Pause, Restart, Resume, Start, Stop
 from virtuary.model.image import Image
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
@@ -51,7 +52,7 @@ PIECE = 768 * 1024
 
 
 class StopParams(Model):
-    timeout: float = Field(default=90.0, ge=0, le=86400)
+    timeout: float = Field(default=STOP_TIMEOUT, ge=0, le=86400)
     """Seconds the guest is given before the plug is pulled."""
     force: bool = False
 
@@ -213,12 +214,12 @@ async def delete_vm(
 async def start_vm(ctx: Ctx, parts: P, name: str, params: StartParams | None = None) -> Response:
     touch.check_staying(parts.node.site)
     await touch.notice_host(parts.node.site)
-    return await _power(ctx, name, "start", params)
+    return await _power(ctx, name, Start(**given(params)))
 
 
 @router.post("/{name}/actions/stop", status_code=202, response_model=answers.AcceptedVm)
 async def stop_vm(ctx: Ctx, name: str, params: StopParams | None = None) -> Response:
-    return await _power(ctx, name, "stop", params)
+    return await _power(ctx, name, Stop(**given(params)))
 
 
 @router.post("/{name}/actions/restart", status_code=202, response_model=answers.AcceptedVm)
@@ -226,23 +227,27 @@ async def restart_vm(
     ctx: Ctx, parts: P, name: str, params: RestartParams | None = None
 ) -> Response:
     touch.check_staying(parts.node.site)
-    return await _power(ctx, name, "restart", params)
+    return await _power(ctx, name, Restart(**given(params)))
 
 
 @router.post("/{name}/actions/pause", status_code=202, response_model=answers.AcceptedVm)
 async def pause_vm(ctx: Ctx, name: str) -> Response:
-    return await _power(ctx, name, "pause", None)
+    return await _power(ctx, name, Pause())
 
 
 @router.post("/{name}/actions/resume", status_code=202, response_model=answers.AcceptedVm)
 async def resume_vm(ctx: Ctx, name: str) -> Response:
-    return await _power(ctx, name, "resume", None)
+    return await _power(ctx, name, Resume())
 
 
-async def _power(ctx: Ctx, name: str, deed: str, params: Model | None) -> Response:
+def given(params: Model | None) -> dict[str, Any]:
+    return params.model_dump() if params else {}
+
+
+async def _power(ctx: Ctx, name: str, deed: vms.Power) -> Response:
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
-    vm, operation = await vms.power(ctx, name, deed, **(params.model_dump() if params else {}))
+    vm, operation = await vms.power(ctx, name, deed)
     return accepted(operation, {"vm": body_of(vm)})
 
 

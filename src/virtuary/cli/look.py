@@ -371,7 +371,7 @@ def _event_line(event: dict[str, Any], states: dict[str, str]) -> str | None:
     if kind == "operation":
         status = data["status"]
         name, state = (
-            f"{data['spec']['kind']} {data['spec']['target_name']}",
+            f"{data['spec']['deed']['kind']} {data['spec']['target_name']}",
             f"{status['phase']}" + (f": {status['stage']}" if status["stage"] else ""),
         )
     elif kind == "firewall":

@@ -44,7 +44,8 @@ def list_operations(everything: bool, output: str) -> None:
         item for item in items if everything or item["status"]["phase"] in ("pending", "running")
     ]
     rows = [
-        [_short(item), item["spec"]["kind"], item["spec"]["target_name"], item["status"]["phase"],
+        [_short(item), item["spec"]["deed"]["kind"], item["spec"]["target_name"],
+        item["status"]["phase"],
         item["status"]["stage"], ago(item["meta"]["created"]), item["spec"]["actor"]]
         for item in shown
     ]  # fmt: skip
@@ -74,7 +75,7 @@ def show_operation(identity: str, output: str) -> None:
         print_fields(
             [
                 ("id", item["meta"]["id"]),
-                ("kind", item["spec"]["kind"]),
+                ("kind", item["spec"]["deed"]["kind"]),
                 ("target", item["spec"]["target_name"]),
                 ("by", item["spec"]["actor"]),
                 ("phase", status["phase"]),
@@ -101,13 +102,9 @@ def wait_operation(identity: str, timeout: float | None, output: str) -> None:
     wire = connect()
     item = wire.call("GET", f"/v1/operations/{path_part(identity)}")
     item = follow(wire, item, quiet=output != "table", limit=timeout)
-    emit(
-        item,
-        output,
-        lambda: tell(
-            f"{item['spec']['kind']} {item['spec']['target_name']}: {item['status']['phase']}"
-        ),
-    )
+    spec = item["spec"]
+    words = f"{spec['deed']['kind']} {spec['target_name']}: {item['status']['phase']}"
+    emit(item, output, lambda: tell(words))
 
 
 @operation_command.command("cancel")
@@ -120,4 +117,4 @@ def cancel_operation(identity: str) -> None:
       virtuary operation cancel 3f2a91c0
     """
     item = connect().call("POST", f"/v1/operations/{path_part(identity)}/actions/cancel", {})
-    tell(f"{item['spec']['kind']} {item['spec']['target_name']} is being cancelled")
+    tell(f"{item['spec']['deed']['kind']} {item['spec']['target_name']} is being cancelled")

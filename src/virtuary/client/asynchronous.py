@@ -280,7 +280,7 @@ class AsyncClient:
                 return judged(operation)
             if until is not None and loop.time() >= until:
                 raise GuestSilent(
-                    f"{operation.spec.kind} {operation.spec.target_name} has not ended after "
+                    f"{operation.spec.deed.kind} {operation.spec.target_name} has not ended after "
                     f"{timeout} s"
                 )
 

@@ -270,7 +270,7 @@ class Client:
                 return judged(operation)
             if until is not None and time.monotonic() >= until:
                 raise GuestSilent(
-                    f"{operation.spec.kind} {operation.spec.target_name} has not ended after "
+                    f"{operation.spec.deed.kind} {operation.spec.target_name} has not ended after "
                     f"{timeout} s"
                 )
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from virtuary.model.deeds import AnyDeed, Copy, from_kind
 from virtuary.model.meta import Document, Model, utcnow
 
 Phase = Literal["pending", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
 LOG_LINES = 200
-STARTS = ("launch", "copy", "start", "restart")
-"""Kinds that end when a server can be used."""
 
 
 class LogLine(Model):
@@ -24,13 +23,17 @@ class LogLine(Model):
 
 
 class OperationSpec(Model):
-    kind: str
+    deed: AnyDeed
     target: str
     """Key of the document it is about, for example vm/<id>."""
     target_name: str
-    params: dict[str, Any] = Field(default_factory=dict)
     actor: str = ""
     cancel: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, spec: Any) -> Any:
+        return from_kind(spec) if isinstance(spec, dict) else spec
 
 
 class OperationStatus(Model):
@@ -70,8 +73,7 @@ class Operation(Document):
     @property
     def copies(self) -> str | None:
         """The id of the server that a copy is being made of."""
-        source = self.spec.params.get("source") if self.spec.kind == "copy" else None
-        return source if isinstance(source, str) else None
+        return self.spec.deed.source if isinstance(self.spec.deed, Copy) else None
 
     @property
     def ended(self) -> bool:

@@ -16,6 +16,7 @@ from virtuary.base.errors import Conflict, NotFound, VirtuaryError
 from virtuary.base.proc import run
 from virtuary.images.partial import drop_abandoned
 from virtuary.jail.resolver import RESOLVER
+from virtuary.model.deeds import Copy
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.node import turns
@@ -157,7 +158,8 @@ class Node:
         elif key.startswith("operation/") and value:
             about = Operation.load(value, 0).spec
             self._wake(about.target)
-            self._wake(f"vm/{about.params.get('source', '')}")
+            if isinstance(about.deed, Copy):
+                self._wake(Vm.key_of(about.deed.source))
 
     def _wake_all(self, prefix: str) -> None:
         for key in [name for name in self.workers if name.startswith(prefix)]:

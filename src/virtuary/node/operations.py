@@ -10,7 +10,7 @@ from typing import Any
 
 from virtuary.base.errors import Conflict, VirtuaryError
 from virtuary.model.meta import utcnow
-from virtuary.model.operation import LOG_LINES, STARTS, LogLine, Operation
+from virtuary.model.operation import LOG_LINES, LogLine, Operation
 from virtuary.model.vm import Vm
 from virtuary.store import documents
 from virtuary.store.api import Store
@@ -43,7 +43,7 @@ def failed_start(store: Store, vm: Vm) -> str | None:
         for record in store.list("operation/").records
         if mark in record.value
     ]
-    starts = [item for item in found if item.spec.kind in STARTS]
+    starts = [item for item in found if item.spec.deed.starts]
     last = max(starts, key=lambda item: item.meta.created, default=None)
     if last is None or last.status.phase != "failed" or runtime is None:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from virtuary.model import deeds
 from virtuary.node.copies import plan as copies
 from virtuary.node.disks import plan as disks
 from virtuary.node.identity import plan as identity
@@ -62,17 +63,17 @@ def while_it_runs(world: World) -> Step | None:
     return _first(WHILE_IT_RUNS, world) if there and not stops else None
 
 
-FULFILLED: Mapping[str, Callable[[World], bool]] = {
-    "create": disks.is_made,
-    "launch": power.is_launched,
-    "copy": copies.is_copied,
-    "start": power.is_started,
-    "restart": power.is_started,
-    "stop": power.has_stopped,
-    "delete": power.is_deleted,
-    "pause": power.is_paused,
-    "resume": power.is_resumed,
-    "set": tuning.is_changed,
+FULFILLED: Mapping[type[deeds.Deed], Callable[[World], bool]] = {
+    deeds.Create: disks.is_made,
+    deeds.Launch: power.is_launched,
+    deeds.Copy: copies.is_copied,
+    deeds.Start: power.is_started,
+    deeds.Restart: power.is_started,
+    deeds.Stop: power.has_stopped,
+    deeds.Delete: power.is_deleted,
+    deeds.Pause: power.is_paused,
+    deeds.Resume: power.is_resumed,
+    deeds.Change: tuning.is_changed,
 }
 """When what was asked for has come true."""
 
@@ -82,7 +83,7 @@ def finish(world: World) -> Step | None:
     operation = world.operation
     if operation is None:
         return None
-    fulfilled = FULFILLED.get(operation.spec.kind)
+    fulfilled = FULFILLED.get(type(operation.spec.deed))
     return report.Finish(operation) if fulfilled and fulfilled(world) else None
 
 

@@ -28,5 +28,5 @@ try:
 except NotFoundException as error:
     assert error.data.code == "not-found" and error.data.hint
     print("missing")
-assert vms.delete_vm("walked").operation.spec.kind
+assert vms.delete_vm("walked").operation.spec.deed.actual_instance.kind
 print("deleted")

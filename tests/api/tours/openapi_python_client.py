@@ -49,8 +49,8 @@ assert (
     and made.parsed.vm.meta.name == "toured"
 )
 assert (
-    show_operation.sync(made.parsed.operation.meta.id, client=client).spec.kind
-    == made.parsed.operation.spec.kind
+    show_operation.sync(made.parsed.operation.meta.id, client=client).spec.deed.kind
+    == made.parsed.operation.spec.deed.kind
 )
 assert isinstance(show_vm.sync("toured", client=client), Vm)
 print("created")

@@ -117,7 +117,7 @@ async def save_live(server: Server, process: Process, world: World, step: SaveLi
 
 async def _save(server: Server, process: Process, world: World, copy: Vm) -> None:
     site, vm, run, image = server.site, world.vm, process.run, world.image
-    operation = steps.operation_of(site, copy).key
+    operation = steps.operation_of(site, copy)[0].key
     if run.monitor is None or run.agent is None or image is None:
         raise Failed(f"{vm.name} can't be asked just now", "repeat in a moment")
     machine = await process_machine(site, vm, image)

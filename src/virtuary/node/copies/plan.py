@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from virtuary.model.deeds import Copy
 from virtuary.model.vm import Vm
 from virtuary.node.power.ends import crash_reason
 from virtuary.node.power.plan import Kill, is_launched
@@ -161,7 +162,7 @@ def in_vain(world: World) -> str | None:
     origin, source = world.vm.spec.origin, world.copies.source
     if source is None or source.meta.deleted or source.meta.purge:
         return f"{origin.name if origin else 'its source'} is gone"
-    if world.operation is None or world.operation.spec.kind != "copy":
+    if world.operation is None or not isinstance(world.operation.spec.deed, Copy):
         return "it was given up"
     return None
 

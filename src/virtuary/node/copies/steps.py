@@ -32,6 +32,7 @@ from virtuary.base.log import say
 from virtuary.base.paths import VmPaths
 from virtuary.guest import identity
 from virtuary.guest.hostkeys import alias, known_hosts
+from virtuary.model.deeds import Copy
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
@@ -119,7 +120,7 @@ async def give_up(site: Site, key: str, error: VirtuaryError) -> None:
         )
         puts = {key: over.dump()}
         for item in operations.open_operations(site.store, key):
-            copying = item.spec.kind == "copy"
+            copying = isinstance(item.spec.deed, Copy)
             puts[item.key] = operations.finished(
                 item, error if copying else None, cancelled=copying and item.spec.cancel
             ).dump()
@@ -170,9 +171,9 @@ async def share_disk(server: Server, world: World, step: ShareDisk) -> None:
 
 async def _share(server: Server, world: World, copy: Vm) -> None:
     site, vm = server.site, world.vm
-    operation = operation_of(site, copy)
-    name = f"disk-{operation.spec.params['layer']}.qcow2"
-    layer = f"layers/{operation.spec.params['layer']}.qcow2"
+    operation, deed = operation_of(site, copy)
+    name = f"disk-{deed.layer}.qcow2"
+    layer = f"layers/{deed.layer}.qcow2"
     give_variables(server, copy)
     old, source = server.paths.home / vm.status.disk_file, vm
     touched = not untouched(site, vm)
@@ -253,11 +254,11 @@ def gift_of(source: Vm, image: Image | None, why_cold: str | None) -> dict[str, 
     }  # fmt: skip
 
 
-def operation_of(site: Site, copy: Vm) -> Operation:
-    """The operation that makes this copy; raises Conflict when it is over."""
+def operation_of(site: Site, copy: Vm) -> tuple[Operation, Copy]:
+    """The operation that makes this copy, and its deed; raises Conflict when it is over."""
     for operation in operations.open_operations(site.store, copy.key):
-        if operation.spec.kind == "copy":
-            return operation
+        if isinstance(operation.spec.deed, Copy):
+            return operation, operation.spec.deed
     raise Conflict(f"nobody wants {copy.name} any more")
 
 
@@ -317,7 +318,8 @@ def drop_layers(site: Site) -> None:
     if not found:
         return
     named = {layer for vm in documents.every(site.store, Vm) for layer in vm.status.layers}
-    coming = {item.spec.params.get("layer") for item in documents.open_operations(site.store)}
+    deeds = (item.spec.deed for item in documents.open_operations(site.store))
+    coming = {deed.layer for deed in deeds if isinstance(deed, Copy)}
     for path in found:
         if f"layers/{path.name}" not in named and path.stem not in coming:
             remove(path)
@@ -333,7 +335,7 @@ async def convert_disk(server: Server, world: World, step: ConvertDisk) -> None:
 
 async def _convert(server: Server, world: World, copy: Vm) -> None:
     site, vm, paths = server.site, world.vm, server.site.paths.vm(copy.id)
-    operation = operation_of(site, copy).key
+    operation = operation_of(site, copy)[0].key
     files, size = (
         (*layers_of(site, vm), server.paths.home / vm.status.disk_file),
         vm.status.disk_size or 0,

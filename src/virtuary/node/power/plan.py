@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from virtuary.model import deeds
+from virtuary.model.deeds import STOP_TIMEOUT, Delete, Restart, Stop
 from virtuary.model.image import Image
-from virtuary.model.operation import STARTS, Operation
+from virtuary.model.operation import Operation
 from virtuary.model.vm import Runtime
 from virtuary.node.power.ends import End, after_end, why_shut_down
 from virtuary.node.server.birth import never_handed_out, unborn
 from virtuary.node.server.step import Step, Wait
 from virtuary.node.server.world import World
 
-STOP_TIMEOUT = 90.0
-"""Seconds a guest is given to shut down when nobody said otherwise."""
 ASK_AGAIN = 15.0
 """A guest that is still booting ignores the power button: it is pressed again."""
 NETWORK_LIMIT = 30.0
@@ -144,13 +144,12 @@ def stop(world: World) -> Step | None:
     seen, why = world.process, _why_stop(world)
     if not world.alive or why is None:
         return None
-    asked = _asked_with(world)
-    if asked.get("force") or not _can_be_asked(world, why):
+    force, timeout = _asked_with(world, why)
+    if force or not _can_be_asked(world, why):
         return Kill(why)
-    usual = world.vm.spec.shutdown_timeout if why == "host" else STOP_TIMEOUT
     if seen.asked_to_stop is None:
         return AskShutdown(why)
-    if world.now - seen.asked_to_stop >= float(asked.get("timeout", usual)):
+    if world.now - seen.asked_to_stop >= timeout:
         return Kill(why)
     return AskShutdown(why) if world.now - seen.asked_last >= ASK_AGAIN else None
 
@@ -164,11 +163,14 @@ def _why_stop(world: World) -> str | None:
     return "restart" if world.restart_due else None
 
 
-def _asked_with(world: World) -> dict[str, float]:
-    """How long, or how, whoever asked wants it stopped."""
-    operation = world.operation
-    ends = operation and operation.spec.kind in ("stop", "restart", "delete")
-    return operation.spec.params if operation and ends else {}
+def _asked_with(world: World, why: str) -> tuple[bool, float]:
+    """Whether whoever asked wants it ended at once, and how many seconds its guest has else."""
+    deed = world.operation.spec.deed if world.operation else None
+    if isinstance(deed, Delete):
+        return True, 0
+    if isinstance(deed, (Stop, Restart)):
+        return deed.force, deed.timeout
+    return False, world.vm.spec.shutdown_timeout if why == "host" else STOP_TIMEOUT
 
 
 def _can_be_asked(world: World, why: str) -> bool:
@@ -202,7 +204,7 @@ def waited_too_long(world: World) -> bool:
     that starts by itself waits on.
     """
     operation = world.operation
-    if world.network.state != "failed" or operation is None or operation.spec.kind not in STARTS:
+    if world.network.state != "failed" or operation is None or not operation.spec.deed.starts:
         return False
     asked = (world.wall - operation.meta.created).total_seconds()
     return min(asked, world.network.failing) >= NETWORK_LIMIT
@@ -233,7 +235,7 @@ def release(world: World) -> Step | None:
     """The virtual CPUs run when they are to, and stand still when they are to."""
     vm, qemu = world.vm, world.process.qemu
     hold = vm.status.held_for_memory
-    resumed = world.operation is not None and world.operation.spec.kind == "resume"
+    resumed = world.operation is not None and isinstance(world.operation.spec.deed, deeds.Resume)
     if hold and (vm.spec.power == "paused" or resumed):
         return LetGo()  # its owner has the last word
     paused = vm.spec.power == "paused" or bool(hold)
@@ -282,5 +284,6 @@ def is_started(world: World) -> bool:
         return False
     if held(world):
         return True
-    ready = operation is not None and operation.spec.params.get("wait") == "ready"
+    deed = operation.spec.deed if operation else None
+    ready = isinstance(deed, (deeds.Start, Restart)) and deed.wait == "ready"
     return world.ready if ready else world.process.qemu == "running"

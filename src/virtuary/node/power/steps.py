@@ -15,7 +15,6 @@ from virtuary.base.errors import Failed, VirtuaryError
 from virtuary.base.files import write_whole
 from virtuary.base.log import say
 from virtuary.model.firewall import Firewall
-from virtuary.model.operation import STARTS
 from virtuary.model.vm import Crash, Vm, VmStatus
 from virtuary.node import operations
 from virtuary.node.machine.launch import clean_up
@@ -165,7 +164,7 @@ async def collect(server: Server, world: World, step: Collect) -> None:
     say(
         logger, "ended", vm=current.name, state=end.state, reason=end.reason or "-", again=end.again
     )
-    waits = world.operation and world.operation.spec.kind in (*STARTS, "resume", "pause")
+    waits = world.operation and world.operation.spec.deed.runs
     if world.operation and waits and not end.again:
         reason = end.reason or "it was stopped meanwhile"
         failed = Failed(
@@ -209,14 +208,14 @@ async def cancel_operation(server: Server, world: World, step: CancelOperation) 
     current = server.load()
     if current is None:
         return
-    undo = operation.spec.kind in ("launch", "create", "copy")
-    if world.alive and operation.spec.kind in (*STARTS, "create"):
+    undo = operation.spec.deed.undo
+    if world.alive and undo:
         await end_process(server, world.vm, "cancel")
-    if operation.spec.kind in (*STARTS, "create"):
+    if undo:
         latest = server.load() or current
         changed = latest.but(
             spec=latest.spec.but(power="stopped"),
-            meta=latest.meta.but(purge=latest.meta.purge or undo),
+            meta=latest.meta.but(purge=latest.meta.purge or undo == "remove"),
         )
         done = operations.finished(operation, cancelled=True)
         await server.site.store.txn(

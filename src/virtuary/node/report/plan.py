@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from virtuary.model.operation import STARTS, Operation
+from virtuary.model.operation import Operation
 from virtuary.model.vm import CloudInit, State
 from virtuary.node.power.plan import is_paused
 from virtuary.node.server.birth import never_handed_out, unborn
@@ -167,7 +167,7 @@ def _clock_words(world: World) -> str | None:
 def note(world: World) -> Step | None:
     """The stage a start is in, for whoever follows it."""
     operation = world.operation
-    if operation is None or operation.spec.kind not in STARTS or not world.alive:
+    if operation is None or not operation.spec.deed.starts or not world.alive:
         return None
     becoming = "becoming a machine of its own"
     stage = becoming if unborn(world.vm) else current_stage(world)

@@ -6,7 +6,7 @@ import logging
 
 from virtuary.base.errors import Bug, Failed, VirtuaryError
 from virtuary.base.log import say
-from virtuary.model.operation import STARTS
+from virtuary.model.deeds import Launch
 from virtuary.node import operations
 from virtuary.node.power.plan import Fail
 from virtuary.node.report.plan import Finish, Note, Report
@@ -42,10 +42,11 @@ async def note(server: Server, world: World, step: Note) -> None:
 async def finish(server: Server, world: World, step: Finish) -> None:
     operation = step.operation
     await operations.finish(server.site.store, operation.key)
-    if operation.spec.kind in STARTS:
+    if operation.spec.deed.starts:
         server.site.usual.learn(world.vm)
     runtime = world.vm.status.runtime
-    if operation.spec.kind == "launch" and runtime and runtime.template is None and world.image:
+    launched = isinstance(operation.spec.deed, Launch)
+    if launched and runtime and runtime.template is None and world.image:
         await budget.consider(server.site, world.vm, world.image)
 
 

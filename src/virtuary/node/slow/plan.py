@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from virtuary.model.operation import STARTS
 from virtuary.node.server.step import Step
 from virtuary.node.server.world import World
 
@@ -35,7 +34,7 @@ class Explain(Step):
 def explain(world: World) -> Step | None:
     """Look into a start that hangs."""
     operation = world.operation
-    if operation is None or operation.spec.kind not in STARTS or world.restart_due:
+    if operation is None or not operation.spec.deed.starts or world.restart_due:
         return None
     if world.vm.spec.power == "stopped":
         return None

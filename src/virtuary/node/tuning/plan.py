@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from virtuary.base.units import MIB, format_size
+from virtuary.model.deeds import Change
 from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.vm import Vm
 from virtuary.node.server.step import Step
@@ -115,8 +116,8 @@ def shortfall(world: World) -> str | None:
 
 def is_changed(world: World) -> bool:
     """Whether a change that somebody asked for is made, as far as it can be now."""
-    asked = world.operation is not None and bool(world.operation.spec.params)
-    return follows(world) if asked else tuned(world)
+    deed = world.operation.spec.deed if world.operation else None
+    return follows(world) if isinstance(deed, Change) and deed.resizes else tuned(world)
 
 
 def follows(world: World) -> bool:

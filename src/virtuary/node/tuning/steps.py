@@ -19,6 +19,7 @@ from virtuary.guest import room
 from virtuary.host import capacity, shares
 from virtuary.host.cgroups import set_bounds
 from virtuary.jail.walls import may_raise
+from virtuary.model.deeds import Change
 from virtuary.model.host import NumaNode
 from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu
@@ -221,7 +222,8 @@ async def give_up(server: Server, world: World, step: Step, error: VirtuaryError
 
 def _asked(world: World) -> Operation | None:
     """The operation by which somebody asked for a change."""
-    return world.operation if world.operation and world.operation.spec.kind == "set" else None
+    operation = world.operation
+    return operation if operation and isinstance(operation.spec.deed, Change) else None
 
 
 def _wish_before(world: World, field: Field) -> tuple[object, bool]:
@@ -230,8 +232,8 @@ def _wish_before(world: World, field: Field) -> tuple[object, bool]:
     Pure.
     """
     operation = _asked(world)
-    if operation and field in operation.spec.params:
-        return operation.spec.params[field], True
+    if operation and field in operation.spec.deed.model_fields_set:
+        return getattr(operation.spec.deed, field), True
     return getattr(world.vm.spec, field), False
 
 
