@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virtuary.model.operation import Operation
+from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.vm import Shape, VmSpec
 from virtuary.node.copies.plan import UNBORN_LIMIT, why_unborn
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_LIMIT, CRASH_WINDOW, End, after_end
-from virtuary.node.power.plan import ASK_AGAIN, STOP_TIMEOUT, LeaveToOwner
+from virtuary.node.power.plan import ASK_AGAIN, LeaveToOwner
 from virtuary.node.report.plan import LESS_MEMORY, NO_SSH, current_stage, state_of
 from virtuary.node.server.world import Tuning, World
 from virtuary.node.tuning.plan import shortfall, untuned

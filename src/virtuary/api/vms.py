@@ -34,10 +34,11 @@ from virtuary.api.deps import (
 )
 from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid, VirtuaryError
-from virtuary.model.deeds import STOP_TIMEOUT, Pause, Restart, Resume, Start, Stop
+from virtuary.model.deeds import Pause, Restart, Resume, Start, Stop
 from virtuary.model.image import Image
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
+from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
 from virtuary.node.touch import inside, touch
 from virtuary.store import documents

@@ -17,6 +17,7 @@ from virtuary.cli.output import ask, emit, output_option, say, tell
 from virtuary.cli.resources import RESOURCES, resource_wish
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
+from virtuary.model.patience import STOP_TIMEOUT
 
 
 def after(wire: Wire, answer: dict[str, Any], given: dict[str, Any], done: str) -> None:
@@ -113,7 +114,7 @@ def start_command(names: tuple[str, ...], wait: str, **given: Any) -> None:
 @click.option(
     "--timeout",
     type=Duration(),
-    default="90s",
+    default=f"{STOP_TIMEOUT:g}s",
     help="How long the guest is given before the plug is pulled.",
 )
 @click.option("--force", is_flag=True, help="Pull the plug at once.")
@@ -136,7 +137,7 @@ def stop_command(names: tuple[str, ...], timeout: float, force: bool, **given: A
 @click.option(
     "--stop-timeout",
     type=Duration(),
-    default="90s",
+    default=f"{STOP_TIMEOUT:g}s",
     help="How long the guest is given before the plug is pulled.",
 )
 @click.option("--force", is_flag=True, help="Pull the plug at once.")

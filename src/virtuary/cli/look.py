@@ -15,6 +15,7 @@ from virtuary.cli.options import NAME, NAMES
 from virtuary.cli.output import ago, emit, output_option, print_fields, print_table, say, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
+from virtuary.model.patience import STOP_TIMEOUT
 
 ORDINARY, MIDDLE = 100, 50
 """The weight and the priority of a server for which nobody chose others."""
@@ -224,7 +225,7 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
     flags += ["power off with the host"] if spec["on_host_shutdown"] == "off" else []
     flags += (
         [f"{format_duration(spec['shutdown_timeout'])} to shut down with the host"]
-        if spec["shutdown_timeout"] != 90
+        if spec["shutdown_timeout"] != STOP_TIMEOUT
         else []
     )
     facts += [

@@ -12,6 +12,7 @@ from virtuary.base.errors import Invalid
 from virtuary.base.ports import MOST
 from virtuary.base.units import MIB, parse_bandwidth, parse_duration, parse_size
 from virtuary.cli.output import output_option
+from virtuary.model.patience import STOP_TIMEOUT
 
 
 def complete_names(
@@ -114,7 +115,7 @@ SHAPE = options(
     click.option(
         "--shutdown-timeout",
         type=Duration(),
-        help="How long its guest has for that; 90 s when not given.",
+        help=f"How long its guest has for that; {STOP_TIMEOUT:g} s when not given.",
     ),
     click.option(
         "--restart-policy",

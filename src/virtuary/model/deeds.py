@@ -11,9 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from virtuary.model.meta import Model
-
-STOP_TIMEOUT = 90.0
-"""Seconds a guest is given to shut down when nobody said otherwise."""
+from virtuary.model.patience import STOP_TIMEOUT
 
 
 class Deed(Model):

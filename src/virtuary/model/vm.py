@@ -13,6 +13,7 @@ from virtuary.base import ports
 from virtuary.base.units import GIB, MIB, format_size
 from virtuary.model.meta import Document, ImageName, Model
 from virtuary.model.network import MAX_NICS, NONE, USER, Nic, NicWish
+from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.resources import Cpu, CpuChange, DiskIo, DiskIoChange, Pages
 
 Power = Literal["running", "paused", "stopped"]
@@ -160,7 +161,7 @@ class VmSpec(Model):
     """What becomes of it when the host goes down: its guest is asked to shut down, or the plug is
     pulled at once.
     """
-    shutdown_timeout: float = Field(default=90.0, ge=0, le=3600)
+    shutdown_timeout: float = Field(default=STOP_TIMEOUT, ge=0, le=3600)
     """Seconds that its guest has for that."""
     restart_policy: Literal["always", "on-failure", "no"] = "no"
     protect: bool = False
@@ -240,7 +241,7 @@ class VmWish(Model):
     autostart: bool = False
     boot_order: int = Field(default=0, ge=0, le=1000)
     on_host_shutdown: HostShutdown = "shutdown"
-    shutdown_timeout: float = Field(default=90.0, ge=0, le=3600)
+    shutdown_timeout: float = Field(default=STOP_TIMEOUT, ge=0, le=3600)
     restart_policy: Literal["always", "on-failure", "no"] = "no"
     protect: bool = False
     cold: bool = False

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from virtuary.model import deeds
-from virtuary.model.deeds import STOP_TIMEOUT, Delete, Restart, Stop
+from virtuary.model.deeds import Delete, Restart, Stop
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
+from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.vm import Runtime
 from virtuary.node.power.ends import End, after_end, why_shut_down
 from virtuary.node.server.birth import never_handed_out, unborn
