@@ -1,37 +1,28 @@
-"""The asynchronous client: the same calls over httpx2."""
+"""The asynchronous client: the same calls over httpx2.
+
+What is asked and what becomes of the answer says `calls`.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Self
 
 import httpx2
 
-from virtuary.base.errors import GuestSilent, PeerAway, from_problem
-from virtuary.client.results import (
-    Outcome,
-    consolidation_wish,
-    exec_body,
-    history_path,
-    idempotency,
-    judged,
-    outcome,
-    placement_wish,
-    points,
-    vm_change,
-    vm_copy,
-    vm_wish,
-)
+from virtuary.base.errors import PeerAway, from_problem
+from virtuary.client import calls
+from virtuary.client.exchange import Exchange, Request, T
+from virtuary.client.results import Outcome
 from virtuary.client.start import connect
-from virtuary.client.wire import path_part
 from virtuary.model.advice import Advice
 from virtuary.model.consolidation import ConsolidationPlan, HostShape, ServerLoad
 from virtuary.model.firewall import Firewall, Rule
 from virtuary.model.image import Image, ImageSource
-from virtuary.model.network import Network, NetworkWish
+from virtuary.model.network import Network
 from virtuary.model.operation import Operation
+from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
@@ -54,15 +45,6 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    async def _call(self, method: str, target: str, body: Any = None, **options: Any) -> Any:
-        try:
-            answer = await self._http.request(method, target, json=body, **options)
-        except httpx2.HTTPError as error:
-            raise PeerAway(f"the daemon does not answer: {error}") from error
-        if answer.status_code >= 400:
-            raise from_problem(answer.json())
-        return answer.json() if answer.content else None
-
     # ---- servers
 
     async def launch(
@@ -71,57 +53,53 @@ class AsyncClient:
         """Create a server, start it, and wait until a shell is possible. `fields` are those of
         `model.vm.VmWish`.
         """
-        answer = await self._call(
-            "POST", "/v1/vms", vm_wish(image, name, fields), headers=idempotency()
-        )
-        await self.wait(answer["operation"]["meta"]["id"], timeout)
-        return await self.vm(answer["vm"]["meta"]["name"])
+        return await self._do(calls.launch(image, name, timeout, fields))
 
     async def create(self, image: str, name: str | None = None, **fields: Any) -> Vm:
         """Create a server without starting it; returns once its disk is there."""
         return await self.launch(image, name, power="stopped", **fields)
 
     async def vm(self, name: str) -> Vm:
-        return Vm.model_validate(await self._call("GET", f"/v1/vms/{path_part(name)}"))
+        return await self._do(calls.vm(name))
 
     async def vms(self, *, trash: bool = False) -> list[Vm]:
-        return [
-            Vm.model_validate(item)
-            for item in await self._pages("/v1/vms", trash=str(trash).lower())
-        ]
+        return await self._do(calls.vms(trash).whole())
 
     async def change(self, name: str, *, revision: int | None = None, **fields: Any) -> Vm:
         """Change fields (those of `model.vm.VmChange`); only if the server is still at `revision`,
         when given. Waits until the guest of one that runs has followed.
         """
-        headers = {"If-Match": f'"{revision}"'} if revision is not None else {}
-        answer = await self._call(
-            "PATCH", f"/v1/vms/{path_part(name)}", vm_change(fields), headers=headers
-        )
-        if "operation" not in answer:
-            return Vm.model_validate(answer)
-        await self.wait(answer["operation"]["meta"]["id"])
-        return await self.vm(answer["vm"]["meta"]["id"])
+        return await self._do(calls.change(name, revision, fields))
 
     async def start(self, name: str, *, wait: str = "ready", timeout: float | None = None) -> Vm:
-        return await self._deed(name, "start", {"wait": wait}, timeout)
+        return await self._do(calls.start(name, wait, timeout))
 
     async def stop(
-        self, name: str, *, grace: float = 90, force: bool = False, timeout: float | None = None
+        self,
+        name: str,
+        *,
+        grace: float = STOP_TIMEOUT,
+        force: bool = False,
+        timeout: float | None = None,
     ) -> Vm:
         """Shut down; after `grace` seconds the plug is pulled."""
-        return await self._deed(name, "stop", {"timeout": grace, "force": force}, timeout)
+        return await self._do(calls.stop(name, grace, force, timeout))
 
     async def restart(
-        self, name: str, *, grace: float = 90, force: bool = False, timeout: float | None = None
+        self,
+        name: str,
+        *,
+        grace: float = STOP_TIMEOUT,
+        force: bool = False,
+        timeout: float | None = None,
     ) -> Vm:
-        return await self._deed(name, "restart", {"timeout": grace, "force": force}, timeout)
+        return await self._do(calls.restart(name, grace, force, timeout))
 
     async def pause(self, name: str) -> Vm:
-        return await self._deed(name, "pause", {}, None)
+        return await self._do(calls.pause(name))
 
     async def resume(self, name: str) -> Vm:
-        return await self._deed(name, "resume", {}, None)
+        return await self._do(calls.resume(name))
 
     async def copy(
         self, name: str, new_name: str | None = None, *, timeout: float | None = None, **fields: Any
@@ -129,113 +107,73 @@ class AsyncClient:
         """Copy a server and wait for the copy. `fields` are those of `model.vm.VmCopy`: mode is
         overlay, full or live.
         """
-        body = vm_copy(new_name, fields)
-        answer = await self._call(
-            "POST", f"/v1/vms/{path_part(name)}/actions/copy", body, headers=idempotency()
-        )
-        await self.wait(answer["operation"]["meta"]["id"], timeout)
-        return await self.vm(answer["vm"]["meta"]["name"])
+        return await self._do(calls.copy(name, new_name, timeout, fields))
 
     async def trim(self, name: str) -> int:
         """Have the guest tell which blocks it does not use; bytes the pool got back."""
-        return int(
-            (await self._call("POST", f"/v1/vms/{path_part(name)}/actions/trim", {}))["freed"]
-        )
+        return await self._do(calls.trim(name))
 
     async def delete(self, name: str, *, now: bool = False, force: bool = False) -> None:
         """Move to the trash, or with `now` remove for good."""
-        query = {"now": str(now).lower(), "force": str(force).lower()}
-        answer = await self._call(
-            "DELETE", f"/v1/vms/{path_part(name)}", params=query, headers=idempotency()
-        )
-        await self.wait(answer["operation"]["meta"]["id"])
+        await self._do(calls.delete(name, now, force))
 
     async def undelete(self, name: str, new_name: str | None = None) -> Vm:
-        return Vm.model_validate(
-            await self._call(
-                "POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name}
-            )
-        )
+        return await self._do(calls.undelete(name, new_name))
 
     async def way_in(self, name: str) -> dict[str, Any]:
         """How to log in by SSH: host, port, user, key, known_hosts, known (whether its host key is
         there), alias (of that), ready.
         """
-        found: dict[str, Any] = await self._call("GET", f"/v1/vms/{path_part(name)}/ssh")
-        return found
+        return await self._do(calls.way_in(name))
 
     async def execute(
         self, name: str, command: list[str], *, stdin: bytes = b"", timeout: float = 60
     ) -> Outcome:
         """Run a command in the guest through its agent."""
-        return outcome(
-            await self._call(
-                "POST", f"/v1/vms/{path_part(name)}/exec", exec_body(command, stdin, timeout)
-            )
-        )
+        return await self._do(calls.execute(name, command, stdin, timeout))
 
     # ---- networks
 
     async def networks(self) -> list[Network]:
-        return [Network.model_validate(item) for item in await self._pages("/v1/networks")]
+        return await self._do(calls.networks().whole())
 
     async def create_network(self, name: str, **wish: Any) -> Network:
         """Have a network made, `wish` being the other fields of NetworkWish; its status tells when
         it is ready, a moment later.
         """
-        body = NetworkWish(name=name, **wish).model_dump(mode="json", exclude_defaults=True)
-        return Network.model_validate(
-            await self._call("POST", "/v1/networks", body, headers=idempotency())
-        )
+        return await self._do(calls.create_network(name, wish))
 
     async def delete_network(self, name: str) -> None:
         """Have a network removed that no server is on; it is gone a moment later."""
-        await self._call("DELETE", f"/v1/networks/{path_part(name)}", headers=idempotency())
+        await self._do(calls.delete_network(name))
 
     async def firewalls(self) -> list[Firewall]:
-        return [Firewall.model_validate(item) for item in await self._pages("/v1/firewalls")]
+        return await self._do(calls.firewalls().whole())
 
     async def create_firewall(self, name: str, rules: Iterable[Rule]) -> Firewall:
         """Make a firewall group; NICs are attached to it by their `groups`."""
-        body = {"name": name, "rules": [rule.model_dump(mode="json") for rule in rules]}
-        return Firewall.model_validate(
-            await self._call("POST", "/v1/firewalls", body, headers=idempotency())
-        )
+        return await self._do(calls.create_firewall(name, rules))
 
     async def change_firewall(self, name: str, rules: Iterable[Rule]) -> Firewall:
         """Give a firewall group other rules, which hold for new connections at once."""
-        body = {"rules": [rule.model_dump(mode="json") for rule in rules]}
-        return Firewall.model_validate(
-            await self._call(
-                "PATCH", f"/v1/firewalls/{path_part(name)}", body, headers=idempotency()
-            )
-        )
+        return await self._do(calls.change_firewall(name, rules))
 
     async def delete_firewall(self, name: str) -> None:
-        await self._call("DELETE", f"/v1/firewalls/{path_part(name)}", headers=idempotency())
+        await self._do(calls.delete_firewall(name))
 
     # ---- images and operations
 
     async def images(self) -> list[Image]:
-        return [Image.model_validate(item) for item in await self._pages("/v1/images")]
+        return await self._do(calls.images().whole())
 
     async def make_image(
         self, name: str, source: ImageSource, *, timeout: float | None = None
     ) -> Image:
         """Build, pull or fetch an image and wait for it."""
-        body = {
-            "name": name,
-            "source": source.model_dump(mode="json", exclude_defaults=True) | {"kind": source.kind},
-        }
-        answer = await self._call("POST", "/v1/images", body, headers=idempotency())
-        await self.wait(answer["operation"]["meta"]["id"], timeout)
-        return Image.model_validate(
-            await self._call("GET", f"/v1/images/{path_part(answer['image']['meta']['name'])}")
-        )
+        return await self._do(calls.make_image(name, source, timeout))
 
     async def delete_image(self, name: str) -> None:
-        answer = await self._call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())
-        await self.wait(answer["operation"]["meta"]["id"])
+        await self._do(calls.delete_image(name))
 
     async def warm_image(
         self, name: str, memory: int | None = None, *, timeout: float | None = None
@@ -243,51 +181,26 @@ class AsyncClient:
         """Have a warm template made of an image, of `memory` bytes or its default, and wait for
         it.
         """
-        body = {} if memory is None else {"memory": memory}
-        answer = await self._call(
-            "POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency()
-        )
-        await self.wait(answer["operation"]["meta"]["id"], timeout)
-        return next(
-            template
-            for template in await self.templates()
-            if template.id == answer["template"]["meta"]["id"]
-        )
+        return await self._do(calls.warm_image(name, memory, timeout))
 
     async def cool_image(self, name: str) -> None:
         """Remove an image's warm templates."""
-        await self._call("POST", f"/v1/images/{path_part(name)}/actions/cool", {})
+        await self._do(calls.cool_image(name))
 
     async def templates(self) -> list[Template]:
-        return [Template.model_validate(item) for item in await self._pages("/v1/templates")]
+        return await self._do(calls.templates().whole())
 
     async def operation(self, identity: str) -> Operation:
-        return Operation.model_validate(await self._call("GET", f"/v1/operations/{identity}"))
+        return await self._do(calls.operation(identity))
 
     async def wait(self, identity: str, timeout: float | None = None) -> Operation:
         """Wait for the end of an operation; raises what it failed with, GuestSilent after `timeout`
         seconds.
         """
-        loop = asyncio.get_running_loop()
-        until = None if timeout is None else loop.time() + timeout
-        while True:
-            left = 60.0 if until is None else max(0.0, min(60.0, until - loop.time()))
-            found = await self._call(
-                "GET", f"/v1/operations/{identity}/wait", params={"timeout": round(left, 3)}
-            )
-            operation = Operation.model_validate(found)
-            if operation.ended:
-                return judged(operation)
-            if until is not None and loop.time() >= until:
-                raise GuestSilent(
-                    f"{operation.spec.deed.kind} {operation.spec.target_name} has not ended after "
-                    f"{timeout} s"
-                )
+        return await self._do(calls.wait(identity, timeout))
 
     async def cancel(self, identity: str) -> Operation:
-        return Operation.model_validate(
-            await self._call("POST", f"/v1/operations/{identity}/actions/cancel", {})
-        )
+        return await self._do(calls.cancel(identity))
 
     async def events(self, since: int | None = None) -> AsyncIterator[dict[str, Any]]:
         """Changes as they happen, for ever."""
@@ -308,11 +221,11 @@ class AsyncClient:
 
     async def usage(self, name: str) -> Usage:
         """What a server uses, as last seen."""
-        return Usage.model_validate(await self._call("GET", f"/v1/vms/{path_part(name)}/usage"))
+        return await self._do(calls.usage(name))
 
     async def overview(self) -> Overview:
         """What the host and each of its servers use."""
-        return Overview.model_validate(await self._call("GET", "/v1/usage"))
+        return await self._do(calls.overview())
 
     async def history(
         self, name: str | None, resolution: Resolution = "minute", since: int = 0
@@ -320,23 +233,16 @@ class AsyncClient:
         """What a server used, or the host (None), oldest first, from the second `since` (after
         1970) on.
         """
-        return points(
-            await self._call(
-                "GET", history_path(name), params={"resolution": resolution, "since": since}
-            )
-        )
+        return await self._do(calls.history(name, resolution, since))
 
     async def advice(self, name: str, *, enough: float = 86400) -> Advice:
         """Whether a server is too big or too small; `enough`: seconds it must have been watched to
         be called too big.
         """
-        return Advice.model_validate(
-            await self._call("GET", f"/v1/vms/{path_part(name)}/advice", params={"enough": enough})
-        )
+        return await self._do(calls.advice(name, enough))
 
     async def host(self) -> dict[str, Any]:
-        found: dict[str, Any] = await self._call("GET", "/v1/host")
-        return found
+        return await self._do(calls.host())
 
     async def plan_consolidation(
         self, servers: Iterable[ServerLoad], host: HostShape, **fields: Any
@@ -344,32 +250,34 @@ class AsyncClient:
         """Which servers go onto how many hosts of this shape. `fields` are those of
         `model.consolidation.ConsolidationWish`.
         """
-        body = consolidation_wish(servers, host, fields)
-        return ConsolidationPlan.model_validate(
-            await self._call("POST", "/v1/plans/consolidation", body)
-        )
+        return await self._do(calls.plan_consolidation(servers, host, fields))
 
     async def plan_placement(
         self, servers: Iterable[ServerNeed], hosts: Iterable[HostRoom]
     ) -> PlacementPlan:
         """Where servers could go on hosts that are partly full, and why not where they can't."""
-        return PlacementPlan.model_validate(
-            await self._call("POST", "/v1/plans/placement", placement_wish(servers, hosts))
-        )
+        return await self._do(calls.plan_placement(servers, hosts))
 
-    async def _deed(self, name: str, deed: str, body: dict[str, Any], timeout: float | None) -> Vm:
-        answer = await self._call(
-            "POST", f"/v1/vms/{path_part(name)}/actions/{deed}", body, headers=idempotency()
-        )
-        await self.wait(answer["operation"]["meta"]["id"], timeout)
-        return await self.vm(name)
-
-    async def _pages(self, target: str, **query: Any) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = []
-        cursor = ""
+    async def _do(self, exchange: Exchange[T]) -> T:
+        """Carry requests until the exchange has its result."""
+        answer = None
         while True:
-            page = await self._call("GET", target, params={**query, "limit": 100, "cursor": cursor})
-            items += page["items"]
-            cursor = page["next"] or ""
-            if not cursor:
-                return items
+            try:
+                request = exchange.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            answer = await self._carry(request)
+
+    async def _carry(self, request: Request) -> Any:
+        """The decoded answer. Raises the error the daemon answered, or PeerAway."""
+        method, target, body, query, headers = request
+        try:
+            answer = await self._http.request(
+                method, target, json=body, params=query, headers=headers
+            )
+        except httpx2.HTTPError as error:
+            raise PeerAway(f"the daemon does not answer: {error}") from error
+        if answer.status_code >= 400:
+            raise from_problem(answer.json())
+        return answer.json() if answer.content else None

@@ -1,34 +1,25 @@
-"""The synchronous client: typed, over the daemon's socket, which is started if need be."""
+"""The synchronous client: typed, over the socket of the daemon, which is started if need be.
+
+What is asked and what becomes of the answer says `calls`.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
-from virtuary.base.errors import GuestSilent
-from virtuary.client.results import (
-    Outcome,
-    consolidation_wish,
-    exec_body,
-    history_path,
-    idempotency,
-    judged,
-    outcome,
-    placement_wish,
-    points,
-    vm_change,
-    vm_copy,
-    vm_wish,
-)
+from virtuary.client import calls
+from virtuary.client.exchange import Exchange, Listing, T
+from virtuary.client.results import Outcome
 from virtuary.client.start import connect
-from virtuary.client.wire import Wire, path_part
+from virtuary.client.wire import Wire
 from virtuary.model.advice import Advice
 from virtuary.model.consolidation import ConsolidationPlan, HostShape, ServerLoad
 from virtuary.model.firewall import Firewall, Rule
 from virtuary.model.image import Image, ImageSource
-from virtuary.model.network import Network, NetworkWish
+from virtuary.model.network import Network
 from virtuary.model.operation import Operation
+from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
@@ -60,56 +51,54 @@ class Client:
         """Create a server, start it, and wait until a shell is possible. `fields` are those of
         `model.vm.VmWish`.
         """
-        answer = self._wire.call(
-            "POST", "/v1/vms", vm_wish(image, name, fields), headers=idempotency()
-        )
-        self.wait(answer["operation"]["meta"]["id"], timeout)
-        return self.vm(answer["vm"]["meta"]["name"])
+        return self._do(calls.launch(image, name, timeout, fields))
 
     def create(self, image: str, name: str | None = None, **fields: Any) -> Vm:
         """Create a server without starting it; returns once its disk is there."""
         return self.launch(image, name, power="stopped", **fields)
 
     def vm(self, name: str) -> Vm:
-        return Vm.model_validate(self._wire.call("GET", f"/v1/vms/{path_part(name)}"))
+        return self._do(calls.vm(name))
 
     def vms(self, *, trash: bool = False) -> Iterator[Vm]:
         """All servers, page by page."""
-        for item in self._pages("/v1/vms", trash=str(trash).lower()):
-            yield Vm.model_validate(item)
+        return self._each(calls.vms(trash))
 
     def change(self, name: str, *, revision: int | None = None, **fields: Any) -> Vm:
         """Change fields (those of `model.vm.VmChange`); only if the server is still at `revision`,
         when given. Waits until the guest of one that runs has followed.
         """
-        headers = {"If-Match": f'"{revision}"'} if revision is not None else None
-        answer = self._wire.call(
-            "PATCH", f"/v1/vms/{path_part(name)}", vm_change(fields), headers=headers
-        )
-        if "operation" not in answer:
-            return Vm.model_validate(answer)
-        self.wait(answer["operation"]["meta"]["id"])
-        return self.vm(answer["vm"]["meta"]["id"])
+        return self._do(calls.change(name, revision, fields))
 
     def start(self, name: str, *, wait: str = "ready", timeout: float | None = None) -> Vm:
-        return self._deed(name, "start", {"wait": wait}, timeout)
+        return self._do(calls.start(name, wait, timeout))
 
     def stop(
-        self, name: str, *, grace: float = 90, force: bool = False, timeout: float | None = None
+        self,
+        name: str,
+        *,
+        grace: float = STOP_TIMEOUT,
+        force: bool = False,
+        timeout: float | None = None,
     ) -> Vm:
         """Shut down; after `grace` seconds the plug is pulled."""
-        return self._deed(name, "stop", {"timeout": grace, "force": force}, timeout)
+        return self._do(calls.stop(name, grace, force, timeout))
 
     def restart(
-        self, name: str, *, grace: float = 90, force: bool = False, timeout: float | None = None
+        self,
+        name: str,
+        *,
+        grace: float = STOP_TIMEOUT,
+        force: bool = False,
+        timeout: float | None = None,
     ) -> Vm:
-        return self._deed(name, "restart", {"timeout": grace, "force": force}, timeout)
+        return self._do(calls.restart(name, grace, force, timeout))
 
     def pause(self, name: str) -> Vm:
-        return self._deed(name, "pause", {}, None)
+        return self._do(calls.pause(name))
 
     def resume(self, name: str) -> Vm:
-        return self._deed(name, "resume", {}, None)
+        return self._do(calls.resume(name))
 
     def copy(
         self, name: str, new_name: str | None = None, *, timeout: float | None = None, **fields: Any
@@ -117,114 +106,71 @@ class Client:
         """Copy a server and wait for the copy. `fields` are those of `model.vm.VmCopy`: mode is
         overlay, full or live.
         """
-        body = vm_copy(new_name, fields)
-        answer = self._wire.call(
-            "POST", f"/v1/vms/{path_part(name)}/actions/copy", body, headers=idempotency()
-        )
-        self.wait(answer["operation"]["meta"]["id"], timeout)
-        return self.vm(answer["vm"]["meta"]["name"])
+        return self._do(calls.copy(name, new_name, timeout, fields))
 
     def trim(self, name: str) -> int:
         """Have the guest tell which blocks it does not use; bytes the pool got back."""
-        return int(
-            (self._wire.call("POST", f"/v1/vms/{path_part(name)}/actions/trim", {}))["freed"]
-        )
+        return self._do(calls.trim(name))
 
     def delete(self, name: str, *, now: bool = False, force: bool = False) -> None:
         """Move to the trash, or with `now` remove for good."""
-        query = {"now": str(now).lower(), "force": str(force).lower()}
-        answer = self._wire.call(
-            "DELETE", f"/v1/vms/{path_part(name)}", query=query, headers=idempotency()
-        )
-        self.wait(answer["operation"]["meta"]["id"])
+        self._do(calls.delete(name, now, force))
 
     def undelete(self, name: str, new_name: str | None = None) -> Vm:
-        return Vm.model_validate(
-            self._wire.call(
-                "POST", f"/v1/vms/{path_part(name)}/actions/undelete", {"name": new_name}
-            )
-        )
+        return self._do(calls.undelete(name, new_name))
 
     def way_in(self, name: str) -> dict[str, Any]:
         """How to log in by SSH: host, port, user, key, known_hosts, known (whether its host key is
         there), alias (of that), ready.
         """
-        found: dict[str, Any] = self._wire.call("GET", f"/v1/vms/{path_part(name)}/ssh")
-        return found
+        return self._do(calls.way_in(name))
 
     def execute(
         self, name: str, command: list[str], *, stdin: bytes = b"", timeout: float = 60
     ) -> Outcome:
         """Run a command in the guest through its agent."""
-        return outcome(
-            self._wire.call(
-                "POST", f"/v1/vms/{path_part(name)}/exec", exec_body(command, stdin, timeout)
-            )
-        )
+        return self._do(calls.execute(name, command, stdin, timeout))
 
     # ---- networks
 
     def networks(self) -> Iterator[Network]:
-        for item in self._pages("/v1/networks"):
-            yield Network.model_validate(item)
+        return self._each(calls.networks())
 
     def create_network(self, name: str, **wish: Any) -> Network:
         """Have a network made, `wish` being the other fields of NetworkWish; its status tells when
         it is ready, a moment later.
         """
-        body = NetworkWish(name=name, **wish).model_dump(mode="json", exclude_defaults=True)
-        return Network.model_validate(
-            self._wire.call("POST", "/v1/networks", body, headers=idempotency())
-        )
+        return self._do(calls.create_network(name, wish))
 
     def delete_network(self, name: str) -> None:
         """Have a network removed that no server is on; it is gone a moment later."""
-        self._wire.call("DELETE", f"/v1/networks/{path_part(name)}", headers=idempotency())
+        self._do(calls.delete_network(name))
 
     def firewalls(self) -> Iterator[Firewall]:
-        for item in self._pages("/v1/firewalls"):
-            yield Firewall.model_validate(item)
+        return self._each(calls.firewalls())
 
     def create_firewall(self, name: str, rules: Iterable[Rule]) -> Firewall:
         """Make a firewall group; NICs are attached to it by their `groups`."""
-        body = {"name": name, "rules": [rule.model_dump(mode="json") for rule in rules]}
-        return Firewall.model_validate(
-            self._wire.call("POST", "/v1/firewalls", body, headers=idempotency())
-        )
+        return self._do(calls.create_firewall(name, rules))
 
     def change_firewall(self, name: str, rules: Iterable[Rule]) -> Firewall:
         """Give a firewall group other rules, which hold for new connections at once."""
-        body = {"rules": [rule.model_dump(mode="json") for rule in rules]}
-        return Firewall.model_validate(
-            self._wire.call(
-                "PATCH", f"/v1/firewalls/{path_part(name)}", body, headers=idempotency()
-            )
-        )
+        return self._do(calls.change_firewall(name, rules))
 
     def delete_firewall(self, name: str) -> None:
-        self._wire.call("DELETE", f"/v1/firewalls/{path_part(name)}", headers=idempotency())
+        self._do(calls.delete_firewall(name))
 
     # ---- images and operations
 
     def images(self) -> Iterator[Image]:
-        for item in self._pages("/v1/images"):
-            yield Image.model_validate(item)
+        return self._each(calls.images())
 
     def make_image(self, name: str, source: ImageSource, *, timeout: float | None = None) -> Image:
         """Build, pull or fetch an image and wait for it."""
-        body = {
-            "name": name,
-            "source": source.model_dump(mode="json", exclude_defaults=True) | {"kind": source.kind},
-        }
-        answer = self._wire.call("POST", "/v1/images", body, headers=idempotency())
-        self.wait(answer["operation"]["meta"]["id"], timeout)
-        return Image.model_validate(
-            self._wire.call("GET", f"/v1/images/{path_part(answer['image']['meta']['name'])}")
-        )
+        return self._do(calls.make_image(name, source, timeout))
 
     def delete_image(self, name: str) -> None:
-        answer = self._wire.call("DELETE", f"/v1/images/{path_part(name)}", headers=idempotency())
-        self.wait(answer["operation"]["meta"]["id"])
+        self._do(calls.delete_image(name))
 
     def warm_image(
         self, name: str, memory: int | None = None, *, timeout: float | None = None
@@ -232,52 +178,26 @@ class Client:
         """Have a warm template made of an image, of `memory` bytes or its default, and wait for
         it.
         """
-        body = {} if memory is None else {"memory": memory}
-        answer = self._wire.call(
-            "POST", f"/v1/images/{path_part(name)}/actions/warm", body, headers=idempotency()
-        )
-        self.wait(answer["operation"]["meta"]["id"], timeout)
-        return next(
-            template
-            for template in self.templates()
-            if template.id == answer["template"]["meta"]["id"]
-        )
+        return self._do(calls.warm_image(name, memory, timeout))
 
     def cool_image(self, name: str) -> None:
         """Remove an image's warm templates."""
-        self._wire.call("POST", f"/v1/images/{path_part(name)}/actions/cool", {})
+        self._do(calls.cool_image(name))
 
     def templates(self) -> Iterator[Template]:
-        for item in self._pages("/v1/templates"):
-            yield Template.model_validate(item)
+        return self._each(calls.templates())
 
     def operation(self, identity: str) -> Operation:
-        return Operation.model_validate(self._wire.call("GET", f"/v1/operations/{identity}"))
+        return self._do(calls.operation(identity))
 
     def wait(self, identity: str, timeout: float | None = None) -> Operation:
         """Wait for the end of an operation; raises what it failed with, GuestSilent after `timeout`
         seconds.
         """
-        until = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = 60.0 if until is None else max(0.0, min(60.0, until - time.monotonic()))
-            operation = Operation.model_validate(
-                self._wire.call(
-                    "GET", f"/v1/operations/{identity}/wait", query={"timeout": round(left, 3)}
-                )
-            )
-            if operation.ended:
-                return judged(operation)
-            if until is not None and time.monotonic() >= until:
-                raise GuestSilent(
-                    f"{operation.spec.deed.kind} {operation.spec.target_name} has not ended after "
-                    f"{timeout} s"
-                )
+        return self._do(calls.wait(identity, timeout))
 
     def cancel(self, identity: str) -> Operation:
-        return Operation.model_validate(
-            self._wire.call("POST", f"/v1/operations/{identity}/actions/cancel", {})
-        )
+        return self._do(calls.cancel(identity))
 
     def events(self, since: int | None = None) -> Iterator[dict[str, Any]]:
         """Changes as they happen, for ever."""
@@ -289,11 +209,11 @@ class Client:
 
     def usage(self, name: str) -> Usage:
         """What a server uses, as last seen."""
-        return Usage.model_validate(self._wire.call("GET", f"/v1/vms/{path_part(name)}/usage"))
+        return self._do(calls.usage(name))
 
     def overview(self) -> Overview:
         """What the host and each of its servers use."""
-        return Overview.model_validate(self._wire.call("GET", "/v1/usage"))
+        return self._do(calls.overview())
 
     def history(
         self, name: str | None, resolution: Resolution = "minute", since: int = 0
@@ -301,23 +221,16 @@ class Client:
         """What a server used, or the host (None), oldest first, from the second `since` (after
         1970) on.
         """
-        return points(
-            self._wire.call(
-                "GET", history_path(name), query={"resolution": resolution, "since": since}
-            )
-        )
+        return self._do(calls.history(name, resolution, since))
 
     def advice(self, name: str, *, enough: float = 86400) -> Advice:
         """Whether a server is too big or too small; `enough`: seconds it must have been watched to
         be called too big.
         """
-        return Advice.model_validate(
-            self._wire.call("GET", f"/v1/vms/{path_part(name)}/advice", query={"enough": enough})
-        )
+        return self._do(calls.advice(name, enough))
 
     def host(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._wire.call("GET", "/v1/host")
-        return found
+        return self._do(calls.host())
 
     def plan_consolidation(
         self, servers: Iterable[ServerLoad], host: HostShape, **fields: Any
@@ -325,31 +238,31 @@ class Client:
         """Which servers go onto how many hosts of this shape. `fields` are those of
         `model.consolidation.ConsolidationWish`.
         """
-        body = consolidation_wish(servers, host, fields)
-        return ConsolidationPlan.model_validate(
-            self._wire.call("POST", "/v1/plans/consolidation", body)
-        )
+        return self._do(calls.plan_consolidation(servers, host, fields))
 
     def plan_placement(
         self, servers: Iterable[ServerNeed], hosts: Iterable[HostRoom]
     ) -> PlacementPlan:
         """Where servers could go on hosts that are partly full, and why not where they can't."""
-        return PlacementPlan.model_validate(
-            self._wire.call("POST", "/v1/plans/placement", placement_wish(servers, hosts))
-        )
+        return self._do(calls.plan_placement(servers, hosts))
 
-    def _deed(self, name: str, deed: str, body: dict[str, Any], timeout: float | None) -> Vm:
-        answer = self._wire.call(
-            "POST", f"/v1/vms/{path_part(name)}/actions/{deed}", body, headers=idempotency()
-        )
-        self.wait(answer["operation"]["meta"]["id"], timeout)
-        return self.vm(name)
+    def _do(self, exchange: Exchange[T]) -> T:
+        """Carry requests until the exchange has its result."""
+        answer = None
+        while True:
+            try:
+                request = exchange.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            answer = self._wire.call(*request)
 
-    def _pages(self, target: str, **query: Any) -> Iterator[dict[str, Any]]:
+    def _each(self, listing: Listing[T]) -> Iterator[T]:
+        """The items of a list; a page is asked for when the one before is used up."""
         cursor = ""
         while True:
-            page = self._wire.call("GET", target, query={**query, "limit": 100, "cursor": cursor})
-            yield from page["items"]
+            page = self._wire.call(*listing.page(cursor))
+            yield from map(listing.read, page["items"])
             cursor = page["next"] or ""
             if not cursor:
                 return
