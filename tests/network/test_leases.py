@@ -21,8 +21,8 @@ from virtuary.model.meta import Meta
 from virtuary.model.network import Network, NetworkSpec, NetworkStatus, choose_ipv4, mac_of
 from virtuary.network import leases
 from virtuary.network.dhcp import Reservation
-from virtuary.network.ground import Host
 from virtuary.network.leases import Taken
+from virtuary.network.netns import Host
 from virtuary.node.networks.serving import Serving
 
 FOUR = "1795984132 52:54:00:00:01:02 10.1.0.2 web1 *"

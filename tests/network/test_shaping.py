@@ -423,5 +423,5 @@ async def test_a_refused_line_is_told_with_the_kernels_reason_and_the_others_are
 ) -> None:
     lines = ["tc qdisc add dev nosuch clsact", "tc qdisc add dev t0 clsact"]
     with pytest.raises(Failed, match=r"'tc qdisc add dev nosuch clsact' was refused: .*nosuch"):
-        await iproute._run(lines, rig.host)
+        await iproute.change(lines, rig.host)
     assert "clsact" in rig.left()

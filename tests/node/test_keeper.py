@@ -390,7 +390,7 @@ def test_one_that_does_not_follow_is_let_be() -> None:
     ledger.note(GIB, PATIENCE, 1)
     assert ledger.asked == 512 * MIB
     ledger.note(GIB, PATIENCE + 1, 2)
-    assert ledger.asked == GIB and ledger.sulks_until > PATIENCE + 1
+    assert ledger.asked == GIB and ledger.refuses_until > PATIENCE + 1
 
 
 def test_what_it_had_when_it_spoke_is_the_most_it_may_have_had() -> None:

@@ -19,7 +19,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.vm import Shape, VmSpec
-from virtuary.node.copies.plan import UNBORN_LIMIT, why_unborn
+from virtuary.node.copies.plan import SILENT_LIMIT, why_no_machine
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_LIMIT, CRASH_WINDOW, End, after_end
 from virtuary.node.power.plan import ASK_AGAIN, LeaveToOwner
@@ -314,10 +314,10 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "load_live"),
     "a live copy has read its memory": (alive(origin("live"), qemu="paused", **LIVE), "resume"),
     "a live copy runs, its agent answers": (alive(origin("live"), **LIVE), "renew_live"),
-    "a live copy runs, its agent is silent": (alive(origin("live"), signals={}, age=UNBORN_LIMIT,
+    "a live copy runs, its agent is silent": (alive(origin("live"), signals={}, age=SILENT_LIMIT,
     **LIVE), None),
     "a live copy runs, its agent is silent for too long": (alive(origin("live"), signals={},
-    age=2 * UNBORN_LIMIT, **LIVE), "kill"),
+    age=2 * SILENT_LIMIT, **LIVE), "kill"),
     "a live copy died on its way": (at_rest(origin("live"), **LIVE, operation=operation("copy")),
     "drop_copy"),
     "a live copy that became a machine of its own": (at_rest(origin("live"), status={"copied": True,
@@ -1029,7 +1029,7 @@ def test_a_copy_of_a_stopped_server_takes_a_short_road() -> None:
 def test_why_a_live_copy_ended_is_told() -> None:
     def why(**facts: Any) -> str:
         found = runtime(live=True, end=facts.pop("end", None))
-        return why_unborn(
+        return why_no_machine(
             at_rest(origin("live"), status={"runtime": found, "identity": None}, **facts)
         )
 

@@ -334,11 +334,11 @@ def test_one_that_its_owner_let_go_on_is_not_paused_again() -> None:
         10,
         CRITICAL,
         LIMITS,
-        [guest("a", priority=1, spared=True, **FULL), guest("b", **FULL)],
+        [guest("a", priority=1, exempt=True, **FULL), guest("b", **FULL)],
         Past(),
     )
     assert paused(acts) and (paused(acts) or guest()).id == "b"
-    assert decide(10, CRITICAL, LIMITS, [guest("a", spared=True, **FULL)], Past())[0] == []
+    assert decide(10, CRITICAL, LIMITS, [guest("a", exempt=True, **FULL)], Past())[0] == []
 
 
 def test_the_paused_go_on_in_the_order_of_importance_and_before_memory_is_given_back() -> None:
@@ -400,7 +400,7 @@ def any_guest(draw: st.DrawFn, name: str) -> Guest:
         wished=wished, floor=floor, has=has,
         asked=asked, said=draw(st.one_of(st.none(), LIES)), idle=draw(st.booleans()),
         ready=draw(st.booleans()), runs=draw(st.booleans()),
-        spared=draw(st.booleans()), taken=draw(st.booleans()), waits=draw(st.one_of(st.none(),
+        exempt=draw(st.booleans()), taken=draw(st.booleans()), waits=draw(st.one_of(st.none(),
         st.integers(0, TOTAL))),
     )  # fmt: skip
 
@@ -437,7 +437,7 @@ def test_whatever_guests_say_no_floor_is_broken_and_none_gets_more_than_its_own(
             others = [
                 item
                 for item in guests.values()
-                if item.runs and item.waits is None and not item.spared
+                if item.runs and item.waits is None and not item.exempt
             ]
             assert (
                 level_of(host, LIMITS) is Level.CRITICAL

@@ -19,7 +19,7 @@ from virtuary.model.firewall import Firewall, FirewallSpec
 from virtuary.model.meta import Meta, utcnow
 from virtuary.model.network import Network, NetworkSpec, NetworkStatus, Nic, tap_of
 from virtuary.model.vm import Publish, Vm, VmSpec, VmStatus
-from virtuary.network.ground import Private
+from virtuary.network.netns import Private
 from virtuary.network.uplink import ADDRESS, Held
 from virtuary.node.networks.members import Member
 from virtuary.node.networks.networks import Networks
@@ -226,7 +226,7 @@ async def test_what_is_published_of_a_users_own_networks_is_led_in_by_the_way_ou
         )
     )
     found = await own_wanted(tmp_path, vm)
-    assert found.led_in == (
+    assert found.published == (
         Held("tcp", "127.0.0.1", 8080, 8080),
         Held("tcp", "127.0.0.1", 40022, 40022),
     ), "with our own way in"
@@ -236,7 +236,7 @@ async def test_what_is_published_of_a_users_own_networks_is_led_in_by_the_way_ou
         and f"{ADDRESS} . tcp . 40022 : 10.1.0.2 . 22" in exact
     )
     assert "127.0.0.1" not in exact
-    assert (await wanted(vm)).led_in == (), "of the host's, nothing is"
+    assert (await wanted(vm)).published == (), "of the host's, nothing is"
     assert " . 22" not in elements((await wanted(vm)).script, "exact4")
 
 
@@ -244,7 +244,7 @@ async def test_a_users_own_networks_publish_nothing_by_ipv6_and_say_so(tmp_path:
     vm = runs(server("a", 2), 8080)
     vm = vm.but(spec=vm.spec.but(publish=(Publish(address="::", host=8081, guest=7),)))
     found = await own_wanted(tmp_path, vm)
-    assert found.led_in == () and "IPv6" in found.left_out["what a publishes"]
+    assert found.published == () and "IPv6" in found.left_out["what a publishes"]
 
 
 # ---- a server that runs is known as it was plugged

@@ -35,7 +35,7 @@ async def test_what_programs_have_to_try_is_tried_at_once(
     monkeypatch.setattr(site, "find_capabilities", trying("namespaces", found))
     monkeypatch.setattr(site, "prove_passt", trying("passt", None))
     monkeypatch.setattr(site.bridge, "prove", trying("networks", "none here"))
-    monkeypatch.setattr(site.ground, "prove", trying("networks", "none here"))
+    monkeypatch.setattr(site.netns, "prove", trying("networks", "none here"))
     here = await site.open_site(paths, MemoryStore(), "host")
     assert sorted(begun) == ["namespaces", "networks", "passt"]
     assert (here.capabilities, here.network, here.nat_fault) == (found, "passt", "none here")

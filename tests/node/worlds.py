@@ -15,7 +15,7 @@ from virtuary.model.vm import Crash, MemoryHold, Origin, Runtime, Shape, Vm, VmS
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_WINDOW
 from virtuary.node.report.plan import Report
-from virtuary.node.server.birth import never_handed_out
+from virtuary.node.server.pre_identity import never_handed_out
 from virtuary.node.server.step import Step
 from virtuary.node.server.world import (
     CopyFacts,

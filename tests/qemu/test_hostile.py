@@ -85,7 +85,7 @@ async def handed(monitor: Monitor) -> int:
 
 async def lent(monitor: Monitor) -> None:
     with open(os.devnull) as file:
-        await monitor.lend(file.fileno(), "it")
+        await monitor.send_descriptor(file.fileno(), "it")
 
 
 async def saved(monitor: Monitor) -> None:

@@ -92,7 +92,7 @@ def closed(port: Port) -> Port:
     return replace(port, addresses=(), unguarded=frozenset(), rules=(), trunk=())
 
 
-def sift_cards(nets: Iterable[Net], ports: Iterable[Port]) -> tuple[list[Port], dict[str, str]]:
+def sift_ports(nets: Iterable[Net], ports: Iterable[Port]) -> tuple[list[Port], dict[str, str]]:
     """The cards, those closed that contradict one before them; and by interface or bridge, why.
     Pure.
 
@@ -134,7 +134,7 @@ def _strange(port: Port, net: Net, held: set[tuple[str, Address]]) -> str:
     return ""
 
 
-class Led(NamedTuple):
+class Translations(NamedTuple):
     """What leads to servers from elsewhere, without what contradicts something before it."""
 
     forwards: list[Forward]
@@ -143,12 +143,12 @@ class Led(NamedTuple):
     """Why something was left out, by what it was."""
 
 
-def sift_led(
+def sift_translations(
     nets: Iterable[Net],
     ports: Iterable[Port],
     forwards: Iterable[Forward],
     externals: Iterable[External],
-) -> Led:
+) -> Translations:
     """Leave out of published ports and external addresses what leads to nobody, or twice. Pure."""
     routed = {net.bridge for net in nets if net.kind != "bridge"}
     owned = {address for port in ports if port.bridge in routed for address in port.addresses}
@@ -169,4 +169,4 @@ def sift_led(
             )
         elif led.setdefault(name, external) is not external:
             faults[name] = f"the {name} is given twice"
-    return Led(list(published.values()), list(led.values()), faults)
+    return Translations(list(published.values()), list(led.values()), faults)

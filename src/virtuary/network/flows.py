@@ -118,7 +118,7 @@ class World:
             (net for net in self._own for subnet in net.subnets if _within(address, subnet)), None
         )
 
-    def led(
+    def translated(
         self, address: Address, protocol: str, port: int | None
     ) -> tuple[Address, int | None] | None:
         """To whom a call of an address of this host leads; None where it is the host's own."""
@@ -155,13 +155,13 @@ class World:
         if flow.translated:
             if there is None and original.target not in self._outer:
                 return False  # translated by somebody else
-            return self.led(original.target, flow.protocol, original.port) != (
+            return self.translated(original.target, flow.protocol, original.port) != (
                 flow.reply.source,
                 flow.reply.from_port,
             )
         if original.target not in own or self._is_served(flow):
             return False
-        return self.led(original.target, flow.protocol, original.port) is not None
+        return self.translated(original.target, flow.protocol, original.port) is not None
 
     def _is_served(self, flow: Flow) -> bool:
         here = self.net_of(flow.original.source)

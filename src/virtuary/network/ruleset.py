@@ -35,7 +35,7 @@ from ipaddress import collapse_addresses
 from virtuary.base.errors import Invalid
 from virtuary.base.proc import run
 from virtuary.model.firewall import Action, Direction, Match, Subnet
-from virtuary.network.filtered import External, Forward, Net, sift_cards, sift_led
+from virtuary.network.filtered import External, Forward, Net, sift_ports, sift_translations
 from virtuary.network.guard import CHECKS, HEARD, TRANSLATED, Port, bridge_table
 from virtuary.network.nft import (
     chain,
@@ -126,8 +126,8 @@ def _table(name: str, body: str, mark: str) -> str:
 def _check_together(
     nets: list[Net], ports: list[Port], forwards: list[Forward], externals: tuple[External, ...]
 ) -> None:
-    cards, faults = sift_cards(nets, ports)
-    faults |= sift_led(nets, cards, forwards, externals).faults
+    cards, faults = sift_ports(nets, ports)
+    faults |= sift_translations(nets, cards, forwards, externals).faults
     for why in faults.values():
         raise Invalid(why)
 

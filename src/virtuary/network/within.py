@@ -153,7 +153,7 @@ async def _do(hands: socket.socket, question: dict[str, Any]) -> dict[str, Any]:
         value = find_function(question["function"])(*question["words"], **question["named"])
         if inspect.isawaitable(value):
             value = await value
-        if question["lend"]:
+        if question["descriptor"]:
             socket.send_fds(hands, [b"."], [value])
             os.close(value)
         return {"value": to_jsonable_python(value)}
@@ -166,7 +166,11 @@ async def _do(hands: socket.socket, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def ask(
-    function: Callable[..., Any], words: Sequence[Any], named: Mapping[str, Any], *, lend: bool
+    function: Callable[..., Any],
+    words: Sequence[Any],
+    named: Mapping[str, Any],
+    *,
+    descriptor: bool,
 ) -> bytes:
     """The question that `serve` understands. What it is about is plain data, or what pydantic can
     make of that by the function's annotations.
@@ -177,7 +181,7 @@ def ask(
             "function": name,
             "words": to_jsonable_python(words),
             "named": to_jsonable_python(named),
-            "lend": lend,
+            "descriptor": descriptor,
         }
     ).encode()
 

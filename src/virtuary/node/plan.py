@@ -92,7 +92,7 @@ ORDER: tuple[Planner, ...] = (
     copies.hands_off,  # and nobody while a source is giving
     power.cancel,  # what is over comes first: nothing is planned for what nobody wants,
     power.remove,
-    copies.end_unborn,
+    copies.end_without_identity,
     power.end,  # or for a process that is over
     copies.tidy,  # before another copy is made beside what the last one left
     copies.give,  # before it is stopped or started by its own wish

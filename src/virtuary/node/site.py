@@ -28,7 +28,7 @@ from virtuary.model.meta import Meta
 from virtuary.model.network import DEFAULT, USER
 from virtuary.model.settings import Settings
 from virtuary.model.vm import Vm
-from virtuary.network import bridge, ground, passt
+from virtuary.network import bridge, netns, passt
 from virtuary.node.networks.networks import Networks
 from virtuary.node.networks.uplink import Uplink
 from virtuary.node.usual import Usual
@@ -109,7 +109,7 @@ class Site:
 
     def __post_init__(self) -> None:
         folder = self.paths.run / "networks"
-        own = ground.Private(folder) if self.paths.mode == "user" else None
+        own = netns.Private(folder) if self.paths.mode == "user" else None
         self.networks = Networks(self.store, folder, own, Uplink(self, own) if own else None)
 
     @property
@@ -161,7 +161,7 @@ async def open_site(
     site.capabilities, site.network_fault, site.nat_fault = await asyncio.gather(
         find_capabilities(),
         prove_passt(paths.probes),
-        bridge.prove() if root else ground.prove(),
+        bridge.prove() if root else netns.prove(),
     )
     site.network = "qemu-user" if site.network_fault else "passt"
     if root:
@@ -263,7 +263,7 @@ async def describe_host(site: Site) -> None:
 def default_network(site: Site) -> str:
     """The network that a server joins when nobody says which."""
     wanted = site.settings.network.default
-    joins = USER if site.networks_fault or site.networks.ground.private else DEFAULT
+    joins = USER if site.networks_fault or site.networks.netns.private else DEFAULT
     return joins if wanted == "auto" else wanted
 
 

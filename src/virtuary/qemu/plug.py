@@ -24,7 +24,7 @@ async def plug_nic(monitor: Monitor, number: int, mac: str, tap: int | None) -> 
     if tap is None:
         backend: dict[str, object] = {"type": "hubport", "hubid": number}
     else:
-        await monitor.lend(tap, name)
+        await monitor.send_descriptor(tap, name)
         backend = {"type": "tap", "fd": name}
     netdev, device = nic_parts(number, backend, mac, {"bus": f"port{number - 1}"})
     try:

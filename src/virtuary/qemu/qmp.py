@@ -226,7 +226,7 @@ class Monitor:
             "fdset-id"
         )
 
-    async def lend(self, descriptor: int, name: str) -> None:
+    async def send_descriptor(self, descriptor: int, name: str) -> None:
         """Hand a copy of a descriptor over to QEMU, to be used by this name once."""
         await self._run("getfd", DEADLINE, {"fdname": name}, [descriptor])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from virtuary.base.paths import VmPaths
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
-from virtuary.node.server.birth import unborn
+from virtuary.node.server.pre_identity import awaits_identity
 from virtuary.node.server.server import Server
 from virtuary.node.server.world import CopyFacts
 from virtuary.node.site import Site
@@ -55,7 +55,7 @@ def leftovers(paths: VmPaths, vm: Vm, names: Sequence[str]) -> list[Path]:
         if name.startswith(("disk", ".disk")) and name.endswith((".qcow2", ".partial"))
     ]
     taken = (paths.state.name, paths.origin.name)
-    memory = [] if unborn(vm) else [name for name in names if name in taken]
+    memory = [] if awaits_identity(vm) else [name for name in names if name in taken]
     return [paths.home / name for name in (*disks, *memory) if name != vm.status.disk_file]
 
 

@@ -112,7 +112,7 @@ async def live_machine(site: Site, vm: Vm, image: Image, accel: str, shape: Shap
 
 async def save_live(server: Server, process: Process, world: World, step: SaveLive) -> None:
     """Save the memory and the disk of a server that runs into the folder of its copy."""
-    await steps.giving(server, step.copy, lambda: _save(server, process, world, step.copy))
+    await steps.handing_over(server, step.copy, lambda: _save(server, process, world, step.copy))
 
 
 async def _save(server: Server, process: Process, world: World, copy: Vm) -> None:
@@ -169,7 +169,7 @@ async def _save(server: Server, process: Process, world: World, copy: Vm) -> Non
         site,
         copy,
         operation,
-        **steps.gift_of(vm, image, None) | {"renew": False, "disk_ready": True},
+        **steps.status_for_copy(vm, image, None) | {"renew": False, "disk_ready": True},
     )
     crashpoint("live.after_record")
 

@@ -12,11 +12,11 @@ from virtuary.model.deeds import Copy
 from virtuary.model.vm import Vm
 from virtuary.node.power.ends import crash_reason
 from virtuary.node.power.plan import Kill, is_launched
-from virtuary.node.server.birth import unborn
+from virtuary.node.server.pre_identity import awaits_identity
 from virtuary.node.server.step import Step, Wait
 from virtuary.node.server.world import World
 
-UNBORN_LIMIT = 120.0
+SILENT_LIMIT = 120.0
 """Seconds for which the guest of a live copy may keep silent before the copy is given up."""
 
 
@@ -131,18 +131,18 @@ def hands_off(world: World) -> Step | None:
     return Wait() if world.copies.held else None
 
 
-def end_unborn(world: World) -> Step | None:
+def end_without_identity(world: World) -> Step | None:
     """A live copy whose process is over before it was a machine of its own is nothing."""
     over = world.absent and world.vm.status.runtime is not None
-    return DropCopy(why_unborn(world)) if over and unborn(world.vm) else None
+    return DropCopy(why_no_machine(world)) if over and awaits_identity(world.vm) else None
 
 
-def why_unborn(world: World) -> str:
+def why_no_machine(world: World) -> str:
     """Why a live copy ended before it was a machine of its own."""
     runtime = world.vm.status.runtime
     match runtime.end if runtime else "stop":
         case "silent":
-            return f"its guest agent did not answer within {UNBORN_LIMIT:.0f} s"
+            return f"its guest agent did not answer within {SILENT_LIMIT:.0f} s"
         case None:
             return crash_reason(world)
         case _:
@@ -175,10 +175,10 @@ def stand(world: World) -> Step | None:
 
 def start_live(world: World) -> Step | None:
     """A live copy goes on with the memory it was given, or is nothing."""
-    if not unborn(world.vm):
+    if not awaits_identity(world.vm):
         return None
     if world.vm.spec.power == "stopped":
-        return DropCopy(why_unborn(world))
+        return DropCopy(why_no_machine(world))
     if "state" not in world.disks.files:
         return DropCopy("the memory it was to go on with is gone")
     return StartLive()
@@ -192,8 +192,8 @@ def load_live(world: World) -> Step | None:
 
 def end_silent(world: World) -> Step | None:
     """A live copy whose guest does not answer is not waited for without end."""
-    silent = world.process.qemu == "running" and world.process.age > UNBORN_LIMIT
-    return Kill("silent") if silent and unborn(world.vm) else None
+    silent = world.process.qemu == "running" and world.process.age > SILENT_LIMIT
+    return Kill("silent") if silent and awaits_identity(world.vm) else None
 
 
 # ---- what was asked for has come true

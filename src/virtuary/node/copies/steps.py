@@ -91,12 +91,12 @@ def holding(site: Site, copy: Vm) -> Iterator[None]:
         site.held.discard(copy.id)
 
 
-async def giving(server: Server, copy: Vm, gift: Callable[[], Awaitable[None]]) -> None:
+async def handing_over(server: Server, copy: Vm, give_parts: Callable[[], Awaitable[None]]) -> None:
     """Let the source give; whatever goes wrong is the end of the copy, never of the source."""
     site = server.site
     with holding(site, copy):
         try:
-            await gift()
+            await give_parts()
         except (Conflict, StoreAway):
             raise  # look again
         except VirtuaryError as error:
@@ -166,7 +166,7 @@ async def share_disk(server: Server, world: World, step: ShareDisk) -> None:
     """Make the disk of a stopped server a layer below both: below a new disk of its own, and below
     the copy's.
     """
-    await giving(server, step.copy, lambda: _share(server, world, step.copy))
+    await handing_over(server, step.copy, lambda: _share(server, world, step.copy))
 
 
 async def _share(server: Server, world: World, copy: Vm) -> None:
@@ -200,7 +200,7 @@ async def _share(server: Server, world: World, copy: Vm) -> None:
         crashpoint("copy.after_overlay")
         source = vm.but(status=vm.status.but(disk_file=name, layers=(*vm.status.layers, layer)))
     given = copy.but(
-        status=copy.status.but(**gift_of(source, world.image, f"it is a copy of {vm.name}"))
+        status=copy.status.but(**status_for_copy(source, world.image, f"it is a copy of {vm.name}"))
     )
     crashpoint("copy.before_record")
     expect = {vm.key: vm.meta.revision, copy.key: copy.meta.revision}
@@ -243,7 +243,7 @@ def who_renews(image: Image | None, vm: Vm) -> str:
     )
 
 
-def gift_of(source: Vm, image: Image | None, why_cold: str | None) -> dict[str, Any]:
+def status_for_copy(source: Vm, image: Image | None, why_cold: str | None) -> dict[str, Any]:
     """What a copy has in its status from its source. Pure."""
     renewed = bool(image and image.status.agent)
     status = source.status
@@ -330,7 +330,7 @@ def drop_layers(site: Site) -> None:
 
 async def convert_disk(server: Server, world: World, step: ConvertDisk) -> None:
     """Give the copy of a stopped server a disk that stands alone."""
-    await giving(server, step.copy, lambda: _convert(server, world, step.copy))
+    await handing_over(server, step.copy, lambda: _convert(server, world, step.copy))
 
 
 async def _convert(server: Server, world: World, copy: Vm) -> None:
@@ -360,12 +360,12 @@ async def _convert(server: Server, world: World, copy: Vm) -> None:
     await operations.note(
         site.store, operation, who_renews(world.image, vm), stage="disk", progress=None
     )
-    gift = gift_of(vm, world.image, f"it is a copy of {vm.name}") | {
+    given = status_for_copy(vm, world.image, f"it is a copy of {vm.name}") | {
         "layers": (),
         "base": False,
         "disk_ready": True,
     }
-    await give(site, copy, operation, **gift)
+    await give(site, copy, operation, **given)
     crashpoint("copy.after_give")
 
 

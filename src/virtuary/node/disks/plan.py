@@ -8,7 +8,7 @@ from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.vm import NO_CLOUD_INIT
 from virtuary.node.power.plan import Fail
-from virtuary.node.server.birth import undecided
+from virtuary.node.server.pre_identity import undecided
 from virtuary.node.server.step import Step, Wait
 from virtuary.node.server.world import World
 

@@ -27,7 +27,7 @@ logger = logging.getLogger("virtuary.asking")
 BUDGET = 4
 """Questions a second, to all machines together."""
 DEADLINE = 2.0
-SULK = 30.0
+REFUSAL = 30.0
 """Seconds for which one that did not answer is not asked the same again."""
 EARLY, EARLY_TRIES = 3.0, 10
 """Seconds between two looks for the first words of a guest that is only coming up, and how many
@@ -248,7 +248,7 @@ async def _ask(told: Told, question: str, clock: Clock) -> None:
     except CommandFailed:
         told.mute.add(question)
     except VirtuaryError as error:
-        told.next[question] = clock.now() + SULK
+        told.next[question] = clock.now() + REFUSAL
         if isinstance(error, Misbehaves) and question not in told.odd:
             told.odd.add(question)
             say(

@@ -47,7 +47,7 @@ from virtuary.model.usage import (
     Usage,
 )
 from virtuary.network.bridge import read_traffic
-from virtuary.network.ground import Ground
+from virtuary.network.netns import Netns
 from virtuary.node.figures.asking import Memory, Told, begin
 from virtuary.node.machine.run import Run
 from virtuary.node.site import Site
@@ -68,8 +68,8 @@ stopped nobody looked.
 class Machine:
     """One machine that is looked at."""
 
-    def __init__(self, vm_id: str, run: Run, paths: VmPaths, turn: int, ground: Ground) -> None:
-        self.run, self.paths, self._turn, self._ground = run, paths, turn, ground
+    def __init__(self, vm_id: str, run: Run, paths: VmPaths, turn: int, netns: Netns) -> None:
+        self.run, self.paths, self._turn, self._netns = run, paths, turn, netns
         self.told = Told(run, mac_of(vm_id))
         self._vm_id = vm_id
         self.process: Process | None = None
@@ -110,7 +110,7 @@ class Machine:
             for nic in runtime.nics
             if nic.number or runtime.network == "tap"
         ]
-        found = [counters for tap in taps if (counters := read_traffic(tap, self._ground.net))]
+        found = [counters for tap in taps if (counters := read_traffic(tap, self._netns.net))]
         if found:
             self.told.count_traffic(
                 sum(came for came, _ in found), sum(went for _, went in found), now
@@ -425,7 +425,7 @@ class Metrics:
         runs = run.qemu_status == "running"
         if machine is None:
             machine = self.machines[vm_id] = Machine(
-                vm_id, run, self.site.paths.vm(vm_id), len(self.machines), self.site.networks.ground
+                vm_id, run, self.site.paths.vm(vm_id), len(self.machines), self.site.networks.netns
             )
             machine.open(now)
         elif machine.process is None:

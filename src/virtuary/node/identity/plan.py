@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from virtuary.model.vm import Vm
-from virtuary.node.server.birth import never_handed_out, unborn
+from virtuary.node.server.pre_identity import awaits_identity, never_handed_out
 from virtuary.node.server.step import Step
 from virtuary.node.server.world import World
 
@@ -41,7 +41,7 @@ def how(vm: Vm) -> Step:
     """How this guest is told."""
     if vm.status.identity is not None:
         return GiveIdentity()
-    if unborn(vm):
+    if awaits_identity(vm):
         return RenewLive()
     if never_handed_out(vm):
         return RenewIdentity()

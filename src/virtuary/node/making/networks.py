@@ -50,15 +50,15 @@ class NetworkWorker(Loop[Network]):
 
     def __init__(self, site: Site, network_id: str) -> None:
         super().__init__(site, Network, network_id)
-        self.networks, self.ground = site.networks, site.networks.ground
+        self.networks, self.netns = site.networks, site.networks.netns
         self.folder = site.networks.folder(network_id)
-        self._serving = Serving(self.folder, self.ground, self.wake)
-        self._shaper = Shaper(self.ground)
+        self._serving = Serving(self.folder, self.netns, self.wake)
+        self._shaper = Shaper(self.netns)
         self._looked, self._heard = 0.0, 0
         self._in_the_way: tuple[str, ...] = ()
         self._six: str | None = None
         """Its IPv6 subnet, as far as this host had IPv6 when it was looked at last."""
-        self._pace = BLIND_LOOK if self.ground.private else LOOK
+        self._pace = BLIND_LOOK if self.netns.private else LOOK
         self._failures = 0
 
     async def step(self, document: Network) -> float:
@@ -109,12 +109,12 @@ class NetworkWorker(Loop[Network]):
             lengths = (here.spec.ipv4, here.spec.ipv6)
             own = zip(here.gateways, (net.partition("/")[2] for net in lengths if net), strict=True)
             addresses = [f"{address}/{length}" for address, length in own]
-            await self.ground.call(
+            await self.netns.call(
                 bridge.ensure_bridge, name, addresses, look=look, mtu=here.status.mtu
             )
         await self._keep_taps(here, name)
         crashpoint("network.after_bridge")
-        await self._lead_in(network)
+        await self._place_external(network)
         started = (
             None
             if spec.kind == "bridge"
@@ -159,12 +159,12 @@ class NetworkWorker(Loop[Network]):
         IPv6 where that is switched off.
         """
         out = (
-            await self.ground.call(find_mtu)
+            await self.netns.call(find_mtu)
             if network.spec.kind == "nat" and not network.spec.mtu
             else None
         )
         mtu = network.spec.mtu or min(max(out or USUAL_MTU, MIN_MTU), MAX_MTU)
-        has_six = network.spec.ipv6 is None or await self.ground.call(bridge.has_ipv6)
+        has_six = network.spec.ipv6 is None or await self.netns.call(bridge.has_ipv6)
         spec = network.spec if has_six else network.spec.but(ipv6=None)
         return network.but(spec=spec, status=network.status.but(mtu=mtu))
 
@@ -200,10 +200,10 @@ class NetworkWorker(Loop[Network]):
         taps = [
             member.tap
             for member in self.networks.members(network.id)
-            if bridge.is_there(member.tap, self.ground.net)
+            if bridge.is_there(member.tap, self.netns.net)
         ]
         if taps:
-            await self.ground.call(
+            await self.netns.call(
                 bridge.keep_taps,
                 name,
                 taps,
@@ -216,12 +216,12 @@ class NetworkWorker(Loop[Network]):
         """Servers that run on a namespace which was lost, with all that served it: nothing leads
         there any more.
         """
-        for vm, nic in members if self.ground.private else ():
+        for vm, nic in members if self.netns.private else ():
             runtime = vm.status.runtime
             if runtime is None or nic.number not in {plugged.number for plugged in runtime.nics}:
                 continue
             alive = identify(runtime.pid) == (runtime.pid, runtime.start)
-            if alive and not bridge.is_there(tap_of(vm.id, nic.number), self.ground.net):
+            if alive and not bridge.is_there(tap_of(vm.id, nic.number), self.netns.net):
                 yield f"{vm.name} is cut off since its network was lost: virtuary restart {vm.name}"
 
     def _unpublished(self, members: Iterable[Member]) -> Iterator[str]:
@@ -237,7 +237,7 @@ class NetworkWorker(Loop[Network]):
                 if place in faults
             )
 
-    async def _lead_in(self, network: Network) -> None:
+    async def _place_external(self, network: Network) -> None:
         """The addresses outside that lead to its servers: written down before they are there, so
         that none is ever left.
         """
@@ -269,7 +269,7 @@ class NetworkWorker(Loop[Network]):
         """Remove every trace of it; its document last."""
         await self._serving.end()
         spec = network.spec
-        await self.ground.call(shaping.remove, network.status.bridge or network.bridge)
+        await self.netns.call(shaping.remove, network.status.bridge or network.bridge)
         if spec.interface:
             await physical.leave(
                 physical.real_name(spec.interface),
@@ -278,7 +278,7 @@ class NetworkWorker(Loop[Network]):
                 was_up=network.status.was_up is not False,
             )
         await external.take_away(network.status.external)
-        await self.ground.call(bridge.remove_bridge, network.bridge)
+        await self.netns.call(bridge.remove_bridge, network.bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
         await self.networks.rules.apply()
         crashpoint("network.after_remove")
@@ -291,7 +291,7 @@ def vlan_of(network: Network) -> str:
 
 async def keep_listening(networks: Networks, wake: Callable[[], None]) -> None:
     """Have everything looked at when somebody took something away."""
-    if networks.ground.private:
+    if networks.netns.private:
         return
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     with changes.open_listener() as listener:

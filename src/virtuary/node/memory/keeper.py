@@ -44,7 +44,7 @@ from virtuary.node.memory.pressure import (
     floor_of,
     limits_of,
 )
-from virtuary.node.server.birth import never_handed_out
+from virtuary.node.server.pre_identity import never_handed_out
 from virtuary.node.site import Site
 from virtuary.node.tuning.plan import near
 from virtuary.node.worker import Worker
@@ -61,7 +61,7 @@ DEADLINE = 3.0
 """Seconds QEMU is given to pass on what is asked of its guest."""
 PATIENCE = 30.0
 """Seconds a guest is given to do what was asked of it; then what it has is what counts."""
-SULK = 120.0
+REFUSAL = 120.0
 """Seconds for which nothing is asked of one that did not, or could not be asked."""
 HEARD_AGAIN = 10.0
 """Seconds after which a guest's statistics are asked for again while they matter."""
@@ -81,12 +81,12 @@ class Ledger:
     asked: int | None = None
     asked_at: float = 0.0
     followed: bool = True
-    sulks_until: float = 0.0
+    refuses_until: float = 0.0
     busy: bool = False
     """Whether something is being asked of it or written about it."""
     held: bool = False
     """Whether it is paused because we said so."""
-    spared: bool = False
+    exempt: bool = False
     """Whether its owner let it go on though the host was short: it is not paused again in this
     shortage.
     """
@@ -107,7 +107,7 @@ class Ledger:
         elif self.followed and has > self.asked:
             self.asked = has  # out of memory, its driver took some back by itself
         elif not self.followed and now - self.asked_at > PATIENCE:
-            self.asked, self.followed, self.sulks_until = has, True, now + SULK
+            self.asked, self.followed, self.refuses_until = has, True, now + REFUSAL
 
     def had_at(self, wall: float) -> int | None:
         """The most it had around then: what it said is dated by whole seconds."""
@@ -234,7 +234,7 @@ class Keeper:
                 vm.status.runtime.started, held=vm.status.held_for_memory is not None
             )
         if ledger.held and vm.status.held_for_memory is None and not ledger.busy:
-            ledger.held, ledger.spared = False, vm.spec.power == "running"
+            ledger.held, ledger.exempt = False, vm.spec.power == "running"
         self.vms[vm.id] = vm
 
     def _guest(self, worker: Worker, vm: Vm) -> Guest:
@@ -269,9 +269,9 @@ class Keeper:
             asked=ledger.asked,
             said=_said(machine, ledger, wall),
             idle=_is_idle(machine, vm),
-            ready=ready and not ledger.busy and now >= ledger.sulks_until,
+            ready=ready and not ledger.busy and now >= ledger.refuses_until,
             runs=run.qemu_status == "running" and goes and not never_handed_out(vm),
-            spared=ledger.spared,
+            exempt=ledger.exempt,
             taken=vm.status.reclaimed,
             waits=hold.room if hold and goes else None,
         )
@@ -323,7 +323,7 @@ class Keeper:
         """
         ledger = self.ledgers[guest.id]
         if self.past.level is Level.CALM:
-            ledger.spared = False
+            ledger.exempt = False
         if guest.taken and guest.has is not None and not ledger.busy:
             given = guest.target >= guest.wished - SLACK and (
                 near(guest.has, guest.wished) or guest.has > guest.wished
@@ -353,10 +353,10 @@ class Keeper:
             await work
         except VirtuaryError as error:
             say(logger, "not done", logging.WARNING, why=error.sentence)
-            ledger.sulks_until = self.site.clock.now() + SULK
+            ledger.refuses_until = self.site.clock.now() + REFUSAL
         except Exception:
             logger.exception("keeping the host's memory failed")
-            ledger.sulks_until = self.site.clock.now() + SULK
+            ledger.refuses_until = self.site.clock.now() + REFUSAL
         finally:
             ledger.busy = False
 

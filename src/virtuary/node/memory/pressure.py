@@ -131,7 +131,7 @@ class Guest:
     """Whether its guest is up and may be asked for something just now."""
     runs: bool = True
     """Whether its virtual CPUs run, and are wished to."""
-    spared: bool = False
+    exempt: bool = False
     """Whether its owner had it go on though the host was short: it is not paused."""
     taken: bool = False
     """Whether the host has taken memory from it."""
@@ -335,7 +335,7 @@ def _rescue(
     if (hope and now - past.critical_since < GRACE) or now - past.paused_at < PAUSE_GAP:
         return acts, past
     running = sorted(
-        (guest for guest in guests if guest.runs and guest.waits is None and not guest.spared),
+        (guest for guest in guests if guest.runs and guest.waits is None and not guest.exempt),
         key=by_importance,
     )
     if not running:

@@ -94,7 +94,7 @@ class Addresses:
         self._listened = now
         found = {
             tap: told
-            for tap, told in (await self._networks.ground.call(ruleset.find_heard)).items()
+            for tap, told in (await self._networks.netns.call(ruleset.find_heard)).items()
             if tap in strangers
         }
         changed = {tap for tap, told in found.items() if set(told) != set(self.heard.get(tap, ()))}

@@ -11,7 +11,7 @@ from virtuary.host.capacity import find_links
 from virtuary.model.bandwidth import Bandwidth
 from virtuary.model.network import Network, link_speed
 from virtuary.network import bridge, shaping
-from virtuary.network.ground import Ground
+from virtuary.network.netns import Netns
 from virtuary.node.networks.members import Member
 
 logger = logging.getLogger("virtuary.bandwidth")
@@ -21,8 +21,8 @@ NOTHING = Bandwidth()
 class Shaper:
     """One network's limits, floors and shares."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, netns: Netns) -> None:
+        self._netns = netns
         self._numbers: dict[str, int] = {}
         self._applied: shaping.Segment | None = None
         self._leaf: shaping.Leaf | None = None
@@ -39,7 +39,7 @@ class Shaper:
         taps = {
             member.tap: member.nic.bandwidth
             for member in members
-            if bridge.is_there(member.tap, self._ground.net)
+            if bridge.is_there(member.tap, self._netns.net)
         }
         wanted = any(bandwidth != NOTHING for bandwidth in taps.values())
         if not wanted and self._applied is None:
@@ -53,9 +53,9 @@ class Shaper:
             return ()
         try:
             if self._leaf is None:
-                found: shaping.Leaf = await self._ground.call(shaping.probe)
+                found: shaping.Leaf = await self._netns.call(shaping.probe)
                 self._leaf = found
-            lines = await self._ground.call(shaping.apply, segment, self._leaf)
+            lines = await self._netns.call(shaping.apply, segment, self._leaf)
         except (HostLacks, Failed) as error:
             return (error.sentence,)
         if lines:

@@ -36,7 +36,7 @@ async def find(networks: Networks, place: Place, *packets: Packet) -> Hindrance:
         if found := await looks(networks, place):
             return found
         tried.append(what)
-    if not networks.ground.private:
+    if not networks.netns.private:
         try:
             if other := await _on_the_host(place, packets, tried):
                 return other
@@ -47,7 +47,7 @@ async def find(networks: Networks, place: Place, *packets: Packet) -> Hindrance:
 
 async def _cable(networks: Networks, place: Place) -> Hindrance | None:
     tap, name = tap_of(place.vm.id, place.nic.number), place.network.status.bridge
-    if tap in bridge.ports_of(name, networks.ground.net):
+    if tap in bridge.ports_of(name, networks.netns.net):
         return None
     return Hindrance(
         f"its cable {tap} is not on the bridge {name}", "it is put back within seconds"
@@ -95,7 +95,7 @@ async def survey(networks: Networks, network: Network, addresses: Sequence[str])
     """What is in the way of a network, whatever its servers do, in words; nothing in a user's own,
     where nobody else has rules.
     """
-    if networks.ground.private or network.spec.kind == "bridge" or not network.gateways:
+    if networks.netns.private or network.spec.kind == "bridge" or not network.gateways:
         return ()
     sentences: list[str] = []
     try:

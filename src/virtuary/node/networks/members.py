@@ -1,4 +1,4 @@
-"""The networks of this host as the documents have them, who is on them, and the ground that they
+"""The networks of this host as the documents have them, who is on them, and the netns that they
 stand on. Makes and changes nothing.
 """
 
@@ -14,7 +14,7 @@ from virtuary.model.firewall import Firewall, Group
 from virtuary.model.network import Lease, Network, Nic, own_mac, tap_of
 from virtuary.model.vm import Vm
 from virtuary.network import leases
-from virtuary.network.ground import Ground, Host
+from virtuary.network.netns import Host, Netns
 from virtuary.node.networks.uplink import Uplink
 from virtuary.store import documents
 from virtuary.store.api import Store
@@ -41,10 +41,10 @@ class Member(NamedTuple):
 
 class Membership:
     def __init__(
-        self, store: Store, folder: Path, ground: Ground | None = None, uplink: Uplink | None = None
+        self, store: Store, folder: Path, netns: Netns | None = None, uplink: Uplink | None = None
     ) -> None:
         self._store, self._folder = store, folder
-        self.ground: Ground = ground or Host()
+        self.netns: Netns = netns or Host()
         self.uplink = uplink
         """The way out, where these are a user's own."""
         self.claim: Claim | None = None

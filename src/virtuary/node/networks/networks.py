@@ -16,7 +16,7 @@ from virtuary.base.errors import Failed, PeerAway
 from virtuary.model.network import Nic, tap_of
 from virtuary.model.vm import Vm
 from virtuary.network import bridge
-from virtuary.network.ground import Ground
+from virtuary.network.netns import Netns
 from virtuary.node.networks.addresses import Addresses
 from virtuary.node.networks.members import Membership
 from virtuary.node.networks.rules import Rules
@@ -28,9 +28,9 @@ declare("tap.after_open")
 
 class Networks(Membership):
     def __init__(
-        self, store: Store, folder: Path, ground: Ground | None = None, uplink: Uplink | None = None
+        self, store: Store, folder: Path, netns: Netns | None = None, uplink: Uplink | None = None
     ) -> None:
-        super().__init__(store, folder, ground, uplink)
+        super().__init__(store, folder, netns, uplink)
         self.rules = Rules(self)
         if uplink:
             uplink.on_end = self.rules.look_again
@@ -55,9 +55,9 @@ class Networks(Membership):
         """Nothing is left of the taps of a server that is over. Raises PeerAway."""
         runtime = vm.status.runtime.nics if vm.status.runtime else ()
         for number in {nic.number for nic in (*vm.spec.nics, *runtime)}:
-            if bridge.is_there(tap_of(vm.id, number), self.ground.net):
+            if bridge.is_there(tap_of(vm.id, number), self.netns.net):
                 try:
-                    await self.ground.call(bridge.remove_tap, tap_of(vm.id, number))
+                    await self.netns.call(bridge.remove_tap, tap_of(vm.id, number))
                 except OSError as error:
                     raise PeerAway(
                         f"the tap of NIC {number} can't be removed: {error.strerror}"
@@ -85,7 +85,7 @@ class Networks(Membership):
         try:
             apart = network.spec.kind != "bridge"
             mtu = network.status.mtu
-            handle = await self.ground.lend(
+            handle = await self.netns.open(
                 bridge.open_tap,
                 tap_of(vm.id, nic.number),
                 network.status.bridge,
@@ -97,7 +97,7 @@ class Networks(Membership):
             raise PeerAway(error.sentence) from error
         try:
             crashpoint("tap.after_open")
-            await self.ground.call(
+            await self.netns.call(
                 bridge.allow_tags,
                 tap_of(vm.id, nic.number),
                 network.status.bridge,

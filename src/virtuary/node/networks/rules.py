@@ -43,7 +43,7 @@ class Wanted(NamedTuple):
 
     script: str
     left_out: dict[str, str]
-    led_in: tuple[uplink.Held, ...] = ()
+    published: tuple[uplink.Held, ...] = ()
     """Ports of the host that are led into a user's own networks, and by the ruleset from there to
     servers.
     """
@@ -71,10 +71,10 @@ class Rules:
         self.holder = Holder()
         self.unpublished: dict[str, str] = {}
         """Ports that a program of the host has, and why they are not led in."""
-        self._led_in: tuple[uplink.Held, ...] | None = None
+        self._published: tuple[uplink.Held, ...] | None = None
         """None where there is no network that needs a way out."""
         self._wake = asyncio.Event()
-        self._stirred = False
+        self._look_due = False
         """Whether the packet filter changed while we changed it."""
         self._note = networks.folder("ruled")
         """Is there while rules of ours may be on this host, whichever daemon brought them."""
@@ -100,16 +100,16 @@ class Rules:
                     self._wake.clear()
                     try:
                         await self.apply()
-                        if self._networks.uplink and self._led_in is not None:
-                            await self._networks.uplink.keep(self._led_in)
+                        if self._networks.uplink and self._published is not None:
+                            await self._networks.uplink.keep(self._published)
                         elif not self._networks.uplink:
                             await self.pass_obstacles()
                     except VirtuaryError as error:
                         say(logger, "rules failed", logging.WARNING, why=error.sentence)
                     except Exception:
                         logger.exception("keeping the rules met a defect")
-                    if _drain(listener) or self._stirred:
-                        self._stirred, look_at = False, min(look_at, loop.time() + SETTLE)
+                    if _drain(listener) or self._look_due:
+                        self._look_due, look_at = False, min(look_at, loop.time() + SETTLE)
                     try:
                         async with asyncio.timeout_at(look_at):
                             await self._wake.wait()
@@ -121,7 +121,7 @@ class Rules:
     def _on_change(self, listener: socket.socket) -> None:
         _drain(listener)
         if self._lock.locked():
-            self._stirred = True
+            self._look_due = True
         else:
             self.look_again()
 
@@ -140,7 +140,7 @@ class Rules:
                     return  # one is being removed, in the namespace that goes with the last one
                 await self._take_away()
                 self._networks.give_back()
-                self._applied, self._facts, self.left_out, self._led_in = None, (), {}, None
+                self._applied, self._facts, self.left_out, self._published = None, (), {}, None
                 return
             if self._networks.take():
                 # another instance's: there is no bridge of ours, and the packet filter is theirs
@@ -155,7 +155,7 @@ class Rules:
                 await self._load(wanted.script)
                 say(logger, "rules", mark=mark)
             await self._end_flows(wanted.world)
-            self._applied, self._facts, self._led_in = mark, facts, wanted.led_in
+            self._applied, self._facts, self._published = mark, facts, wanted.published
 
     async def _load(self, script: str) -> None:
         fresh = not self._note.exists()
@@ -163,7 +163,7 @@ class Rules:
             self._note.parent.mkdir(parents=True, exist_ok=True)
             self._note.touch()
         try:
-            await self._networks.ground.call(ruleset.apply, script)
+            await self._networks.netns.call(ruleset.apply, script)
         except VirtuaryError:
             if fresh:
                 self._note.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ class Rules:
         """Hold the ports of the host that servers publish; those of an ordinary user are QEMU's to
         listen at.
         """
-        if self._networks.ground.private:
+        if self._networks.netns.private:
             return
         members = self._networks.members()
         self.holder.keep(
@@ -199,7 +199,7 @@ class Rules:
         if before and not world.narrows(before):
             return
         try:
-            count = await self._networks.ground.call(
+            count = await self._networks.netns.call(
                 flows.end_those_over, world.after(before or flows.World())
             )
         except OSError as error:
@@ -219,7 +219,7 @@ class Rules:
             return
         if self._networks.uplink:
             await self._networks.uplink.end()
-            await self._networks.ground.leave()
+            await self._networks.netns.leave()
         else:
             await ruleset.remove()
         crashpoint("rules.after_remove")
@@ -230,7 +230,7 @@ class Rules:
 
     async def is_applied(self, mark: str) -> bool:
         """Whether the ruleset of this fingerprint is there."""
-        return await self._networks.ground.call(ruleset.is_applied, mark)
+        return await self._networks.netns.call(ruleset.is_applied, mark)
 
     def _look(self) -> tuple[object, ...]:
         """Everything that the ruleset follows from: a server's progress is written often, and
@@ -294,26 +294,29 @@ class Rules:
             with _noting(faults, member.tap):
                 port = port_of(member, network, rules[member.nic.groups])
                 ports[member.tap] = filtered.closed(port) if network.id in faults else port
-        cards, closed = filtered.sift_cards(nets, ports.values())
+        cards, closed = filtered.sift_ports(nets, ports.values())
         faults |= closed
         whole = [it for it in members if it.tap not in faults and it.nic.network_id not in faults]
         forwards: list[filtered.Forward] = []
         for member in whole:
             with _noting(faults, f"what {member.vm.name} publishes"):
-                found = forwards_of(member, private=self._networks.ground.private)
+                found = forwards_of(member, private=self._networks.netns.private)
                 forwards += [item for item in found if place_of(item) not in self.holder.refused]
-        led_in: tuple[uplink.Held, ...] = ()
-        if self._networks.ground.private and forwards:
+        published: tuple[uplink.Held, ...] = ()
+        if self._networks.netns.private and forwards:
             pairs = uplink.lead(forwards)
-            led_in, forwards = tuple(held for held, _ in pairs), [forward for _, forward in pairs]
-        led = filtered.sift_led(
+            published, forwards = (
+                tuple(held for held, _ in pairs),
+                [forward for _, forward in pairs],
+            )
+        led = filtered.sift_translations(
             nets, cards, forwards, [item for member in whole for item in externals_of(member)]
         )
         world = flows.World(tuple(nets), tuple(cards), tuple(led.forwards), tuple(led.externals))
         return Wanted(
             ruleset.render(nets, cards, led.forwards, led.externals),
             {**faults, **led.faults},
-            led_in,
+            published,
             world,
         )
 

@@ -16,7 +16,7 @@ from virtuary.host.cgroups import outlive
 from virtuary.jail.resolver import RESOLVER
 from virtuary.model.network import USUAL_MTU, Network
 from virtuary.network import dhcp, leases, passt
-from virtuary.network.ground import Ground
+from virtuary.network.netns import Netns
 
 declare("network.after_dhcp")
 
@@ -31,9 +31,9 @@ def service_of(network: Network, *, private: bool = False) -> dhcp.Service:
 
 
 class Serving:
-    def __init__(self, folder: Path, ground: Ground, wake: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, netns: Netns, wake: Callable[[], None]) -> None:
         """`wake` is called when dnsmasq ends."""
-        self._folder, self._ground, self._wake = folder, ground, wake
+        self._folder, self._netns, self._wake = folder, netns, wake
         self._pidfd: int | None = None
         self._watching: asyncio.Task[None] | None = None
         self._looked: tuple[int, int] | None = None
@@ -45,7 +45,7 @@ class Serving:
         """Have it serve these NICs and no others; what is to be recorded of one that was started.
         Raises Failed.
         """
-        service = service_of(network, private=self._ground.private)
+        service = service_of(network, private=self._netns.private)
         configured, listed = await asyncio.to_thread(
             dhcp.write, self._folder, service, network.gateways, reservations
         )
@@ -59,7 +59,7 @@ class Serving:
                 return None
         await self.end()
         leases.strike(self._folder, leases.outlived(leases.read(self._folder), reservations))
-        identity = await self._ground.call(dhcp.start, self._folder)
+        identity = await self._netns.call(dhcp.start, self._folder)
         outlive(identity.pid)
         crashpoint("network.after_dhcp")
         self._adopt(identity)
@@ -73,7 +73,7 @@ class Serving:
             return True
         gone = leases.outlived(await leases.settled(self._folder), reservations)
         gateway = next((address for address in network.gateways if ":" not in address), None)
-        if gone and not await self._ground.call(
+        if gone and not await self._netns.call(
             leases.release, str(self._folder), network.bridge, gateway, gone
         ):
             return False

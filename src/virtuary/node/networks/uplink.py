@@ -22,7 +22,7 @@ from virtuary.base.proc import Identity, bury, wait_end
 from virtuary.base.text import shown
 from virtuary.jail.walls import Capabilities, choose_jail
 from virtuary.network import uplink
-from virtuary.network.ground import Private
+from virtuary.network.netns import Private
 from virtuary.qemu import process, usernet
 from virtuary.qemu.parts import Grant
 from virtuary.qemu.platform import PLATFORMS, Platform
@@ -45,14 +45,14 @@ class HostFacts(Protocol):
 
 
 class Uplink:
-    def __init__(self, site: HostFacts, ground: Private) -> None:
-        self._site, self._ground = site, ground
+    def __init__(self, site: HostFacts, netns: Private) -> None:
+        self._site, self._netns = site, netns
         self._uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{site.host_id} uplink"))
         self._folder = site.paths.run / "uplink"
         self._pidfd: int | None = None
         self._monitor: Monitor | None = None
         self._watching: asyncio.Task[None] | None = None
-        ground.served.append(self._folder / RECORD)
+        netns.served.append(self._folder / RECORD)
         self.faults: dict[str, str] = {}
         """Ports that could not be published, and why."""
         self.held: set[tuple[str, str, int]] = set()
@@ -114,7 +114,7 @@ class Uplink:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         jail = choose_jail(self._site.capabilities, os.getuid(), reach="internet")
         grants = [Grant("qmp", usernet.MONITOR, self._folder / "qmp", "socket")]
-        link = await self._ground.lend(uplink.open_link)
+        link = await self._netns.open(uplink.open_link)
         try:
             argv = usernet.uplink(binary.program, self._uuid)
             return await process.start(

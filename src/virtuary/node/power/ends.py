@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from virtuary.model.vm import State
-from virtuary.node.server.birth import never_handed_out
+from virtuary.node.server.pre_identity import never_handed_out
 from virtuary.node.server.world import World
 
 CRASH_WINDOW = timedelta(minutes=10)

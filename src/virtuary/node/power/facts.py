@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from virtuary.model.vm import Vm
 from virtuary.node.machine.run import Phase, open_run
-from virtuary.node.server.birth import never_handed_out
+from virtuary.node.server.pre_identity import never_handed_out
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
 from virtuary.node.server.world import ProcessFacts, TurnFacts

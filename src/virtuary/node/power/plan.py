@@ -11,7 +11,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.vm import Runtime
 from virtuary.node.power.ends import End, after_end, why_shut_down
-from virtuary.node.server.birth import never_handed_out, unborn
+from virtuary.node.server.pre_identity import awaits_identity, never_handed_out
 from virtuary.node.server.step import Step, Wait
 from virtuary.node.server.world import World
 
@@ -228,7 +228,7 @@ def serve(world: World) -> Step | None:
     if runtime is None or runtime.network not in ("passt", "qemu-user"):
         return None
     # a live copy is heard by nobody as long as it takes itself for its source
-    wanted = not world.network.served and not unborn(world.vm)
+    wanted = not world.network.served and not awaits_identity(world.vm)
     return StartNetwork(runtime) if wanted else None
 
 

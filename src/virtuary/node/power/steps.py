@@ -35,8 +35,8 @@ from virtuary.node.power.plan import (
     StartNetwork,
 )
 from virtuary.node.power.start import start, start_network
-from virtuary.node.server.birth import never_handed_out, reset_disk
 from virtuary.node.server.notes import note_on
+from virtuary.node.server.pre_identity import never_handed_out, reset_disk
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
 from virtuary.node.server.step import capability, does, does_with, process_of

@@ -8,7 +8,7 @@ from typing import Any
 from virtuary.model.operation import Operation
 from virtuary.model.vm import CloudInit, State
 from virtuary.node.power.plan import is_paused
-from virtuary.node.server.birth import never_handed_out, unborn
+from virtuary.node.server.pre_identity import awaits_identity, never_handed_out
 from virtuary.node.server.step import Step
 from virtuary.node.server.world import World
 from virtuary.node.tuning.plan import shortfall
@@ -170,7 +170,7 @@ def note(world: World) -> Step | None:
     if operation is None or not operation.spec.deed.starts or not world.alive:
         return None
     becoming = "becoming a machine of its own"
-    stage = becoming if unborn(world.vm) else current_stage(world)
+    stage = becoming if awaits_identity(world.vm) else current_stage(world)
     news = stage != operation.status.stage or operation.status.phase == "pending"
     return Note(stage) if news else None
 

@@ -128,7 +128,7 @@ async def networks(site: Site) -> Check:
         )
         found = f"each server has one of its own, and shares none: {site.nat_fault}"
         return Check(name="networks", state="note", found=found, remedy=remedy)
-    if site.networks.ground.private:
+    if site.networks.netns.private:
         found = "your servers can share networks of your own: virtuary network create NAME"
         return Check(name="networks", state="ok", found=found)
     return Check(

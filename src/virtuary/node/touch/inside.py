@@ -72,7 +72,7 @@ async def examine(node: Node, vm: Vm, judge: Judge) -> list[Check]:
     try, GuestSilent without its agent.
     """
     place = _place(node, vm)
-    leads_out = place.network.spec.kind == "nat" and not node.site.networks.ground.private
+    leads_out = place.network.spec.kind == "nat" and not node.site.networks.netns.private
     targets = (
         [await _find_target(4), await _find_target(6) if place.gateway6 else None]
         if leads_out
@@ -233,7 +233,7 @@ async def _outside(
         return Check(
             name="outside", state="ok", found=f"not to be reached: {place.network.name} is isolated"
         )
-    if node.site.networks.ground.private:
+    if node.site.networks.netns.private:
         found = "not tried: networks of an ordinary user pass no pings on"
         return Check(
             name="outside",
@@ -411,7 +411,7 @@ def _answers(place: Place, port: int) -> Packet:
 
 async def _port(node: Node, place: Place, port: int) -> Check:
     name, own = f"port {port}", place.nic.ipv4 or ""
-    reached = await node.site.networks.ground.call(call, own, port, PATIENCE)
+    reached = await node.site.networks.netns.call(call, own, port, PATIENCE)
     if reached == "answers":
         return Check(name=name, state="ok", found=f"it listens on {port}, which is published")
     if reached == "silent":

@@ -22,8 +22,8 @@ from virtuary.node.identity.plan import RenewIdentity
 from virtuary.node.machine.keys import keys_of, seed_keys
 from virtuary.node.power.start import pin_machine, start_machine
 from virtuary.node.power.steps import end_process
-from virtuary.node.server.birth import reset_disk
 from virtuary.node.server.notes import note_on, printable
+from virtuary.node.server.pre_identity import reset_disk
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
 from virtuary.node.server.step import capability, does, does_with

@@ -19,7 +19,7 @@ def never_handed_out(vm: Vm) -> bool:
     )
 
 
-def unborn(vm: Vm) -> bool:
+def awaits_identity(vm: Vm) -> bool:
     """Whether this is a live copy that is no machine of its own yet: it becomes one in its first
     run, or it is nothing. Pure.
     """

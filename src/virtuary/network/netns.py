@@ -1,7 +1,7 @@
 """Where the networks of a host are: on the host itself for root, in a network namespace of their
 own for an ordinary user.
 
-Whoever makes networks asks their `Ground` to call the functions that touch the kernel. `Host` calls
+Whoever makes networks asks their `Netns` to call the functions that touch the kernel. `Host` calls
 them; `Private` has them called inside the user's namespace. What may be read there can be read from
 here, below `net`.
 """
@@ -51,7 +51,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Ground(Protocol):
+class Netns(Protocol):
     private: bool
     """Whether it is a user's own."""
 
@@ -72,7 +72,7 @@ class Ground(Protocol):
         """
         ...
 
-    async def lend(
+    async def open(
         self, function: Callable[P, int | Awaitable[int]], *words: P.args, **named: P.kwargs
     ) -> int:
         """The same for one that opens a descriptor, which is the caller's to close."""
@@ -93,7 +93,7 @@ class Host:
         value = function(*words, **named)
         return await value if inspect.isawaitable(value) else value
 
-    async def lend(self, function: Callable[..., Any], *words: Any, **named: Any) -> int:
+    async def open(self, function: Callable[..., Any], *words: Any, **named: Any) -> int:
         return int(await self.call(function, *words, **named))
 
     async def leave(self) -> None:
@@ -123,7 +123,7 @@ class Private:
     async def call(self, function: Callable[..., Any], *words: Any, **named: Any) -> Any:
         return await asyncio.shield(asyncio.create_task(self._ask(False, function, words, named)))
 
-    async def lend(self, function: Callable[..., Any], *words: Any, **named: Any) -> int:
+    async def open(self, function: Callable[..., Any], *words: Any, **named: Any) -> int:
         task: asyncio.Task[int] = asyncio.create_task(self._ask(True, function, words, named))
         try:
             return await asyncio.shield(task)
@@ -133,7 +133,7 @@ class Private:
 
     async def _ask(
         self,
-        lend: bool,
+        descriptor: bool,
         function: Callable[..., Any],
         words: tuple[Any, ...],
         named: dict[str, Any],
@@ -142,12 +142,12 @@ class Private:
             server = await self._ensure()
             try:
                 async with asyncio.timeout(ANSWER_WITHIN):
-                    answer = await server.ask(ask(function, words, named, lend=lend))
+                    answer = await server.ask(ask(function, words, named, descriptor=descriptor))
             except (OSError, EOFError, TimeoutError) as error:
                 await self._part()
                 raise PeerAway("who makes your networks ended, and is started again") from error
             value = understand(answer, function)
-            return server.take() if lend else value
+            return server.take() if descriptor else value
 
     async def _ensure(self) -> _Server:
         """Somebody to ask, in the namespace of who stays there."""
@@ -169,7 +169,7 @@ class Private:
             self._server = await _Server.start(serving[0].pid)
         try:
             async with asyncio.timeout(READY_WITHIN):
-                await self._server.ask(ask(stay, (str(self._anchor),), {}, lend=False))
+                await self._server.ask(ask(stay, (str(self._anchor),), {}, descriptor=False))
         except (OSError, EOFError, TimeoutError):
             return None
         return await self._appear()

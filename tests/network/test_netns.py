@@ -23,15 +23,15 @@ from virtuary.network import (
     bridge,
     filtered,
     flows,
-    ground,
     leases,
+    netns,
     nft,
     routes,
     ruleset,
     shaping,
     within,
 )
-from virtuary.network.ground import Host, Private
+from virtuary.network.netns import Host, Private
 
 pytestmark = pytest.mark.host
 
@@ -68,7 +68,7 @@ def servers(place: Private) -> list[int]:
 
 async def test_what_is_made_there_is_not_on_the_host_and_is_seen_from_it(own: Private) -> None:
     await own.call(bridge.ensure_bridge, "vbown", ["10.9.9.1/24", "fd00:9::1/64"])
-    handle = await own.lend(bridge.open_tap, "vtown", "vbown", apart=True)
+    handle = await own.open(bridge.open_tap, "vtown", "vbown", apart=True)
     try:
         assert not bridge.is_there("vbown") and bridge.is_there("vbown", own.net)
         assert (
@@ -84,7 +84,7 @@ async def test_what_is_made_there_is_not_on_the_host_and_is_seen_from_it(own: Pr
 
 async def test_a_tap_is_removed_by_its_name_whoever_has_it(own: Private) -> None:
     await own.call(bridge.ensure_bridge, "vbown", [])
-    handle = await own.lend(bridge.open_tap, "vtown", "vbown", apart=True)
+    handle = await own.open(bridge.open_tap, "vtown", "vbown", apart=True)
     try:
         await own.call(bridge.remove_tap, "vtown")
         assert not bridge.is_there("vtown", own.net)
@@ -96,7 +96,7 @@ async def test_a_tap_is_removed_by_its_name_whoever_has_it(own: Private) -> None
 @pytest.mark.parametrize("apart", [True, False])
 async def test_a_port_is_set_apart_or_not_and_again(own: Private, apart: bool) -> None:
     await own.call(bridge.ensure_bridge, "vbown", [])
-    handle = await own.lend(bridge.open_tap, "vtown", "vbown", apart=not apart)
+    handle = await own.open(bridge.open_tap, "vtown", "vbown", apart=not apart)
     try:
         await own.call(bridge.keep_apart, "vtown", apart)
         port = own.net / "vtown/brport"
@@ -116,7 +116,7 @@ async def test_rules_and_bandwidth_are_taken_there_as_on_the_host(own: Private) 
         await own.call(nft.load, "no rule at all\n")
     assert not await own.call(ruleset.is_applied, "is_0123456789abcdef")
     await own.call(bridge.ensure_bridge, "vbown", [])
-    handle = await own.lend(bridge.open_tap, "vtown", "vbown", apart=True)
+    handle = await own.open(bridge.open_tap, "vtown", "vbown", apart=True)
     try:
         leaf: shaping.Leaf = await own.call(shaping.probe)
         wished = Bandwidth(inbound=Rate(limit=10_000_000))
@@ -156,7 +156,7 @@ async def test_connections_and_leases_are_ended_there_as_on_the_host(
 
 async def test_what_a_function_raises_is_raised_here(own: Private) -> None:
     with pytest.raises(Failed, match="can't be made on nobridge"):
-        await own.lend(bridge.open_tap, "vtown", "nobridge", apart=True)
+        await own.open(bridge.open_tap, "vtown", "nobridge", apart=True)
     with pytest.raises(OSError, match="no interface"):
         await own.call(bridge.attach, "vtown", "nobridge", apart=True)
     assert await own.call(bridge.find_bridges, "vb") == set(), "and the next call is answered"
@@ -167,7 +167,7 @@ async def test_only_functions_of_this_room_are_called() -> None:
     taken_in = (
         "virtuary.network.bridge:run",
         "virtuary.network.bridge:os",
-        "virtuary.network.ground:Private",
+        "virtuary.network.netns:Private",
         "virtuary.network.bridge:nothing",
     )
     for name in (
@@ -226,11 +226,11 @@ async def test_calls_side_by_side_get_their_own_answers_and_a_call_given_up_dist
     own: Private,
 ) -> None:
     await own.call(bridge.ensure_bridge, "vbown", [])
-    given_up = asyncio.create_task(own.lend(bridge.open_tap, "vtgone", "vbown", apart=True))
+    given_up = asyncio.create_task(own.open(bridge.open_tap, "vtgone", "vbown", apart=True))
     await asyncio.sleep(0)
     given_up.cancel()
     opened = await asyncio.gather(
-        *(own.lend(bridge.open_tap, f"vt{number}", "vbown", apart=True) for number in range(8))
+        *(own.open(bridge.open_tap, f"vt{number}", "vbown", apart=True) for number in range(8))
     )
     try:
         assert bridge.ports_of("vbown", own.net) - {"vtgone"} == {
@@ -261,13 +261,13 @@ async def test_nothing_stays(tmp_path: Path) -> None:
 async def test_a_host_that_refuses_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert await ground.prove() is None
+    assert await netns.prove() is None
     missing = tmp_path / "no-tun"
-    monkeypatch.setattr(ground, "TUN", missing)
-    assert await ground.prove() == f"{missing} can't be opened by this user"
+    monkeypatch.setattr(netns, "TUN", missing)
+    assert await netns.prove() == f"{missing} can't be opened by this user"
     monkeypatch.undo()
-    monkeypatch.setattr(ground, "TRIED", "echo it is forbidden >&2; exit 1")
-    assert await ground.prove() == f"{Path(ground.PROGRAM[0])} failed: it is forbidden"
+    monkeypatch.setattr(netns, "TRIED", "echo it is forbidden >&2; exit 1")
+    assert await netns.prove() == f"{Path(netns.PROGRAM[0])} failed: it is forbidden"
 
 
 async def test_on_the_host_a_function_is_just_called() -> None:
@@ -277,4 +277,4 @@ async def test_on_the_host_a_function_is_just_called() -> None:
         and await here.call(routes.call, "127.0.0.1", 1, 1) == "refused"
     )
     with pytest.raises(VirtuaryError):
-        await here.lend(bridge.open_tap, "vtown", "nobridge", apart=True)
+        await here.open(bridge.open_tap, "vtown", "nobridge", apart=True)
