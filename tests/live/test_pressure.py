@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,9 @@ NEAR = 16 * MIB
 CAP_SYS_RESOURCE = 24
 
 
+TOLD = Path(__file__).with_name("daemon_told.py")
+
+
 class Host:
     """A daemon whose host has the memory that the test says."""
 
@@ -39,7 +43,7 @@ class Host:
         self.start()
 
     def start(self) -> None:
-        self.instance.start(VIRTUARY_TEST_PROC=str(self.place))
+        self.instance.start(prefix=(sys.executable, str(TOLD), str(self.place)))
 
     def says(self, available: int, some: float = 0.0, full: float = 0.0) -> None:
         waits = "".join(

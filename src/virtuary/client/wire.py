@@ -216,7 +216,7 @@ class _Reply:
         text = b""
         while True:
             try:
-                chunk = next(chunks) if (chunks := self.chunks()) else b""
+                chunk = next(self.chunks())
             except TimeoutError:
                 yield None
                 continue

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
@@ -51,8 +50,8 @@ from virtuary.node.worker import Worker
 from virtuary.qemu import tune
 
 logger = logging.getLogger("virtuary.keeper")
-PROC = Path(os.environ.get("VIRTUARY_TEST_PROC", "/proc"))
-"""Where the host tells of its memory; tests let it say what they need."""
+PROC = Path("/proc")
+"""Where the host tells of its memory."""
 PERIOD, SOON, LONG = 2.0, 1.0, 3600.0
 """Seconds between two looks: while all is well, while it is not, and while nothing runs."""
 GATHER = 0.1
