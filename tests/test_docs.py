@@ -48,3 +48,20 @@ def test_every_page_is_in_the_navigation() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         name = str(page.relative_to(ROOT / "docs"))
         assert name in navigation or name.startswith("decisions/"), name
+
+
+def test_every_file_that_a_text_names_is_there() -> None:
+    """In documents and in docstrings: whoever follows a path finds what is told of."""
+    root = Path(__file__).parent.parent
+    source = root / "src" / "virtuary"
+    rooms = "|".join(sorted(place.name for place in source.iterdir() if place.is_dir()))
+    named = re.compile(rf"(?<![\w/.-])((?:{rooms}|tests)/[\w/]+\.(?:py|c))\b")
+    texts = [*root.glob("*.md"), *(root / "docs").rglob("*.md"), *source.rglob("*.py")]
+    lost = {
+        f"{text.relative_to(root)}: {path}"
+        for text in texts
+        if text.name != "CHANGELOG.md"
+        for path in named.findall(text.read_text(encoding="utf-8"))
+        if not (source / path).exists() and not (root / path).exists()
+    }
+    assert not lost

@@ -39,6 +39,7 @@ from virtuary.node.node import Node
 from virtuary.node.site import describe_host, open_site
 from virtuary.node.touch import inside
 from virtuary.settings import read
+from virtuary.store import documents
 from virtuary.store.api import Store
 from virtuary.store.ballast import Ballast
 from virtuary.store.sealed import SealedStore
@@ -96,6 +97,7 @@ async def serve(paths: Paths) -> None:
         store = SealedStore(SqliteStore(paths.store, Ballast(paths.ballast)), paths.secret_key)
         try:
             await _keep_secrets(store)
+            await documents.bring_over(store)
             await peers.bring_over(store)
             host_id = _host_id(paths)
             site = await open_site(paths, store, host_id, settings)

@@ -6,7 +6,7 @@ used, what else may go on meanwhile, and what a cancel undoes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -147,14 +147,3 @@ AnyDeed = Annotated[
 ]
 Stopping = Stop | Restart | Delete
 """What ends a machine because somebody asked."""
-
-
-def from_kind(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec of an operation of before, with a kind and parameters, as it is now. Pure."""
-    if "deed" in spec or "kind" not in spec:
-        return spec
-    rest = {name: value for name, value in spec.items() if name not in ("kind", "params")}
-    params = spec.get("params") or {}
-    if spec["kind"] == "delete":
-        params = {}
-    return {**rest, "deed": {"kind": spec["kind"], **params}}

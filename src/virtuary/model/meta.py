@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from virtuary.base.errors import Invalid
 from virtuary.base.units import MIB, format_size
+from virtuary.model.upgrade import as_now
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _IMAGE_NAME = re.compile(
@@ -147,7 +148,7 @@ class Document(Model):
 
     @classmethod
     def load(cls, value: bytes, revision: int) -> Self:
-        body = json.loads(value)
+        body = as_now(cls.prefix, json.loads(value))
         body["meta"]["revision"] = revision
         return cls.model_validate(body)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from virtuary.model.deeds import AnyDeed, Copy, from_kind
+from virtuary.model.deeds import AnyDeed, Copy
 from virtuary.model.meta import Document, Model, utcnow
 
 Phase = Literal["pending", "running", "done", "failed", "cancelled"]
@@ -29,11 +29,6 @@ class OperationSpec(Model):
     target_name: str
     actor: str = ""
     cancel: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_older(cls, spec: Any) -> Any:
-        return from_kind(spec) if isinstance(spec, dict) else spec
 
 
 class OperationStatus(Model):

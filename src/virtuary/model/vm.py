@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from virtuary.base import ports
 from virtuary.base.units import GIB, MIB, format_size
 from virtuary.model.meta import Document, ImageName, Model
-from virtuary.model.network import MAX_NICS, NONE, USER, Nic, NicWish
+from virtuary.model.network import MAX_NICS, USER, Nic, NicWish
 from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.resources import Cpu, CpuChange, DiskIo, DiskIoChange, Pages
 
@@ -387,26 +387,46 @@ class CloudInit(Model):
     """Units of systemd in which that was."""
 
 
+class OfProcess:
+    """Marks a field of a status that is true of one process only, and over with it."""
+
+
 class VmStatus(Model):
+    """What is known of a server. Each part has one writer on the server's host, all of them in the
+    loop about it: whoever else wants something else of a server changes its spec.
+    """
+
+    # ---- node/report: what people are shown
     state: State = "creating"
     reason: str | None = None
     """Why the state is what it is, when that is not plain: the crash, the missing thing."""
-    stage: str | None = None
-    """The last stage of starting that was reached."""
+    since: datetime | None = None
+    """When the state became what it is."""
     stages: dict[str, float] = Field(default_factory=dict)
     """Seconds from the start to each stage reached, of the current or last run."""
-    applied: int = 0
-    runtime: Runtime | None = None
-    cpus: int | None = None
+    addresses: Annotated[tuple[str, ...], OfProcess] = ()
+    cpus: Annotated[int | None, OfProcess] = None
     """CPUs it has now, while it runs."""
-    memory: int | None = None
+    memory: Annotated[int | None, OfProcess] = None
     """Bytes of memory its guest has now, while it runs."""
-    reclaimed: bool = False
-    """Whether its host, being short, has taken some of its memory for a while."""
-    held_for_memory: MemoryHold | None = None
-    """Why its host has paused it, when it ran out of memory; it goes on by itself."""
-    gaps: tuple[str, ...] = ()
+    cloud_init: CloudInit | None = None
+    """What became of the user data, where there is some and the guest has an agent."""
+
+    # ---- node/power: its process
+    applied: int = 0
+    runtime: Annotated[Runtime | None, OfProcess] = None
+    crashes: tuple[Crash, ...] = ()
+    """Crashes of the last ten minutes; five of them stop the restarting."""
+
+    # ---- node/tuning, and node/memory for the whole host
+    gaps: Annotated[tuple[str, ...], OfProcess] = ()
     """What of its limits and shares this host can't give, in words."""
+    reclaimed: Annotated[bool, OfProcess] = False
+    """Whether its host, being short, has taken some of its memory for a while."""
+    held_for_memory: Annotated[MemoryHold | None, OfProcess] = None
+    """Why its host has paused it, when it ran out of memory; it goes on by itself."""
+
+    # ---- node/disks, and node/copies for what is shared
     disk_ready: bool = False
     disk_size: int | None = None
     disk_file: str = "disk.qcow2"
@@ -421,52 +441,37 @@ class VmStatus(Model):
     """Whether the image lies below all of them; nothing does below a full copy."""
     copied: bool = False
     """Of a copy: whether its source has given what it is made of."""
-    renew: bool = False
-    """Whether its guest still is who its source is: its first start gives it another machine-id and
-    other SSH host keys too.
-    """
     template: str | None = None
     """Id of the warm template its disk was made on, whose copy its first start resumes."""
     cold: str | None = None
     """Why its first start booted, or will boot, instead of resuming a warm template's copy."""
+
+    # ---- node/identity, and node/warm and node/copies for who was another machine before
     identity: str | None = None
     """The hostname whose identity has been given to the guest; None before the first time."""
     identity_refused: str | None = None
     """Why the guest did not take its present name and keys when they were given last: it goes on
     under those it has, and is asked again later.
     """
-    cloud_init: CloudInit | None = None
-    """What became of the user data, where there is some and the guest has an agent."""
-    addresses: tuple[str, ...] = ()
-    since: datetime | None = None
-    """When the state became what it is."""
-    crashes: tuple[Crash, ...] = ()
-    """Crashes of the last ten minutes; five of them stop the restarting."""
+    renew: bool = False
+    """Whether its guest still is who its source is: its first start gives it another machine-id and
+    other SSH host keys too.
+    """
+
+    def without_process(self, **changes: Any) -> VmStatus:
+        """The same when its process is over, with these changes."""
+        return self.but(**{name: field.default for name, field in OF_PROCESS.items()} | changes)
+
+
+OF_PROCESS = {
+    name: field for name, field in VmStatus.model_fields.items() if OfProcess in field.metadata
+}
 
 
 class Vm(Document):
     prefix: ClassVar[str] = "vm"
     spec: VmSpec
     status: VmStatus = Field(default_factory=VmStatus)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nics_have_numbers_only(cls, body: Any) -> Any:
-        """Documents once held just the numbers of NICs that are plugged: those are as the spec has
-        them.
-        """
-        status = body.get("status") if isinstance(body, dict) else None
-        runtime = status.get("runtime") if isinstance(status, dict) else None
-        if not isinstance(status, dict) or not isinstance(runtime, dict):
-            return body
-        if not all(isinstance(nic, int) for nic in runtime.get("nics", (0,))):
-            return body
-        wished = {nic.get("number", 0): nic for nic in body.get("spec", {}).get("nics", ({},))}
-        nics = [
-            wished.get(number, {"number": number, "network": NONE})
-            for number in runtime.get("nics", (0,))
-        ]
-        return {**body, "status": {**status, "runtime": {**runtime, "nics": nics}}}
 
     @property
     def awaits_user_data(self) -> bool:

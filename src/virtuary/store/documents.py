@@ -9,16 +9,19 @@ For one thread, the one whose loop the daemon runs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from virtuary.base.errors import Conflict
+from virtuary.model import upgrade
 from virtuary.model.meta import Document
 from virtuary.model.operation import Operation
 from virtuary.store.api import Compacted, Store
 
 D = TypeVar("D", bound=Document)
+FORMAT_KEY = "format"
 REMEMBERED = 2000
 """So many documents that were asked for one by one are kept as they were read."""
 
@@ -103,6 +106,23 @@ async def change(
             continue
         return changed.but(meta=changed.meta.but(revision=revision))
     return None
+
+
+async def bring_over(store: Store) -> None:
+    """Have all documents in today's format, where an older version wrote them. Costs nothing when
+    it was done; done again, it changes nothing.
+    """
+    record = store.get(FORMAT_KEY)
+    if record and record.value == str(upgrade.FORMAT).encode():
+        return
+    for prefix in upgrade.UPGRADES:
+        for kept in store.list(f"{prefix}/").records:
+            body = json.loads(kept.value)
+            now = upgrade.as_now(prefix, body)
+            if now != body:
+                text = json.dumps(now, separators=(",", ":"), ensure_ascii=False)
+                await store.txn({kept.key: kept.revision}, {kept.key: text.encode()})
+    await store.txn({}, {FORMAT_KEY: str(upgrade.FORMAT).encode()})
 
 
 # ---- what was read last

@@ -2,8 +2,8 @@
 only owner.
 
 `Membership` knows how things are to be, from the documents; a `NetworkWorker` a network
-(network_worker.py) makes its bridge and its dnsmasq, and makes them again when somebody took them
-away. The rules of all networks are one text, applied whole or not at all.
+(node/making/networks.py) makes its bridge and its dnsmasq, and makes them again when somebody took
+them away. The rules of all networks are one text, applied whole or not at all.
 """
 
 from __future__ import annotations

@@ -180,26 +180,13 @@ def status_after(world: World, vm: Vm, end: End) -> VmStatus:
     crash = (Crash(at=world.wall, why=end.reason or ""),) if end.crashed else ()
     why = vm.status.cold or "its copy ended before it was a machine of its own"
     unused = reset_disk(why) if never_handed_out(vm) else {}
-    return vm.status.but(
+    return vm.status.without_process(
         **unused,
-        **ENDED,
         state=end.state,
         reason=end.reason,
         crashes=recent + crash,
         since=world.wall,
     )
-
-
-ENDED = {
-    "runtime": None,
-    "cpus": None,
-    "memory": None,
-    "gaps": (),
-    "reclaimed": False,
-    "held_for_memory": None,
-    "addresses": (),
-}
-"""What of a server's status is true of a process only, and over with it."""
 
 
 async def cancel_operation(server: Server, world: World, step: CancelOperation) -> None:

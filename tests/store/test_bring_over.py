@@ -1,0 +1,50 @@
+"""Documents of an older format are brought over once, and mean what they meant."""
+
+from __future__ import annotations
+
+import json
+
+from virtuary.model.deeds import Stop
+from virtuary.model.meta import Meta
+from virtuary.model.operation import Operation, OperationSpec
+from virtuary.model.vm import Vm, VmSpec
+from virtuary.store import documents
+from virtuary.store.memory import MemoryStore
+
+
+def older(store: MemoryStore) -> dict[str, bytes]:
+    """A store as the version before wrote it."""
+    stop = Operation(
+        meta=Meta(id="one", name="stop"),
+        spec=OperationSpec(deed=Stop(timeout=5.0), target="vm/a", target_name="web1"),
+    )
+    body = json.loads(stop.dump())
+    deed = body["spec"].pop("deed")
+    body["spec"] |= {"kind": deed.pop("kind"), "params": deed}
+    server = json.loads(Vm(meta=Meta(id="a", name="web1"), spec=VmSpec(image="tiny")).dump())
+    server["status"]["stage"] = None
+    return {"operation/one": json.dumps(body).encode(), "vm/a": json.dumps(server).encode()}
+
+
+async def test_an_older_store_is_brought_over_once() -> None:
+    store = MemoryStore()
+    await store.txn({}, older(store))
+    await documents.bring_over(store)
+    kept, server = store.get("operation/one"), store.get("vm/a")
+    assert kept and json.loads(kept.value)["spec"]["deed"] == {
+        "kind": "stop", "timeout": 5.0, "force": False,
+    }  # fmt: skip
+    assert server and "stage" not in json.loads(server.value)["status"]
+    found = documents.get(store, Operation, "one")
+    assert found and found.spec.deed == Stop(timeout=5.0)
+    before = store.revision
+    await documents.bring_over(store)
+    assert store.revision == before
+
+
+async def test_an_older_document_is_read_before_it_is_brought_over_too() -> None:
+    store = MemoryStore()
+    await store.txn({}, older(store))
+    found = documents.get(store, Operation, "one")
+    assert found and found.spec.deed == Stop(timeout=5.0)
+    assert documents.get(store, Vm, "a")
