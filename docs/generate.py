@@ -20,6 +20,7 @@ from virtuary import __version__
 from virtuary.base.errors import KINDS
 from virtuary.base.paths import Paths, VmPaths
 from virtuary.cli.main import COMMANDS, group
+from virtuary.model.applies import Applies
 from virtuary.model.firewall import Firewall
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
@@ -126,12 +127,14 @@ def errors_page() -> str:
     return "\n".join(lines)
 
 
-def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
+def fields(model: type[BaseModel], prefix: str = "", when: str = "") -> list[tuple[str, str, str]]:
+    """Each field with its type, and when a change of it takes effect while a server runs."""
+    rows: list[tuple[str, str, str]] = []
     for name, info in model.model_fields.items():
         inner = info.annotation
+        mark = next((item.value for item in info.metadata if isinstance(item, Applies)), when)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            rows += fields(inner, f"{prefix}{name}.")
+            rows += fields(inner, f"{prefix}{name}.", mark)
         else:
             text = (
                 str(inner)
@@ -141,7 +144,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
                 .replace("virtuary.model.", "")
             )
             text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
-            rows.append((f"{prefix}{name}", text.replace("|", "or")))
+            rows.append((f"{prefix}{name}", text.replace("|", "or"), mark))
     return rows
 
 
@@ -159,10 +162,10 @@ def documents_page() -> str:
             "",
             (model.__doc__ or "").strip(),
             "",
-            "| field | type |",
-            "|---|---|",
+            "| field | type | a change takes effect |",
+            "|---|---|---|",
         ]
-        lines += [f"| `{name}` | {text} |" for name, text in fields(model)] + [""]
+        lines += [f"| `{name}` | {text} | {when} |" for name, text, when in fields(model)] + [""]
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from virtuary.actions.context import (
 from virtuary.actions.names import made_up
 from virtuary.base.errors import Busy, Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
 from virtuary.base.units import format_size
+from virtuary.model.applies import Applies, fields_that
 from virtuary.model.deeds import (
     Change as ChangeDeed,
 )
@@ -46,6 +47,7 @@ from virtuary.model.image import Image
 from virtuary.model.meta import Meta, check_name, invalid, utcnow
 from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
+from virtuary.model.resources import Cpu
 from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish, default_memory
 from virtuary.store import documents
 from virtuary.store.api import Store
@@ -340,7 +342,8 @@ def _cancelled(operation: Operation, by: str) -> Operation:
 
 CLEARED = ("memory_max", "memory_min")
 """Fields of a change whose explicit null takes something away."""
-NESTED = ("cpu", "disk_io")
+NESTED = fields_that(VmSpec, Applies.AT_ONCE)
+"""Limits and shares: of each of them a change may name some parts."""
 
 
 class Change(NamedTuple):
@@ -424,19 +427,21 @@ async def change(
     return changed.but(meta=changed.meta.but(revision=written)), operation
 
 
-RESIZED = ("cpus", "memory", "disk")
+RESIZED = fields_that(VmSpec, Applies.BY_GUEST)
 """What a guest has to take or give: an operation tells when it has."""
-AT_START = ("accel", "memory_pages", "memory_merge")
-"""Fields that a process which runs can't follow."""
 
 
 def waits_for_start(vm: Vm, spec: VmSpec) -> list[str]:
     """The fields whose change takes effect at the next start only. Pure."""
     old = vm.spec
-    waiting = [field for field in AT_START if getattr(old, field) != getattr(spec, field)]
+    waiting = [
+        field
+        for field in fields_that(VmSpec, Applies.AT_START)
+        if getattr(old, field) != getattr(spec, field)
+    ]
     waiting += [
         f"cpu.{field}"
-        for field in ("sockets", "threads", "node")
+        for field in fields_that(Cpu, Applies.AT_START)
         if getattr(old.cpu, field) != getattr(spec.cpu, field)
     ]
     if old.publish != spec.publish and vm.nics[0].network == USER:

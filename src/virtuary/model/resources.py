@@ -7,11 +7,12 @@ claim to; 100 is the ordinary one. None means no limit.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from virtuary.base.units import MIB
+from virtuary.model.applies import Applies
 from virtuary.model.meta import Model
 
 MAX_PERCENT = 100 * 1024
@@ -41,12 +42,12 @@ class Cpu(Model):
     """Percent of one CPU that it gets whenever it wants them; counted when servers are admitted."""
     pin: tuple[int, ...] = Field(default=(), max_length=1024)
     """CPUs of the host its virtual CPUs may run on; empty for all."""
-    node: int | None = Field(default=None, ge=0, le=1023)
+    node: Annotated[int | None, Applies.AT_START] = Field(default=None, ge=0, le=1023)
     """NUMA node of the host whose CPUs it runs on, unless it is pinned otherwise, and in whose
     memory it is started.
     """
-    sockets: int = Field(default=1, ge=1, le=64)
-    threads: int = Field(default=1, ge=1, le=8)
+    sockets: Annotated[int, Applies.AT_START] = Field(default=1, ge=1, le=64)
+    threads: Annotated[int, Applies.AT_START] = Field(default=1, ge=1, le=8)
     """Of one core, as the guest sees it."""
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from virtuary.base import ports
 from virtuary.base.units import GIB, MIB, format_size
+from virtuary.model.applies import Applies
 from virtuary.model.meta import Document, ImageName, Model
 from virtuary.model.network import MAX_NICS, USER, Nic, NicWish
 from virtuary.model.patience import STOP_TIMEOUT
@@ -119,25 +120,29 @@ class VmSpec(Model):
     owner: str = ""
     """Id of the host that runs the server; only that host lets its virtual CPUs run."""
     power: Power = "running"
-    cpus: int = Field(default=1, ge=1, le=255)
-    cpu: Cpu = Cpu()
-    memory: int = Field(default=1 * GIB, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
+    cpus: Annotated[int, Applies.BY_GUEST] = Field(default=1, ge=1, le=255)
+    cpu: Annotated[Cpu, Applies.AT_ONCE] = Cpu()
+    memory: Annotated[int, Applies.BY_GUEST] = Field(
+        default=1 * GIB, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB
+    )
     memory_max: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
     """What its memory may be grown to while it runs; None: what the host can give."""
     memory_min: int | None = Field(default=None, ge=MIN_MEMORY, le=MAX_MEMORY, multiple_of=MIB)
     """Memory that is never taken from it, however short the host is; None: what the host's
     overcommit leaves it.
     """
-    memory_pages: Pages = "normal"
-    memory_merge: bool = False
+    memory_pages: Annotated[Pages, Applies.AT_START] = "normal"
+    memory_merge: Annotated[bool, Applies.AT_START] = False
     """Whether pages that equal another server's may be kept once (KSM); slower, and one may learn
     what the other holds.
     """
     priority: int = Field(default=50, ge=0, le=100)
     """When the host runs out of memory, what has the lowest is taken from and paused first."""
-    disk: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
+    disk: Annotated[int | None, Applies.BY_GUEST] = Field(
+        default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB
+    )
     """Size of the root disk; the image's own size when not given."""
-    disk_io: DiskIo = DiskIo()
+    disk_io: Annotated[DiskIo, Applies.AT_ONCE] = DiskIo()
     nics: tuple[Nic, ...] = Field(default=(Nic(),), min_length=1, max_length=MAX_NICS)
     """Its network interfaces; the first is there while it lives, the others can be plugged in and
     out.
@@ -147,7 +152,7 @@ class VmSpec(Model):
     user_data: bool = False
     """Whether cloud-init user data was given; the text itself is kept apart and never shown."""
     arch: Arch = "x86_64"
-    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    accel: Annotated[Literal["auto", "kvm", "tcg"], Applies.AT_START] = "auto"
     firmware: Literal["auto", "bios", "uefi"] = "auto"
     machine: str = ""
     """QEMU machine type, pinned at creation so that an upgrade does not change the hardware."""
