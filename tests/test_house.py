@@ -251,6 +251,29 @@ def test_dangerous_words_are_nowhere(word: str) -> None:
     assert [name for name, path in zip(NAMES, FILES, strict=True) if word in path.read_text()] == []
 
 
+READS_SENTENCES = {"cli/launching.py": "whether the sentence names the file already"}
+
+
+def test_nothing_reads_meaning_out_of_a_sentence() -> None:
+    """What an error means is its kind or a field: its words are for people, and may change."""
+    found = {
+        name
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        and any(isinstance(operator, ast.In | ast.NotIn | ast.Eq) for operator in node.ops)
+        and any(is_sentence(part) for part in (node.left, *node.comparators))
+    }
+    assert found == set(READS_SENTENCES)
+
+
+def is_sentence(node: ast.expr) -> bool:
+    """Whether this is what an error says: `error.sentence` or `str(error)`."""
+    if isinstance(node, ast.Call):
+        return ast.unparse(node) == "str(error)"
+    return isinstance(node, ast.Attribute) and node.attr == "sentence"
+
+
 def test_nothing_is_evaluated() -> None:
     found = [
         name

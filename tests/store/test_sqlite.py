@@ -12,13 +12,14 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from virtuary.base.errors import HostLacks, StoreAway
 from virtuary.store.api import Change, Compacted, Record
 from virtuary.store.ballast import PIECE, SIZE, Ballast
-from virtuary.store.sqlite import LOG_LENGTH, VERSION, SqliteStore
+from virtuary.store.sqlite import LOG_LENGTH, VERSION, SqliteStore, primary_code
 
 
 async def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
@@ -180,6 +181,28 @@ async def test_on_a_disk_that_others_filled_the_store_is_written_all_the_same(
         await store.close()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_what_went_wrong_is_told_by_its_number_and_not_by_its_words() -> None:
+    error = sqlite3.OperationalError("the file system is in a bad mood")
+    assert primary_code(error) == 0
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+    assert primary_code(error) == sqlite3.SQLITE_IOERR
+
+
+async def test_after_an_error_of_the_disk_nothing_is_written(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "db")
+
+    def fail(*_: object) -> NoReturn:
+        error = sqlite3.OperationalError("words of a later SQLite")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+        raise error
+
+    store._commit = fail  # type: ignore[method-assign]
+    for match in ("can't be written", "is read-only"):
+        with pytest.raises(StoreAway, match=match):
+            await store.txn({}, {"key/1": b"1"})
+    await store.close()
 
 
 def test_a_disk_without_room_has_no_ballast(tmp_path: Path) -> None:

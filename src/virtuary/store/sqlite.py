@@ -35,6 +35,8 @@ from virtuary.store.feed import Feed
 VERSION = 2
 """1: secrets were remembered, and left behind when they were deleted."""
 LOG_LENGTH = 10_000
+BROKEN = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""After these nothing is written any more."""
 declare("store.before_commit", "store.after_commit")
 
 _SCHEMA = """
@@ -43,6 +45,11 @@ create table log(revision integer not null, key text not null, value blob, prima
 create table counter(id integer primary key check (id = 1), revision integer not null, compacted integer not null) strict;
 insert into counter values(1, 0, 0);
 """
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """SQLite's number of the kind of an error; 0 for one that SQLite did not raise."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # what is above says more of the same kind
 
 
 class SqliteStore:
@@ -125,11 +132,10 @@ class SqliteStore:
                 changes = self._commit(expect, puts, deletes)
                 break
             except sqlite3.Error as error:
-                if "is full" in str(error) and self._ballast and self._ballast.give():
+                code = primary_code(error)
+                if code == sqlite3.SQLITE_FULL and self._ballast and self._ballast.give():
                     continue
-                if any(
-                    word in str(error) for word in ("I/O", "malformed", "corrupt", "not a database")
-                ):
+                if code in BROKEN:
                     self._broken = str(error)
                 raise StoreAway(
                     f"the store can't be written: {error}", "free some disk space and repeat"

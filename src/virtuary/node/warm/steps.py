@@ -31,7 +31,7 @@ from virtuary.node.server.world import World
 from virtuary.node.warm import budget, templates
 from virtuary.node.warm.derive import copy_of, make_host_key, more_memory, renewal_of
 from virtuary.node.warm.plan import LoadState, StartWarm
-from virtuary.node.warm.templates import find_template
+from virtuary.node.warm.templates import TemplateDamaged, find_template
 from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import describe
 
@@ -67,7 +67,7 @@ async def start_warm(server: Server, world: World, step: StartWarm) -> None:
     except VirtuaryError as error:
         if error.retry:
             raise
-        await _go_cold(server, world, error)
+        await go_cold(server, world, error)
 
 
 async def load_state(server: Server, process: Process, world: World, step: LoadState) -> None:
@@ -83,7 +83,7 @@ async def load_state(server: Server, process: Process, world: World, step: LoadS
         crashpoint("warm.after_load")
         await engine.plug(monitor, vm.spec.cpus, more_memory(vm.spec, template))
     except VirtuaryError as error:
-        await _go_cold(server, world, error)
+        await go_cold(server, world, error)
         return
     await run.refresh()
 
@@ -126,7 +126,7 @@ async def _renew(server: Server, process: Process, world: World) -> None:
             await engine.wait_plugged(monitor, memory, RENEWAL_LIMIT)
         write_whole(server.paths.known_hosts, known)
     except VirtuaryError as error:
-        await _go_cold(server, world, error)
+        await go_cold(server, world, error)
         return
     crashpoint("renew.after")
     await server.write(identity=vm.name)
@@ -151,14 +151,14 @@ async def _host_key(server: Server, process: Process) -> HostKey:
     return await (making or make_host_key(server.paths.runtime))
 
 
-async def _go_cold(server: Server, world: World, error: VirtuaryError) -> None:
+async def go_cold(server: Server, world: World, error: VirtuaryError) -> None:
     """A copy that could not be made a machine of its own is nothing: it is ended, and the server
     boots from the image.
     """
     why = f"the warm start failed: {error.sentence}"
     say(logger, "warm start given up", logging.WARNING, vm=world.vm.name, why=error.sentence)
     await note_on(server, world, f"{why}: booting instead")
-    if isinstance(error, Failed) and "damaged" in error.sentence:
+    if isinstance(error, TemplateDamaged):
         with contextlib.suppress(VirtuaryError):
             await budget.damaged(server.site, find_template(server.site, world.vm), error.sentence)
     current = server.load()

@@ -426,9 +426,13 @@ def stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
     )
 
 
+class TemplateDamaged(Failed):
+    """A template's files are not what they were when it was made."""
+
+
 async def verify(site: Site, template: Template) -> dict[str, Any]:
-    """The manifest of a template whose files are what they were; raises Failed. Read through once
-    in a daemon's life, and after a touch.
+    """The manifest of a template whose files are what they were; raises TemplateDamaged, or Failed
+    where they can't be read. Read through once in a daemon's life, and after a touch.
     """
     folder = site.paths.template(template.id)
     facts = read_manifest(folder)
@@ -439,7 +443,9 @@ async def verify(site: Site, template: Template) -> dict[str, Any]:
                 lambda: {name: sparse.digest(folder / name) for name in SEALED}
             )
             if digests != facts["sha256"]:
-                raise Failed("the warm template is damaged: its files are not what they were")
+                raise TemplateDamaged(
+                    "the warm template is damaged: its files are not what they were"
+                )
             site.verified[template.id] = seen
     except OSError as error:
         raise Failed(f"the warm template can't be read: {error.strerror}") from error
