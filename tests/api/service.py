@@ -25,7 +25,7 @@ from virtuary.model.meta import Meta
 from virtuary.node.node import Node
 from virtuary.node.site import Site
 from virtuary.qemu.accel import Verdict, cache_key
-from virtuary.qemu.platform import Q35
+from virtuary.qemu.platforms.table import USUAL
 from virtuary.store.api import Store
 from virtuary.store.memory import MemoryStore
 
@@ -38,8 +38,8 @@ def make_parts(paths: Paths, store: Store | None = None) -> Parts:
     """
     program = Path("/usr/bin/qemu-system-x86_64")
     if program.exists():
-        verdict = Verdict(False, "kvm", Q35.kvm_cpu, "a test guest hung at real mode")
-        (paths.probes / f"accel-{cache_key(program, 'kvm', Q35.kvm_cpu)}.json").write_text(
+        verdict = Verdict(False, "kvm", USUAL.kvm_cpu, "a test guest hung at real mode")
+        (paths.probes / f"accel-{cache_key(program, 'kvm', USUAL.kvm_cpu)}.json").write_text(
             json.dumps(asdict(verdict))
         )
     store = store or MemoryStore()

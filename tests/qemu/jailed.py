@@ -24,7 +24,7 @@ from virtuary.jail.walls import choose_jail, find_capabilities
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import Machine, describe
 from virtuary.qemu.firmware import BIOS
-from virtuary.qemu.platform import Q35
+from virtuary.qemu.platforms.table import USUAL
 from virtuary.qemu.process import Launch, Started, become_subreaper, read_errors, start
 from virtuary.qemu.qmp import Monitor, open_monitor
 
@@ -91,7 +91,7 @@ async def main(folder: Path) -> dict[str, Any]:
     jail = choose_jail(host, 2_000_000_000 if host.root else os.getuid())
     program = find_program("qemu-system-x86_64")
     machine = Machine(
-        uuid=ID, platform=Q35, machine_type="q35", accel="tcg", cpus=1, memory=64 * MIB, disk=disk,
+        uuid=ID, platform=USUAL, machine_type="q35", accel="tcg", cpus=1, memory=64 * MIB, disk=disk,
         disk_size=MIB, layers=(base,), firmware=BIOS,
         runtime=runtime, mac="52:54:00:12:34:56",
     )  # fmt: skip

@@ -22,7 +22,7 @@ from virtuary.qemu.accel import (
     prove,
     run_probe,
 )
-from virtuary.qemu.platform import Q35
+from virtuary.qemu.platforms.table import USUAL
 from virtuary.qemu.probe import find_binary
 
 ENDS = {
@@ -162,19 +162,19 @@ def program() -> Path:
 
 @pytest.mark.qemu
 async def test_emulation_passes_all_stages(program: Path) -> None:
-    verdict = await run_probe(program, Q35, "tcg", "max", limit=20)
+    verdict = await run_probe(program, USUAL, "tcg", "max", limit=20)
     assert (verdict.works, verdict.stages) == (True, STAGES), verdict.reason
 
 
 @pytest.mark.qemu
 async def test_a_probe_that_is_cut_off_proves_nothing(program: Path) -> None:
-    verdict = await run_probe(program, Q35, "tcg", "max", limit=0.01)
+    verdict = await run_probe(program, USUAL, "tcg", "max", limit=0.01)
     assert not verdict.works and "hung" in verdict.reason and verdict.seconds < 2
 
 
 @pytest.mark.qemu
 async def test_a_probe_qemu_refuses_is_told_in_its_words(program: Path) -> None:
-    verdict = await run_probe(program, Q35, "tcg", "no-such-cpu")
+    verdict = await run_probe(program, USUAL, "tcg", "no-such-cpu")
     assert not verdict.works and "no-such-cpu" in verdict.reason
 
 
@@ -182,21 +182,21 @@ async def test_a_probe_qemu_refuses_is_told_in_its_words(program: Path) -> None:
 async def test_a_verdict_is_remembered_until_something_changes(
     program: Path, tmp_path: Path
 ) -> None:
-    first = await prove(program, Q35, "tcg", "max", tmp_path)
+    first = await prove(program, USUAL, "tcg", "max", tmp_path)
     (kept,) = tmp_path.iterdir()
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "reason": "remembered"}))
-    assert (await prove(program, Q35, "tcg", "max", tmp_path)).reason == "remembered"
-    assert not (await prove(program, Q35, "tcg", "no-such-cpu", tmp_path)).works
+    assert (await prove(program, USUAL, "tcg", "max", tmp_path)).reason == "remembered"
+    assert not (await prove(program, USUAL, "tcg", "no-such-cpu", tmp_path)).works
     kept.write_text("broken")
-    assert (await prove(program, Q35, "tcg", "max", tmp_path)).works == first.works, (
+    assert (await prove(program, USUAL, "tcg", "max", tmp_path)).works == first.works, (
         "a broken note is asked again"
     )
 
 
 @pytest.mark.qemu
 async def test_the_binary_is_asked_once_what_it_can_do(tmp_path: Path) -> None:
-    binary = await find_binary(Q35, tmp_path)
+    binary = await find_binary(USUAL, tmp_path)
     assert binary.machine.startswith("pc-q35-") and binary.version.count(".") == 2
     (kept,) = tmp_path.iterdir()
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "version": "99.0.0"}))
-    assert (await find_binary(Q35, tmp_path)).version == "99.0.0"
+    assert (await find_binary(USUAL, tmp_path)).version == "99.0.0"

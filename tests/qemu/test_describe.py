@@ -20,11 +20,11 @@ from virtuary.model.meta import Meta
 from virtuary.model.vm import Vm, VmSpec, VmWish
 from virtuary.qemu import usernet
 from virtuary.qemu.argv import command
-from virtuary.qemu.bus import SLOTS, slot
 from virtuary.qemu.describe import Machine, Warm, describe
 from virtuary.qemu.firmware import BIOS, Firmware
 from virtuary.qemu.parts import FIRST_DESCRIPTOR
-from virtuary.qemu.platform import PLATFORMS, Q35
+from virtuary.qemu.platforms.q35 import Q35, SLOTS
+from virtuary.qemu.platforms.table import PLATFORMS, USUAL
 
 Golden = Callable[[str, str], None]
 ID = "5f3c5a80-2a6b-4a5e-9d8e-0123456789ab"
@@ -33,7 +33,7 @@ TEMPLATE = Path("/state/templates/beef")
 UEFI = Firmware("uefi", Path("/usr/share/OVMF/CODE.fd"), Path("/usr/share/OVMF/VARS.fd"))
 
 PLAIN = Machine(
-    uuid=ID, platform=Q35, machine_type="pc-q35-10.0", accel="tcg", cpus=2, memory=2 * GIB,
+    uuid=ID, platform=USUAL, machine_type="pc-q35-10.0", accel="tcg", cpus=2, memory=2 * GIB,
     disk=HOME / "disk.qcow2", disk_size=8 * GIB,
     layers=(IMAGE / "disk.qcow2",), firmware=BIOS, runtime=RUN, mac="52:54:00:12:34:56",
     max_cpus=8, max_memory=10 * GIB,
@@ -114,7 +114,7 @@ def test_the_command_line_is_the_one_that_was_reviewed(case: str, golden: Golden
 
 
 OTHER: dict[str, Any] = {
-    "uuid": "00000000-0000-4000-8000-000000000000", "platform": replace(Q35, tcg_cpu="qemu64"),
+    "uuid": "00000000-0000-4000-8000-000000000000", "platform": replace(Q35(), tcg_cpu="qemu64"),
     "machine_type": "pc-q35-9.2",
     "accel": "kvm", "cpus": 3, "memory": 3 * GIB, "disk": Path("/other/disk"),
     "disk_size": 64 * GIB, "layers": (Path("/other/base"),), "firmware": UEFI,
@@ -228,9 +228,12 @@ def test_nothing_may_write_to_a_template_but_the_template() -> None:
     assert balloon["free-page-reporting"] is False
 
 
-@pytest.mark.parametrize("field", ["machine_options", "tcg_cpu", "kvm_cpu", "serial_device"])
+@pytest.mark.parametrize(
+    "field", ["machine_options", "tcg_cpu", "kvm_cpu", "serial_device", "ports"]
+)
 def test_no_field_of_a_platform_goes_untested(field: str) -> None:
-    other = replace(Q35, **{field: (("smm", "on"),) if field == "machine_options" else "other"})
+    others: dict[str, Any] = {"machine_options": (("smm", "on"),), "ports": 5}
+    other = replace(Q35(), **{field: others.get(field, "other")})
     assert any(
         whole(replace(machine, platform=other)) != whole(machine) for machine in CASES.values()
     )
@@ -283,7 +286,7 @@ def test_adding_a_seed_moves_no_other_device() -> None:
         }
 
     before, after = places(PLAIN), places(replace(PLAIN, **WITH_SEED))
-    assert after == {**before, "seed0-device": slot("seed0")["addr"]}
+    assert after == {**before, "seed0-device": USUAL.slot("seed0")["addr"]}
 
 
 def test_slots_of_the_bus_are_distinct_and_leave_room_for_hot_plug() -> None:

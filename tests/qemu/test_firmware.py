@@ -12,6 +12,7 @@ import pytest
 
 from virtuary.base.errors import HostLacks
 from virtuary.qemu.firmware import find_uefi
+from virtuary.qemu.platforms.table import USUAL
 
 
 def descriptor(folder: Path, name: str, **changes: Any) -> None:
@@ -37,13 +38,13 @@ def descriptor(folder: Path, name: str, **changes: Any) -> None:
 
 
 def found(*folders: Path) -> str:
-    return (find_uefi("x86_64", folders=folders).code or Path()).stem
+    return (find_uefi(USUAL, folders=folders).code or Path()).stem
 
 
 def test_the_first_in_order_of_names_wins(tmp_path: Path) -> None:
     for name in ("60-b", "50-a", "70-c"):
         descriptor(tmp_path, name)
-    firmware = find_uefi("x86_64", folders=(tmp_path,))
+    firmware = find_uefi(USUAL, folders=(tmp_path,))
     assert (firmware.kind, firmware.code, firmware.vars_template) == (
         "uefi",
         tmp_path / "50-a.code",
@@ -89,5 +90,5 @@ def test_a_broken_descriptor_is_passed_over(tmp_path: Path, text: str) -> None:
 
 def test_where_there_is_none_the_package_is_named(tmp_path: Path) -> None:
     with pytest.raises(HostLacks) as caught:
-        find_uefi("x86_64", folders=(tmp_path, tmp_path / "nowhere"))
+        find_uefi(USUAL, folders=(tmp_path, tmp_path / "nowhere"))
     assert caught.value.hint == "apt install ovmf"

@@ -33,7 +33,8 @@ from virtuary.node.networks.networks import Networks
 from virtuary.node.networks.uplink import Uplink
 from virtuary.node.usual import Usual
 from virtuary.qemu.accel import Choice, Verdict, choose, prove
-from virtuary.qemu.platform import PLATFORMS, Platform
+from virtuary.qemu.platforms.platform import Platform
+from virtuary.qemu.platforms.table import USUAL
 from virtuary.qemu.probe import Binary, find_binary
 from virtuary.store import documents
 from virtuary.store.api import Store
@@ -204,13 +205,12 @@ FLEETING = ("memory_available", "disk_free", "pressure", "vms", "vms_running", "
 
 async def host_status(site: Site) -> HostStatus:
     """The host as `virtuary host` shows it."""
-    platform = PLATFORMS["x86_64"]
     total, available = memory_facts()
     usage = shutil.disk_usage(site.paths.vms)
     accel = reason = qemu = ""
     try:
-        binary = await site.binary(platform)
-        choice = await site.accel(platform, "auto")
+        binary = await site.binary(USUAL)
+        choice = await site.accel(USUAL, "auto")
         qemu, accel, reason = binary.version, choice.accel, choice.why
     except VirtuaryError as error:
         reason = error.sentence

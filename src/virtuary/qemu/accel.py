@@ -24,7 +24,7 @@ from typing import Literal
 from virtuary.base.errors import HostLacks
 from virtuary.base.files import write_whole
 from virtuary.base.proc import last_line
-from virtuary.qemu.platform import Platform
+from virtuary.qemu.platforms.platform import Platform
 
 STAGES = "RPLIAUFCS"
 NAMES = {

@@ -15,10 +15,9 @@ from virtuary.base.units import MIB
 from virtuary.jail.walls import Bounds
 from virtuary.model.resources import translation_buffer
 from virtuary.model.template import WAKE_PORT
-from virtuary.qemu.bus import PORTS, port, slot
 from virtuary.qemu.firmware import Firmware
 from virtuary.qemu.parts import Grant, Grants, Part, Parts
-from virtuary.qemu.platform import Platform
+from virtuary.qemu.platforms.platform import Platform
 
 
 @dataclass(frozen=True)
@@ -287,7 +286,7 @@ def growth_parts(machine: Machine) -> list[Part]:
                     "id": "growth0-device",
                     "memdev": "growth0",
                     "requested-size": 0,
-                    **slot("growth0"),
+                    **machine.platform.slot("growth0"),
                 },
             ),
         ]
@@ -301,10 +300,10 @@ def growth_parts(machine: Machine) -> list[Part]:
                     "id": f"port{n}",
                     "chassis": n + 1,
                     "slot": n + 1,
-                    **port(n),
+                    **machine.platform.port(n),
                 },
             )
-            for n in range(PORTS)
+            for n in range(machine.platform.ports)
         ),
     ]
 
@@ -364,7 +363,7 @@ def disk_parts(machine: Machine, grants: Grants) -> list[Part]:
                 **({} if machine.kernel else {"bootindex": 0}),
                 "werror": "enospc",
                 "rerror": "report",
-                **slot("disk0"),
+                **machine.platform.slot("disk0"),
             },
         ),
     ]
@@ -417,7 +416,7 @@ def seed_parts(machine: Machine, grants: Grants) -> list[Part]:
                 "id": "seed0-device",
                 "drive": "seed0",
                 "serial": "seed",
-                **slot("seed0"),
+                **machine.platform.slot("seed0"),
             },
         ),
     ]
@@ -444,7 +443,7 @@ def agent_parts(machine: Machine, grants: Grants) -> list[Part]:
                 "driver": "virtio-serial-pci",
                 "id": "serial-bus",
                 "max_ports": 8,
-                **slot("serial-bus"),
+                **machine.platform.slot("serial-bus"),
             },
         ),
         _serial_port(1, "agent", "org.qemu.guest_agent.0"),
@@ -478,7 +477,7 @@ def network_parts(machine: Machine, grants: Grants) -> list[Part]:
             "server": True,
             "addr": {"type": "fd", "str": str(grant.number)},
         }
-    return nic_parts(0, backend, machine.mac, slot("net0"))
+    return nic_parts(0, backend, machine.mac, machine.platform.slot("net0"))
 
 
 def nic_parts(number: int, backend: dict[str, Any], mac: str, place: dict[str, str]) -> list[Part]:
@@ -500,7 +499,12 @@ def extra_parts(machine: Machine) -> list[Part]:
         Part("object", {"qom-type": "rng-builtin", "id": "rng0"}),
         Part(
             "device",
-            {"driver": "virtio-rng-pci", "id": "rng0-device", "rng": "rng0", **slot("rng0")},
+            {
+                "driver": "virtio-rng-pci",
+                "id": "rng0-device",
+                "rng": "rng0",
+                **machine.platform.slot("rng0"),
+            },
         ),
         Part(
             "device",
@@ -509,11 +513,13 @@ def extra_parts(machine: Machine) -> list[Part]:
                 "id": "balloon0",
                 "free-page-reporting": machine.reporting,
                 "deflate-on-oom": True,
-                **slot("balloon0"),
+                **machine.platform.slot("balloon0"),
             },
         ),
         Part("device", {"driver": "vmgenid", "id": "generation0", "guid": machine.generation}),
-        Part("device", {"driver": "pvpanic-pci", "id": "panic0", **slot("panic0")}),
+        Part(
+            "device", {"driver": "pvpanic-pci", "id": "panic0", **machine.platform.slot("panic0")}
+        ),
     ]
 
 

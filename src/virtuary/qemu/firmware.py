@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from virtuary.base.errors import HostLacks
+from virtuary.qemu.platforms.platform import Platform
 
 DESCRIPTORS = (Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"))
 
@@ -24,7 +25,7 @@ class Firmware:
 BIOS = Firmware("bios")
 
 
-def find_uefi(arch: str, machine: str = "q35", folders: tuple[Path, ...] = DESCRIPTORS) -> Firmware:
+def find_uefi(platform: Platform, folders: tuple[Path, ...] = DESCRIPTORS) -> Firmware:
     """The distribution's preferred UEFI without secure-boot keys; raises HostLacks with the package
     to install.
     """
@@ -33,13 +34,13 @@ def find_uefi(arch: str, machine: str = "q35", folders: tuple[Path, ...] = DESCR
         if folder.is_dir():
             names |= {path.name: path for path in folder.glob("*.json")}
     for name in sorted(names):
-        firmware = _usable(names[name], arch, machine)
+        firmware = _usable(names[name], platform)
         if firmware:
             return firmware
     raise HostLacks("no UEFI firmware is installed", "apt install ovmf", package="ovmf")
 
 
-def _usable(path: Path, arch: str, machine: str) -> Firmware | None:
+def _usable(path: Path, platform: Platform) -> Firmware | None:
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         mapping = body["mapping"]
@@ -53,8 +54,8 @@ def _usable(path: Path, arch: str, machine: str) -> Firmware | None:
             and mapping["executable"]["format"] == "raw"
             and not {"requires-smm", "enrolled-keys"} & set(body["features"])
             and any(
-                target["architecture"] == arch
-                and any(pattern.startswith(f"pc-{machine}") for pattern in target["machines"])
+                target["architecture"] == platform.arch
+                and any(pattern.startswith(platform.family) for pattern in target["machines"])
                 for target in body["targets"]
             )
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from virtuary.base.errors import HostLacks
 from virtuary.base.files import write_whole
 from virtuary.base.proc import find_program, last_line
-from virtuary.qemu.platform import Platform
+from virtuary.qemu.platforms.platform import Platform
 
 FLOOR = (8, 2)
 

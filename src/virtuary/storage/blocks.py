@@ -25,6 +25,7 @@ from virtuary.base.units import GIB, MIB
 from virtuary.jail.tool import Surroundings, confined
 from virtuary.jail.walls import Bounds
 from virtuary.qemu.argv import SANDBOX
+from virtuary.qemu.platforms.table import USUAL
 from virtuary.qemu.process import listening_socket
 from virtuary.qemu.qmp import CommandFailed, Monitor, open_monitor
 from virtuary.storage.own import open_disk
@@ -42,7 +43,7 @@ CLUSTER = 65536
 MONITOR = 20
 COMMAND = (
     *(
-        "qemu-system-x86_64",
+        USUAL.program,
         "-machine",
         "none",
         "-accel",

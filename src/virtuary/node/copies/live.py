@@ -36,7 +36,14 @@ from virtuary.node.copies import steps
 from virtuary.node.copies.plan import EndSave, LoadLive, SaveLive, StartLive
 from virtuary.node.identity.plan import RenewLive
 from virtuary.node.machine import keys
-from virtuary.node.machine.resolve import layers_of, machine_of, place_of, shape_of, shaped
+from virtuary.node.machine.resolve import (
+    find_qemu,
+    layers_of,
+    machine_of,
+    place_of,
+    shape_of,
+    shaped,
+)
 from virtuary.node.power.start import start_machine
 from virtuary.node.power.steps import end_process
 from virtuary.node.server.notes import note_on, printable
@@ -51,6 +58,7 @@ from virtuary.qemu import rtc, warm
 from virtuary.qemu.argv import command, digest
 from virtuary.qemu.describe import Machine, describe, layer_parts
 from virtuary.qemu.parts import Grants
+from virtuary.qemu.probe import Binary
 from virtuary.storage import directory, full, sparse
 from virtuary.store import documents
 
@@ -77,16 +85,17 @@ async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
     assert runtime
     if runtime.shape is None:
         raise Failed(f"{vm.name} was started by another Virtuary", f"virtuary restart {vm.name}")
+    qemu = await find_qemu(site, vm)
     if runtime.live:
-        machine = await live_machine(site, vm, image, runtime.accel, runtime.shape)
+        machine = live_machine(site, vm, image, runtime.accel, runtime.shape, qemu)
     elif runtime.template:
         template = documents.get(site.store, Template, runtime.template)
         if template is None:
             raise Failed("its warm template is gone")
-        machine = await copy_of(site, vm, image, template)
+        machine = copy_of(site, vm, image, template, qemu)
     else:
-        machine = shaped(await machine_of(site, vm, image, runtime.accel), runtime.shape)
-    words = command((await site.binary(machine.platform)).program, describe(machine))
+        machine = shaped(machine_of(site, vm, image, runtime.accel, qemu), runtime.shape)
+    words = command(qemu.program, describe(machine))
     if runtime.command != digest(words):
         why = "it was changed since, or started by another Virtuary or QEMU"
         raise Failed(
@@ -96,9 +105,11 @@ async def process_machine(site: Site, vm: Vm, image: Image) -> Machine:
     return machine
 
 
-async def live_machine(site: Site, vm: Vm, image: Image, accel: str, shape: Shape) -> Machine:
+def live_machine(
+    site: Site, vm: Vm, image: Image, accel: str, shape: Shape, qemu: Binary
+) -> Machine:
     """The machine that goes on with the memory of another one of this shape."""
-    own = await machine_of(site, vm, image, accel)
+    own = machine_of(site, vm, image, accel, qemu)
     return replace(
         shaped(own, shape),
         seed=None,
@@ -266,7 +277,8 @@ async def start_live(server: Server, world: World, step: StartLive) -> None:
         if world.image is None:
             raise Failed("its image is gone")
         shape = Shape.model_validate(facts["shape"])
-        machine = await live_machine(server.site, world.vm, world.image, facts["accel"], shape)
+        qemu = await find_qemu(server.site, world.vm)
+        machine = live_machine(server.site, world.vm, world.image, facts["accel"], shape, qemu)
         await note_on(server, world, "resuming the copy", stage="firmware", progress=None)
         await start_machine(server, world.vm, machine, live=True)
     except (VirtuaryError, OSError) as error:
@@ -283,7 +295,8 @@ async def load_live(server: Server, process: Process, world: World, step: LoadLi
             raise Failed("its image is gone")
         # memory that was plugged is told by the state itself
         await warm.plug(monitor, vm.spec.cpus, 0)
-        machine = await live_machine(server.site, vm, world.image, facts["accel"], shape)
+        qemu = await find_qemu(server.site, vm)
+        machine = live_machine(server.site, vm, world.image, facts["accel"], shape, qemu)
         limit = 60 + vm.spec.memory / SLOWEST
         await engine.load(monitor, warm.state_address(describe(machine)), facts["mapped"], limit)
         crashpoint("live.after_load")

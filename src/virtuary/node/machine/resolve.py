@@ -20,7 +20,8 @@ from virtuary.network.passt import Forward
 from virtuary.node.site import Site, memory_facts
 from virtuary.qemu.describe import Machine
 from virtuary.qemu.firmware import BIOS, Firmware, find_uefi
-from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.platforms.table import PLATFORMS
+from virtuary.qemu.probe import Binary
 from virtuary.store import documents
 from virtuary.store.api import Store
 from virtuary.store.documents import every
@@ -35,7 +36,7 @@ def firmware_of(vm: Vm, image: Image) -> Firmware:
         raise HostLacks(
             f"the image {image.name} can't start by {kind.upper()}", f"leave out --firmware {kind}"
         )
-    return BIOS if kind == "bios" else find_uefi(vm.spec.arch)
+    return BIOS if kind == "bios" else find_uefi(PLATFORMS[vm.spec.arch])
 
 
 def layers_of(site: Site, vm: Vm) -> tuple[Path, ...]:
@@ -118,10 +119,16 @@ def shaped(machine: Machine, shape: Shape) -> Machine:
     )
 
 
-async def machine_of(site: Site, vm: Vm, image: Image, accel: str) -> Machine:
-    """Everything resolved; a dry run gives the same as the start."""
+async def find_qemu(site: Site, vm: Vm) -> Binary:
+    """The QEMU of this host that runs this server; raises HostLacks."""
+    return await site.binary(PLATFORMS[vm.spec.arch])
+
+
+def machine_of(site: Site, vm: Vm, image: Image, accel: str, qemu: Binary) -> Machine:
+    """Everything resolved; a dry run gives the same as the start. A server that was never started
+    gets the newest machine type of this QEMU.
+    """
     most = growth(site)
-    platform = PLATFORMS[vm.spec.arch]
     paths = site.paths.vm(vm.id)
     folder = site.paths.image(image.id)
     firmware = firmware_of(vm, image)
@@ -129,8 +136,8 @@ async def machine_of(site: Site, vm: Vm, image: Image, accel: str) -> Machine:
     seeded = image.status.cloud_init and (vm.spec.user_data or not image.status.agent)
     return Machine(
         uuid=vm.id,
-        platform=platform,
-        machine_type=vm.spec.machine or (await site.binary(platform)).machine,
+        platform=PLATFORMS[vm.spec.arch],
+        machine_type=vm.spec.machine or qemu.machine,
         accel="kvm" if accel == "kvm" else "tcg",
         cpus=vm.spec.cpus,
         memory=vm.spec.memory,

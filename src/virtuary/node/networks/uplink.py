@@ -25,7 +25,8 @@ from virtuary.network import uplink
 from virtuary.network.netns import Private
 from virtuary.qemu import process, usernet
 from virtuary.qemu.parts import Grant
-from virtuary.qemu.platform import PLATFORMS, Platform
+from virtuary.qemu.platforms.platform import Platform
+from virtuary.qemu.platforms.table import USUAL
 from virtuary.qemu.probe import Binary
 from virtuary.qemu.qmp import DEADLINE, Monitor, open_monitor
 
@@ -110,7 +111,7 @@ class Uplink:
         return self._monitor
 
     async def _start(self) -> process.Started:
-        binary = await self._site.binary(PLATFORMS["x86_64"])
+        binary = await self._site.binary(USUAL)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         jail = choose_jail(self._site.capabilities, os.getuid(), reach="internet")
         grants = [Grant("qmp", usernet.MONITOR, self._folder / "qmp", "socket")]

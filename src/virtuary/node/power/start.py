@@ -23,6 +23,7 @@ from virtuary.node.machine.launch import (
     serve_network,
 )
 from virtuary.node.machine.resolve import (
+    find_qemu,
     forwards_of,
     free_uid,
     machine_of,
@@ -37,7 +38,7 @@ from virtuary.node.server.server import Server
 from virtuary.node.server.world import World
 from virtuary.node.tuning.plan import untuned
 from virtuary.qemu.describe import Machine
-from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.process import read_errors
 
 
@@ -48,7 +49,8 @@ async def start(server: Server, world: World, step: Start) -> None:
         server, world, choice.why, STAGE_TEXT["firmware"], stage="firmware", progress=None
     )
     vm = await pin_machine(server, world.vm)
-    machine = await machine_of(server.site, vm, step.image, choice.accel)
+    qemu = await find_qemu(server.site, vm)
+    machine = machine_of(server.site, vm, step.image, choice.accel, qemu)
     if machine.vars_file and not machine.vars_file.exists():
         assert machine.firmware.vars_template
         write_whole(machine.vars_file, machine.firmware.vars_template.read_bytes())
@@ -133,7 +135,7 @@ async def pin_machine(server: Server, vm: Vm) -> Vm:
     """The hardware a server first starts on stays its own through every upgrade of QEMU."""
     if vm.spec.machine:
         return vm
-    binary = await server.site.binary(PLATFORMS[vm.spec.arch])
+    binary = await find_qemu(server.site, vm)
     changed = vm.but(spec=vm.spec.but(machine=binary.machine))
     revision = await server.site.store.txn(
         {server.key: vm.meta.revision}, {server.key: changed.dump()}
@@ -156,7 +158,7 @@ async def start_network(server: Server, process: Process, world: World, step: St
     yet. A guest that runs is not stopped for this.
     """
     runtime = process.run.runtime
-    binary = await server.site.binary(PLATFORMS[world.vm.spec.arch])
+    binary = await find_qemu(server.site, world.vm)
     forwards = (*forwards_of(world.vm), ssh_forward(runtime.ssh_port or 0))
     try:
         wiring = Wiring(

@@ -16,14 +16,13 @@ from virtuary.host.cgroups import SYSTEMD
 from virtuary.model.host import Check
 from virtuary.node.site import Site, default_network, memory_facts
 from virtuary.qemu.firmware import find_uefi
-from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.platforms.table import USUAL
 from virtuary.storage.directory import free_space
 
 LINGER = Path("/var/lib/systemd/linger")
 """A file for each user whose programs run on after the last session, which is the user's to have
 (loginctl enable-linger).
 """
-X86 = PLATFORMS["x86_64"]
 
 
 async def examine(site: Site) -> list[Check]:
@@ -44,7 +43,7 @@ async def examine(site: Site) -> list[Check]:
 
 
 async def qemu(site: Site) -> Check:
-    binary = await site.binary(X86)
+    binary = await site.binary(USUAL)
     return Check(
         name="qemu",
         state="ok",
@@ -53,7 +52,7 @@ async def qemu(site: Site) -> Check:
 
 
 async def accelerator(site: Site) -> Check:
-    verdict = await site.verdict(X86)
+    verdict = await site.verdict(USUAL)
     if verdict.works:
         return Check(
             name="accelerator",
@@ -73,7 +72,7 @@ async def accelerator(site: Site) -> Check:
 
 async def firmware(site: Site) -> Check:
     return Check(
-        name="firmware", state="ok", found=f"SeaBIOS of QEMU; UEFI at {find_uefi('x86_64').code}"
+        name="firmware", state="ok", found=f"SeaBIOS of QEMU; UEFI at {find_uefi(USUAL).code}"
     )
 
 

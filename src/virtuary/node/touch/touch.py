@@ -30,7 +30,7 @@ from virtuary.network import physical
 from virtuary.network.routes import find_own, find_routed
 from virtuary.node import operations
 from virtuary.node.machine.console import Console, latest, tail
-from virtuary.node.machine.resolve import machine_of
+from virtuary.node.machine.resolve import find_qemu, machine_of
 from virtuary.node.machine.run import Run
 from virtuary.node.node import Node
 from virtuary.node.site import UIDS, Site, describe_host
@@ -38,7 +38,7 @@ from virtuary.node.touch.session import Inbox, Say, Session
 from virtuary.node.warm.derive import choose_template, copy_of
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import describe
-from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.storage.directory import reserving
 from virtuary.store import documents
 
@@ -268,7 +268,6 @@ def check_source(site: Site, source: ImageSource) -> None:
 
 async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     """What a start would do: accelerator, isolation, and the exact command line."""
-    platform = PLATFORMS[vm.spec.arch]
     steps = [] if image.status.state == "ready" else [f"make the image {image.name}"]
     template, why = (
         await choose_template(site, vm, image)
@@ -281,10 +280,10 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     ]
     if vm.spec.power == "stopped":
         return {"steps": steps}
-    choice = await site.accel(platform, vm.spec.accel)
-    binary = await site.binary(platform)
+    choice = await site.accel(PLATFORMS[vm.spec.arch], vm.spec.accel)
+    qemu = await find_qemu(site, vm)
     jail = choose_jail(site.capabilities, UIDS.start)
-    steps += [f"start QEMU {binary.version} with {choice.accel}"]
+    steps += [f"start QEMU {qemu.version} with {choice.accel}"]
     steps += (
         [f"resume {why}", "give the copy its own identity"]
         if template
@@ -301,12 +300,12 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
         "warm_reason": why,
     }
     if image.status.state == "ready":
-        machine = await (
-            copy_of(site, vm, image, template)
+        machine = (
+            copy_of(site, vm, image, template, qemu)
             if template
-            else machine_of(site, vm, image, choice.accel)
+            else machine_of(site, vm, image, choice.accel, qemu)
         )
-        plan["command"] = command(binary.program, describe(machine))
+        plan["command"] = command(qemu.program, describe(machine))
     else:
         plan["note"] = "the command line is known once the image is made"
     return plan

@@ -17,7 +17,7 @@ from virtuary.model.vm import Vm
 from virtuary.node.machine.resolve import firmware_of
 from virtuary.node.site import Site, memory_facts
 from virtuary.node.warm import derive
-from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.store import documents
 from virtuary.store.documents import every
 

@@ -32,7 +32,8 @@ from virtuary.node.machine.resolve import firmware_of, growth, machine_of, place
 from virtuary.node.site import Site
 from virtuary.qemu.argv import command
 from virtuary.qemu.describe import Machine, Warm, describe
-from virtuary.qemu.platform import PLATFORMS
+from virtuary.qemu.platforms.table import PLATFORMS
+from virtuary.qemu.probe import Binary
 from virtuary.qemu.warm import STEP
 from virtuary.store.documents import every
 
@@ -126,8 +127,8 @@ def base_memory(spec: VmSpec) -> int:
     return min(spec.memory, default_memory(spec.image))
 
 
-async def template_machine(
-    site: Site, template: Template, image: Image, folder: Path, machine: str = ""
+def template_machine(
+    site: Site, template: Template, image: Image, folder: Path, qemu: Binary, machine: str = ""
 ) -> Machine:
     """The machine a template is while it is made in `folder`."""
     spec = VmSpec(
@@ -135,9 +136,8 @@ async def template_machine(
         accel=template.spec.accel,
         firmware=template.spec.firmware, machine=machine,
     )  # fmt: skip
-    own = await machine_of(
-        site, Vm(meta=Meta(id=template.id, name="template"), spec=spec), image, template.spec.accel
-    )
+    vm = Vm(meta=Meta(id=template.id, name="template"), spec=spec)
+    own = machine_of(site, vm, image, template.spec.accel, qemu)
     variables = folder / "firmware-vars.fd" if own.vars_file else None
     grown = _grows(site, own, template.spec.memory)
     size = image.status.virtual_size
@@ -186,7 +186,8 @@ async def key_of(site: Site, template: Template, image: Image, machine: str = ""
     """Digest of everything a copy of this template must match as things are now; see the top of
     this file.
     """
-    own = await template_machine(site, template, image, Path("/template"), machine)
+    binary = await site.binary(PLATFORMS[template.spec.arch])
+    own = template_machine(site, template, image, Path("/template"), binary, machine)
     assert own.warm
     kernel, initrd = (own.kernel and Path("/kernel")), (own.initrd and Path("/initrd"))
     neutral = replace(
@@ -199,7 +200,6 @@ async def key_of(site: Site, template: Template, image: Image, machine: str = ""
         kernel=kernel,
         initrd=initrd,
     )
-    binary = await site.binary(own.platform)
     build = Path(binary.program).stat()
     facts: dict[str, Any] = {
         "command": command("qemu", describe(neutral)),
@@ -228,11 +228,11 @@ def more_memory(spec: VmSpec, template: Template) -> int:
     return max(-(-(spec.memory - template.spec.memory) // STEP) * STEP, 0)
 
 
-async def copy_of(site: Site, vm: Vm, image: Image | None, template: Template) -> Machine:
+def copy_of(site: Site, vm: Vm, image: Image | None, template: Template, qemu: Binary) -> Machine:
     """The machine that resumes a copy of `template` as this server."""
     if image is None:
         raise Failed("its image is gone")
-    own = await machine_of(site, vm, image, template.spec.accel)
+    own = machine_of(site, vm, image, template.spec.accel, qemu)
     return copy_machine(site, own, template, generation_of(vm))
 
 

@@ -20,6 +20,7 @@ from virtuary.guest.seed import HostKey
 from virtuary.guest.wake import open_port
 from virtuary.node.identity.plan import RenewIdentity
 from virtuary.node.machine.keys import keys_of, seed_keys
+from virtuary.node.machine.resolve import find_qemu
 from virtuary.node.power.start import pin_machine, start_machine
 from virtuary.node.power.steps import end_process
 from virtuary.node.server.notes import note_on, printable
@@ -55,7 +56,7 @@ async def start_warm(server: Server, world: World, step: StartWarm) -> None:
         )
         await templates.verify(site, template)
         vm = await pin_machine(server, world.vm)
-        machine = await copy_of(site, vm, world.image, template)
+        machine = copy_of(site, vm, world.image, template, await find_qemu(site, vm))
         if machine.vars_file:
             write_whole(
                 machine.vars_file,
@@ -77,7 +78,8 @@ async def load_state(server: Server, process: Process, world: World, step: LoadS
     monitor, run, vm, site = process.monitor, process.run, world.vm, server.site
     try:
         template = find_template(site, vm)
-        parts = describe(await copy_of(site, vm, world.image, template))
+        qemu = await find_qemu(site, vm)
+        parts = describe(copy_of(site, vm, world.image, template, qemu))
         run.wake_port = await open_port(server.paths.socket("wake"))
         await engine.load(monitor, engine.state_address(parts))
         crashpoint("warm.after_load")

@@ -47,6 +47,7 @@ from virtuary.node.warm.budget import keep_budget, standing_on
 from virtuary.qemu import rtc
 from virtuary.qemu import warm as engine
 from virtuary.qemu.describe import Machine, describe
+from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.process import read_errors
 from virtuary.storage import directory, sparse
 from virtuary.store import documents
@@ -226,7 +227,8 @@ class Making:
             self.folder, template.spec.memory // 2, "a warm template", self.site.kept
         )
         key = await derive.key_of(site, template, self.image)
-        machine = await derive.template_machine(site, template, self.image, self.folder)
+        qemu = await site.binary(PLATFORMS[template.spec.arch])
+        machine = derive.template_machine(site, template, self.image, self.folder, qemu)
         uid = free_uid(site, template.id)
         base = site.paths.image(self.image.id) / "disk.qcow2"
         size = await directory.ensure_overlay(
