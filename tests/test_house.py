@@ -125,6 +125,28 @@ def test_programs_of_their_own_need_nothing_but_the_standard_library(name: str) 
     assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names
 
 
+def test_devices_and_platforms_are_described_without_touching_the_world() -> None:
+    """Values in, values out: what they may import is what can't open, ask or wait."""
+    pure = {"__future__", "abc", "collections.abc", "dataclasses", "pathlib", "typing"}
+    ours = ("base.units", "model", "qemu.parts", "qemu.platforms", "qemu.devices")
+    wrong = [
+        f"{name} imports {module}"
+        for name, tree in trees()
+        if name.startswith(("qemu/devices/", "qemu/platforms/"))
+        for module in every_import(tree)
+        if module not in pure and not module.startswith(tuple(f"virtuary.{one}" for one in ours))
+    ]
+    assert not wrong
+
+
+def every_import(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
 def test_no_files_import_each_other_in_a_circle() -> None:
     """For types neither: what two need stands below both."""
     graph = {name: targets(tree) & set(NAMES) - {name} for name, tree in trees()}

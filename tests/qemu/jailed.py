@@ -22,8 +22,12 @@ from virtuary.base.proc import end, find_program, start_time, wait_end
 from virtuary.base.units import MIB
 from virtuary.jail.walls import choose_jail, find_capabilities
 from virtuary.qemu.argv import command
-from virtuary.qemu.describe import Machine, describe
-from virtuary.qemu.firmware import BIOS
+from virtuary.qemu.describe import describe
+from virtuary.qemu.devices.disk import Disk
+from virtuary.qemu.devices.memory import Memory
+from virtuary.qemu.devices.nic import Nic
+from virtuary.qemu.devices.processor import Cpus
+from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import USUAL
 from virtuary.qemu.process import Launch, Started, become_subreaper, read_errors, start
 from virtuary.qemu.qmp import Monitor, open_monitor
@@ -91,9 +95,8 @@ async def main(folder: Path) -> dict[str, Any]:
     jail = choose_jail(host, 2_000_000_000 if host.root else os.getuid())
     program = find_program("qemu-system-x86_64")
     machine = Machine(
-        uuid=ID, platform=USUAL, machine_type="q35", accel="tcg", cpus=1, memory=64 * MIB, disk=disk,
-        disk_size=MIB, layers=(base,), firmware=BIOS,
-        runtime=runtime, mac="52:54:00:12:34:56",
+        uuid=ID, platform=USUAL, type="q35", accel="tcg", cpus=Cpus(1), memory=Memory(64 * MIB),
+        disks=(Disk(disk, MIB, (base,)),), nics=(Nic("52:54:00:12:34:56"),), runtime=runtime,
     )  # fmt: skip
     parts = describe(machine)
     given = {name: folder / name for name in ("readable", "writable")}

@@ -50,16 +50,21 @@ FIRST_DESCRIPTOR = 20
 
 class Grants:
     """Collects the grants of one machine and numbers them in order, so that the same machine gives
-    the same line.
+    the same line. `runtime`: folder of the machine's sockets.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Path) -> None:
+        self.runtime = runtime
         self.all: list[Grant] = []
 
     def add(self, role: str, path: Path, mode: Mode) -> Grant:
         grant = Grant(role, FIRST_DESCRIPTOR + len(self.all), path, mode)
         self.all.append(grant)
         return grant
+
+    def listen(self, role: str) -> Grant:
+        """A socket of this role, at which QEMU is listening from its start."""
+        return self.add(role, self.runtime / role, "socket")
 
 
 class Parts(NamedTuple):

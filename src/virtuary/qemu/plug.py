@@ -9,7 +9,8 @@ import contextlib
 
 from virtuary.base.answers import read
 from virtuary.base.errors import GuestSilent
-from virtuary.qemu.describe import nic_parts
+from virtuary.qemu.devices.nic import nic_parts
+from virtuary.qemu.devices.ports import behind
 from virtuary.qemu.qmp import CommandFailed, Monitor
 
 LIMIT = 10.0
@@ -26,7 +27,7 @@ async def plug_nic(monitor: Monitor, number: int, mac: str, tap: int | None) -> 
     else:
         await monitor.send_descriptor(tap, name)
         backend = {"type": "tap", "fd": name}
-    netdev, device = nic_parts(number, backend, mac, {"bus": f"port{number - 1}"})
+    netdev, device = nic_parts(number, backend, mac, behind(number - 1))
     try:
         await monitor.run("netdev_add", **netdev.args)
         await monitor.run("device_add", **device.args)

@@ -56,8 +56,10 @@ from virtuary.node.warm.derive import copy_of, generation_of, make_host_key
 from virtuary.qemu import live as engine
 from virtuary.qemu import rtc, warm
 from virtuary.qemu.argv import command, digest
-from virtuary.qemu.describe import Machine, describe, layer_parts
-from virtuary.qemu.parts import Grants
+from virtuary.qemu.describe import describe
+from virtuary.qemu.devices.generation import Generation
+from virtuary.qemu.devices.state import State
+from virtuary.qemu.machine import Machine
 from virtuary.qemu.probe import Binary
 from virtuary.storage import directory, full, sparse
 from virtuary.store import documents
@@ -113,8 +115,8 @@ def live_machine(
     return replace(
         shaped(own, shape),
         seed=None,
-        generation=generation_of(vm),
-        state=site.paths.vm(vm.id).state,
+        generation=Generation(generation_of(vm)),
+        state=State(site.paths.vm(vm.id).state, arrives=True),
     )
 
 
@@ -133,7 +135,7 @@ async def _save(server: Server, process: Process, world: World, copy: Vm) -> Non
         raise Failed(f"{vm.name} can't be asked just now", "repeat in a moment")
     machine = await process_machine(site, vm, image)
     # an emulating QEMU dies of it: it mistakes where the grown part lies
-    if vm.spec.memory > machine.memory:
+    if vm.spec.memory > machine.memory.size:
         raise Failed(
             f"{vm.name} was given memory while it ran, which can't be saved",
             f"virtuary restart {vm.name}",
@@ -243,15 +245,16 @@ async def _save_into(
     try:
         for path, flags in (
             (paths.state, os.O_WRONLY | os.O_CREAT | os.O_EXCL), (paths.disk, os.O_RDWR),
-            (machine.disk, os.O_RDONLY),
+            (machine.root.file, os.O_RDONLY),
         ):  # fmt: skip
             opened.append(
                 os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
             )
         state, disk, _ = opened
-        below, _parts = layer_parts(machine, Grants())
         report = operations.reporter(site.store, operation)
-        return await engine.save(monitor, state, disk, below or None, opened[1:], report, check)
+        return await engine.save(
+            monitor, state, disk, machine.root.below, opened[1:], report, check
+        )
     finally:
         for handle in opened:
             os.close(handle)

@@ -28,7 +28,8 @@ from virtuary.network import passt
 from virtuary.node.site import UIDS, Site
 from virtuary.qemu import process, usernet
 from virtuary.qemu.argv import command, digest
-from virtuary.qemu.describe import Machine, describe
+from virtuary.qemu.describe import describe
+from virtuary.qemu.machine import Machine
 from virtuary.qemu.parts import Grant
 from virtuary.storage.own import check_disk
 
@@ -100,7 +101,8 @@ async def launch(
     """
     binary = await site.binary(machine.platform)
     jail = choose_jail(site.capabilities, uid)
-    check_disk(machine.disk, machine.layers, machine.disk_size)
+    for disk in machine.disks:
+        check_disk(disk.file, disk.layers, disk.size)
     machine.runtime.mkdir(mode=0o711, parents=True, exist_ok=True)
     parts = describe(machine)
     cgroups, gap = ensure_group(machine.uuid)

@@ -18,8 +18,16 @@ from virtuary.model.network import NONE, USER, Network, own_mac, tap_of
 from virtuary.model.vm import Shape, Vm, VmSpec
 from virtuary.network.passt import Forward
 from virtuary.node.site import Site, memory_facts
-from virtuary.qemu.describe import Machine
+from virtuary.qemu.devices.balloon import Balloon
+from virtuary.qemu.devices.disk import Disk
+from virtuary.qemu.devices.firmware import Flash
+from virtuary.qemu.devices.kernel import Kernel
+from virtuary.qemu.devices.memory import Memory
+from virtuary.qemu.devices.nic import Nic
+from virtuary.qemu.devices.processor import Cpus
+from virtuary.qemu.devices.seed import Seed
 from virtuary.qemu.firmware import BIOS, Firmware, find_uefi
+from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.probe import Binary
 from virtuary.store import documents
@@ -97,10 +105,10 @@ def growth(site: Site) -> Growth:
 def shape_of(machine: Machine) -> Shape:
     """What this machine begins with, and how it can grow. Pure."""
     return Shape(
-        memory=machine.memory, cpus=machine.cpus, max_cpus=machine.max_cpus,
-        max_memory=machine.max_memory,
-        reporting=machine.reporting, wakes=machine.wakes,
-        borrowed=bool(machine.warm or machine.state),
+        memory=machine.memory.size, cpus=machine.cpus.count, max_cpus=machine.cpus.most,
+        max_memory=machine.memory.most,
+        reporting=machine.balloon.reporting, wakes=machine.wakes,
+        borrowed=machine.state is not None,
     )  # fmt: skip
 
 
@@ -110,11 +118,9 @@ def shaped(machine: Machine, shape: Shape) -> Machine:
     """
     return replace(
         machine,
-        memory=shape.memory,
-        cpus=shape.cpus,
-        max_cpus=shape.max_cpus,
-        max_memory=shape.max_memory,
-        reporting=shape.reporting,
+        cpus=replace(machine.cpus, count=shape.cpus, most=shape.max_cpus),
+        memory=replace(machine.memory, size=shape.memory, most=shape.max_memory),
+        balloon=Balloon(shape.reporting),
         wakes=shape.wakes,
     )
 
@@ -129,39 +135,63 @@ def machine_of(site: Site, vm: Vm, image: Image, accel: str, qemu: Binary) -> Ma
     gets the newest machine type of this QEMU.
     """
     most = growth(site)
-    paths = site.paths.vm(vm.id)
-    folder = site.paths.image(image.id)
-    firmware = firmware_of(vm, image)
-    direct = image.status.boot == "direct"
-    seeded = image.status.cloud_init and (vm.spec.user_data or not image.status.agent)
     return Machine(
         uuid=vm.id,
         platform=PLATFORMS[vm.spec.arch],
-        machine_type=vm.spec.machine or qemu.machine,
+        type=vm.spec.machine or qemu.machine,
         accel="kvm" if accel == "kvm" else "tcg",
-        cpus=vm.spec.cpus,
-        memory=vm.spec.memory,
-        wished=vm.spec.memory,
-        disk=paths.home / vm.status.disk_file,
-        disk_size=max(vm.status.disk_size or 0, vm.spec.disk or 0),
-        layers=layers_of(site, vm),
-        firmware=firmware,
-        runtime=paths.runtime,
-        mac=own_mac(vm.id, vm.spec.nics[0]),
-        tap=tap_of(vm.id, 0) if on_bridge(vm) else None,
-        vars_file=paths.firmware_vars if firmware.kind == "uefi" else None,
-        seed=paths.seed if seeded else None,
-        kernel=folder / "kernel" if direct else None,
-        initrd=folder / "initrd" if direct else None,
-        kernel_args=image.status.kernel_args,
-        max_cpus=max(most.cpus, vm.spec.cpus),
-        max_memory=_most_memory(vm.spec, most),
-        sockets=vm.spec.cpu.sockets,
-        threads=vm.spec.cpu.threads,
-        node=vm.spec.cpu.node,
-        huge_pages=vm.spec.memory_pages == "huge",
-        merge=vm.spec.memory_merge,
+        cpus=_cpus(vm.spec, most),
+        memory=_memory(vm.spec, most),
+        disks=(_root(site, vm, image),),
+        nics=(Nic(own_mac(vm.id, vm.spec.nics[0]), tap_of(vm.id, 0) if on_bridge(vm) else None),),
+        runtime=site.paths.vm(vm.id).runtime,
+        firmware=_flash(site, vm, image),
+        kernel=_kernel(site, image),
+        seed=_seed(site, vm, image),
     )
+
+
+def _cpus(spec: VmSpec, most: Growth) -> Cpus:
+    return Cpus(spec.cpus, max(most.cpus, spec.cpus), spec.cpu.sockets, spec.cpu.threads)
+
+
+def _memory(spec: VmSpec, most: Growth) -> Memory:
+    return Memory(
+        spec.memory,
+        wished=spec.memory,
+        most=_most_memory(spec, most),
+        node=spec.cpu.node,
+        huge_pages=spec.memory_pages == "huge",
+        merge=spec.memory_merge,
+    )
+
+
+def _root(site: Site, vm: Vm, image: Image) -> Disk:
+    """The firmware looks for a system on it, unless QEMU loads the kernel."""
+    return Disk(
+        site.paths.vm(vm.id).home / vm.status.disk_file,
+        max(vm.status.disk_size or 0, vm.spec.disk or 0),
+        layers_of(site, vm),
+        bootindex=None if image.status.boot == "direct" else 0,
+    )
+
+
+def _flash(site: Site, vm: Vm, image: Image) -> Flash | None:
+    found = firmware_of(vm, image)
+    if found.code is None or found.vars_template is None:
+        return None
+    return Flash(found.code, site.paths.vm(vm.id).firmware_vars, found.vars_template)
+
+
+def _kernel(site: Site, image: Image) -> Kernel | None:
+    folder = site.paths.image(image.id)
+    direct = Kernel(folder / "kernel", folder / "initrd", image.status.kernel_args)
+    return direct if image.status.boot == "direct" else None
+
+
+def _seed(site: Site, vm: Vm, image: Image) -> Seed | None:
+    seeded = image.status.cloud_init and (vm.spec.user_data or not image.status.agent)
+    return Seed(site.paths.vm(vm.id).seed) if seeded else None
 
 
 def _most_memory(spec: VmSpec, most: Growth) -> int:

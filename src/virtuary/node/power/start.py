@@ -37,7 +37,7 @@ from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
 from virtuary.node.server.world import World
 from virtuary.node.tuning.plan import untuned
-from virtuary.qemu.describe import Machine
+from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.process import read_errors
 
@@ -51,9 +51,9 @@ async def start(server: Server, world: World, step: Start) -> None:
     vm = await pin_machine(server, world.vm)
     qemu = await find_qemu(server.site, vm)
     machine = machine_of(server.site, vm, step.image, choice.accel, qemu)
-    if machine.vars_file and not machine.vars_file.exists():
-        assert machine.firmware.vars_template
-        write_whole(machine.vars_file, machine.firmware.vars_template.read_bytes())
+    flash = machine.firmware
+    if flash and not flash.variables.exists():
+        write_whole(flash.variables, flash.template.read_bytes())
     await start_machine(server, vm, machine)
 
 
@@ -99,7 +99,7 @@ async def start_machine(
         if run is None:
             words = read_errors(started.errors)
             raise Failed(f"QEMU ended at once: {words or 'it said nothing'}")
-        server.process = Process(run, untuned(machine.cpus))
+        server.process = Process(run, untuned(machine.cpus.count))
         run.console.mark(site.clock.wall())
         if vm.awaits_user_data:
             run.follow_cloud_init()

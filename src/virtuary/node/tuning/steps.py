@@ -42,7 +42,7 @@ from virtuary.node.tuning.plan import (
     untuned,
 )
 from virtuary.qemu import tune, warm
-from virtuary.qemu.describe import THREADS, disk_bound, memory_bound
+from virtuary.qemu.bounds import THREADS, disk_bound, memory_bound
 from virtuary.qemu.qmp import CommandFailed
 
 logger = logging.getLogger("virtuary.tuning")

@@ -31,7 +31,13 @@ from virtuary.model.vm import Vm, VmSpec, default_memory
 from virtuary.node.machine.resolve import firmware_of, growth, machine_of, place_of
 from virtuary.node.site import Site
 from virtuary.qemu.argv import command
-from virtuary.qemu.describe import Machine, Warm, describe
+from virtuary.qemu.describe import describe
+from virtuary.qemu.devices.balloon import Balloon
+from virtuary.qemu.devices.generation import Generation
+from virtuary.qemu.devices.kernel import Kernel
+from virtuary.qemu.devices.memory import RamFile
+from virtuary.qemu.devices.state import State
+from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.probe import Binary
 from virtuary.qemu.warm import STEP
@@ -138,48 +144,37 @@ def template_machine(
     )  # fmt: skip
     vm = Vm(meta=Meta(id=template.id, name="template"), spec=spec)
     own = machine_of(site, vm, image, template.spec.accel, qemu)
-    variables = folder / "firmware-vars.fd" if own.vars_file else None
-    grown = _grows(site, own, template.spec.memory)
-    size = image.status.virtual_size
+    flash = own.firmware and replace(own.firmware, variables=folder / "firmware-vars.fd")
+    disk = replace(own.root, file=folder / "disk.qcow2", size=image.status.virtual_size)
     return replace(
-        grown,
-        disk=folder / "disk.qcow2",
-        disk_size=size,
-        vars_file=variables,
-        seed=None,
-        warm=_warm(folder, copy=False),
+        _saved(site, own, template.spec.memory, folder, copy=False), disks=(disk,), firmware=flash
     )
 
 
 def copy_machine(site: Site, own: Machine, template: Template, generation: str) -> Machine:
     """The machine that resumes a copy of `template`, from the one this server would boot as."""
-    grown = _grows(site, own, template.spec.memory)
-    return replace(
-        grown,
-        seed=None,
-        generation=generation,
-        warm=_warm(site.paths.template(template.id), copy=True),
-    )
+    folder = site.paths.template(template.id)
+    grown = _saved(site, own, template.spec.memory, folder, copy=True)
+    return replace(grown, generation=Generation(generation))
 
 
-def _grows(site: Site, machine: Machine, memory: int) -> Machine:
-    """A template or a copy begins small and grows to what is wished; all of them to the same
-    limits. The guest reports no free pages: they are the template's.
+def _saved(site: Site, machine: Machine, memory: int, folder: Path, *, copy: bool) -> Machine:
+    """What a template and its copies have alike, of the template in `folder`.
+
+    Each begins small and grows to what is wished; all of them to the same limits. The guest reports
+    no free pages: they are the template's.
     """
     most = growth(site)
+    ram = RamFile(folder / "ram", copy)
     return replace(
         machine,
-        cpus=1,
-        memory=memory,
-        max_cpus=most.cpus,
-        max_memory=memory + most.memory,
-        reporting=False,
+        cpus=replace(machine.cpus, count=1, most=most.cpus),
+        memory=replace(machine.memory, size=memory, most=memory + most.memory, file=ram),
+        balloon=Balloon(reporting=False),
+        seed=None,
         wakes=True,
+        state=State(folder / "state", arrives=copy),
     )
-
-
-def _warm(folder: Path, *, copy: bool) -> Warm:
-    return Warm(ram=folder / "ram", copy=copy, state=folder / "state")
 
 
 async def key_of(site: Site, template: Template, image: Image, machine: str = "") -> str:
@@ -188,29 +183,31 @@ async def key_of(site: Site, template: Template, image: Image, machine: str = ""
     """
     binary = await site.binary(PLATFORMS[template.spec.arch])
     own = template_machine(site, template, image, Path("/template"), binary, machine)
-    assert own.warm
-    kernel, initrd = (own.kernel and Path("/kernel")), (own.initrd and Path("/initrd"))
-    neutral = replace(
-        own,
-        uuid="0",
-        mac="0",
-        tap=None,
-        runtime=Path("/run"),
-        layers=(Path("/image"),),
-        kernel=kernel,
-        initrd=initrd,
-    )
     build = Path(binary.program).stat()
     facts: dict[str, Any] = {
-        "command": command("qemu", describe(neutral)),
+        "command": command("qemu", describe(_neutral(own))),
         "qemu": [binary.version, binary.package, build.st_size, build.st_mtime_ns],
         "image": [image.id, image.status.sha256],
         "guest": hashlib.sha256(identity.settle_script() + identity.strip_script()).hexdigest(),
         "host": _processor() if own.accel == "kvm" else "",
     }
-    if own.firmware.code:
-        facts["firmware"] = [own.firmware.code.stat().st_size, own.firmware.code.stat().st_mtime_ns]
+    if own.firmware:
+        code = own.firmware.code.stat()
+        facts["firmware"] = [code.st_size, code.st_mtime_ns]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _neutral(machine: Machine) -> Machine:
+    """The machine without what differs between copies."""
+    kernel = machine.kernel and Kernel(Path("/kernel"), Path("/initrd"), machine.kernel.arguments)
+    return replace(
+        machine,
+        uuid="0",
+        runtime=Path("/run"),
+        disks=(replace(machine.root, layers=(Path("/image"),)),),
+        nics=(replace(machine.nics[0], mac="0", tap=None),),
+        kernel=kernel,
+    )
 
 
 def _processor() -> str:

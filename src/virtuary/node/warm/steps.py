@@ -57,9 +57,9 @@ async def start_warm(server: Server, world: World, step: StartWarm) -> None:
         await templates.verify(site, template)
         vm = await pin_machine(server, world.vm)
         machine = copy_of(site, vm, world.image, template, await find_qemu(site, vm))
-        if machine.vars_file:
+        if machine.firmware:
             write_whole(
-                machine.vars_file,
+                machine.firmware.variables,
                 (site.paths.template(template.id) / "firmware-vars.fd").read_bytes(),
             )
         process = await start_machine(server, vm, machine, template)

@@ -46,7 +46,8 @@ from virtuary.node.warm import derive
 from virtuary.node.warm.budget import keep_budget, standing_on
 from virtuary.qemu import rtc
 from virtuary.qemu import warm as engine
-from virtuary.qemu.describe import Machine, describe
+from virtuary.qemu.describe import describe
+from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.process import read_errors
 from virtuary.storage import directory, sparse
@@ -232,7 +233,7 @@ class Making:
         uid = free_uid(site, template.id)
         base = site.paths.image(self.image.id) / "disk.qcow2"
         size = await directory.ensure_overlay(
-            machine.disk, base, self.image.status.virtual_size, None, self.site.kept
+            machine.root.file, base, self.image.status.virtual_size, None, self.site.kept
         )
         self._make_files(machine, uid)
         port = passt.free_port()
@@ -265,21 +266,28 @@ class Making:
             await run.close()
         (self.folder / "console.log").unlink(missing_ok=True)
         (self.folder / "known_hosts").unlink(missing_ok=True)
-        return {**facts, "key": key, "disk_size": size, "mac": machine.mac, "uuid": template.id}
+        return {
+            **facts,
+            "key": key,
+            "disk_size": size,
+            "mac": machine.nics[0].mac,
+            "uuid": template.id,
+        }
 
     def _make_files(self, machine: Machine, uid: int) -> None:
         """The files the machine writes by itself, empty and its own."""
-        assert machine.warm
-        for path, size in ((machine.warm.ram, machine.memory), (machine.warm.state, 0)):
+        ram, state = machine.memory.file, machine.state
+        assert ram and state
+        for path, size in ((ram.path, machine.memory.size), (state.file, 0)):
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 os.ftruncate(handle, size)
-                if os.getuid() == 0 and path == machine.warm.ram:
+                if os.getuid() == 0 and path == ram.path:
                     os.fchown(handle, uid, uid)
             finally:
                 os.close(handle)
-        if machine.vars_file and machine.firmware.vars_template:
-            write_whole(machine.vars_file, machine.firmware.vars_template.read_bytes())
+        if flash := machine.firmware:
+            write_whole(flash.variables, flash.template.read_bytes())
 
     async def _settle(self, run: Run, port: int) -> dict[str, Any]:
         """Boot, wait until everything is started, and take away what is unique."""
