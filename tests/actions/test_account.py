@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virtuary.actions import account, vms
+from virtuary.actions import account, power, trash, vms
 from virtuary.actions.account import Claim, balances, claim_of, fit, shortage
 from virtuary.actions.context import Context, all_vms
 from virtuary.base.errors import NoRoom, NotFound, Stale
@@ -279,7 +279,7 @@ async def test_starting_growing_and_copying_are_promises_too() -> None:
     await vms.create(ctx, VmWish(image="tiny", name="b", memory=14 * GIB))
     await settle(ctx)
     with pytest.raises(NoRoom):
-        await vms.power(ctx, "a", Start())
+        await power.power(ctx, "a", Start())
     with pytest.raises(NoRoom):
         await vms.change(ctx, "b", VmChange(memory=16 * GIB))
     changed, operation = await vms.change(ctx, "a", VmChange(memory=8 * GIB))
@@ -308,7 +308,7 @@ async def test_a_pool_that_is_nearly_full_takes_no_disk() -> None:
         await vms.create(full, VmWish(image="tiny", memory=256 * MIB))
     await vms.create(ctx, VmWish(image="tiny", name="a", memory=256 * MIB, power="stopped"))
     await settle(ctx)
-    vm, _ = await vms.power(full, "a", Start())
+    vm, _ = await power.power(full, "a", Start())
     assert vm.spec.power == "running", "starting makes no disk"
 
 
@@ -354,7 +354,7 @@ async def test_what_changes_between_a_look_and_its_transaction_is_looked_at_agai
     ctx = await context(store)
     _, operation = await vms.create(ctx, VmWish(image="tiny", name="a", memory=256 * MIB))
     store.key = operation.key
-    await vms.delete(ctx, "a", now=True, force=True)
+    await trash.delete(ctx, "a", now=True, force=True)
     assert not store.key, "it was interfered with"
     found = store.get(operation.key)
     assert found and Operation.load(found.value, found.revision).status.phase == "cancelled"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from virtuary.actions import copies, firewalls, networks, peers, vms
+from virtuary.actions import copies, firewalls, networks, peers, trash, vms
 from virtuary.actions.context import Context, all_vms, find_vm
 from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
 from virtuary.base.units import GIB, MIB
@@ -195,7 +195,7 @@ def seen(ctx: Context, name: str) -> list[tuple[str, ...]]:
     return [rule.peers for rule in shown.spec.rules]
 
 
-async def trash(ctx: Context, name: str) -> Vm:
+async def to_trash(ctx: Context, name: str) -> Vm:
     found = find_vm(ctx.store, name)
     gone = found.but(meta=found.meta.but(deleted=utcnow()))
     await ctx.store.txn({}, {gone.key: gone.dump()}, [f"vm-name/{name}"])
@@ -216,13 +216,13 @@ async def test_rules_mean_the_same_server_when_it_has_another_name(ctx: Context)
     await vms.rename(ctx, "one", "uno")
     assert firewalls.find(ctx.store, "web") == kept, "a new name is nothing to write down"
     assert seen(ctx, "web") == [("server:uno", "server:two"), ("10.0.0.0/8",), ("server:uno",)]
-    await trash(ctx, "two")
+    await to_trash(ctx, "two")
     shown = peers.show(ctx.store, kept)
     assert shown.spec.rules[0].peers == ("server:uno", f"server:{two.id}")
     assert shown.status.trashed == {two.id: "two"} and not shown.status.purged
     await server(ctx, "two", "lan")
     assert seen(ctx, "web")[0] == ("server:uno", f"server:{two.id}"), "which is not the new one"
-    await vms.undelete(ctx, "two", "due")
+    await trash.undelete(ctx, "two", "due")
     assert seen(ctx, "web")[0] == ("server:uno", "server:due")
     assert firewalls.find(ctx.store, "web") == kept
 
@@ -254,7 +254,7 @@ async def test_a_server_is_named_by_its_id_too_also_in_the_trash(ctx: Context) -
     one = await server(ctx, "one", "lan")
     await group(ctx, "web", rule("in", peers=[f"server:{one.id}"]))
     assert seen(ctx, "web") == [("server:one",)]
-    await trash(ctx, "one")
+    await to_trash(ctx, "one")
     await group(ctx, "db", rule("in", peers=[f"server:{one.id}"]))
     assert firewalls.find(ctx.store, "db").servers() == {one.id}
 
@@ -263,9 +263,9 @@ async def test_rules_of_before_which_held_names_mean_the_server_that_had_the_nam
     ctx: Context,
 ) -> None:
     one, two = await server(ctx, "one", "lan"), await server(ctx, "two", "lan")
-    await trash(ctx, "two")
+    await to_trash(ctx, "two")
     await server(ctx, "two", "lan")
-    newer = await trash(ctx, "two")
+    newer = await to_trash(ctx, "two")
     named = ["server:one", "server:two", "server:lost", "group:web", "10.0.0.0/8"]
     before = {
         "meta": {"id": "old-id", "name": "web", "created": "2026-01-01T00:00:00Z"},
@@ -292,7 +292,7 @@ async def test_a_group_in_the_trash_is_still_used(ctx: Context) -> None:
     vm = await server(ctx, "one", on("lan", "web"))
     there = find_vm(ctx.store, "one")
     await ctx.store.txn({}, {vm.key: there.but(status=there.status.but(disk_ready=True)).dump()})
-    await vms.delete(ctx, "one")
+    await trash.delete(ctx, "one")
     with pytest.raises(Conflict, match="in the trash"):
         await firewalls.delete(ctx, "web")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from virtuary.actions import networks, vms
+from virtuary.actions import networks, power, trash, vms
 from virtuary.actions.context import Context, all_vms, find_host, find_vm
 from virtuary.base.errors import (
     Conflict,
@@ -100,11 +100,11 @@ async def settle(ctx: Context) -> None:
     await ctx.store.txn({}, {}, [record.key for record in ctx.store.list("operation/").records])
 
 
-async def trash(ctx: Context, name: str) -> None:
+async def to_trash(ctx: Context, name: str) -> None:
     """Its disk was made, so it can come back."""
     vm = find_vm(ctx.store, name)
     await ctx.store.txn({}, {vm.key: vm.but(status=vm.status.but(disk_ready=True)).dump()})
-    await vms.delete(ctx, name)
+    await trash.delete(ctx, name)
     await settle(ctx)
 
 
@@ -194,7 +194,7 @@ async def test_what_somebody_has_is_refused_to_a_second_one(ctx: Context, case: 
     await server(ctx, "one", {**LAN, "mac": MAC, "external": [OUTSIDE]})
     await server(ctx, "plain", LAN)
     await server(ctx, "gone", {**BACK, "mac": MAC})
-    await trash(ctx, "gone")
+    await to_trash(ctx, "gone")
     before = everything(ctx)
     with pytest.raises(Conflict) as raised:
         await deed(ctx)
@@ -222,7 +222,7 @@ NAMES: dict[str, tuple[Callable[[Context], Awaitable[Any]], str]] = {
     "web-1 is another server's name"),
     "by another name": (lambda ctx: vms.rename(ctx, "other", "web"),
     "web-1 is another server's name"),
-    "by coming back": (lambda ctx: vms.undelete(ctx, "web"), "web-1 is another server's name"),
+    "by coming back": (lambda ctx: trash.undelete(ctx, "web"), "web-1 is another server's name"),
     "the host's": (lambda ctx: server(ctx, "host", LAN), "host is the host's own name"),
     "everybody's": (lambda ctx: vms.rename(ctx, "app", "localhost"),
     "localhost is everybody's name for itself"),
@@ -246,8 +246,8 @@ async def test_a_name_on_a_network_is_one_nics_alone(ctx: Context, case: str) ->
         (away,) = (vm for vm in all_vms(ctx.store) if vm.name == "web-1")
         await ctx.store.txn({}, {away.key: away.but(meta=away.meta.but(deleted=utcnow())).dump()})
         await server(ctx, "web", BACK, LAN)
-        await trash(ctx, "web")
-        await vms.undelete(ctx, "web-1")
+        await to_trash(ctx, "web")
+        await trash.undelete(ctx, "web-1")
     act, why = NAMES[case]
     before = everything(ctx)
     with pytest.raises((Exists, Invalid), match=why):
@@ -281,8 +281,8 @@ async def test_a_full_subnet_names_the_servers_in_the_trash_that_hold_addresses(
         await server(ctx, f"s{number}", {"network": "small"})
     with pytest.raises(NoRoom, match=r"every address of small is taken$"):
         await server(ctx, "more", {"network": "small"})
-    await trash(ctx, "s1")
-    await trash(ctx, "s3")
+    await to_trash(ctx, "s1")
+    await to_trash(ctx, "s3")
     with pytest.raises(
         NoRoom, match=r"taken, some by servers in the trash: (s1, s3|s3, s1)"
     ) as told:
@@ -349,9 +349,9 @@ async def test_a_port_that_a_program_of_the_host_has_is_refused_at_each_start(ct
         with pytest.raises(
             Conflict, match=f"port {number}/tcp is in use on this host by another program"
         ):
-            await vms.power(ctx, "one", Start())
+            await power.power(ctx, "one", Start())
         ours = replace(ctx, held=lambda: {("tcp", "127.0.0.1", number)})
-        await vms.power(ours, "one", Start())
+        await power.power(ours, "one", Start())
 
 
 async def test_an_address_that_is_not_the_hosts_is_refused(ctx: Context) -> None:
@@ -366,23 +366,23 @@ async def test_who_comes_back_from_the_trash_starts_only_with_ports_that_nobody_
 ) -> None:
     port = {"publish": [{"host": 8007, "guest": 7}]}
     await server(ctx, "one", LAN, **port)
-    await trash(ctx, "one")
+    await to_trash(ctx, "one")
     await server(ctx, "two", LAN, **port)
-    await vms.undelete(ctx, "one")
-    await vms.power(ctx, "two", Start())
+    await trash.undelete(ctx, "one")
+    await power.power(ctx, "two", Start())
     await settle(ctx)
     before = everything(ctx)
     with pytest.raises(Conflict, match="port 8007/tcp is published by two already") as raised:
-        await vms.power(ctx, "one", Start())
+        await power.power(ctx, "one", Start())
     assert (
         raised.value.hint and "virtuary stop two" in raised.value.hint and everything(ctx) == before
     )
-    await vms.power(ctx, "two", Stop())
+    await power.power(ctx, "two", Stop())
     await settle(ctx)
-    vm, _ = await vms.power(ctx, "one", Start())
+    vm, _ = await power.power(ctx, "one", Start())
     assert vm.spec.power == "running", "whichever is started first has the port"
     with pytest.raises(VirtuaryError, match="published by one already"):
-        await vms.power(ctx, "two", Start())
+        await power.power(ctx, "two", Start())
 
 
 # ---- while it runs
@@ -498,14 +498,14 @@ async def test_what_was_promised_meanwhile_is_not_promised_again_to_who_comes_ba
 ) -> None:
     await speed(ctx, "100Mbit")
     await server(ctx, "one", floor("30Mbit"), floor("30Mbit"))
-    await trash(ctx, "one")
+    await to_trash(ctx, "one")
     await server(ctx, "two", floor("50Mbit"))
     before = everything(ctx)
     with pytest.raises(NoRoom, match="15 Mbit/s are missing"):
-        await vms.undelete(ctx, "one")
+        await trash.undelete(ctx, "one")
     assert everything(ctx) == before
     await change(ctx, "two", floor("35Mbit"))
-    assert (await vms.undelete(ctx, "one")).name == "one"
+    assert (await trash.undelete(ctx, "one")).name == "one"
 
 
 async def test_a_link_does_not_become_slower_than_what_is_promised_of_it(ctx: Context) -> None:

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from virtuary.actions import account, images, networks, nics, ports, served
+from virtuary.actions import account, images, nics, ports, served
 from virtuary.actions.context import (
     Context,
     active,
     all_vms,
     check_free,
-    check_not_read,
     decides,
     find_host,
     find_vm,
@@ -25,7 +24,7 @@ from virtuary.actions.context import (
     turn,
 )
 from virtuary.actions.names import made_up
-from virtuary.base.errors import Busy, Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
+from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
 from virtuary.base.units import format_size
 from virtuary.model.applies import Applies, fields_that
 from virtuary.model.deeds import (
@@ -33,25 +32,15 @@ from virtuary.model.deeds import (
 )
 from virtuary.model.deeds import (
     Create,
-    Deed,
-    Delete,
     Launch,
-    Pause,
-    Purge,
-    Restart,
-    Resume,
-    Start,
-    Stop,
 )
 from virtuary.model.image import Image
-from virtuary.model.meta import Meta, check_name, invalid, utcnow
+from virtuary.model.meta import Meta, check_name, invalid
 from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu
 from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish, default_memory
-from virtuary.store import documents
 from virtuary.store.api import Store
-from virtuary.store.documents import every
 
 SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")
 """Fields that a wish and a spec have alike."""
@@ -248,95 +237,6 @@ def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]
 # ---- power
 
 
-Power = Start | Stop | Restart | Pause | Resume
-WISHED: dict[type[Power], Literal["running", "stopped", "paused"]] = {
-    Start: "running",
-    Stop: "stopped",
-    Restart: "running",
-    Pause: "paused",
-    Resume: "running",
-}
-
-
-async def power(context: Context, name: str, deed: Power) -> tuple[Vm, Operation]:
-    """A wish about power, and the operation that tells when it is true."""
-    if isinstance(deed, Start):
-        await ports.settle(context, find_vm(context.store, name))
-    return await _power(context, name, deed)
-
-
-@decides
-async def _power(context: Context, name: str, deed: Power) -> tuple[Vm, Operation]:
-    starts = isinstance(deed, Start)
-    waits, takes = turn(context) if starts else ({}, {})
-    vm = find_vm(context.store, name)
-    _check_deed(vm, deed)
-    if starts:
-        check_not_read(context.store, vm)
-    ended = _superseded(context, vm, deed)
-    restarts = vm.spec.restarts + isinstance(deed, Restart)
-    spec = vm.spec.but(power=WISHED[type(deed)], restarts=restarts)
-    changed = vm.but(spec=spec, status=vm.status.but(crashes=()) if starts else vm.status)
-    if starts:
-        shared = networks.absent(context) if any(nic.network_id for nic in vm.spec.nics) else []
-        raise_all(
-            [
-                *shared,
-                *room(context, changed, vm),
-                *ports.taken(context, vm.spec.publish, vm, starting=True),
-            ]
-        )
-    image = documents.get(context.store, Image, vm.spec.image_id if deed.starts else None)
-    why = account.too_little(vm.spec.memory, image)
-    operation = new_operation(context, deed, vm, why=why)
-    expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
-    puts = {
-        vm.key: changed.dump(),
-        **{item.key: _cancelled(item, deed.kind).dump() for item in ended},
-        **takes,
-    }
-    await context.commit(expect, puts, operation=operation)
-    return changed, operation
-
-
-def _check_deed(vm: Vm, deed: Power) -> None:
-    idle = vm.status.runtime is None
-    if vm.meta.deleted:
-        raise Conflict(f"{vm.name} lies in the trash", f"virtuary undelete {vm.name}")
-    if isinstance(deed, Start) and not idle and vm.spec.power == "running":
-        raise Conflict(f"{vm.name} runs already")
-    if isinstance(deed, Start) and not idle and vm.spec.power == "paused":
-        raise Conflict(f"{vm.name} is paused", f"virtuary resume {vm.name}")
-    if isinstance(deed, (Pause, Resume, Restart)) and idle:
-        raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
-    if isinstance(deed, Stop) and idle and vm.spec.power == "stopped":
-        raise Conflict(f"{vm.name} is stopped already")
-    if isinstance(deed, Pause) and vm.spec.power == "paused":
-        raise Conflict(f"{vm.name} is paused already")
-
-
-def _superseded(context: Context, vm: Vm, deed: Deed) -> list[Operation]:
-    """Operations that this deed makes pointless; any other one under way refuses it."""
-    under_way = active(context.store, vm.key)
-    if deed.overrides:
-        return under_way
-    for operation in under_way:
-        if not (deed.goes_beside(operation.spec.deed) and vm.status.runtime):
-            raise Busy(
-                f"{vm.name} is busy: {operation.spec.deed.kind} is under way",
-                f"virtuary operation wait {operation.id[:8]}, or cancel it",
-                operation=operation.id,
-            )
-    return []
-
-
-def _cancelled(operation: Operation, by: str) -> Operation:
-    status = operation.status.but(
-        phase="cancelled", ended=utcnow(), progress=None, stage=f"superseded by {by}"
-    )
-    return operation.but(status=status)
-
-
 # ---- change, rename, delete
 
 
@@ -506,100 +406,3 @@ async def rename(context: Context, name: str, new_name: str) -> Vm:
     puts = {vm.key: changed.dump(), Vm.name_key(wanted): vm.id.encode(), **takes}
     revision = await context.commit(expect, puts, [vm.named])
     return changed.but(meta=changed.meta.but(revision=revision))
-
-
-@decides
-async def delete(
-    context: Context, name: str, *, now: bool = False, force: bool = False
-) -> Operation:
-    """Move a server to the trash, or with `now` remove it for good. One that runs needs `force`."""
-    vm = deletable(context, name, force=force)
-    ended = _superseded(context, vm, Delete())
-    changed = vm.but(
-        spec=vm.spec.but(power="stopped"),
-        meta=vm.meta.but(
-            deleted=vm.meta.deleted or utcnow(), purge=now or not vm.status.disk_ready
-        ),
-    )
-    operation = new_operation(context, Delete(), vm)
-    expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}}
-    puts = {
-        vm.key: changed.dump(),
-        **{item.key: _cancelled(item, "delete").dump() for item in ended},
-    }
-    # in the trash it has given its name back
-    names = [] if vm.meta.deleted else [vm.named]
-    await context.commit(expect, puts, names, operation=operation)
-    return operation
-
-
-def deletable(context: Context, name: str, *, force: bool = False) -> Vm:
-    """The server, if it can be deleted. Raises as `delete`."""
-    vm = find_vm(context.store, name, suggest=False)
-    if vm.spec.protect:
-        raise Conflict(f"{vm.name} is protected", f"virtuary set {vm.name} --no-protect")
-    if (vm.status.runtime or vm.status.state == "starting") and not force:
-        raise Conflict(
-            f"{vm.name} is {vm.status.state}",
-            f"virtuary stop {vm.name} first, or delete it with --force",
-        )
-    return vm
-
-
-def find_trashed(store: Store, name: str) -> Vm:
-    """The server of this name or id in the trash. Raises NotFound; Conflict where several have the
-    name, with their ids.
-    """
-    vms = every(store, Vm)
-    found = [
-        vm
-        for vm in vms
-        if vm.meta.deleted and not vm.meta.purge and name.lower() in (vm.name, vm.id)
-    ]
-    if not found:
-        raise NotFound(
-            f"no server named {name[:80]!r} lies in the trash",
-            "virtuary list --trash shows what does",
-        )
-    if len(found) > 1:
-        found.sort(key=lambda vm: vm.meta.deleted or utcnow())
-        words = ", ".join(
-            f"{vm.id} (deleted {vm.meta.deleted:%Y-%m-%d %H:%M:%S} UTC)" for vm in found
-        )
-        raise Conflict(
-            f"{len(found)} servers named {name} lie in the trash: {words}",
-            "name the one that is meant by its id",
-        )
-    return found[0]
-
-
-@decides
-async def undelete(context: Context, name: str, new_name: str | None = None) -> Vm:
-    """Take a server back from the trash, stopped; under another name if its own is taken meanwhile.
-    Raises NoRoom where the bandwidth that it was promised is others' now.
-    """
-    waits, takes = turn(context)
-    vm = find_trashed(context.store, name)
-    wanted = check_name(new_name) if new_name else vm.name
-    if context.store.get(Vm.name_key(wanted)):
-        raise Exists(
-            f"a server named {wanted} is there already",
-            f"virtuary undelete {vm.name} --as ANOTHER-NAME",
-        )
-    check_free(context.store, vm)
-    raise_all([*nics.unpromised(context, vm), *served.unfit(context, vm.id, wanted, vm.spec.nics)])
-    changed = vm.but(meta=vm.meta.but(deleted=None, name=wanted))
-    expect = {vm.key: vm.meta.revision, Vm.name_key(wanted): 0, **waits}
-    puts = {vm.key: changed.dump(), Vm.name_key(wanted): vm.id.encode(), **takes}
-    revision = await context.commit(expect, puts)
-    return changed.but(meta=changed.meta.but(revision=revision))
-
-
-@decides
-async def purge(context: Context, name: str) -> Operation:
-    """Remove a server in the trash for good."""
-    vm = find_trashed(context.store, name)
-    changed = vm.but(meta=vm.meta.but(purge=True))
-    operation = new_operation(context, Purge(), vm)
-    await context.commit({vm.key: vm.meta.revision}, {vm.key: changed.dump()}, operation=operation)
-    return operation

@@ -15,7 +15,7 @@ from pydantic import Field
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
-from virtuary.actions import copies, firewalls, vms
+from virtuary.actions import copies, firewalls, power, trash, vms
 from virtuary.actions.context import find_vm
 from virtuary.api import answers, auth
 from virtuary.api.deps import (
@@ -205,10 +205,10 @@ async def delete_vm(
 ) -> Response:
     """Move to the trash, or with `now` remove for good."""
     if dry_run:
-        return answer(vms.deletable(ctx, name, force=force))
+        return answer(trash.deletable(ctx, name, force=force))
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
-    return accepted(await vms.delete(ctx, name, now=now, force=force))
+    return accepted(await trash.delete(ctx, name, now=now, force=force))
 
 
 @router.post("/{name}/actions/start", status_code=202, response_model=answers.AcceptedVm)
@@ -245,10 +245,10 @@ def given(params: Model | None) -> dict[str, Any]:
     return params.model_dump() if params else {}
 
 
-async def _power(ctx: Ctx, name: str, deed: vms.Power) -> Response:
+async def _power(ctx: Ctx, name: str, deed: power.Power) -> Response:
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
-    vm, operation = await vms.power(ctx, name, deed)
+    vm, operation = await power.power(ctx, name, deed)
     return accepted(operation, {"vm": body_of(vm)})
 
 
@@ -288,7 +288,7 @@ async def undelete_vm(ctx: Ctx, name: str, params: UndeleteParams | None = None)
     wanted = params.name if params else None
     if replay(ctx):
         return answer(find_vm(ctx.store, wanted or name))
-    return answer(await vms.undelete(ctx, name, wanted))
+    return answer(await trash.undelete(ctx, name, wanted))
 
 
 @router.post(
@@ -300,10 +300,10 @@ async def undelete_vm(ctx: Ctx, name: str, params: UndeleteParams | None = None)
 async def purge_vm(ctx: Ctx, name: str, dry_run: DryRun = False) -> Response:
     """Remove one that lies in the trash for good."""
     if dry_run:
-        return answer(vms.find_trashed(ctx.store, name))
+        return answer(trash.find_trashed(ctx.store, name))
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
-    return accepted(await vms.purge(ctx, name))
+    return accepted(await trash.purge(ctx, name))
 
 
 # ---- touches
