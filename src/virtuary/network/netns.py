@@ -20,17 +20,14 @@ from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from virtuary.base.errors import Failed, HostLacks, PeerAway
-from virtuary.base.known import RECORD, adopt, end_recorded, recorded
+from virtuary.base.known import RECORD, end_recorded, recorded
 from virtuary.base.proc import (
     ENVIRONMENT,
-    Identity,
-    end,
     find_program,
-    identify,
     last_line,
     run,
-    wait_end,
 )
+from virtuary.base.watched import Watched, watch
 from virtuary.network.bridge import NET
 from virtuary.network.within import LENGTH, READY, ask, stay, understand
 
@@ -110,15 +107,15 @@ class Private:
     def __init__(self, folder: Path) -> None:
         self._anchor = folder / "anchor"
         self._lock = asyncio.Lock()
-        self._holder: tuple[Identity, int] | None = None
-        """Who stays in the namespace, and a pidfd of that process."""
+        self._holder: Watched | None = None
+        """Who stays in the namespace."""
         self._server: _Server | None = None
         self.served: list[Path] = []
         """Records of others that are of no use when the namespace is another one."""
 
     @property
     def net(self) -> Path:
-        return Path(f"/proc/{self._holder[0].pid if self._holder else 0}/root/sys/class/net")
+        return Path(f"/proc/{self._holder.identity.pid if self._holder else 0}/root/sys/class/net")
 
     async def call(self, function: Callable[..., Any], *words: Any, **named: Any) -> Any:
         return await asyncio.shield(asyncio.create_task(self._ask(False, function, words, named)))
@@ -151,22 +148,22 @@ class Private:
 
     async def _ensure(self) -> _Server:
         """Somebody to ask, in the namespace of who stays there."""
-        if self._holder is None or identify(self._holder[0].pid) != self._holder[0]:
+        if self._holder is None or self._holder.ended:
             self._let_go()
             self._holder = _find([self._anchor]) or await self._stay() or await self._hold()
         if self._server is None:
-            self._server = await _Server.start(self._holder[0].pid)
+            self._server = await _Server.start(self._holder.identity.pid)
         return self._server
 
-    async def _stay(self) -> tuple[Identity, int] | None:
+    async def _stay(self) -> Watched | None:
         """Have somebody stay again in a namespace that is left to those who serve there; None where
         nobody does.
         """
         if self._server is None:
             if (serving := _find(self._serving)) is None:
                 return None
-            os.close(serving[1])
-            self._server = await _Server.start(serving[0].pid)
+            serving.let_go()
+            self._server = await _Server.start(serving.identity.pid)
         try:
             async with asyncio.timeout(READY_WITHIN):
                 await self._server.ask(ask(stay, (str(self._anchor),), {}, descriptor=False))
@@ -174,7 +171,7 @@ class Private:
             return None
         return await self._appear()
 
-    async def _appear(self) -> tuple[Identity, int] | None:
+    async def _appear(self) -> Watched | None:
         """Who was just started to stay, once it has written down who it is."""
         for _ in range(1000):
             if found := _find([self._anchor]):
@@ -187,7 +184,7 @@ class Private:
         """Records of those that give addresses and names there."""
         return list(self._anchor.parent.glob(f"*/{RECORD}"))
 
-    async def _hold(self) -> tuple[Identity, int]:
+    async def _hold(self) -> Watched:
         """Make the namespace. What served networks in one that is lost would answer nobody."""
         await self._part()
         self._anchor.parent.mkdir(parents=True, exist_ok=True)
@@ -218,8 +215,8 @@ class Private:
             await self._part()
             self._holder = self._holder or _find([self._anchor])
             if self._holder:
-                end(self._holder[1])
-                await wait_end(self._holder[1])
+                self._holder.end()
+                await self._holder.wait()
             self._let_go()
             self._anchor.unlink(missing_ok=True)
 
@@ -230,14 +227,14 @@ class Private:
 
     def _let_go(self) -> None:
         if self._holder:
-            os.close(self._holder[1])
+            self._holder.let_go()
         self._holder = None
 
 
-def _find(records: Sequence[Path]) -> tuple[Identity, int] | None:
-    """A living process that one of these records names, and a pidfd of it."""
-    found = ((identity, adopt(identity)) for record in records for identity in recorded(record))
-    return next(((identity, handle) for identity, handle in found if handle is not None), None)
+def _find(records: Sequence[Path]) -> Watched | None:
+    """A living process that one of these records names."""
+    found = (watch(identity) for record in records for identity in recorded(record))
+    return next((process for process in found if process), None)
 
 
 def _close(task: asyncio.Task[int]) -> None:

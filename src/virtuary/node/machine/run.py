@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import re
-import signal
 from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum, auto
 from typing import Any
@@ -25,7 +24,8 @@ from virtuary.base.known import adopt
 from virtuary.base.log import say
 from virtuary.base.pace import Bucket
 from virtuary.base.paths import VmPaths
-from virtuary.base.proc import Identity, bury_ended, end, reap, wait_end
+from virtuary.base.proc import Identity, bury_ended
+from virtuary.base.watched import Watched, watch
 from virtuary.guest import cloudinit
 from virtuary.guest.agent import Agent, open_agent
 from virtuary.guest.clock import set_clock
@@ -97,7 +97,8 @@ class Run:
         wake: Callable[[], None], phase: Phase = Phase.OWN,
     ) -> None:  # fmt: skip
         self.paths, self.runtime = paths, runtime
-        self.pidfd, self.errors = pidfd, errors
+        identity = Identity(runtime.pid, runtime.start)
+        self._process, self._errors = Watched(identity, pidfd, self._on_end), errors
         self.monitor: Monitor | None = None
         self.agent: Agent | None = None
         self.qemu_status: str | None = None
@@ -109,11 +110,9 @@ class Run:
         self.signals: dict[str, float] = {}
         """Stage -> seconds from the start to its signal, heard in this daemon's life."""
         self.addresses: tuple[str, ...] = ()
-        self._ended = asyncio.Event()
-        self.exit_status: int | None = None
         self.last_words = ""
         """The end of what QEMU wrote to stderr, once it has ended."""
-        self.network_pidfd: int | None = None
+        self._network: Watched | None = None
         self._wake, self._clock = wake, clock
         self._complaints = Bucket(*COMPLAINTS)
         self._began = clock.now() - (clock.wall() - runtime.started).total_seconds()
@@ -140,7 +139,6 @@ class Run:
 
     def open(self) -> None:
         """Begin to listen; returns at once."""
-        self._spawn(self._watch_process())
         for listen in (self._follow_monitor, self._follow_console, self._feel_pulse):
             self._spawn(self._keep(listen))
         if self.runtime.network_pid and self.runtime.network_start:
@@ -148,10 +146,10 @@ class Run:
 
     def watch_network(self, identity: Identity) -> None:
         """Notice the end of the process that serves this machine's network."""
-        self.network_pidfd = adopt(identity)
-        if self.network_pidfd is not None:
-            self._spawn(self._watch_network(self.network_pidfd))
-        else:
+        if self._network:
+            self._network.let_go()
+        self._network = watch(identity, self._on_network_end)
+        if not self._network:
             bury_ended(identity.pid)
 
     @property
@@ -161,10 +159,18 @@ class Run:
 
     @property
     def network_alive(self) -> bool:
-        return self.network_pidfd is not None
+        return self._network is not None
+
+    @property
+    def exit_status(self) -> int | None:
+        """Of an ended process that was the daemon's child; negative for a signal."""
+        return self._process.exit_status
 
     async def close(self) -> None:
         """Stop listening; the machine runs on."""
+        self._process.let_go()
+        if self._network:
+            self._network.let_go()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -173,9 +179,8 @@ class Run:
             await self.agent.close()
         if self.monitor:
             await self.monitor.close()
-        for handle in (self.pidfd, self.network_pidfd, self.errors):
-            if handle is not None:
-                os.close(handle)
+        if self._errors is not None:
+            os.close(self._errors)
 
     def _leave_port(self) -> None:
         if self.wake_port:
@@ -184,10 +189,10 @@ class Run:
 
     def words(self) -> str:
         """What QEMU wrote to stderr since the last call."""
-        return "" if self.errors is None else read_errors(self.errors)
+        return "" if self._errors is None else read_errors(self._errors)
 
     def kill(self) -> None:
-        end(self.pidfd, signal.SIGKILL)
+        self._process.end()
 
     def note(self, stage: str) -> None:
         """A real signal showed that `stage` was reached."""
@@ -257,12 +262,9 @@ class Run:
             pause = SOON if self._clock.now() - began > STEADY else min(pause * 2, most)
             await asyncio.sleep(pause)
 
-    async def _watch_process(self) -> None:
-        await wait_end(self.pidfd)
-        self.exit_status = reap(self.pidfd)
+    def _on_end(self) -> None:
         self.last_words = self.words()[-LAST_WORDS:]
         self.phase = Phase.OVER
-        self._ended.set()
         self._wake()
 
     @property
@@ -280,15 +282,11 @@ class Run:
         """Wait for the end of the process, at most so long; says whether it has ended."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._ended.wait()
+                await self._process.wait()
         return self.ended
 
-    async def _watch_network(self, handle: int) -> None:
-        await wait_end(handle)
-        reap(handle)
-        if self.network_pidfd == handle:
-            self.network_pidfd = None
-            os.close(handle)
+    def _on_network_end(self) -> None:
+        self._network = None
         self._wake()
 
     async def _follow_monitor(self) -> None:

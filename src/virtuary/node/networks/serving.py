@@ -5,13 +5,13 @@ are gone.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from virtuary.base.crash import crashpoint, declare
-from virtuary.base.known import RECORD, adopt, end_recorded
-from virtuary.base.proc import Identity, bury, wait_end
+from virtuary.base.known import RECORD, end_recorded
+from virtuary.base.proc import Identity
+from virtuary.base.watched import Watched, watch
 from virtuary.host.cgroups import outlive
 from virtuary.jail.resolver import RESOLVER
 from virtuary.model.network import USUAL_MTU, Network
@@ -34,8 +34,7 @@ class Serving:
     def __init__(self, folder: Path, netns: Netns, wake: Callable[[], None]) -> None:
         """`wake` is called when dnsmasq ends."""
         self._folder, self._netns, self._wake = folder, netns, wake
-        self._pidfd: int | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._process: Watched | None = None
         self._looked: tuple[int, int] | None = None
         """When the leases were written that were looked at last."""
 
@@ -49,9 +48,9 @@ class Serving:
         configured, listed = await asyncio.to_thread(
             dhcp.write, self._folder, service, network.gateways, reservations
         )
-        if self._pidfd is None and network.status.pid and network.status.boot_id == boot:
-            self._adopt(Identity(network.status.pid, network.status.start or 0))
-        if self._pidfd is not None and not configured:
+        if self._process is None and network.status.pid and network.status.boot_id == boot:
+            self._watch(Identity(network.status.pid, network.status.start or 0))
+        if self._process is not None and not configured:
             if listed and network.status.pid:
                 # first, or who is gone might be given the same again
                 dhcp.read_again(network.status.pid)
@@ -62,7 +61,7 @@ class Serving:
         identity = await self._netns.call(dhcp.start, self._folder)
         outlive(identity.pid)
         crashpoint("network.after_dhcp")
-        self._adopt(identity)
+        self._watch(identity)
         return {"pid": identity.pid, "start": identity.start}
 
     async def _release(
@@ -80,30 +79,19 @@ class Serving:
         self._looked = leases.written(self._folder)
         return True
 
-    def _adopt(self, identity: Identity) -> None:
-        self._pidfd = adopt(identity)
-        if self._pidfd is not None:
-            self._watching = asyncio.create_task(self._watch(self._pidfd))
+    def _watch(self, identity: Identity) -> None:
+        self._process = watch(identity, self._on_end)
 
-    async def _watch(self, handle: int) -> None:
-        await wait_end(handle)
-        if self._pidfd == handle:
-            self._pidfd = None
-            bury(handle)
+    def _on_end(self) -> None:
+        self._process = None
         self._wake()
 
     def let_go(self) -> None:
         """Look after it no more; it goes on."""
-        if self._watching:
-            self._watching.cancel()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-        self._watching, self._pidfd = None, None
+        if self._process:
+            self._process.let_go()
+        self._process = None
 
     async def end(self) -> None:
-        watching = self._watching
         self.let_go()
-        if watching:
-            # until then it may take a descriptor for its own that has the same number
-            await asyncio.wait([watching])
         await end_recorded(self._folder / RECORD)

@@ -4,7 +4,6 @@ the ports that are published.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -15,11 +14,12 @@ from typing import Protocol
 
 from virtuary.base.answers import LINE_CAP, read
 from virtuary.base.errors import PeerAway, VirtuaryError
-from virtuary.base.known import RECORD, adopt, end_recorded, recorded
+from virtuary.base.known import RECORD, end_recorded, recorded
 from virtuary.base.log import say
 from virtuary.base.paths import Paths
-from virtuary.base.proc import Identity, bury, wait_end
+from virtuary.base.proc import Identity
 from virtuary.base.text import shown
+from virtuary.base.watched import Watched, watch
 from virtuary.jail.walls import Capabilities, choose_jail
 from virtuary.network import uplink
 from virtuary.network.netns import Private
@@ -50,9 +50,8 @@ class Uplink:
         self._site, self._netns = site, netns
         self._uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{site.host_id} uplink"))
         self._folder = site.paths.run / "uplink"
-        self._pidfd: int | None = None
+        self._process: Watched | None = None
         self._monitor: Monitor | None = None
-        self._watching: asyncio.Task[None] | None = None
         netns.served.append(self._folder / RECORD)
         self.faults: dict[str, str] = {}
         """Ports that could not be published, and why."""
@@ -66,7 +65,7 @@ class Uplink:
         """
         monitor = (
             self._monitor
-            if self._pidfd is not None and self._monitor and self._monitor.alive
+            if self._process and self._monitor and self._monitor.alive
             else await self._open()
         )
         wanted, there = set(forwards), uplink.parse_held(await _tell(monitor, "info usernet"))
@@ -93,13 +92,13 @@ class Uplink:
         """The monitor of the helper there is, or of a new one."""
         await self.part()
         for identity in recorded(self._folder / RECORD):
-            if self._adopt(identity):
+            if self._watch(identity):
                 with contextlib.suppress(VirtuaryError):
                     self._monitor = await open_monitor(self._folder / "qmp")
                     return self._monitor
         await self.end()
         started = await self._start()
-        self._adopt(started.identity)
+        self._watch(started.identity)
         try:
             self._monitor = await open_monitor(self._folder / "qmp")
         except VirtuaryError as error:
@@ -124,17 +123,20 @@ class Uplink:
         finally:
             os.close(link)
 
-    def _adopt(self, identity: Identity) -> bool:
-        self._pidfd = adopt(identity)
-        if self._pidfd is not None:
-            self._watching = asyncio.create_task(self._watch(self._pidfd))
-        return self._pidfd is not None
+    def _watch(self, identity: Identity) -> bool:
+        """Hear of the end of this process, and of no other any more; whether it lives."""
+        self._let_go()
+        self._process = watch(identity, self._on_end)
+        return self._process is not None
 
-    async def _watch(self, handle: int) -> None:
-        await wait_end(handle)
-        self._pidfd = None
-        bury(handle)
+    def _on_end(self) -> None:
+        self._process = None
         self.on_end()
+
+    def _let_go(self) -> None:
+        if self._process:
+            self._process.let_go()
+        self._process = None
 
     async def end(self) -> None:
         """Nothing of it stays."""
@@ -144,13 +146,10 @@ class Uplink:
 
     async def part(self) -> None:
         """Listen to it no more; it runs on."""
-        if self._watching:
-            self._watching.cancel()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-        if self._monitor:
-            await self._monitor.close()
-        self._watching = self._pidfd = self._monitor = None
+        self._let_go()
+        monitor, self._monitor = self._monitor, None
+        if monitor:
+            await monitor.close()
 
 
 async def _tell(monitor: Monitor, words: str) -> str:
