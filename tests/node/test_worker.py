@@ -14,7 +14,6 @@ from virtuary.model.firewall import Firewall, FirewallSpec
 from virtuary.model.meta import Meta
 from virtuary.model.vm import Vm
 from virtuary.node import worker as working
-from virtuary.node.networks.members import wiring
 from virtuary.node.power.plan import Forget
 from virtuary.node.power.steps import forget
 from virtuary.node.server.process import Process
@@ -26,7 +25,7 @@ from virtuary.store.documents import every
 from virtuary.store.memory import MemoryStore
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worlds import ID, ME, WALL, alive, at_rest, runtime
+from worlds import ID, ME, WALL, alive, at_rest
 
 
 async def test_a_server_that_goes_leaves_its_name_with_the_rules_that_mean_it(
@@ -82,20 +81,3 @@ async def test_a_machine_that_runs_on_however_often_it_is_paused_does_not_keep_t
         set(paused) == {"stop"}
         and len(paused) <= working.STEPS_AT_ONCE + 2 * working.STEPS_A_SECOND
     )
-
-
-def test_networks_look_again_where_a_server_is_wired_anew_and_not_as_it_goes_on() -> None:
-    nics = [{"number": 0, "network": "lan", "network_id": "net"}]
-    one = alive({"nics": nics}, status={"runtime": runtime(network="tap", nics=nics)}).vm
-    moved = [{**nics[0], "network_id": "other"}]
-    for same in (one.seen(stages={}), one.seen(state="starting", memory=1)):
-        assert wiring(same) == wiring(one)
-    for other in (
-        one.seen(runtime=None),
-        one.seen(runtime=runtime(network="tap", nics=nics, pid=8)),
-        one.but(spec=one.spec.but(nics=moved)),
-        one.but(meta=one.meta.but(name="web2")),
-        one.but(spec=one.spec.but(publish=[{"host": 8080, "guest": 80}])),
-    ):
-        assert wiring(other) != wiring(one)
-    assert wiring(alive().vm) is None

@@ -27,7 +27,7 @@ from virtuary.node.making.images import ImageWorker
 from virtuary.node.making.networks import NetworkWorker, keep_listening
 from virtuary.node.memory.keeper import Keeper
 from virtuary.node.networks.addresses import keep_addresses
-from virtuary.node.networks.members import wiring
+from virtuary.node.networks.members import MANAGED
 from virtuary.node.site import Site, describe_host
 from virtuary.node.warm import budget
 from virtuary.node.warm.templates import TemplateWorker
@@ -63,8 +63,6 @@ class Node:
         self.site = site
         self.workers: dict[str, _Work] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._wirings: dict[str, object] = {}
-        """What networks follow from of each server, as it was last."""
         self.metrics = Metrics(site, self._runs)
         self.keeper = Keeper(
             site,
@@ -149,7 +147,7 @@ class Node:
             elif key.startswith("network/"):
                 self.site.networks.rules.wake()
                 self._wake_all("vm/")
-            elif key.startswith("vm/") and self._is_wired_anew(key, value):
+            elif key.startswith("vm/") and (value is None or MANAGED.search(value)):
                 self.site.networks.rules.wake()
                 self._wake_all("network/")
             if key.startswith("vm/") and value is None:
@@ -162,16 +160,6 @@ class Node:
             self._wake(about.target)
             if isinstance(about.deed, Copy):
                 self._wake(Vm.key_of(about.deed.source))
-
-    def _is_wired_anew(self, key: str, value: bytes | None) -> bool:
-        """Whether networks have to do with what changed of a server: its progress is written often
-        and changes none of them.
-        """
-        vm = documents.at(self.site.store, Vm, key) if value else None
-        before, now = self._wirings.pop(key, None), wiring(vm) if vm else None
-        if now is not None:
-            self._wirings[key] = now
-        return now != before
 
     def _wake_all(self, prefix: str) -> None:
         for key in [name for name in self.workers if name.startswith(prefix)]:

@@ -4,6 +4,7 @@ stand on. Makes and changes nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +20,9 @@ from virtuary.store import documents
 from virtuary.store.api import Store
 from virtuary.store.documents import every
 
+MANAGED = re.compile(rb'"network_id":"[^"]')
+"""In the document of a server with a NIC on a network of the host's."""
+
 
 class Member(NamedTuple):
     """A server's NIC on a network of the host's."""
@@ -33,18 +37,6 @@ class Member(NamedTuple):
     @property
     def tap(self) -> str:
         return tap_of(self.vm.id, self.nic.number)
-
-
-def wiring(vm: Vm) -> object:
-    """All of a server that its networks follow from; None where it is on none of the host's. Two
-    are alike where nothing has to be done. Pure.
-    """
-    there = vm.nics if not vm.meta.purge and not vm.meta.deleted else ()
-    if not any(nic.network_id for nic in (*there, *vm.spec.nics)):
-        return None
-    runtime = vm.status.runtime
-    process = (runtime.pid, runtime.start, runtime.nics, runtime.ssh_port) if runtime else None
-    return vm.name, vm.spec.nics, there, vm.spec.publish, process, vm.spec.power
 
 
 class Membership:
