@@ -801,12 +801,13 @@ def test_packets_are_as_large_as_the_way_out_has_them(
         "rule ip narrow in ip length > 1400 drop",
     )
     try:
-        state, said = tried(lan, one)["large packets"]
-        assert (
-            state == "missing"
-            and "packets of 1500 bytes do not reach" in said
-            and "network set default --mtu" in said
+        _, said = until(
+            lambda: (found := tried(lan, one)["large packets"])[0] == "missing" and found,
+            20,
+            "large packets do not come through",
         )
+        assert "packets of 1500 bytes do not reach" in said
+        assert "network set default --mtu" in said
     finally:
         run("ip", "netns", "exec", place.outside, "nft", "delete table ip narrow")
 
