@@ -28,9 +28,7 @@ from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, Vir
 from virtuary.base.units import format_size
 from virtuary.model.applies import Applies, fields_that
 from virtuary.model.deeds import (
-    Change as ChangeDeed,
-)
-from virtuary.model.deeds import (
+    Change,
     Create,
     Launch,
 )
@@ -73,9 +71,7 @@ def draft(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> Draft:
     blockers += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
     spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics))
     vm = Vm(meta=meta, spec=spec)
-    blockers += room(
-        context, vm.but(status=vm.status.but(disk_size=spec.disk or image.status.virtual_size))
-    )
+    blockers += room(context, vm.seen(disk_size=spec.disk or image.status.virtual_size))
     blockers += ports.taken(context, spec.publish, None)
     if (
         image.status.state == "ready"
@@ -146,7 +142,7 @@ def _image(
                 Conflict(f"the image {found.name} is being removed", "repeat in a moment")
             )
         elif found.status.state == "failed":
-            again = found.but(status=found.status.but(state="absent", reason=None))
+            again = found.seen(state="absent", reason=None)
             return again, new_operation(context, images.making(found.spec.source), again)
         return found, None
     return images.prepare(context, context.catalogue.canonical(name), found)
@@ -246,13 +242,13 @@ NESTED = fields_that(VmSpec, Applies.AT_ONCE)
 """Limits and shares: of each of them a change may name some parts."""
 
 
-class Change(NamedTuple):
+class Changed(NamedTuple):
     vm: Vm
     blockers: list[VirtuaryError]
     joined: nics.Joined
 
 
-def draft_change(context: Context, vm: Vm, wish: VmChange) -> Change:
+def draft_change(context: Context, vm: Vm, wish: VmChange) -> Changed:
     """A server as it would be after a change, and everything that stands against it; nothing is
     written.
     """
@@ -292,7 +288,7 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> Change:
     if waits_for_start(vm, spec):
         meta = meta.but(generation=vm.meta.generation + 1)
     changed = vm.but(spec=spec, meta=meta)
-    return Change(changed, [*room(context, changed, vm), *blockers], joined)
+    return Changed(changed, [*room(context, changed, vm), *blockers], joined)
 
 
 @decides
@@ -316,7 +312,7 @@ async def change(
         check_free(context.store, vm)
     if resized or (tunes(vm, changed.spec) and not active(context.store, vm.key)):
         operation = new_operation(
-            context, ChangeDeed(**{field: getattr(vm.spec, field) for field in resized}), vm
+            context, Change(**{field: getattr(vm.spec, field) for field in resized}), vm
         )
     joins, makes = nics.made(joined)
     expect, puts = (

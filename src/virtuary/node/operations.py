@@ -60,7 +60,7 @@ def noted(operation: Operation, text: str | None = None, **changes: Any) -> Oper
         changes["started"] = utcnow()
     if text and (not operation.status.log or operation.status.log[-1].text != text):
         changes["log"] = (*operation.status.log, LogLine(text=text))[-LOG_LINES:]
-    return operation.but(status=operation.status.but(**changes))
+    return operation.seen(**changes)
 
 
 def finished(

@@ -87,13 +87,13 @@ async def change(
     """Change a document over whatever others changed in it meanwhile: `how` is asked again with
     what it became. Answers the document as it is then; None where it is gone.
 
-    `how` answers with the document as it was, or with None, where nothing is to be written.
-    `expect`, `puts`: other documents, which must not have changed and are written with it; raises
-    Conflict when one has.
+    `how` answers with None where nothing is to be written. `expect`, `puts`: other documents,
+    which must not have changed and are written with it, also where this one stays as it was;
+    raises Conflict when one has.
     """
     while (current := at(store, kind, key)) is not None:
         changed = how(current)
-        if changed is None or changed == current:
+        if changed is None or (changed == current and not expect and not puts):
             return current
         try:
             revision = await store.txn(

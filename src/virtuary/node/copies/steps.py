@@ -198,10 +198,8 @@ async def _share(server: Server, world: World, copy: Vm) -> None:
             server.paths.home / name, place, vm.status.disk_size or 0, None, server.site.kept
         )
         crashpoint("copy.after_overlay")
-        source = vm.but(status=vm.status.but(disk_file=name, layers=(*vm.status.layers, layer)))
-    given = copy.but(
-        status=copy.status.but(**status_for_copy(source, world.image, f"it is a copy of {vm.name}"))
-    )
+        source = vm.seen(disk_file=name, layers=(*vm.status.layers, layer))
+    given = copy.seen(**status_for_copy(source, world.image, f"it is a copy of {vm.name}"))
     crashpoint("copy.before_record")
     expect = {vm.key: vm.meta.revision, copy.key: copy.meta.revision}
     await site.store.txn(
@@ -222,7 +220,7 @@ async def give(site: Site, copy: Vm, operation: str, **status: Any) -> None:
     def given(now: Vm) -> Vm | None:
         if not wanted(site, now, operation):
             raise Failed("the copy is not wanted any more")
-        return now.but(status=now.status.but(**status))
+        return now.seen(**status)
 
     if await documents.change(site.store, Vm, copy.key, given) is None:
         raise Failed("the copy is not wanted any more")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 
-from virtuary.base.crash import crashpoint
+from virtuary.base.crash import crashpoint, declare
 from virtuary.base.files import remove, write_whole
 from virtuary.guest import seed
 from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.node.disks.plan import FollowImage, GrowDisk, MakeDisk, MakeSeed
 from virtuary.node.machine.keys import seed_keys
-from virtuary.node.machine.resolve import (
-    layers_of,
-)
+from virtuary.node.machine.resolve import layers_of
 from virtuary.node.server.notes import note_on
 from virtuary.node.server.server import Server
 from virtuary.node.server.step import capability, does
 from virtuary.node.server.world import World
 from virtuary.node.warm.derive import choose_template, make_host_key
 from virtuary.storage import directory
+
+declare("seed.after_write")
 
 
 async def follow_image(server: Server, world: World, step: FollowImage) -> None:

@@ -322,15 +322,23 @@ class HostWatch:
             iowait=rate["iowait"],
             available=seen.available,
             swap_used=seen.swap_used,
-            disk=DiskUsage(read=rate["disk_read"], written=rate["disk_written"],
-            reads=rate["disk_reads"], writes=rate["disk_writes"], age=age),
-            network=NetworkUsage(received=rate["network_received"], sent=rate["network_sent"],
-            age=age) if seen.network else None,
+            disk=DiskUsage(
+                read=rate["disk_read"],
+                written=rate["disk_written"],
+                reads=rate["disk_reads"],
+                writes=rate["disk_writes"],
+                age=age,
+            ),
+            network=NetworkUsage(
+                received=rate["network_received"], sent=rate["network_sent"], age=age
+            )
+            if seen.network
+            else None,
             pressure={
                 name: value for name in names if (value := rate[f"pressure_{name}"]) is not None
             },
             totals=totals,
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
         for thing in (self.files, self.history):

@@ -132,9 +132,7 @@ class ImageWorker(Loop[Image]):
             puts[found.key] = operations.finished(found, error, cancelled=error is None).dump()
         if any(vm.spec.image_id == image.id for vm in documents.every(self.site.store, Vm)):
             reason = error.sentence if error else "its making was cancelled"
-            puts[self.key] = image.but(
-                status=image.status.but(state="failed", reason=reason)
-            ).dump()
+            puts[self.key] = image.seen(state="failed", reason=reason).dump()
             await self.site.store.txn({self.key: image.meta.revision}, puts)
             return
         await self.site.store.txn({self.key: image.meta.revision}, puts, [self.key, image.named])

@@ -102,7 +102,7 @@ class NetworkWorker(Loop[Network]):
         )
         if spec.kind == "bridge":
             name = await self._join(network)
-            here = network.but(status=network.status.but(mtu=bridge.read_mtu(name)))
+            here = network.seen(mtu=bridge.read_mtu(name))
         else:
             here = await self._as_here(network)
             look, self._six = look or here.spec.ipv6 != self._six, here.spec.ipv6
@@ -123,7 +123,7 @@ class NetworkWorker(Loop[Network]):
         if network.status.state != "ready" or network.status.bridge != name:
             await self.networks.rules.apply()
         speed = link.measure_link(name) if spec.kind == "bridge" else None
-        network = network.but(status=network.status.but(speed=speed, mtu=here.status.mtu))
+        network = network.seen(speed=speed, mtu=here.status.mtu)
         members = self.networks.members(network.id)
         gaps = (
             *await self._shaper.apply(network, name, members, look=look),

@@ -193,9 +193,14 @@ class Keeper:
         before = self.past.level
         acts, self.past = decide(self.site.clock.now(), host, limits, guests, self.past)
         if self.past.level is not before:
-            say(logger, "memory", was=before.name.lower(), now=self.past.level.name.lower(),
-            available=format_size(host.available),
-                waiting=f"{host.some:.0f}%")  # fmt: skip
+            say(
+                logger,
+                "memory",
+                was=before.name.lower(),
+                now=self.past.level.name.lower(),
+                available=format_size(host.available),
+                waiting=f"{host.some:.0f}%",
+            )
         for guest in guests:
             self._follow_up(group, live[guest.id], guest)
         for act in acts:

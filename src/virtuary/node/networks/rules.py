@@ -238,9 +238,9 @@ class Rules:
         """
         networks = [(network.id, network.meta.revision) for network in self._networks.all()]
         members = [
-            (vm.id, vm.name, nic, vm.spec.publish, vm.status.runtime is None) for vm,
-            nic in self._networks.members()
-        ]  # fmt: skip
+            (vm.id, vm.name, nic, vm.spec.publish, vm.status.runtime is None)
+            for vm, nic in self._networks.members()
+        ]
         return networks, members, self._networks.groups()
 
     async def pass_obstacles(self) -> None:

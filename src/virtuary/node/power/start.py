@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from virtuary.base.crash import crashpoint
+from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, PeerAway
 from virtuary.base.files import write_whole
 from virtuary.host import oom
@@ -40,6 +40,8 @@ from virtuary.node.tuning.plan import untuned
 from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.process import read_errors
+
+declare("start.after_record")
 
 
 async def start(server: Server, world: World, step: Start) -> None:

@@ -43,14 +43,12 @@ from virtuary.node.server.step import capability, does, does_with, process_of
 from virtuary.node.server.world import World
 from virtuary.qemu.qmp import open_monitor
 from virtuary.store import documents
-from virtuary.store.documents import every
 
 logger = logging.getLogger("virtuary.steps")
 LOG_CAP = 256 * 1024
 declare(
-    "start.after_record", "start.before_release", "start.after_release", "stop.after_mark",
-    "stop.after_kill", "collect.before_clean",
-    "collect.after_clean", "forget.before_files", "forget.after_files", "seed.after_write",
+    "start.before_release", "start.after_release", "stop.after_mark", "stop.after_kill",
+    "collect.before_clean", "collect.after_clean", "forget.before_files", "forget.after_files",
 )  # fmt: skip
 
 
@@ -191,26 +189,24 @@ def status_after(world: World, vm: Vm, end: End) -> VmStatus:
 
 async def cancel_operation(server: Server, world: World, step: CancelOperation) -> None:
     """Undo a start: stop the server; a launch that was cancelled leaves nothing."""
-    operation = step.operation
+    operation, undo = step.operation, step.operation.spec.deed.undo
+    if not undo:
+        await operations.finish(server.site.store, operation.key, cancelled=True)
+        return
+    if world.alive:
+        await end_process(server, world.vm, "cancel")
     current = server.load()
     if current is None:
         return
-    undo = operation.spec.deed.undo
-    if world.alive and undo:
-        await end_process(server, world.vm, "cancel")
-    if undo:
-        latest = server.load() or current
-        changed = latest.but(
-            spec=latest.spec.but(power="stopped"),
-            meta=latest.meta.but(purge=latest.meta.purge or undo == "remove"),
-        )
-        done = operations.finished(operation, cancelled=True)
-        await server.site.store.txn(
-            {server.key: latest.meta.revision, operation.key: operation.meta.revision},
-            {server.key: changed.dump(), operation.key: done.dump()},
-        )
-        return
-    await operations.finish(server.site.store, operation.key, cancelled=True)
+    changed = current.but(
+        spec=current.spec.but(power="stopped"),
+        meta=current.meta.but(purge=current.meta.purge or undo == "remove"),
+    )
+    done = operations.finished(operation, cancelled=True)
+    await server.site.store.txn(
+        {server.key: current.meta.revision, operation.key: operation.meta.revision},
+        {server.key: changed.dump(), operation.key: done.dump()},
+    )
 
 
 async def forget(server: Server, world: World, step: Forget) -> None:
@@ -226,7 +222,7 @@ async def forget(server: Server, world: World, step: Forget) -> None:
         item.key: operations.finished(item).dump()
         for item in operations.open_operations(store, server.key)
     }
-    naming = [group for group in every(store, Firewall) if vm.id in group.servers()]
+    naming = [group for group in documents.every(store, Firewall) if vm.id in group.servers()]
     await store.txn(
         {server.key: vm.meta.revision, **{group.key: group.meta.revision for group in naming}},
         {**puts, **{group.key: group.without(vm.id, vm.name).dump() for group in naming}},

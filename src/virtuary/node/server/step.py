@@ -30,7 +30,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Wait(Step):
-    """Nothing more can be done towards a start now. Planners of other things are still asked."""
+    """Nothing more can be done now of what the rows of the order are about among which it is the
+    answer: towards a start, or at all.
+    """
 
 
 S = TypeVar("S", bound=Step)

@@ -172,9 +172,7 @@ class TemplateWorker(Loop[Template]):
             await self.site.store.txn({self.key: template.meta.revision}, puts, [self.key])
             return
         say(logger, "no template", logging.WARNING, image=template.spec.image, why=error.sentence)
-        puts[self.key] = template.but(
-            status=template.status.but(state="failed", reason=error.sentence)
-        ).dump()
+        puts[self.key] = template.seen(state="failed", reason=error.sentence).dump()
         await self.site.store.txn({self.key: template.meta.revision}, puts)
 
     async def _forget(self, template: Template) -> bool:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from virtuary.base.errors import Conflict
 from virtuary.model.deeds import Start
 from virtuary.model.meta import Meta
 from virtuary.model.operation import ENDED, Operation, OperationSpec, OperationStatus
+from virtuary.model.vm import Vm, VmSpec
+from virtuary.store import documents
 from virtuary.store.api import Page, Store
 from virtuary.store.documents import every, open_operations
 from virtuary.store.memory import MemoryStore
@@ -85,3 +88,20 @@ async def test_a_document_that_can_not_be_read_is_not_skipped_next_time() -> Non
             every(store, Operation)
     await store.txn({}, {"operation/1": operation(1, "done").dump()})
     assert [item.meta.name for item in every(store, Operation)] == ["start"]
+
+
+async def test_what_is_written_with_a_document_is_written_where_that_one_stays_as_it_was() -> None:
+    store = MemoryStore()
+    vm = Vm(meta=Meta(id="a", name="web1"), spec=VmSpec(image="tiny"))
+    await store.txn({}, {vm.key: vm.dump(), "other": b"1"})
+    other = store.get("other")
+    assert other
+    same = await documents.change(
+        store, Vm, vm.key, lambda now: now, {"other": other.revision}, {"other": b"2"}
+    )
+    written = store.get("other")
+    assert same and written and written.value == b"2"
+    with pytest.raises(Conflict):
+        await documents.change(store, Vm, vm.key, lambda now: now, {"other": other.revision})
+    before = store.revision
+    assert await documents.change(store, Vm, vm.key, lambda now: now) and store.revision == before
