@@ -25,8 +25,9 @@ from virtuary.model.meta import Meta, utcnow
 from virtuary.model.network import Network, NetworkSpec, Nic
 from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu
+from virtuary.model.runtime import Runtime
 from virtuary.model.settings import ResourceSettings
-from virtuary.model.vm import Runtime, Vm, VmChange, VmSpec, VmWish
+from virtuary.model.vm import Vm, VmChange, VmSpec, VmWish
 from virtuary.store.memory import MemoryStore
 
 HOST = HostStatus(

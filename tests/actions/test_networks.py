@@ -30,7 +30,8 @@ from virtuary.model.host import Host, HostStatus, Link
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta, utcnow
 from virtuary.model.network import Network, NetworkChange, NetworkWish, mac_of
-from virtuary.model.vm import Runtime, Vm, VmChange, VmWish
+from virtuary.model.runtime import Runtime
+from virtuary.model.vm import Vm, VmChange, VmWish
 from virtuary.store.memory import MemoryStore
 
 MAC, OUTSIDE = "52:54:00:aa:bb:cc", "203.0.113.7"

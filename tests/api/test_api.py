@@ -22,7 +22,8 @@ from virtuary.base.units import GIB, MIB
 from virtuary.guest.agent import Outcome
 from virtuary.host import capacity
 from virtuary.model.host import HugePages
-from virtuary.model.vm import Runtime, Vm
+from virtuary.model.runtime import Runtime
+from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.store.memory import MemoryStore
 from virtuary.store.sqlite import SqliteStore

@@ -15,8 +15,9 @@ from virtuary.base.units import GIB, MIB
 from virtuary.model.deeds import Stop
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
+from virtuary.model.runtime import Runtime, Shape
 from virtuary.model.template import Template, TemplateSpec
-from virtuary.model.vm import Runtime, Shape, Vm
+from virtuary.model.vm import Vm
 from virtuary.node import operations
 
 sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; these share a file

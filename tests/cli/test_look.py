@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtuary.cli.look import ports_of
-from virtuary.model.vm import Publish
+from virtuary.model.publish import Publish
 
 
 def test_a_published_port_tells_where_but_for_everywhere() -> None:

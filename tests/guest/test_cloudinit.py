@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from virtuary.base.errors import Misbehaves
 from virtuary.guest.cloudinit import outcome
-from virtuary.model.vm import CloudInit
+from virtuary.model.status import CloudInit
 
 
 def files(stages: dict[str, Any], errors: list[str] | None) -> tuple[bytes, bytes]:

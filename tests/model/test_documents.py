@@ -20,7 +20,10 @@ from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus, Ima
 from virtuary.model.meta import Document, Meta
 from virtuary.model.network import Nic
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
-from virtuary.model.vm import Crash, Publish, Runtime, Vm, VmChange, VmSpec, VmStatus, VmWish
+from virtuary.model.publish import Publish
+from virtuary.model.runtime import Runtime
+from virtuary.model.status import Crash, VmStatus
+from virtuary.model.vm import Vm, VmChange, VmSpec, VmWish
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 printable = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=30)

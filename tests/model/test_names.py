@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from virtuary.base.units import GIB, MIB
 from virtuary.model.meta import Meta, check_image_name, check_name, invalid
-from virtuary.model.vm import Publish, VmSpec, VmWish
+from virtuary.model.publish import Publish
+from virtuary.model.vm import VmSpec, VmWish
 
 KEY = "ssh-ed25519 " + "A" * 68
 

@@ -17,8 +17,10 @@ from virtuary.base.paths import Paths
 from virtuary.base.units import GIB, MIB
 from virtuary.host.shares import Claim
 from virtuary.model.meta import Meta
+from virtuary.model.runtime import Runtime, Shape
 from virtuary.model.settings import ResourceSettings, Settings
-from virtuary.model.vm import Runtime, Shape, Vm, VmSpec, VmStatus
+from virtuary.model.status import VmStatus
+from virtuary.model.vm import Vm, VmSpec
 from virtuary.node.figures.asking import Memory, Told
 from virtuary.node.memory import keeper as module
 from virtuary.node.memory.keeper import LONG, PATIENCE, PERIOD, SOON, Keeper, Ledger

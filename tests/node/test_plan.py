@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from virtuary.model.operation import Operation
 from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.resources import Cpu, DiskIo
-from virtuary.model.vm import Shape, VmSpec
+from virtuary.model.runtime import Shape
+from virtuary.model.vm import VmSpec
 from virtuary.node.copies.plan import SILENT_LIMIT, why_no_machine
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_LIMIT, CRASH_WINDOW, End, after_end

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from virtuary.base.units import GIB, MIB
 from virtuary.host.pressure import HostMemory
-from virtuary.model.vm import MIN_MEMORY, Shape, VmSpec
+from virtuary.model.memory import MIN_MEMORY
+from virtuary.model.runtime import Shape
+from virtuary.model.vm import VmSpec
 from virtuary.node.memory.pressure import (
     BLOCK,
     GIVE_AFTER,

@@ -18,7 +18,9 @@ from virtuary.host.neighbours import claim
 from virtuary.model.firewall import Firewall, FirewallSpec
 from virtuary.model.meta import Meta, utcnow
 from virtuary.model.network import Network, NetworkSpec, NetworkStatus, Nic, tap_of
-from virtuary.model.vm import Publish, Vm, VmSpec, VmStatus
+from virtuary.model.publish import Publish
+from virtuary.model.status import VmStatus
+from virtuary.model.vm import Vm, VmSpec
 from virtuary.network.netns import Private
 from virtuary.network.uplink import ADDRESS, Held
 from virtuary.node.networks.members import Member

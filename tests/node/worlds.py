@@ -11,7 +11,9 @@ from typing import Any
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
-from virtuary.model.vm import Crash, MemoryHold, Origin, Runtime, Shape, Vm, VmSpec, VmStatus
+from virtuary.model.runtime import Runtime, Shape
+from virtuary.model.status import Crash, MemoryHold, VmStatus
+from virtuary.model.vm import Origin, Vm, VmSpec
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_WINDOW
 from virtuary.node.report.plan import Report

@@ -18,8 +18,9 @@ from virtuary.base.units import format_bandwidth, format_size
 from virtuary.model.bandwidth import DIRECTIONS, Direction, usable
 from virtuary.model.host import Balance, HostStatus, Link
 from virtuary.model.image import Image
+from virtuary.model.memory import LEAST_MEMORY
 from virtuary.model.network import Network, link_speed
-from virtuary.model.vm import LEAST_MEMORY, Vm, VmSpec
+from virtuary.model.vm import Vm, VmSpec
 
 SOLE_CPUS = 4
 """So many times the host's CPUs a single server may have; more would only make it slower."""

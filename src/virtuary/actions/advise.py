@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from virtuary.base.units import MIB, format_duration, format_size
 from virtuary.model.advice import Advice, Confidence, Finding
+from virtuary.model.memory import default_memory
 from virtuary.model.usage import Point
-from virtuary.model.vm import Vm, default_memory
+from virtuary.model.vm import Vm
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 BUSY = 0.6

@@ -23,8 +23,9 @@ from virtuary.model.deeds import Copy
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta, new_id
 from virtuary.model.operation import Operation
+from virtuary.model.status import VmStatus
 from virtuary.model.template import Template
-from virtuary.model.vm import Origin, Vm, VmCopy, VmSpec, VmStatus
+from virtuary.model.vm import Origin, Vm, VmCopy, VmSpec
 from virtuary.store import documents
 
 OVERRIDES = ("cpus", "memory", "disk", "accel", "restart_policy")

@@ -7,10 +7,11 @@ from virtuary.base.errors import Busy, Conflict, Exists
 from virtuary.base.units import format_size
 from virtuary.model.deeds import DeleteImage, MakeImage, WarmImage
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageWish
+from virtuary.model.memory import default_memory
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template, TemplateSpec
-from virtuary.model.vm import Vm, default_memory
+from virtuary.model.vm import Vm
 from virtuary.store.api import Store
 from virtuary.store.documents import every
 

@@ -24,7 +24,8 @@ from virtuary.model.network import (
     link_speed,
     own_mac,
 )
-from virtuary.model.vm import Publish, Vm
+from virtuary.model.publish import Publish
+from virtuary.model.vm import Vm
 
 
 @dataclass

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from virtuary.actions.context import Context, all_vms
 from virtuary.base import ports
 from virtuary.base.errors import Conflict, Invalid, VirtuaryError
-from virtuary.model.vm import Publish, Vm
+from virtuary.model.publish import Publish
+from virtuary.model.vm import Vm
 
 ENDING = 0.3
 """Seconds after which whoever listened for a server that was stopped does so no more."""

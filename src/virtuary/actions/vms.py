@@ -33,11 +33,12 @@ from virtuary.model.deeds import (
     Launch,
 )
 from virtuary.model.image import Image
+from virtuary.model.memory import default_memory
 from virtuary.model.meta import Meta, check_name, invalid
 from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu
-from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish, default_memory
+from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish
 from virtuary.store.api import Store
 
 SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")

@@ -29,9 +29,9 @@ from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid
 from virtuary.base.units import MAX_SIZE, MIB
 from virtuary.model.image import Image, ImageSource, ImageWish
+from virtuary.model.memory import MAX_MEMORY, MIN_MEMORY
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
-from virtuary.model.vm import MAX_MEMORY, MIN_MEMORY
 from virtuary.node.touch import touch
 
 UPLOAD_CAP = MAX_SIZE

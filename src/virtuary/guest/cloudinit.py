@@ -14,7 +14,7 @@ from virtuary.base.answers import Answer, parse, read
 from virtuary.base.errors import Failed, Misbehaves
 from virtuary.base.text import shown
 from virtuary.guest.agent import Agent
-from virtuary.model.vm import CloudInit
+from virtuary.model.status import CloudInit
 
 STATUS, RESULT = "/run/cloud-init/status.json", "/run/cloud-init/result.json"
 FILE_CAP = 64 * 1024

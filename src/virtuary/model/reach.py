@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple
 from virtuary.base.errors import Invalid
 from virtuary.model.firewall import SERVER, Address, Card, Group, Members, Subnet, Verdict, decide
 from virtuary.model.network import NONE, USER, Network, Nic
-from virtuary.model.vm import Publish, Vm
+from virtuary.model.publish import Publish
+from virtuary.model.vm import Vm
 
 SERVED = {("udp", 53), ("udp", 67), ("udp", 547), ("tcp", 53)}
 """What the host answers its servers always, at its addresses on their own network: names and

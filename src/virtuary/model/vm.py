@@ -2,106 +2,33 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from virtuary.base import ports
 from virtuary.base.units import GIB, MIB, format_size
 from virtuary.model.applies import Applies
+from virtuary.model.login import SshKey
+from virtuary.model.memory import MAX_MEMORY, MIN_MEMORY
 from virtuary.model.meta import Document, ImageName, Model
 from virtuary.model.network import MAX_NICS, USER, Nic, NicWish
 from virtuary.model.patience import STOP_TIMEOUT
+from virtuary.model.publish import Publish
 from virtuary.model.resources import Cpu, CpuChange, DiskIo, DiskIoChange, Pages
+from virtuary.model.status import VmStatus
 
 Power = Literal["running", "paused", "stopped"]
-State = Literal[
-    "creating",
-    "starting",
-    "running",
-    "paused",
-    "stopping",
-    "stopped",
-    "crashed",
-    "unresponsive",
-    "unknown",
-    "trashed",
-]
 Arch = Literal["x86_64"]
 HostShutdown = Literal["shutdown", "off"]
 CopyMode = Literal["overlay", "full", "live"]
 """overlay: a stopped server's disk becomes a layer below both. full: a disk of its own. live:
 memory and disk of one that runs.
 """
-STAGES = ("image", "disk", "firmware", "kernel", "agent", "network", "ssh")
-"""What a launch passes through, in this order; each is noted when a real signal shows it."""
-
 NO_CLOUD_INIT = (
     "the image {image} has no cloud-init, and nobody else in it would read the user data"
 )
-MIN_MEMORY, MAX_MEMORY = 64 * MIB, 16 * 1024 * GIB
 MAX_DISK = 64 * 1024 * GIB
-DEFAULT_MEMORY = {"tiny": 128 * MIB}
-
-
-LEAST_MEMORY = {"tiny": 72 * MIB, "debian": 192 * MIB}
-"""Bytes of memory with which servers of an image that is built here still start, by what it is
-built of: they do not with 64 MiB and 128 MiB.
-"""
-
-
-def default_memory(image: str) -> int:
-    """Bytes of memory a server of this image gets when nobody says how much."""
-    return DEFAULT_MEMORY.get(image, 1 * GIB)
-
-
-_KEY_KIND = r"(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp(?:256|384|521)|sk-[a-z0-9@.-]+)"
-_KEY = re.compile(_KEY_KIND + r" [A-Za-z0-9+/=]{40,16000}(?: [^\n\r]{0,200})?")
-
-
-def _check_key(text: str) -> str:
-    key = text.strip()
-    if not _KEY.fullmatch(key) or not key.isprintable():
-        raise ValueError("an SSH public key is one line such as 'ssh-ed25519 AAAA... name'")
-    return key
-
-
-SshKey = Annotated[str, AfterValidator(_check_key)]
-
-
-class Publish(Model):
-    """A port of the host that leads to a port of the guest."""
-
-    host: int = Field(ge=1, le=65535)
-    guest: int = Field(ge=1, le=65535)
-    protocol: Literal["tcp", "udp"] = "tcp"
-    address: str = "127.0.0.1"
-    """Address of the host to listen on; 0.0.0.0 for all."""
-
-    @model_validator(mode="after")
-    def _address_is_one(self) -> Publish:
-        ipaddress.ip_address(self.address)
-        # a scope may hold any text, and the address stands on a command line
-        if "%" in self.address:
-            raise ValueError("an address to listen on has no scope")
-        return self
-
-    def meets(self, other: Publish) -> bool:
-        """Whether only one server can have both: the same port of the same address, or of all of
-        its family.
-        """
-        own, its = ipaddress.ip_address(self.address), ipaddress.ip_address(other.address)
-        return (self.protocol, self.host, own.version) == (
-            other.protocol,
-            other.host,
-            its.version,
-        ) and (own == its or own.is_unspecified or its.is_unspecified)
-
-    def __str__(self) -> str:
-        return f"{self.address}:{self.host}->{self.guest}/{self.protocol}"
 
 
 class Origin(Model):
@@ -299,178 +226,6 @@ class VmCopy(Model):
     autostart: bool = False
     restart_policy: Literal["always", "on-failure", "no"] | None = None
     protect: bool = False
-
-
-class Shape(Model):
-    """What a process began with, and how far it can grow: what one that takes over its memory has
-    to match.
-    """
-
-    memory: int
-    max_cpus: int
-    max_memory: int
-    cpus: int = 1
-    """CPUs it began with, which can't be taken from it again while it runs."""
-    reporting: bool = False
-    """Whether its guest reports free pages."""
-    wakes: bool = False
-    """Whether it has the port at which a template's guest waits."""
-    borrowed: bool = False
-    """Whether the memory it began with is a template's or another server's, of which nothing can be
-    given back.
-    """
-
-    def allows(self, cpus: int | None = None, memory: int | None = None) -> bool:
-        """Whether the process can get so much while it runs."""
-        least = self.memory if self.borrowed else MIN_MEMORY
-        fits = cpus is None or self.cpus <= cpus <= max(self.max_cpus, self.cpus)
-        return fits and (memory is None or least <= memory <= max(self.max_memory, self.memory))
-
-
-class Runtime(Model):
-    """The process that is this server right now; enough to find it again and to know it is the
-    same.
-    """
-
-    generation: int
-    """Generation of the spec it was started with."""
-    restarts: int
-    boot_id: str
-    pid: int
-    start: int
-    """Start time of the process in clock ticks since boot: with the pid, its identity."""
-    network_pid: int | None = None
-    network_start: int | None = None
-    uid: int
-    accel: str
-    level: Literal["L0", "L1", "L2", "L3"]
-    gaps: tuple[str, ...] = ()
-    """What the isolation level lacks here, in words."""
-    network: Literal["passt", "qemu-user", "tap", "none"] = "none"
-    """Who serves its first NIC."""
-    nics: tuple[Nic, ...] = ()
-    """The NICs it has, as they were plugged."""
-    ssh_port: int | None = None
-    """Port of `ssh_host` that leads to the guest's SSH."""
-    ssh_host: str = "127.0.0.1"
-    template: str | None = None
-    """Id of the warm template whose memory this process resumed; None when it booted."""
-    live: bool = False
-    """Whether it resumed the memory of another server, of which it is a live copy."""
-    shape: Shape | None = None
-    """What it began with and how far it can grow; None for one that an older version started."""
-    command: str = ""
-    """Digest of the arguments it was started with."""
-    end: str | None = None
-    """Why it is being ended, noted before it is: shutdown (by the guest), stop, restart, panic,
-    cancel. None: unexpected.
-    """
-    started: datetime
-
-
-class Crash(Model):
-    at: datetime
-    why: str
-
-
-class MemoryHold(Model):
-    """A server that runs is paused because its host ran out of memory."""
-
-    room: int
-    """Bytes of memory that have to be available before it goes on."""
-    why: str
-    since: datetime
-
-
-class CloudInit(Model):
-    """What became of the user data."""
-
-    state: Literal["not begun", "running", "done", "error"]
-    errors: tuple[str, ...] = ()
-    """What cloud-init says went wrong, in its own words."""
-    units: tuple[str, ...] = ()
-    """Units of systemd in which that was."""
-
-
-class OfProcess:
-    """Marks a field of a status that is true of one process only, and over with it."""
-
-
-class VmStatus(Model):
-    """What is known of a server. Each part has one writer on the server's host, all of them in the
-    loop about it: whoever else wants something else of a server changes its spec.
-    """
-
-    # ---- node/report: what people are shown
-    state: State = "creating"
-    reason: str | None = None
-    """Why the state is what it is, when that is not plain: the crash, the missing thing."""
-    since: datetime | None = None
-    """When the state became what it is."""
-    stages: dict[str, float] = Field(default_factory=dict)
-    """Seconds from the start to each stage reached, of the current or last run."""
-    addresses: Annotated[tuple[str, ...], OfProcess] = ()
-    cpus: Annotated[int | None, OfProcess] = None
-    """CPUs it has now, while it runs."""
-    memory: Annotated[int | None, OfProcess] = None
-    """Bytes of memory its guest has now, while it runs."""
-    cloud_init: CloudInit | None = None
-    """What became of the user data, where there is some and the guest has an agent."""
-
-    # ---- node/power: its process
-    applied: int = 0
-    runtime: Annotated[Runtime | None, OfProcess] = None
-    crashes: tuple[Crash, ...] = ()
-    """Crashes of the last ten minutes; five of them stop the restarting."""
-
-    # ---- node/tuning, and node/memory for the whole host
-    gaps: Annotated[tuple[str, ...], OfProcess] = ()
-    """What of its limits and shares this host can't give, in words."""
-    reclaimed: Annotated[bool, OfProcess] = False
-    """Whether its host, being short, has taken some of its memory for a while."""
-    held_for_memory: Annotated[MemoryHold | None, OfProcess] = None
-    """Why its host has paused it, when it ran out of memory; it goes on by itself."""
-
-    # ---- node/disks, and node/copies for what is shared
-    disk_ready: bool = False
-    disk_size: int | None = None
-    disk_file: str = "disk.qcow2"
-    """Name of its own disk in its folder; another one after it was copied, when what it had became
-    a layer.
-    """
-    layers: tuple[str, ...] = ()
-    """Files between the image and the server's own disk, the lowest first; relative to the state
-    folder, never changed.
-    """
-    base: bool = True
-    """Whether the image lies below all of them; nothing does below a full copy."""
-    copied: bool = False
-    """Of a copy: whether its source has given what it is made of."""
-    template: str | None = None
-    """Id of the warm template its disk was made on, whose copy its first start resumes."""
-    cold: str | None = None
-    """Why its first start booted, or will boot, instead of resuming a warm template's copy."""
-
-    # ---- node/identity, and node/warm and node/copies for who was another machine before
-    identity: str | None = None
-    """The hostname whose identity has been given to the guest; None before the first time."""
-    identity_refused: str | None = None
-    """Why the guest did not take its present name and keys when they were given last: it goes on
-    under those it has, and is asked again later.
-    """
-    renew: bool = False
-    """Whether its guest still is who its source is: its first start gives it another machine-id and
-    other SSH host keys too.
-    """
-
-    def without_process(self, **changes: Any) -> VmStatus:
-        """The same when its process is over, with these changes."""
-        return self.but(**{name: field.default for name, field in OF_PROCESS.items()} | changes)
-
-
-OF_PROCESS = {
-    name: field for name, field in VmStatus.model_fields.items() if OfProcess in field.metadata
-}
 
 
 class Vm(Document):

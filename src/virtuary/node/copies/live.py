@@ -29,8 +29,9 @@ from virtuary.guest import identity, seed
 from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.model.image import Image
 from virtuary.model.network import own_mac
+from virtuary.model.runtime import Shape
 from virtuary.model.template import Template
-from virtuary.model.vm import Shape, Vm
+from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.node.copies import steps
 from virtuary.node.copies.plan import EndSave, LoadLive, SaveLive, StartLive

@@ -15,7 +15,8 @@ from virtuary.base.units import GIB
 from virtuary.guest.identity import Place
 from virtuary.model.image import Image
 from virtuary.model.network import NONE, USER, Network, own_mac, tap_of
-from virtuary.model.vm import Shape, Vm, VmSpec
+from virtuary.model.runtime import Shape
+from virtuary.model.vm import Vm, VmSpec
 from virtuary.network.passt import Forward
 from virtuary.node.site import Site, memory_facts
 from virtuary.qemu.devices.balloon import Balloon

@@ -30,7 +30,8 @@ from virtuary.guest import cloudinit
 from virtuary.guest.agent import Agent, open_agent
 from virtuary.guest.clock import set_clock
 from virtuary.guest.wake import Port
-from virtuary.model.vm import CloudInit, Runtime
+from virtuary.model.runtime import Runtime
+from virtuary.model.status import CloudInit
 from virtuary.node.machine.console import Console
 from virtuary.node.site import Site
 from virtuary.qemu.process import open_errors, read_errors

@@ -26,7 +26,8 @@ from virtuary.base.log import say
 from virtuary.base.units import format_size
 from virtuary.host import oom, shares
 from virtuary.host.pressure import read_memory
-from virtuary.model.vm import MemoryHold, Vm
+from virtuary.model.status import MemoryHold
+from virtuary.model.vm import Vm
 from virtuary.node.figures.asking import Told
 from virtuary.node.figures.metrics import Machine, Metrics
 from virtuary.node.memory.pressure import (

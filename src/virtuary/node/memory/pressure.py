@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 from virtuary.base.units import MIB, format_size
 from virtuary.host.pressure import HostMemory
-from virtuary.model.vm import MIN_MEMORY, Shape, VmSpec
+from virtuary.model.memory import MIN_MEMORY
+from virtuary.model.runtime import Shape
+from virtuary.model.vm import VmSpec
 
 BLOCK = 2 * MIB
 """Memory is plugged and unplugged in whole blocks."""

@@ -9,7 +9,7 @@ import signal
 from datetime import timedelta
 from typing import NamedTuple
 
-from virtuary.model.vm import State
+from virtuary.model.status import State
 from virtuary.node.server.pre_identity import never_handed_out
 from virtuary.node.server.world import World
 

@@ -9,7 +9,7 @@ from virtuary.model.deeds import Delete, Restart, Stop
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.patience import STOP_TIMEOUT
-from virtuary.model.vm import Runtime
+from virtuary.model.runtime import Runtime
 from virtuary.node.power.ends import End, after_end, why_shut_down
 from virtuary.node.server.pre_identity import awaits_identity, never_handed_out
 from virtuary.node.server.step import Step, Wait

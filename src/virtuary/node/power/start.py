@@ -11,8 +11,9 @@ from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, PeerAway
 from virtuary.base.files import write_whole
 from virtuary.host import oom
+from virtuary.model.runtime import Runtime
 from virtuary.model.template import Template
-from virtuary.model.vm import Runtime, Vm
+from virtuary.model.vm import Vm
 from virtuary.node.machine import wiring
 from virtuary.node.machine.launch import (
     GROUP,

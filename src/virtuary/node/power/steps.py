@@ -15,7 +15,8 @@ from virtuary.base.errors import Failed, VirtuaryError
 from virtuary.base.files import write_whole
 from virtuary.base.log import say
 from virtuary.model.firewall import Firewall
-from virtuary.model.vm import Crash, Vm, VmStatus
+from virtuary.model.status import Crash, VmStatus
+from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.node.machine.launch import clean_up
 from virtuary.node.machine.resolve import user_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from virtuary.model.operation import Operation
-from virtuary.model.vm import CloudInit, State
+from virtuary.model.status import CloudInit, State
 from virtuary.node.power.plan import is_paused
 from virtuary.node.server.pre_identity import awaits_identity, never_handed_out
 from virtuary.node.server.step import Step

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu, DiskIo
-from virtuary.model.vm import CloudInit, Vm
+from virtuary.model.status import CloudInit
+from virtuary.model.vm import Vm
 
 
 class Tuning(NamedTuple):

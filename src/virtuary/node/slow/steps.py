@@ -15,7 +15,7 @@ import re
 from virtuary.base.errors import Failed, VirtuaryError
 from virtuary.base.units import format_size
 from virtuary.guest.agent import Agent
-from virtuary.model.vm import default_memory
+from virtuary.model.memory import default_memory
 from virtuary.node import operations
 from virtuary.node.machine.resolve import firmware_of
 from virtuary.node.machine.run import Run

@@ -24,10 +24,11 @@ from virtuary.guest import identity
 from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.guest.seed import HostKey, seed_files
 from virtuary.model.image import Image
+from virtuary.model.memory import default_memory
 from virtuary.model.meta import Meta
 from virtuary.model.network import own_mac
 from virtuary.model.template import Template, TemplateSpec
-from virtuary.model.vm import Vm, VmSpec, default_memory
+from virtuary.model.vm import Vm, VmSpec
 from virtuary.node.machine.resolve import firmware_of, growth, machine_of, place_of
 from virtuary.node.site import Site
 from virtuary.qemu.argv import command

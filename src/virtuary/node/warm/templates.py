@@ -30,8 +30,9 @@ from virtuary.guest.hostkeys import ask, known_hosts
 from virtuary.guest.wake import open_port
 from virtuary.model.image import Image
 from virtuary.model.meta import utcnow
+from virtuary.model.runtime import Runtime
 from virtuary.model.template import Template
-from virtuary.model.vm import Runtime, Vm
+from virtuary.model.vm import Vm
 from virtuary.network import passt
 from virtuary.node import operations
 from virtuary.node.loop import FOR_EVER, Loop
