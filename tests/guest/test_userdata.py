@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from cost import cost
 from virtuary.base.errors import Invalid
 from virtuary.cli.options import read_user_data
-from virtuary.guest.userdata import check_user_data, has_host_keys, login_lines, normalise, parts
+from virtuary.guest.userdata import (
+    LONGEST,
+    check_user_data,
+    has_host_keys,
+    login_lines,
+    normalise,
+    parts,
+)
 
 CONFIG = "#cloud-config\nruncmd: [ls]\n"
 
@@ -65,6 +72,12 @@ def test_what_cloud_init_takes_is_taken(case: str) -> None:
     text, kinds = GOOD[case]
     assert check_user_data(text) is text
     assert [part.kind for part in parts(normalise(text))] == kinds
+
+
+def test_user_data_is_counted_in_bytes() -> None:
+    check_user_data("#!/bin/sh\n" + "a" * (LONGEST - 10))
+    with pytest.raises(Invalid, match="256 KiB are the most"):
+        check_user_data("#!/bin/sh\n" + "ä" * (LONGEST // 2))
 
 
 def test_what_only_carries_user_data_is_taken_off() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from virtuary.base.errors import Failed
 from virtuary.model.meta import Meta, utcnow
-from virtuary.model.operation import LOG_LINES
+from virtuary.model.operation import LINE, LOG_LINES
 from virtuary.node import operations
 from virtuary.store.memory import MemoryStore
 
@@ -38,6 +38,14 @@ async def test_the_first_note_begins_it_and_each_note_is_told_once() -> None:
         1,
     )
     assert found.status.started and store.revision == before
+
+
+async def test_a_line_that_has_no_end_is_cut() -> None:
+    store = await begun()
+    await operations.note(store, KEY, "a" * 10**6)
+    await operations.note(store, KEY, "a" * 10**6)
+    found = operations.load(store, KEY)
+    assert found and [line.text for line in found.status.log] == ["a" * LINE]
 
 
 async def test_the_end_is_final() -> None:

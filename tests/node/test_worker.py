@@ -48,6 +48,23 @@ async def test_a_server_that_goes_leaves_its_name_with_the_rules_that_mean_it(
     assert after["db"].meta.revision == revision
 
 
+async def test_a_server_that_many_rules_name_goes_all_the_same(paths: Paths) -> None:
+    store = MemoryStore()
+    gone = at_rest({"power": "stopped"}, {"purge": True, "deleted": WALL})
+    peers = [f"server:{ID}", *(f"192.0.2.{number}" for number in range(60))]
+    rules: Any = [{"direction": "in", "peers": peers}] * 30
+    for number in range(150):
+        group = Firewall(meta=Meta(name=f"g{number}"), spec=FirewallSpec(rules=rules))
+        await store.txn({}, {group.key: group.dump()})
+    revision = await store.txn({}, {gone.vm.key: gone.vm.dump()})
+    worker = Server(Site(paths, store, ME), ID)
+    worker.paths.home.mkdir(parents=True)
+    kept = gone.vm.but(meta=gone.vm.meta.but(revision=revision))
+    await forget(worker, replace(gone, vm=kept), Forget())
+    assert store.get(gone.vm.key) is None
+    assert all(group.status.purged == {ID: "web1"} for group in every(store, Firewall))
+
+
 async def test_a_machine_that_runs_on_however_often_it_is_paused_does_not_keep_the_daemon_busy(
     paths: Paths,
 ) -> None:

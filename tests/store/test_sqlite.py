@@ -142,7 +142,7 @@ async def test_a_full_disk_is_told_and_nothing_is_changed(tmp_path: Path) -> Non
         store = SqliteStore(small / "db")
         first = await store.txn({}, {"kept": b"1"})
         with pytest.raises(StoreAway, match="can't be written"):
-            await store.txn({"kept": first}, {"kept": b"2", "big": os.urandom(2_000_000)}, [])
+            await store.txn({"kept": first}, {"kept": b"2", "big": os.urandom(1_000_000)}, [])
         assert store.get("kept") == Record("kept", b"1", first) and store.get("big") is None
         assert store.revision == first
         assert await store.txn({"kept": first}, {"kept": b"3"}) == first + 1, (

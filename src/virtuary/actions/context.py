@@ -22,6 +22,7 @@ from virtuary.model.vm import Vm
 from virtuary.store import documents
 from virtuary.store.api import Store
 from virtuary.store.documents import every, open_operations
+from virtuary.store.limits import check_wish
 
 
 class Catalogue(Protocol):
@@ -72,8 +73,9 @@ class Context:
         operation: Operation | None = None,
     ) -> int:
         """The action's one transaction: what it changes, its operation, and the mark that lets it
-        be repeated harmlessly.
+        be repeated harmlessly. Raises Invalid where a document would be too large.
         """
+        check_wish(puts)
         wanted, written = dict(expect), dict(puts)
         if operation:
             written[operation.key] = operation.dump()

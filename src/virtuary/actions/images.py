@@ -1,4 +1,6 @@
-"""What a user may ask of images. Each function checks and makes exactly one transaction."""
+"""What a user may ask of images. Each function checks and makes one transaction; of more templates
+than one holds, those that go go before it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,9 @@ from virtuary.model.template import Template, TemplateSpec
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
 from virtuary.store.documents import every
+
+MOST = 40
+"""So many templates of an image are removed in one transaction."""
 
 
 @decides
@@ -66,7 +71,7 @@ async def delete(context: Context, name: str) -> Operation:
     image = deletable(context, name)
     changed = image.but(meta=image.meta.but(purge=True))
     operation = new_operation(context, DeleteImage(), image)
-    expect, puts = _purged(templates_of(context.store, image.id))
+    expect, puts = await _cooled(context, image)
     await context.commit(
         {image.key: image.meta.revision, **expect},
         {image.key: changed.dump(), **puts},
@@ -150,13 +155,25 @@ async def cool(context: Context, name: str) -> list[Template]:
     there.
     """
     image = find_image(context.store, context.catalogue.canonical(name))
-    found = [
-        template for template in templates_of(context.store, image.id) if not template.meta.purge
-    ]
+    found = _present(context.store, image)
     if found:
-        expect, puts = _purged(found)
+        expect, puts = await _cooled(context, image)
         await context.commit(expect, puts)
     return found
+
+
+async def _cooled(context: Context, image: Image) -> tuple[dict[str, int], dict[str, bytes]]:
+    """What a transaction expects and writes to have the last templates of an image removed; of
+    more than that they are removed already.
+    """
+    while len(found := _present(context.store, image)) > MOST:
+        await context.store.txn(*_purged(found[:MOST]))
+    return _purged(found)
+
+
+def _present(store: Store, image: Image) -> list[Template]:
+    """The templates of an image that are not being removed."""
+    return [template for template in templates_of(store, image.id) if not template.meta.purge]
 
 
 def templates_of(store: Store, image_id: str) -> list[Template]:

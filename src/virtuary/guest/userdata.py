@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from virtuary.base.errors import Invalid
 from virtuary.base.jsontext import find_excess
+from virtuary.base.units import KIB, format_size
 
 KINDS = {
     "#include": "include",
@@ -50,6 +51,8 @@ TYPES = {
 }
 UNTOLD = ("text/plain", "text/x-not-multipart", "text/x-shellscript")
 """Types that say less than how the part begins."""
+LONGEST = 256 * KIB
+"""Bytes of user data."""
 UNPACKED_CAP = 1024 * 1024
 """Bytes that compressed user data may unpack to."""
 BOUNDARIES_CAP = 16
@@ -108,6 +111,11 @@ def check_user_data(text: str) -> str:
     """User data that cloud-init will take, as it is; raises Invalid with the reason, for a
     #cloud-config that is not valid YAML with the line.
     """
+    if len(text.encode()) > LONGEST:
+        raise Invalid(
+            f"user data of {len(text.encode())} bytes: {format_size(LONGEST)} are the most",
+            "have it fetch what is longer",
+        )
     found = [part for part in parts(normalise(text)) if not _check(part, 0)]
     if not found and not any(part.kind for part in parts(normalise(text))):
         raise Invalid(

@@ -15,6 +15,8 @@ from virtuary.model.meta import Document, Model, utcnow
 Phase = Literal["pending", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
 LOG_LINES = 200
+LINE = 1000
+"""Characters of a line that are kept."""
 
 
 class LogLine(Model):

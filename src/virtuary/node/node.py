@@ -19,7 +19,7 @@ from virtuary.jail.resolver import RESOLVER
 from virtuary.model.deeds import Copy
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
-from virtuary.node import turns
+from virtuary.node import housekeeping, turns
 from virtuary.node.copies import steps
 from virtuary.node.figures.metrics import Metrics
 from virtuary.node.machine.run import Run
@@ -33,12 +33,9 @@ from virtuary.node.warm import budget
 from virtuary.node.warm.templates import TemplateWorker
 from virtuary.node.worker import Worker
 from virtuary.qemu.process import become_subreaper
-from virtuary.store import documents
 
 logger = logging.getLogger("virtuary.node")
-TRASH_LIFE = timedelta(days=7)
 PARTIAL_LIFE = timedelta(days=1)
-KEPT_OPERATIONS = 500
 SETTLING = 2.0
 """Seconds after its start in which the daemon answers whoever waited for it, and tidies nothing."""
 HOUSEKEEPING = 600.0
@@ -205,34 +202,8 @@ class Node:
                 drop_abandoned(
                     self.site.paths.downloads, (self.site.clock.wall() - PARTIAL_LIFE).timestamp()
                 )
-                await self._empty_trash()
-                await self._forget_operations()
+                await housekeeping.tidy(self.site)
             await self.site.clock.sleep(HOUSEKEEPING)
-
-    async def _empty_trash(self) -> None:
-        for vm in documents.every(self.site.store, Vm):
-            if (
-                vm.meta.deleted
-                and not vm.meta.purge
-                and self.site.clock.wall() - vm.meta.deleted > TRASH_LIFE
-            ):
-                changed = vm.but(meta=vm.meta.but(purge=True))
-                await self.site.store.txn({vm.key: vm.meta.revision}, {vm.key: changed.dump()})
-
-    async def _forget_operations(self) -> None:
-        store = self.site.store
-        ended = [item for item in documents.every(store, Operation) if item.ended]
-        over = sorted(ended, key=lambda item: item.meta.created)[:-KEPT_OPERATIONS]
-        if over:
-            await store.txn({}, {}, [item.key for item in over])
-        limit = (self.site.clock.wall() - timedelta(hours=24)).isoformat()
-        old = [
-            record.key
-            for record in store.list("idempotency/").records
-            if record.value[:26] < limit.encode()[:26]
-        ]
-        if old:
-            await store.txn({}, {}, old)
 
 
 async def ensure_key(site: Site) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from virtuary.base.errors import Conflict, VirtuaryError
 from virtuary.model.meta import utcnow
-from virtuary.model.operation import LOG_LINES, LogLine, Operation
+from virtuary.model.operation import LINE, LOG_LINES, LogLine, Operation
 from virtuary.model.vm import Vm
 from virtuary.store import documents
 from virtuary.store.api import Store
@@ -58,6 +58,7 @@ def noted(operation: Operation, text: str | None = None, **changes: Any) -> Oper
         changes["phase"] = "running"
     if operation.status.started is None:
         changes["started"] = utcnow()
+    text = text[:LINE] if text else None
     if text and (not operation.status.log or operation.status.log[-1].text != text):
         changes["log"] = (*operation.status.log, LogLine(text=text))[-LOG_LINES:]
     return operation.seen(**changes)

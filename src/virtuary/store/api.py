@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from virtuary.base.errors import Bug, Changed, Conflict
+from virtuary.base.errors import Changed, Conflict
 
 SECRETS = "secret/"
 ABSENT = 0
@@ -65,8 +65,9 @@ class Store(Protocol):
         """Apply all of it or nothing, durably before returning; the new revision.
 
         `expect` names for any keys the revision they must have now (`ABSENT`: not there); raises
-        `Changed` naming the first that differs. A key may not be put and deleted at once: that is a
-        `Bug`. Raises `StoreAway` when the outcome is not durable; nothing has changed then.
+        `Changed` naming the first that differs. A key may not be put and deleted at once, and what
+        `store/limits.py` says is the most: more is a `Bug`. Raises `StoreAway` when the outcome is
+        not durable; nothing has changed then.
         """
 
     def changes(self, since: int) -> Sequence[Change]:
@@ -88,13 +89,6 @@ def conflict(key: str, wanted: int, found: int) -> Changed:
     if found == ABSENT:
         return Changed(f"{key} is gone", key=key)
     return Changed(f"{key} changed meanwhile", "look again and repeat", key=key)
-
-
-def check_distinct(puts: Mapping[str, bytes], deletes: Sequence[str]) -> None:
-    """Raise `Bug` when a transaction puts and deletes one key."""
-    both = set(puts) & set(deletes)
-    if both:
-        raise Bug(f"a transaction puts and deletes {min(both)}")
 
 
 def told(changes: Sequence[Change]) -> list[Change]:

@@ -6,8 +6,9 @@ import bisect
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from virtuary.store.api import Change, Compacted, Page, Record, check_distinct, conflict, told
+from virtuary.store.api import Change, Compacted, Page, Record, conflict, told
 from virtuary.store.feed import Feed
+from virtuary.store.limits import check
 
 
 class MemoryStore:
@@ -34,7 +35,7 @@ class MemoryStore:
     async def txn(
         self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()
     ) -> int:
-        check_distinct(puts, deletes)
+        check(expect, puts, deletes)
         for key, wanted in expect.items():
             record = self._records.get(key)
             found = record.revision if record else 0

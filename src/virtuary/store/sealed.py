@@ -15,6 +15,7 @@ from pathlib import Path
 from virtuary.base.errors import Failed
 from virtuary.base.files import sync_dir
 from virtuary.store.api import SECRETS, Change, Page, Record, Store
+from virtuary.store.limits import in_parts
 
 MAGIC = b"\0sealed1\0"
 """No user data begins so."""
@@ -62,11 +63,10 @@ class SealedStore:
 
     async def seal_all(self) -> None:
         """Seal what was written in the open. To be called once, before anybody else writes."""
-        open_ones = [
-            record for record in self._store.list(SECRETS).records if not _is_sealed(record)
-        ]
-        if open_ones:
-            await self.txn({}, {record.key: record.value for record in open_ones})
+        found = self._store.list(SECRETS).records
+        open_ones = {record.key: record.value for record in found if not _is_sealed(record)}
+        for part in in_parts(open_ones):
+            await self.txn({}, part)
 
     def find_loss(self) -> str | None:
         """What can't be read because the key of this host is lost, and what to do, in words."""

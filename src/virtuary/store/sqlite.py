@@ -25,12 +25,12 @@ from virtuary.store.api import (
     Compacted,
     Page,
     Record,
-    check_distinct,
     conflict,
     told,
 )
 from virtuary.store.ballast import Ballast
 from virtuary.store.feed import Feed
+from virtuary.store.limits import check
 
 VERSION = 2
 """1: secrets were remembered, and left behind when they were deleted."""
@@ -103,7 +103,7 @@ class SqliteStore:
     async def txn(
         self, expect: Mapping[str, int], puts: Mapping[str, bytes], deletes: Sequence[str] = ()
     ) -> int:
-        check_distinct(puts, deletes)
+        check(expect, puts, deletes)
         if self._broken:
             raise StoreAway(
                 f"the store is read-only: {self._broken}", "mend the disk, then restart the daemon"

@@ -44,12 +44,15 @@ from virtuary.node.server.step import capability, does, does_with, process_of
 from virtuary.node.server.world import World
 from virtuary.qemu.qmp import open_monitor
 from virtuary.store import documents
+from virtuary.store.api import Store
+from virtuary.store.limits import in_parts
 
 logger = logging.getLogger("virtuary.steps")
 LOG_CAP = 256 * 1024
 declare(
     "start.before_release", "start.after_release", "stop.after_mark", "stop.after_kill",
     "collect.before_clean", "collect.after_clean", "forget.before_files", "forget.after_files",
+    "forget.after_rules",
 )  # fmt: skip
 
 
@@ -219,16 +222,31 @@ async def forget(server: Server, world: World, step: Forget) -> None:
         shutil.rmtree(server.paths.home)
     crashpoint("forget.after_files")
     store, vm = server.site.store, world.vm
+    await _leave_name(store, vm)
+    crashpoint("forget.after_rules")
     puts = {
         item.key: operations.finished(item).dump()
         for item in operations.open_operations(store, server.key)
     }
-    naming = [group for group in documents.every(store, Firewall) if vm.id in group.servers()]
     await store.txn(
-        {server.key: vm.meta.revision, **{group.key: group.meta.revision for group in naming}},
-        {**puts, **{group.key: group.without(vm.id, vm.name).dump() for group in naming}},
+        {server.key: vm.meta.revision},
+        puts,
         [server.key, f"secret/{vm.id}", *documents.own_name(store, vm)],
     )
+
+
+async def _leave_name(store: Store, vm: Vm) -> None:
+    """Have the groups whose rules name a server keep its name, which nobody else knows soon. Raises
+    Conflict when one changed meanwhile.
+    """
+    naming = {
+        group.key: group
+        for group in documents.every(store, Firewall)
+        if vm.id in group.servers() and vm.id not in group.status.purged
+    }
+    kept = {key: group.without(vm.id, vm.name).dump() for key, group in naming.items()}
+    for part in in_parts(kept):
+        await store.txn({key: naming[key].meta.revision for key in part}, part)
 
 
 CAPABILITY = capability(

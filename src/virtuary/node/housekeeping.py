@@ -1,0 +1,53 @@
+"""What of a host's documents is over after a while: the trash, old operations, and the marks of
+requests that may be repeated. Each part of it is a transaction that may be the last one.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from virtuary.model.operation import Operation
+from virtuary.model.vm import Vm
+from virtuary.node.site import Site
+from virtuary.store import documents
+from virtuary.store.limits import keys_in_parts
+
+TRASH_LIFE = timedelta(days=7)
+MARK_LIFE = timedelta(hours=24)
+KEPT_OPERATIONS = 500
+
+
+async def tidy(site: Site) -> None:
+    """Empty the trash after seven days; forget old operations, and marks after a day."""
+    await empty_trash(site)
+    await forget_operations(site)
+    await forget_marks(site)
+
+
+async def empty_trash(site: Site) -> None:
+    """Have what has lain in the trash too long removed for good, server by server."""
+    for vm in documents.every(site.store, Vm):
+        if (
+            vm.meta.deleted
+            and not vm.meta.purge
+            and site.clock.wall() - vm.meta.deleted > TRASH_LIFE
+        ):
+            changed = vm.but(meta=vm.meta.but(purge=True))
+            await site.store.txn({vm.key: vm.meta.revision}, {vm.key: changed.dump()})
+
+
+async def forget_operations(site: Site) -> None:
+    """Keep the last `KEPT_OPERATIONS` of those that have ended."""
+    ended = [item for item in documents.every(site.store, Operation) if item.ended]
+    over = sorted(ended, key=lambda item: item.meta.created)[:-KEPT_OPERATIONS]
+    for keys in keys_in_parts(item.key for item in over):
+        await site.store.txn({}, {}, keys)
+
+
+async def forget_marks(site: Site) -> None:
+    """A request that is repeated after that is another one."""
+    limit = (site.clock.wall() - MARK_LIFE).isoformat().encode()
+    records = site.store.list("idempotency/").records
+    old = (record.key for record in records if record.value[:26] < limit[:26])
+    for keys in keys_in_parts(old):
+        await site.store.txn({}, {}, keys)
