@@ -62,6 +62,26 @@ async def write(api: Service, name: str, **status: Any) -> None:
     await store.txn({}, {vm.key: vm.but(status=vm.status.but(**status)).dump(), **puts})
 
 
+async def test_what_a_newer_version_wrote_is_shown_and_survives_a_change(api: Service) -> None:
+    """Also what is known of a part that a change names; and nobody may send it."""
+    found = await create(api, power="stopped")
+    key, store = f"vm/{found['meta']['id']}", api.parts.store
+    record = store.get(key)
+    assert record
+    body = json.loads(record.value)
+    body["spec"]["cpu"]["turbo"] = 3
+    body["spec"]["teleport"] = {"to": "b"}
+    await store.txn({}, {key: json.dumps(body, separators=(",", ":")).encode()})
+    wish = {"cpu": {"weight": 7}, "labels": {"a": "b"}}
+    assert (await api.call("PATCH", "/v1/vms/web1", wish)).status == 200
+    (listed,) = (await api.call("GET", "/v1/vms")).json["items"]
+    shown = (await api.call("GET", "/v1/vms/web1")).json
+    assert shown == listed and shown["spec"]["teleport"] == {"to": "b"}
+    assert shown["spec"]["cpu"] == body["spec"]["cpu"] | {"weight": 7}
+    for wrong in ({"teleport": {}}, {"cpu": {"turbo": 4}}):
+        assert (await api.call("PATCH", "/v1/vms/web1", wrong)).status == 422
+
+
 def running(**changes: Any) -> dict[str, Any]:
     facts = {
         "generation": 1,

@@ -17,7 +17,7 @@ from virtuary.base.units import MIB
 from virtuary.model.deeds import Change, Launch, Stop
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus, ImageWish
-from virtuary.model.meta import Document, Meta
+from virtuary.model.meta import Document, Meta, Model
 from virtuary.model.network import Nic
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
 from virtuary.model.publish import Publish
@@ -111,12 +111,51 @@ def test_unknown_fields_are_refused(model: Any) -> None:
     assert "extra_forbidden" in {error["type"] for error in caught.value.errors()}
 
 
-def test_a_document_of_a_newer_virtuary_is_refused_not_cut() -> None:
-    vm = Vm(meta=Meta(name="web1"), spec=VmSpec(image="tiny"))
+def grown(value: object, body: Any) -> Any:
+    """The JSON of a document as a newer version writes it: every part has fields more."""
+    if isinstance(value, Model):
+        for name, item in value.__dict__.items():
+            if name in body:
+                body[name] = grown(item, body[name])
+        return {**body, "teleport": {"to": [1, None]}, "Mode": "x"}
+    if isinstance(value, tuple) and value and isinstance(value[0], Model):
+        return [grown(item, part) for item, part in zip(value, body, strict=True)]
+    return body
+
+
+@given(documents)
+@pytest.mark.slow
+def test_a_document_of_a_newer_virtuary_is_read_and_written_back_whole(document: Document) -> None:
+    kind, body = type(document), grown(document, json.loads(document.dump()))
+    found = kind.load(json.dumps(body).encode(), 0)
+    assert json.loads(found.dump()) == body == found.body() | {"meta": body["meta"]}
+    changed = found.but(meta=found.meta.but(labels={"a": "b"}))
+    body["meta"]["labels"] = {"a": "b"}
+    assert json.loads(changed.dump()) == body
+    assert kind.load(changed.dump(), 0) == changed and changed != document
+
+
+def test_what_is_not_known_stays_where_it_was_through_every_change() -> None:
+    nics = Nic(), Nic(number=1), Nic(number=2, network="back", network_id="net2")
+    vm = Vm(meta=Meta(name="web1"), spec=VmSpec(image="tiny", nics=nics))
     body = json.loads(vm.dump())
-    body["spec"]["teleport"] = True
+    body["spec"]["cpu"]["turbo"] = 3
+    body["spec"]["nics"][2]["lanes"] = 2
+    body["status"]["mood"] = "good"
+    found = Vm.load(json.dumps(body).encode(), 7)
+    assert found.meta == vm.meta.but(revision=7) and found.spec.nics[0] == nics[0]
+    assert found.spec.disk_io == vm.spec.disk_io, "parts that hold nothing more are the same"
+    later = found.seen(state="running").but(spec=found.spec.but(cpu=found.spec.cpu.but(weight=7)))
+    later = later.but(spec=later.spec.but(nics=later.spec.nics[::2]))
+    after = json.loads(later.dump())
+    assert after["spec"]["cpu"] == body["spec"]["cpu"] | {"weight": 7}
+    assert after["spec"]["nics"] == body["spec"]["nics"][::2]
+    assert after["status"]["mood"] == "good" and after["status"]["state"] == "running"
     with pytest.raises(ValidationError):
-        Vm.load(json.dumps(body).encode(), 1)
+        found.seen(mood="better")
+    for wrong in ({"cpus": 0}, {"cpus": 0, "teleport": True}):
+        with pytest.raises(ValidationError):
+            Vm.from_body(body | {"spec": body["spec"] | wrong})
 
 
 def test_documents_are_frozen_and_changed_copies_are_checked() -> None:

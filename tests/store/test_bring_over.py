@@ -7,6 +7,7 @@ import json
 from virtuary.model.deeds import Stop
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
+from virtuary.model.upgrade import FORMAT
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.store import documents
 from virtuary.store.memory import MemoryStore
@@ -47,4 +48,13 @@ async def test_an_older_document_is_read_before_it_is_brought_over_too() -> None
     await store.txn({}, older(store))
     found = documents.get(store, Operation, "one")
     assert found and found.spec.deed == Stop(timeout=5.0)
+    assert documents.get(store, Vm, "a")
+
+
+async def test_a_store_of_a_newer_virtuary_is_read_and_stays_as_it_is() -> None:
+    store, kept = MemoryStore(), older(MemoryStore())
+    await store.txn({}, {**kept, documents.FORMAT_KEY: str(FORMAT + 1).encode()})
+    before = store.list("")
+    await documents.bring_over(store)
+    assert store.list("") == before
     assert documents.get(store, Vm, "a")

@@ -90,7 +90,7 @@ async def change(
     description = group.spec.description if wish.description is None else wish.description
     meta = group.meta if wish.labels is None else group.meta.but(labels=wish.labels)
     changed = peers.tidied(
-        group.but(spec=FirewallSpec(rules=rules, description=description), meta=meta)
+        group.but(spec=group.spec.but(rules=rules, description=description), meta=meta)
     )
     if changed == group:
         return group

@@ -15,8 +15,6 @@ from virtuary.actions.context import all_vms, raise_all
 from virtuary.base.errors import NotFound, VirtuaryError
 from virtuary.model.firewall import (
     Firewall,
-    FirewallSpec,
-    FirewallStatus,
     Rule,
     with_servers,
 )
@@ -67,7 +65,7 @@ def tidied(group: Firewall) -> Firewall:
     """A group that remembers only those servers that are gone which its rules still name."""
     named = group.servers()
     purged = {key: name for key, name in group.status.purged.items() if key in named}
-    return group.but(status=FirewallStatus(purged=purged))
+    return group.seen(purged=purged, trashed={})
 
 
 # ---- showing
@@ -86,7 +84,7 @@ def shown(group: Firewall, vms: Iterable[Vm]) -> Firewall:
     }
     rules = with_servers(group.spec.rules, lambda key: names.get(key, key))
     return group.but(
-        spec=group.spec.but(rules=rules), status=FirewallStatus(purged=purged, trashed=trashed)
+        spec=group.spec.but(rules=rules), status=group.status.but(purged=purged, trashed=trashed)
     )
 
 
@@ -131,6 +129,6 @@ def with_ids(group: Firewall, vms: Iterable[Vm]) -> Firewall:
     gone = {name: new_id() for name in sorted(group.servers() - ids.keys())}
     rules = with_servers(group.spec.rules, lambda name: ids.get(name) or gone[name])
     return group.but(
-        spec=FirewallSpec(rules=rules, description=group.spec.description),
-        status=FirewallStatus(purged={key: name for name, key in gone.items()}),
+        spec=group.spec.but(rules=rules),
+        status=group.status.but(purged={key: name for name, key in gone.items()}),
     )

@@ -38,6 +38,7 @@ from virtuary.model.meta import Meta, check_name, invalid
 from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu
+from virtuary.model.unknown import carry
 from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish
 from virtuary.store.api import Store
 
@@ -259,17 +260,18 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> Changed:
         if value is not None or field in CLEARED
     }
     labels = given.pop("labels", None)
-    before = vm.spec.model_dump()
     for field in NESTED:
         if field in given:
-            given[field] = {**before[field], **given[field]}
+            given[field] = getattr(vm.spec, field).model_dump() | given[field]
     joined = (
         nics.join(context, vm.id, wish.nics, vm)
         if wish.nics is not None
         else nics.Joined(vm.spec.nics)
     )
     given["nics"] = joined.nics
-    spec = checked(lambda: VmSpec.model_validate({**before, **given}))
+    spec = checked(lambda: vm.spec.but(**given))
+    for field in NESTED:
+        carry(getattr(vm.spec, field), getattr(spec, field))
     blockers = joined.blockers + nics.unpublishable(context, spec.nics, spec.publish)
     size = vm.status.disk_size
     if wish.disk is not None and size and wish.disk < size:

@@ -113,7 +113,7 @@ def accepted(
 
 
 def body_of(document: Document) -> dict[str, Any]:
-    return document.model_dump(mode="json")
+    return document.body()
 
 
 def answer(document: Document, status: int = 200) -> Response:

@@ -54,11 +54,11 @@ def launch(image: str, name: str | None, timeout: float | None, fields: Fields) 
 
 
 def vm(name: str) -> Exchange[Vm]:
-    return Vm.model_validate((yield get(_vm_path(name))))
+    return Vm.from_body((yield get(_vm_path(name))))
 
 
 def vms(trash: bool) -> Listing[Vm]:
-    return Listing("/v1/vms", Vm.model_validate, {"trash": _flag(trash)})
+    return Listing("/v1/vms", Vm.from_body, {"trash": _flag(trash)})
 
 
 def change(name: str, revision: int | None, fields: Fields) -> Exchange[Vm]:
@@ -66,7 +66,7 @@ def change(name: str, revision: int | None, fields: Fields) -> Exchange[Vm]:
     headers = {"If-Match": f'"{revision}"'} if revision is not None else None
     answer = yield Request("PATCH", _vm_path(name), body, headers=headers)
     if "operation" not in answer:
-        return Vm.model_validate(answer)
+        return Vm.from_body(answer)
     yield from _ended(answer, None)
     return (yield from vm(answer["vm"]["meta"]["id"]))
 
@@ -109,7 +109,7 @@ def delete(name: str, now: bool, force: bool) -> Exchange[None]:
 
 def undelete(name: str, new_name: str | None) -> Exchange[Vm]:
     body = {"name": new_name}
-    return Vm.model_validate((yield Request("POST", _vm_path(name, "/actions/undelete"), body)))
+    return Vm.from_body((yield Request("POST", _vm_path(name, "/actions/undelete"), body)))
 
 
 def way_in(name: str) -> Exchange[dict[str, Any]]:
@@ -126,12 +126,12 @@ def execute(name: str, command: list[str], stdin: bytes, timeout: float) -> Exch
 
 
 def networks() -> Listing[Network]:
-    return Listing("/v1/networks", Network.model_validate, {})
+    return Listing("/v1/networks", Network.from_body, {})
 
 
 def create_network(name: str, wish: Fields) -> Exchange[Network]:
     body = NetworkWish(name=name, **wish).model_dump(mode="json", exclude_defaults=True)
-    return Network.model_validate((yield once("POST", "/v1/networks", body)))
+    return Network.from_body((yield once("POST", "/v1/networks", body)))
 
 
 def delete_network(name: str) -> Exchange[None]:
@@ -139,17 +139,17 @@ def delete_network(name: str) -> Exchange[None]:
 
 
 def firewalls() -> Listing[Firewall]:
-    return Listing("/v1/firewalls", Firewall.model_validate, {})
+    return Listing("/v1/firewalls", Firewall.from_body, {})
 
 
 def create_firewall(name: str, rules: Iterable[Rule]) -> Exchange[Firewall]:
     body = {"name": name, "rules": [rule.model_dump(mode="json") for rule in rules]}
-    return Firewall.model_validate((yield once("POST", "/v1/firewalls", body)))
+    return Firewall.from_body((yield once("POST", "/v1/firewalls", body)))
 
 
 def change_firewall(name: str, rules: Iterable[Rule]) -> Exchange[Firewall]:
     body = {"rules": [rule.model_dump(mode="json") for rule in rules]}
-    return Firewall.model_validate((yield once("PATCH", f"/v1/firewalls/{path_part(name)}", body)))
+    return Firewall.from_body((yield once("PATCH", f"/v1/firewalls/{path_part(name)}", body)))
 
 
 def delete_firewall(name: str) -> Exchange[None]:
@@ -160,14 +160,14 @@ def delete_firewall(name: str) -> Exchange[None]:
 
 
 def images() -> Listing[Image]:
-    return Listing("/v1/images", Image.model_validate, {})
+    return Listing("/v1/images", Image.from_body, {})
 
 
 def make_image(name: str, source: ImageSource, timeout: float | None) -> Exchange[Image]:
     told = source.model_dump(mode="json", exclude_defaults=True) | {"kind": source.kind}
     answer = yield once("POST", "/v1/images", {"name": name, "source": told})
     yield from _ended(answer, timeout)
-    return Image.model_validate((yield get(_image_path(answer["image"]["meta"]["name"]))))
+    return Image.from_body((yield get(_image_path(answer["image"]["meta"]["name"]))))
 
 
 def delete_image(name: str) -> Exchange[None]:
@@ -187,11 +187,11 @@ def cool_image(name: str) -> Exchange[None]:
 
 
 def templates() -> Listing[Template]:
-    return Listing("/v1/templates", Template.model_validate, {})
+    return Listing("/v1/templates", Template.from_body, {})
 
 
 def operation(identity: str) -> Exchange[Operation]:
-    return Operation.model_validate((yield get(f"/v1/operations/{identity}")))
+    return Operation.from_body((yield get(f"/v1/operations/{identity}")))
 
 
 def wait(identity: str, timeout: float | None) -> Exchange[Operation]:
@@ -199,7 +199,7 @@ def wait(identity: str, timeout: float | None) -> Exchange[Operation]:
     while True:
         left = 60.0 if until is None else max(0.0, min(60.0, until - time.monotonic()))
         answer = yield get(f"/v1/operations/{identity}/wait", timeout=round(left, 3))
-        found = Operation.model_validate(answer)
+        found = Operation.from_body(answer)
         if found.ended:
             return judged(found)
         if until is not None and time.monotonic() >= until:
@@ -210,18 +210,18 @@ def wait(identity: str, timeout: float | None) -> Exchange[Operation]:
 
 def cancel(identity: str) -> Exchange[Operation]:
     answer = yield Request("POST", f"/v1/operations/{identity}/actions/cancel", {})
-    return Operation.model_validate(answer)
+    return Operation.from_body(answer)
 
 
 # ---- what is used
 
 
 def usage(name: str) -> Exchange[Usage]:
-    return Usage.model_validate((yield get(_vm_path(name, "/usage"))))
+    return Usage.from_body((yield get(_vm_path(name, "/usage"))))
 
 
 def overview() -> Exchange[Overview]:
-    return Overview.model_validate((yield get("/v1/usage")))
+    return Overview.from_body((yield get("/v1/usage")))
 
 
 def history(name: str | None, resolution: Resolution, since: int) -> Exchange[list[Point]]:
@@ -230,7 +230,7 @@ def history(name: str | None, resolution: Resolution, since: int) -> Exchange[li
 
 
 def advice(name: str, enough: float) -> Exchange[Advice]:
-    return Advice.model_validate((yield get(_vm_path(name, "/advice"), enough=enough)))
+    return Advice.from_body((yield get(_vm_path(name, "/advice"), enough=enough)))
 
 
 def host() -> Exchange[dict[str, Any]]:
@@ -243,9 +243,7 @@ def plan_consolidation(
 ) -> Exchange[ConsolidationPlan]:
     wish = ConsolidationWish(servers=tuple(servers), host=shape, **fields)
     body = wish.model_dump(mode="json", exclude_none=True)
-    return ConsolidationPlan.model_validate(
-        (yield Request("POST", "/v1/plans/consolidation", body))
-    )
+    return ConsolidationPlan.from_body((yield Request("POST", "/v1/plans/consolidation", body)))
 
 
 def plan_placement(
@@ -254,7 +252,7 @@ def plan_placement(
     wish = PlacementWish(servers=tuple(servers), hosts=tuple(hosts))
     body = wish.model_dump(mode="json", exclude_none=True)
     answer = yield Request("POST", "/v1/plans/placement", body)
-    return PlacementPlan.model_validate(answer)
+    return PlacementPlan.from_body(answer)
 
 
 def _act(name: str, action: str, body: Fields, timeout: float | None) -> Exchange[Vm]:

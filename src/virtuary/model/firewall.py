@@ -159,7 +159,7 @@ class Firewall(Document):
     def without(self, server_id: str, name: str) -> Self:
         """The same once the server of this name, which a rule names, is gone for good."""
         purged = {**self.status.purged, server_id: name}
-        return self.but(status=FirewallStatus(purged=purged))
+        return self.seen(purged=purged)
 
 
 def with_servers(rules: Iterable[Rule], called: Callable[[str], str]) -> tuple[Rule, ...]:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from virtuary.base.errors import Invalid
 from virtuary.base.units import MIB, format_size
+from virtuary.model import unknown
 from virtuary.model.upgrade import as_now
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -75,17 +76,31 @@ def new_id() -> str:
 
 
 class Model(BaseModel):
-    """Frozen, no unknown fields; what validates it is built with the first one there is."""
+    """Frozen; fields that are not known are refused, but where something kept is read
+    (`model/unknown.py`). What validates it is built with the first one there is.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", ser_json_timedelta="float", defer_build=True
     )
 
     def but(self, **changes: Any) -> Self:
-        """A copy with some fields changed, validated."""
-        return self.model_validate(
-            {**{name: getattr(self, name) for name in self.__class__.model_fields}, **changes}
-        )
+        """A copy with some fields changed, validated; what is not known of it stays."""
+        own = {name: getattr(self, name) for name in self.__class__.model_fields}
+        return unknown.carry(self, self.model_validate({**own, **changes}))
+
+    @classmethod
+    def from_body(cls, body: Any) -> Self:
+        """What another Virtuary wrote, perhaps a newer one: fields that are not known here are
+        kept. Raises ValidationError.
+        """
+        return unknown.read(cls, body)
+
+    def body(self) -> dict[str, Any]:
+        """As JSON, with what is not known of it."""
+        found = self.model_dump(mode="json")
+        unknown.weave(self, found)
+        return found
 
 
 class Meta(Model):
@@ -142,15 +157,18 @@ class Document(Model):
 
     def dump(self) -> bytes:
         """The bytes the store keeps; the revision is the store's own and left out."""
-        body = self.model_dump(mode="json")
+        body = self.body()
         body["meta"].pop("revision")
         return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
 
     @classmethod
     def load(cls, value: bytes, revision: int) -> Self:
+        """The document as any version wrote it: an older one's in today's format, and a newer one's
+        with all that is not known here, which `dump` gives back.
+        """
         body = as_now(cls.prefix, json.loads(value))
         body["meta"]["revision"] = revision
-        return cls.model_validate(body)
+        return cls.from_body(body)
 
 
 def invalid(error: ValidationError) -> Invalid:

@@ -249,15 +249,16 @@ async def describe_host(site: Site) -> None:
     """
     status = await host_status(site)
     known = documents.get(site.store, Host, site.host_id)
-    before = known.status if known else None
-    if before is None or before.but(**{name: getattr(status, name) for name in FLEETING}) != status:
-        host = Host(
-            meta=Meta(
-                id=site.host_id, name=socket.gethostname().split(".")[0].lower()[:63] or "host"
-            ),
-            status=status,
-        )
-        await site.store.txn({}, {host.key: host.dump()})
+    if known and known.status:
+        fleeting = {name: getattr(status, name) for name in FLEETING}
+        lasting = known.status.but(**dict(status))  # with what is not known here
+        if known.status.but(**fleeting) == lasting:
+            return
+        status = lasting
+    name = socket.gethostname().split(".")[0].lower()[:63] or "host"
+    meta = known.meta.but(name=name) if known else Meta(id=site.host_id, name=name)
+    host = Host(meta=meta, status=status) if known is None else known.but(meta=meta, status=status)
+    await site.store.txn({}, {host.key: host.dump()})
 
 
 def default_network(site: Site) -> str:

@@ -10,16 +10,19 @@ For one thread, the one whose loop the daemon runs.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from virtuary.base.errors import Conflict
+from virtuary.base.log import say
 from virtuary.model import upgrade
 from virtuary.model.meta import Document
 from virtuary.model.operation import Operation
 from virtuary.store.api import Compacted, Store
 
+logger = logging.getLogger("virtuary.store")
 D = TypeVar("D", bound=Document)
 FORMAT_KEY = "format"
 REMEMBERED = 2000
@@ -111,9 +114,15 @@ async def change(
 async def bring_over(store: Store) -> None:
     """Have all documents in today's format, where an older version wrote them. Costs nothing when
     it was done; done again, it changes nothing.
+
+    Where a newer version wrote them they stay in its format, and so does what the store says of it:
+    they are read, with the fields that are known here.
     """
     record = store.get(FORMAT_KEY)
-    if record and record.value == str(upgrade.FORMAT).encode():
+    found = int(record.value) if record else 0
+    if found > upgrade.FORMAT:
+        say(logger, "documents of a newer Virtuary", logging.WARNING, format=found)
+    if found >= upgrade.FORMAT:
         return
     for prefix in upgrade.UPGRADES:
         for kept in store.list(f"{prefix}/").records:
