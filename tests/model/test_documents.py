@@ -136,7 +136,8 @@ def test_a_document_of_a_newer_virtuary_is_read_and_written_back_whole(document:
 
 
 def test_what_is_not_known_stays_where_it_was_through_every_change() -> None:
-    nics = Nic(), Nic(number=1), Nic(number=2, network="back", network_id="net2")
+    back = [Nic(number=number, network="back", network_id="net2") for number in (1, 2)]
+    nics = Nic(), *back
     vm = Vm(meta=Meta(name="web1"), spec=VmSpec(image="tiny", nics=nics))
     body = json.loads(vm.dump())
     body["spec"]["cpu"]["turbo"] = 3
