@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -101,6 +102,29 @@ def test_a_room_imports_only_what_stands_on_its_line(room: str) -> None:
             if not allowed and (name, module) not in ALLOWED:
                 wrong.append(f"{name} imports {module}")
     assert not wrong
+
+
+KEYS = re.compile(
+    r"(vm|image|network|template|operation|firewall|host|secret|idempotency|turn)(-name)?/"
+)
+OWNERS = {
+    ("store/api.py", "secret/"): "what is under it the store treats in another way",
+    ("store/marks.py", "idempotency/"): "the kind that owns it",
+    ("actions/context.py", "turn/"): "the kind that owns it",
+}
+
+
+def test_a_key_of_the_store_is_spelled_by_the_kind_that_owns_it_alone() -> None:
+    spelled = {
+        (name, node.value)
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and KEYS.match(node.value)
+        and " " not in node.value
+    }
+    assert spelled == set(OWNERS)
 
 
 def test_every_file_lies_in_a_room() -> None:

@@ -23,7 +23,10 @@ from hypothesis import strategies as st
 from virtuary.base.errors import GuestSilent
 from virtuary.base.paths import Paths
 from virtuary.base.proc import start_time
+from virtuary.model.meta import Meta
 from virtuary.model.network import Nic
+from virtuary.model.status import VmStatus
+from virtuary.model.vm import Vm, VmSpec
 from virtuary.node.figures import asking
 from virtuary.node.figures.asking import (
     BUDGET,
@@ -98,12 +101,9 @@ def machine(pid: int = 1, **changes: Any) -> Any:
     return SimpleNamespace(**{**facts, "monitor": None, "agent": None, **changes})
 
 
-def document(vm_id: str = "a", **status: Any) -> dict[str, Any]:
-    return {
-        "meta": {"id": vm_id, "name": f"vm-{vm_id}"},
-        "spec": {"cpus": 2, "memory": 2**30},
-        "status": {"state": "running"},
-    }
+def document(vm_id: str = "a") -> Vm:
+    spec = VmSpec(image="tiny", cpus=2, memory=2**30)
+    return Vm(meta=Meta(id=vm_id, name=f"vm-{vm_id}"), spec=spec, status=VmStatus(state="running"))
 
 
 @pytest.fixture

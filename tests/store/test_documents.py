@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from virtuary.base.errors import Conflict
 from virtuary.model.deeds import Start
@@ -14,7 +18,7 @@ from virtuary.model.operation import ENDED, Operation, OperationSpec, OperationS
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.store import documents
 from virtuary.store.api import Page, Store
-from virtuary.store.documents import every, open_operations
+from virtuary.store.documents import Index, every, open_operations
 from virtuary.store.memory import MemoryStore
 from virtuary.store.sealed import SealedStore
 from virtuary.store.sqlite import SqliteStore
@@ -64,6 +68,58 @@ async def test_what_is_followed_is_what_is_listed(kind: str, tmp_path: Path) -> 
             ]
             assert opened == sorted(opened, key=lambda item: item.meta.created)
     await store.close()
+
+
+@given(st.text(max_size=60), st.sampled_from(["pending", "running", *ENDED]))
+@pytest.mark.slow
+def test_no_text_makes_an_operation_look_open_or_ended(text: str, phase: str) -> None:
+    """Those that have ended are told by their bytes."""
+    forged = '"status":{"phase":"running"' + text
+    found = operation(1, phase)
+    found = found.but(spec=found.spec.but(target_name=forged)).seen(stage=forged, why=text)
+    store = MemoryStore()
+    asyncio.run(store.txn({}, {found.key: found.dump()}))
+    assert [item.id for item in open_operations(store)] == ([] if found.ended else [found.id])
+
+
+IMAGES, LAYERS = Index(Vm, lambda vm: (vm.spec.image,)), Index(Vm, lambda vm: vm.status.layers)
+
+
+@pytest.mark.parametrize("log", [3, 10_000], ids=["forgetful", "memory"])
+async def test_what_an_index_finds_is_what_looking_through_all_finds(log: int) -> None:
+    store, chance = MemoryStore(log), random.Random(7)
+    for _ in range(200):
+        found = Vm(
+            meta=Meta(id=str(chance.randrange(9)), name="a"),
+            spec=VmSpec(image=chance.choice(["tiny", "debian"])),
+        ).seen(layers=tuple(chance.sample("abc", chance.randrange(4))))
+        gone = chance.random() < 0.2
+        await store.txn({}, {} if gone else {found.key: found.dump()}, [found.key] if gone else [])
+        if chance.random() < 0.4:
+            now = every(store, Vm)
+            for image in ("tiny", "debian", "none"):
+                wanted = [vm for vm in now if vm.spec.image == image]
+                assert documents.by(store, IMAGES, image) == wanted
+            for layer in "abc":
+                wanted = [vm for vm in now if layer in vm.status.layers]
+                assert documents.by(store, LAYERS, layer) == wanted
+
+
+async def test_a_page_holds_what_is_wanted_as_the_bytes_that_are_kept() -> None:
+    store = MemoryStore()
+    vms = [
+        Vm(meta=Meta(id=f"{n}", name=f"web{n}"), spec=VmSpec(image="tiny", cpus=1 + n % 2))
+        for n in range(7)
+    ]
+    for vm in vms:
+        await store.txn({}, {vm.key: vm.dump(), vm.named: vm.id.encode()})
+    page = documents.page(store, Vm, "vm/1", 2, lambda vm: vm.spec.cpus == 2)
+    assert [record.value for record in page.records] == [vms[3].dump(), vms[5].dump()]
+    assert page.revision == store.revision
+    record = page.records[0]
+    body = json.loads(documents.shown(record))
+    assert body["meta"].pop("revision") == record.revision and body == json.loads(record.value)
+    assert documents.page(store, Vm, "vm/5", 9).records == store.list("vm/6").records
 
 
 async def test_a_look_reads_nothing_that_did_not_change() -> None:

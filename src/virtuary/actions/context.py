@@ -19,7 +19,7 @@ from virtuary.model.meta import Document, Meta, utcnow
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
-from virtuary.store import documents
+from virtuary.store import documents, marks
 from virtuary.store.api import Store
 from virtuary.store.documents import every, open_operations
 from virtuary.store.limits import check_wish
@@ -82,9 +82,8 @@ class Context:
         if self.mark:
             key, digest = self.mark
             wanted[key] = 0
-            written[key] = (
-                f"{utcnow().isoformat()} {digest} {operation.id if operation else '-'}".encode()
-            )
+            mark = marks.Mark(digest, operation.id if operation else None)
+            written[key] = mark.dump(utcnow())
         return await self.store.txn(wanted, written, deletes)
 
 
@@ -109,7 +108,7 @@ def decides(action: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any
                 try:
                     return await action(*args, **kwargs)
                 except Changed as error:
-                    if str(error.details.get("key")).startswith("idempotency/"):
+                    if marks.is_mark(str(error.details.get("key"))):
                         raise  # the same request, made twice at once
         raise Conflict("too much changes at once", "repeat in a moment")
 
@@ -168,12 +167,12 @@ def find_image(store: Store, name: str, suggest: bool = True) -> Image:
 
 def find_operation(store: Store, identity: str) -> Operation:
     """The operation with this id, or the only one whose id begins so; raises NotFound."""
-    page = store.list(Operation.key_of(identity), limit=2).records if identity else []
-    if len(page) != 1:
+    found = documents.begun(store, Operation, identity)
+    if len(found) != 1:
         raise NotFound(
             f"there is no operation {identity[:80]!r}", "virtuary operation list shows them"
         )
-    return Operation.load(page[0].value, page[0].revision)
+    return found[0]
 
 
 def all_vms(store: Store) -> list[Vm]:

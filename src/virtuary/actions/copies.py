@@ -26,7 +26,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.status import VmStatus
 from virtuary.model.template import Template
 from virtuary.model.vm import Origin, Vm, VmCopy, VmSpec
-from virtuary.store import documents
+from virtuary.store import documents, userdata
 
 OVERRIDES = ("cpus", "memory", "disk", "accel", "restart_policy")
 FIXED = ("cpus", "memory", "disk", "accel")
@@ -179,8 +179,8 @@ async def copy(context: Context, name: str, wish: VmCopy) -> tuple[Vm, Operation
     raise_all(plan.blockers)
     vm, source = plan.vm, plan.source
     puts = {vm.key: vm.dump(), vm.named: vm.id.encode(), **takes}
-    if secret := context.store.get(f"secret/{source.id}"):
-        puts[f"secret/{vm.id}"] = secret.value
+    if text := userdata.read(context.store, source.id):
+        puts[userdata.key_of(vm.id)] = text.encode()
     joins, makes = nics.made(plan.joined)
     puts |= makes
     expect = {source.key: source.meta.revision, vm.named: 0, **waits, **joins}

@@ -14,6 +14,7 @@ from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template, TemplateSpec
 from virtuary.model.vm import Vm
+from virtuary.store import servers
 from virtuary.store.api import Store
 from virtuary.store.documents import every
 
@@ -191,5 +192,4 @@ def _purged(found: list[Template]) -> tuple[dict[str, int], dict[str, bytes]]:
 
 def users_of(store: Store, image_id: str) -> list[Vm]:
     """Servers, those in the trash too, whose disks lie on this image."""
-    vms = every(store, Vm)
-    return [vm for vm in vms if vm.spec.image_id == image_id]
+    return servers.on_image(store, image_id)

@@ -40,7 +40,7 @@ from virtuary.model.network import (
     link_speed,
 )
 from virtuary.model.vm import Vm
-from virtuary.store import documents
+from virtuary.store import documents, servers
 from virtuary.store.api import Store
 from virtuary.store.documents import every
 
@@ -305,9 +305,8 @@ async def delete(context: Context, name: str) -> Network:
             "delete and purge these servers first, or set --network",
         )
     changed = network.but(meta=network.meta.but(purge=True))
-    turn = f"turn/{context.host_id}"  # a server that joins it meanwhile expects its revision
-    record = context.store.get(turn)
-    expect = {network.key: network.meta.revision, turn: record.revision if record else 0}
+    waits, _ = turn(context)  # a server that joins it meanwhile expects its revision
+    expect = {network.key: network.meta.revision, **waits}
     await context.commit(expect, {network.key: changed.dump()})
     return changed
 
@@ -318,7 +317,7 @@ def users_of(store: Store, network: Network) -> list[Vm]:
     """
     return [
         vm
-        for vm in all_vms(store)
+        for vm in servers.on_network(store, network.id)
         if any(nic.network_id == network.id for nic in (*vm.spec.nics, vm.nics[0]))
     ]
 

@@ -8,7 +8,6 @@ is made of the rules.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 
 from virtuary.actions.context import all_vms, raise_all
@@ -21,7 +20,7 @@ from virtuary.model.firewall import (
 from virtuary.model.meta import new_id
 from virtuary.model.vm import Vm
 from virtuary.store import documents
-from virtuary.store.api import Record, Store
+from virtuary.store.api import Store
 from virtuary.store.documents import every
 
 
@@ -55,8 +54,8 @@ def kept(
 
 def _find_id(store: Store, name: str) -> str | None:
     """The id of the server of this name, or of this id, be it in the trash."""
-    if record := store.get(Vm.name_key(name)):
-        return record.value.decode()
+    if found := documents.named(store, Vm, name):
+        return found
     vm = documents.get(store, Vm, name)
     return name if vm and not vm.meta.purge else None
 
@@ -93,11 +92,9 @@ def show(store: Store, group: Firewall) -> Firewall:
     return shown(group, every(store, Vm))
 
 
-def show_record(store: Store, record: Record) -> Record:
-    """The same of a record; one of before rules held ids stays as it is."""
-    if _holds_names(record.value):
-        return record
-    return record._replace(value=show(store, Firewall.load(record.value, record.revision)).dump())
+def show_kept(store: Store, group: Firewall) -> Firewall:
+    """The same of a group as it was read; one of before rules held ids stays as it is."""
+    return group if _holds_names(group) else show(store, group)
 
 
 # ---- documents of before
@@ -105,16 +102,17 @@ def show_record(store: Store, record: Record) -> Record:
 
 async def bring_over(store: Store) -> None:
     """Have rules that were kept with names hold ids. Done again, it changes nothing."""
-    for record in store.list("firewall/").records:
-        if _holds_names(record.value):
-            group = Firewall.load(record.value, record.revision)
+    for group in every(store, Firewall):
+        if _holds_names(group):
             changed = with_ids(group, all_vms(store))
-            await store.txn({record.key: record.revision}, {record.key: changed.dump()})
+            await store.txn({group.key: group.meta.revision}, {group.key: changed.dump()})
 
 
-def _holds_names(value: bytes) -> bool:
-    """Whether a document was written before rules held ids: none of those had a status."""
-    return "status" not in json.loads(value)
+def _holds_names(group: Firewall) -> bool:
+    """Whether it was written before rules held ids: none of those had a status. Of one as it was
+    read.
+    """
+    return "status" not in group.model_fields_set
 
 
 def with_ids(group: Firewall, vms: Iterable[Vm]) -> Firewall:

@@ -40,6 +40,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.resources import Cpu
 from virtuary.model.unknown import carry
 from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish
+from virtuary.store import documents, userdata
 from virtuary.store.api import Store
 
 SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")
@@ -113,7 +114,7 @@ def _lacks_cloud_init(image: Image) -> bool:
 
 def new_name(store: Store, wanted: str | None, blockers: list[VirtuaryError]) -> str:
     """The name of a new server: the one that is wanted, or one that is made up."""
-    taken = {record.key.removeprefix("vm-name/") for record in store.list("vm-name/").records}
+    taken = set(documents.names(store, Vm))
     name = made_up(taken)
     if wanted is not None:
         try:
@@ -199,7 +200,7 @@ async def create(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> t
     joins, makes = nics.made(plan.joined)
     expect, puts = expect | joins, puts | makes
     if wish.user_data is not None:
-        puts[f"secret/{vm.id}"] = wish.user_data.encode()
+        puts[userdata.key_of(vm.id)] = wish.user_data.encode()
     expect[plan.image.key] = plan.image.meta.revision
     if plan.image_operation:
         if not plan.image.meta.revision:

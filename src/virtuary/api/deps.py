@@ -20,7 +20,8 @@ from virtuary.model.meta import Document
 from virtuary.model.operation import Operation
 from virtuary.node.node import Node
 from virtuary.node.touch import touch
-from virtuary.store.api import Record, Store
+from virtuary.store import documents, marks
+from virtuary.store.api import Page, Store
 
 PAGE = 100
 MAX_PAGE = 1000
@@ -63,7 +64,7 @@ def _context(request: Request, idempotency_key: str | None, body: bytes) -> Cont
     if idempotency_key:
         digest = hashlib.sha256(body + str(request.url.query).encode()).hexdigest()
         scope = f"{request.state.actor} {request.method} {request.url.path} {idempotency_key}"
-        mark = (f"idempotency/{hashlib.sha256(scope.encode()).hexdigest()}", digest)
+        mark = (marks.key_of(scope), digest)
     site = found.node.site
     free = shutil.disk_usage(site.paths.vms).free
     return Context(
@@ -86,13 +87,12 @@ def replay(context: Context) -> Operation | bool | None:
     """What a repeated request did the first time: its operation, True when it had none; None when
     it is new. Raises Invalid.
     """
-    record = context.store.get(context.mark[0]) if context.mark else None
-    if record is None or context.mark is None:
+    mark = marks.read(context.store, context.mark[0]) if context.mark else None
+    if mark is None or context.mark is None:
         return None
-    _, digest, operation = record.value.decode().split(" ")
-    if digest != context.mark[1]:
+    if mark.digest != context.mark[1]:
         raise Invalid("this Idempotency-Key was used for another request", "use a new key")
-    return True if operation == "-" else find_operation(context.store, operation)
+    return find_operation(context.store, mark.operation) if mark.operation else True
 
 
 Ctx = Annotated[Context, Depends(context)]
@@ -132,24 +132,17 @@ def wanted_revision(if_match: str | None) -> int | None:
     return int(text)
 
 
-def with_revision(record: Record) -> bytes:
-    """A stored document as JSON with its revision, without parsing it."""
-    opening = b'{"meta":{'
-    assert record.value.startswith(opening)
-    return opening + b'"revision":%d,' % record.revision + record.value[len(opening) :]
-
-
-def page(records: list[Record], limit: int, revision: int) -> Response:
-    """A page of documents; the cursor is the last key. `records` holds one more than `limit` when
+def page(found: Page, limit: int) -> Response:
+    """A page of documents; the cursor is the last key. `found` holds one more than `limit` when
     there is a next page.
     """
-    more = len(records) > limit
-    shown = records[:limit]
+    more = len(found.records) > limit
+    shown = found.records[:limit]
     next_cursor = json.dumps(shown[-1].key if more else None).encode()
     body = b'{"items":[%s],"next":%s,"revision":%d}' % (
-        b",".join(map(with_revision, shown)),
+        b",".join(map(documents.shown, shown)),
         next_cursor,
-        revision,
+        found.revision,
     )
     headers = {"Link": f'<?cursor={shown[-1].key}&limit={limit}>; rel="next"'} if more else {}
     return Response(body, 200, headers, "application/json")

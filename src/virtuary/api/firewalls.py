@@ -13,6 +13,8 @@ from virtuary.api import answers
 from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, answer, page, replay, wanted_revision
 from virtuary.api.routing import make_router
 from virtuary.model.firewall import Firewall, FirewallChange, FirewallWish
+from virtuary.store import documents
+from virtuary.store.api import Page, Record
 
 router = make_router("/v1", tags=["firewalls"])
 
@@ -21,9 +23,12 @@ router = make_router("/v1", tags=["firewalls"])
 async def list_firewalls(
     parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
 ) -> Response:
-    found = parts.store.list("firewall/", after=cursor, limit=limit + 1)
-    records = [peers.show_record(parts.store, record) for record in found.records]
-    return page(records, limit, found.revision)
+    def shown(record: Record) -> Record:
+        group = Firewall.load(record.value, record.revision)
+        return record._replace(value=peers.show_kept(parts.store, group).dump())
+
+    found = documents.page(parts.store, Firewall, cursor, limit + 1)
+    return page(Page([shown(record) for record in found.records], found.revision), limit)
 
 
 @router.post("/firewalls", status_code=201, response_model=Firewall)

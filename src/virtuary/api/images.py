@@ -32,7 +32,9 @@ from virtuary.model.image import Image, ImageSource, ImageWish
 from virtuary.model.memory import MAX_MEMORY, MIN_MEMORY
 from virtuary.model.meta import Model
 from virtuary.model.operation import Operation
+from virtuary.model.template import Template
 from virtuary.node.touch import touch
+from virtuary.store import documents
 
 UPLOAD_CAP = MAX_SIZE
 """Bytes of an image that is brought; how much room there is decides sooner."""
@@ -65,8 +67,7 @@ templates = make_router("/v1/templates", tags=["images"])
 async def list_images(
     parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
 ) -> Response:
-    found = parts.store.list("image/", after=cursor, limit=limit + 1)
-    return page(found.records, limit, found.revision)
+    return page(documents.page(parts.store, Image, cursor, limit + 1), limit)
 
 
 @router.post("", status_code=202, response_model=answers.AcceptedImage)
@@ -136,8 +137,7 @@ async def list_templates(
     parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
 ) -> Response:
     """Warm templates: what there is, and what became of one that could not be made."""
-    found = parts.store.list("template/", after=cursor, limit=limit + 1)
-    return page(found.records, limit, found.revision)
+    return page(documents.page(parts.store, Template, cursor, limit + 1), limit)
 
 
 @router.get("/{name}", response_model=Image)

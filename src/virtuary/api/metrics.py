@@ -36,10 +36,8 @@ Enough = Annotated[
 
 
 def _overview(parts: Parts) -> Overview:
-    documents = (json.loads(record.value) for record in parts.store.list("vm/").records)
-    present = [
-        body for body in documents if body["meta"]["deleted"] is None and not body["meta"]["purge"]
-    ]
+    vms = documents.every(parts.store, Vm)
+    present = [vm for vm in vms if vm.meta.deleted is None and not vm.meta.purge]
     metrics = parts.node.metrics
     metrics.watch()
     return Overview(host=metrics.host_usage(), vms=tuple(map(metrics.usage, present)))
@@ -58,7 +56,7 @@ async def usage(parts: P, name: str) -> Response:
     """What a server uses, as last seen; figures that nobody could tell are null."""
     vm = find_vm(parts.store, name)
     parts.node.metrics.watch()
-    found = parts.node.metrics.usage(vm.model_dump(mode="json"))
+    found = parts.node.metrics.usage(vm)
     host = find_host(parts.store, parts.node.site.host_id).status
     promised = account.claim_of(vm, host).memory if host else 0
     return _answer(found.but(promised=promised or None))

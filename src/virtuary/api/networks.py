@@ -14,6 +14,7 @@ from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, answer, body_of, page, rep
 from virtuary.api.routing import make_router
 from virtuary.model.network import Network, NetworkChange, NetworkWish
 from virtuary.model.operation import Operation
+from virtuary.store import documents
 
 router = make_router("/v1/networks", tags=["networks"])
 
@@ -22,8 +23,7 @@ router = make_router("/v1/networks", tags=["networks"])
 async def list_networks(
     parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
 ) -> Response:
-    found = parts.store.list("network/", after=cursor, limit=limit + 1)
-    return page(found.records, limit, found.revision)
+    return page(documents.page(parts.store, Network, cursor, limit + 1), limit)
 
 
 @router.post("", status_code=201, response_model=Network)

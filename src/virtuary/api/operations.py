@@ -13,14 +13,19 @@ from starlette.responses import Response, StreamingResponse
 from virtuary.actions import operations, peers
 from virtuary.actions.context import find_operation
 from virtuary.api import answers
-from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, Parts, answer, page, with_revision
+from virtuary.api.deps import MAX_PAGE, PAGE, Ctx, P, Parts, answer, page
 from virtuary.api.routing import make_router
 from virtuary.base.errors import Invalid
+from virtuary.model.firewall import Firewall
+from virtuary.model.image import Image
+from virtuary.model.keys import kind_of
 from virtuary.model.operation import Operation
+from virtuary.model.vm import Vm
+from virtuary.store import documents
 from virtuary.store.api import Change, Compacted, Record, Store
 
 router = make_router("/v1", tags=["operations"])
-KINDS = ("vm", "image", "operation", "firewall")
+KINDS = tuple(kind.prefix for kind in (Vm, Image, Operation, Firewall))
 HEARTBEAT = 15.0
 
 
@@ -28,8 +33,7 @@ HEARTBEAT = 15.0
 async def list_operations(
     parts: P, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE, cursor: str = ""
 ) -> Response:
-    found = parts.store.list("operation/", after=cursor, limit=limit + 1)
-    return page(found.records, limit, found.revision)
+    return page(documents.page(parts.store, Operation, cursor, limit + 1), limit)
 
 
 @router.get("/operations/{identity}", response_model=Operation)
@@ -134,27 +138,29 @@ async def _stream(parts: Parts, since: int, target: str) -> AsyncIterator[bytes]
 
 def _as_shown(store: Store, change: Change) -> Change:
     """A change with its document as the API answers with it elsewhere."""
-    if change.value is None or not change.key.startswith("firewall/"):
+    if kind_of(change.key) != Firewall.prefix:
         return change
-    record = Record(change.key, change.value, change.revision)
-    return change._replace(value=peers.show_record(store, record).value)
+    group = documents.read(Firewall, change)
+    return change._replace(value=peers.show_kept(store, group).dump()) if group else change
+
+
+def _is_about(change: Change, target: str) -> bool:
+    """Whether a change is one of this document, or of an operation on it."""
+    if change.key == target or kind_of(change.key) != Operation.prefix:
+        return change.key == target
+    operation = documents.read(Operation, change)
+    return operation is not None and operation.spec.target == target
 
 
 def _event(change: Change, target: str) -> bytes | None:
-    kind = change.key.partition("/")[0]
-    if kind not in KINDS:
-        return None
-    if (
-        target
-        and change.key != target
-        and not (kind == "operation" and change.value and f'"{target}"'.encode() in change.value)
-    ):
+    kind = kind_of(change.key)
+    if kind not in KINDS or (target and not _is_about(change, target)):
         return None
     if change.value is None:
         data, name = json.dumps({"key": change.key}).encode(), f"{kind}.deleted"
     else:
         data, name = (
-            with_revision(Record(change.key, change.value, change.revision)),
+            documents.shown(Record(change.key, change.value, change.revision)),
             f"{kind}.changed",
         )
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (change.revision, name.encode(), data)

@@ -93,26 +93,12 @@ async def list_vms(
     ones instead.
     """
     key, equal, value = label.partition("=")
-    wanted = (
-        json.dumps({key: value}, ensure_ascii=False, separators=(",", ":"))[1:-1].encode()
-        if equal
-        else b""
-    )
-    found = parts.store.list("vm/", after=cursor)
-    chosen = [
-        record
-        for record in found.records
-        if (b'"deleted":null' in record.value) != trash
-        and b'"purge":true' not in record.value
-        and wanted in record.value
-    ]
-    if wanted:  # the words may stand elsewhere in a document
-        chosen = [
-            record
-            for record in chosen
-            if json.loads(record.value)["meta"]["labels"].get(key) == value
-        ]
-    return page(chosen[: limit + 1], limit, found.revision)
+
+    def wanted(vm: Vm) -> bool:
+        labelled = not equal or vm.meta.labels.get(key) == value
+        return (vm.meta.deleted is not None) == trash and not vm.meta.purge and labelled
+
+    return page(documents.page(parts.store, Vm, cursor, limit + 1, wanted), limit)
 
 
 @router.post("", status_code=202, response_model=answers.AcceptedVm, responses=DRAFTED)

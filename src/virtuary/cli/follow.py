@@ -17,6 +17,7 @@ from virtuary.base.units import format_duration
 from virtuary.cli.output import colours, say
 from virtuary.client.start import start_again
 from virtuary.client.wire import Wire
+from virtuary.model.keys import key_of
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
@@ -98,7 +99,7 @@ def follow(
     """Wait for the end of an operation and show its way; the ended operation. Raises what it failed
     with.
     """
-    key, identity = f"operation/{operation['meta']['id']}", operation["meta"]["id"]
+    key, identity = key_of("operation", operation["meta"]["id"]), operation["meta"]["id"]
     screen = _Screen(quiet)
     try:
         while True:

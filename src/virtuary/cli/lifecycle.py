@@ -17,6 +17,7 @@ from virtuary.cli.output import ask, emit, output_option, say, tell
 from virtuary.cli.resources import RESOURCES, resource_wish
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
+from virtuary.model.keys import id_of
 from virtuary.model.patience import STOP_TIMEOUT
 
 
@@ -32,9 +33,7 @@ def after(wire: Wire, answer: dict[str, Any], given: dict[str, Any], done: str) 
         tell(f"{name} {done}")
     else:
         emit(
-            wire.call(
-                "GET", f"/v1/vms/{path_part(operation['spec']['target'].removeprefix('vm/'))}"
-            ),
+            wire.call("GET", f"/v1/vms/{path_part(id_of(operation['spec']['target']))}"),
             form,
         )
 
@@ -221,7 +220,7 @@ NOBODY_YET = "names nobody in its place until it is back"
 
 def _target(answer: dict[str, Any]) -> str:
     """The id of the server that an operation is about."""
-    return str(answer["operation"]["spec"]["target"]).removeprefix("vm/")
+    return id_of(str(answer["operation"]["spec"]["target"]))
 
 
 def _tell_rules(wire: Wire, vm_id: str, name: str, so: str) -> None:

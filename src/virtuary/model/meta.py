@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from virtuary.base.errors import Invalid
 from virtuary.base.units import MIB, format_size
-from virtuary.model import unknown
+from virtuary.model import keys, unknown
 from virtuary.model.upgrade import as_now
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -127,7 +127,12 @@ class Document(Model):
     @classmethod
     def key_of(cls, identity: str) -> str:
         """The key of the document with this id."""
-        return f"{cls.prefix}/{identity}"
+        return keys.key_of(cls.prefix, identity)
+
+    @classmethod
+    def place(cls) -> str:
+        """What the keys of all documents of this kind begin with, and no other ones."""
+        return cls.key_of("")
 
     @classmethod
     def name_key(cls, name: str) -> str:

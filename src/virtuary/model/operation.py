@@ -52,21 +52,6 @@ class Operation(Document):
     spec: OperationSpec
     status: OperationStatus = Field(default_factory=OperationStatus)
 
-    @staticmethod
-    def looks_open(value: bytes, target: str | None = None) -> bool:
-        """Whether stored bytes are of an operation that has not ended, on `target` if named;
-        without parsing them.
-
-        Kept operations are many and looked through often. A quote inside a string is escaped, so no
-        text can look like a field.
-        """
-        if (
-            b'"status":{"phase":"pending"' not in value
-            and b'"status":{"phase":"running"' not in value
-        ):
-            return False
-        return target is None or f'"target":"{target}"'.encode() in value
-
     @property
     def copies(self) -> str | None:
         """The id of the server that a copy is being made of."""

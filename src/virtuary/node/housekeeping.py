@@ -9,7 +9,7 @@ from datetime import timedelta
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.node.site import Site
-from virtuary.store import documents
+from virtuary.store import documents, marks
 from virtuary.store.limits import keys_in_parts
 
 TRASH_LIFE = timedelta(days=7)
@@ -46,8 +46,5 @@ async def forget_operations(site: Site) -> None:
 
 async def forget_marks(site: Site) -> None:
     """A request that is repeated after that is another one."""
-    limit = (site.clock.wall() - MARK_LIFE).isoformat().encode()
-    records = site.store.list("idempotency/").records
-    old = (record.key for record in records if record.value[:26] < limit[:26])
-    for keys in keys_in_parts(old):
+    for keys in keys_in_parts(marks.older(site.store, site.clock.wall() - MARK_LIFE)):
         await site.store.txn({}, {}, keys)

@@ -16,8 +16,13 @@ from virtuary.base.errors import Conflict, NotFound, VirtuaryError
 from virtuary.base.proc import run
 from virtuary.images.partial import drop_abandoned
 from virtuary.jail.resolver import RESOLVER
-from virtuary.model.deeds import Copy
+from virtuary.model.firewall import Firewall
+from virtuary.model.image import Image
+from virtuary.model.keys import id_of, key_of, kind_of
+from virtuary.model.meta import Document
+from virtuary.model.network import Network
 from virtuary.model.operation import Operation
+from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 from virtuary.node import housekeeping, turns
 from virtuary.node.copies import steps
@@ -27,12 +32,13 @@ from virtuary.node.making.images import ImageWorker
 from virtuary.node.making.networks import NetworkWorker, keep_listening
 from virtuary.node.memory.keeper import Keeper
 from virtuary.node.networks.addresses import keep_addresses
-from virtuary.node.networks.members import MANAGED
 from virtuary.node.site import Site, describe_host
 from virtuary.node.warm import budget
 from virtuary.node.warm.templates import TemplateWorker
 from virtuary.node.worker import Worker
 from virtuary.qemu.process import become_subreaper
+from virtuary.store import documents, servers
+from virtuary.store.api import Change
 
 logger = logging.getLogger("virtuary.node")
 PARTIAL_LIFE = timedelta(days=1)
@@ -47,12 +53,12 @@ class _Work(Protocol):
 
 
 WORKERS: dict[str, Callable[[Site, str], _Work]] = {
-    "vm": Worker,
-    "image": ImageWorker,
-    "template": TemplateWorker,
-    "network": NetworkWorker,
+    Vm.prefix: Worker,
+    Image.prefix: ImageWorker,
+    Template.prefix: TemplateWorker,
+    Network.prefix: NetworkWorker,
 }
-KINDS = tuple(f"{kind}/" for kind in WORKERS)
+KINDS = tuple(key_of(prefix, "") for prefix in WORKERS)
 
 
 class Node:
@@ -82,9 +88,10 @@ class Node:
 
     def _drop_uploads(self) -> None:
         """Remove uploads that no image waits for: their sender is gone."""
-        waiting = b" ".join(record.value for record in self.site.store.list("image/").records)
+        images = documents.every(self.site.store, Image)
+        waiting = {image.spec.source.path for image in images}
         for upload in self.site.paths.downloads.glob("upload-*"):
-            if upload.name.encode() not in waiting:
+            if upload.name not in waiting:
                 upload.unlink(missing_ok=True)
 
     async def run(self) -> None:
@@ -100,7 +107,7 @@ class Node:
                 group.create_task(keep_addresses(self.site.networks.addresses, self._wake))
                 group.create_task(RESOLVER.keep())
                 group.create_task(
-                    keep_listening(self.site.networks, lambda: self._wake_all("network/"))
+                    keep_listening(self.site.networks, lambda: self._wake_all(Network))
                 )
         finally:
             for task in self._tasks.values():
@@ -131,35 +138,41 @@ class Node:
                     self._wake(record.key)
             try:
                 async for change in store.watch("", since):
-                    self._on_change(change.key, change.value)
+                    self._on_change(change)
                 return
             except Conflict:
                 continue  # the log was compacted below us: list again
 
-    def _on_change(self, key: str, value: bytes | None) -> None:
-        if key.startswith(KINDS):
+    def _on_change(self, change: Change) -> None:
+        key, kind = change.key, kind_of(change.key)
+        if kind in WORKERS:
             self._wake(key)
-            if key.startswith("image/"):
-                self._wake_all("vm/")
-            elif key.startswith("network/"):
-                self.site.networks.rules.wake()
-                self._wake_all("vm/")
-            elif key.startswith("vm/") and (value is None or MANAGED.search(value)):
-                self.site.networks.rules.wake()
-                self._wake_all("network/")
-            if key.startswith("vm/") and value is None:
-                self._wake_all("template/")  # one that waited for its last copy to go
-                steps.drop_layers(self.site)
-        elif key.startswith("firewall/"):
+        if kind == Image.prefix:
+            self._wake_all(Vm)
+        elif kind == Network.prefix:
             self.site.networks.rules.wake()
-        elif key.startswith("operation/") and value:
-            about = Operation.load(value, 0).spec
-            self._wake(about.target)
-            if isinstance(about.deed, Copy):
-                self._wake(Vm.key_of(about.deed.source))
+            self._wake_all(Vm)
+        elif kind == Vm.prefix:
+            self._on_server(key)
+        elif kind == Firewall.prefix:
+            self.site.networks.rules.wake()
+        elif kind == Operation.prefix and (operation := documents.read(Operation, change)):
+            self._wake(operation.spec.target)
+            if operation.copies:
+                self._wake(Vm.key_of(operation.copies))
 
-    def _wake_all(self, prefix: str) -> None:
-        for key in [name for name in self.workers if name.startswith(prefix)]:
+    def _on_server(self, key: str) -> None:
+        """A server changed, or is gone; what becomes of it later is told too."""
+        vm = documents.at(self.site.store, Vm, key)
+        if vm is None or servers.is_networked(vm):
+            self.site.networks.rules.wake()
+            self._wake_all(Network)
+        if vm is None:
+            self._wake_all(Template)  # one that waited for its last copy to go
+            steps.drop_layers(self.site)
+
+    def _wake_all(self, kind: type[Document]) -> None:
+        for key in [name for name in self.workers if name.startswith(kind.place())]:
             self._wake(key)
 
     def _wake(self, key: str) -> None:
@@ -169,8 +182,7 @@ class Node:
         if key not in self.workers:
             if self.site.store.get(key) is None:
                 return
-            kind, _, identity = key.partition("/")
-            worker: _Work = WORKERS[kind](self.site, identity)
+            worker: _Work = WORKERS[kind_of(key)](self.site, id_of(key))
             self.workers[key] = worker
             task = asyncio.create_task(worker.work(), name=key)
             task.add_done_callback(lambda done: self._ended(key, done))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from virtuary.base.errors import Conflict, VirtuaryError
+from virtuary.model.keys import id_of
 from virtuary.model.meta import utcnow
 from virtuary.model.operation import LINE, LOG_LINES, LogLine, Operation
 from virtuary.model.vm import Vm
@@ -28,7 +29,7 @@ def open_operations(store: Store, target: str | None = None) -> list[Operation]:
 
 def open_about(store: Store, key: str) -> tuple[list[Operation], list[Operation]]:
     """Operations on this server that have not ended, and those that copy it; each oldest first."""
-    found, server = documents.open_operations(store), key.partition("/")[2]
+    found, server = documents.open_operations(store), id_of(key)
     on = [item for item in found if item.spec.target == key]
     return on, [item for item in found if item.copies == server]
 
@@ -37,12 +38,8 @@ def failed_start(store: Store, vm: Vm) -> str | None:
     """Why the start failed by which a server's machine is there; None where none did, or another
     one is under way.
     """
-    mark, runtime = f'"target":"{vm.key}"'.encode(), vm.status.runtime
-    found = [
-        Operation.load(record.value, record.revision)
-        for record in store.list("operation/").records
-        if mark in record.value
-    ]
+    runtime = vm.status.runtime
+    found = (item for item in documents.every(store, Operation) if item.spec.target == vm.key)
     starts = [item for item in found if item.spec.deed.starts]
     last = max(starts, key=lambda item: item.meta.created, default=None)
     if last is None or last.status.phase != "failed" or runtime is None:

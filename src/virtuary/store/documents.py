@@ -12,18 +12,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TypeVar
 
 from virtuary.base.errors import Conflict
 from virtuary.base.log import say
 from virtuary.model import upgrade
+from virtuary.model.keys import key_of
 from virtuary.model.meta import Document
 from virtuary.model.operation import Operation
-from virtuary.store.api import Compacted, Store
+from virtuary.store.api import Change, Page, Record, Store
+from virtuary.store.kept import Index, kept, known
 
 logger = logging.getLogger("virtuary.store")
 D = TypeVar("D", bound=Document)
+__all__ = [
+    "Index", "at", "begun", "bring_over", "by", "change", "every", "find", "get", "named", "names",
+    "open_operations", "own_name", "page", "read", "shown",
+]  # fmt: skip
 FORMAT_KEY = "format"
 REMEMBERED = 2000
 """So many documents that were asked for one by one are kept as they were read."""
@@ -38,22 +43,40 @@ def get(store: Store, kind: type[D], identity: str | None) -> D | None:
 
 def at(store: Store, kind: type[D], key: str) -> D | None:
     """The document with this key; None where it is gone."""
-    record, known = store.get(key), _known.setdefault(store, _Known()).single
+    record, single = store.get(key), known(store).single
     if record is None:
-        known.pop(key, None)
+        single.pop(key, None)
         return None
-    found = known.get(key)
+    found = single.get(key)
     if found is None or found.meta.revision != record.revision:
-        found = known[key] = kind.load(record.value, record.revision)
-        if len(known) > REMEMBERED:
-            known.pop(next(iter(known)))
+        found = single[key] = kind.load(record.value, record.revision)
+        if len(single) > REMEMBERED:
+            single.pop(next(iter(single)))
     return found  # type: ignore[return-value]  # the key says the kind
 
 
 def find(store: Store, kind: type[D], name: str) -> D | None:
     """The document that has this name now, or this id; those in the trash have no name."""
-    record = store.get(kind.name_key(name.lower()))
-    return get(store, kind, record.value.decode() if record else name)
+    return get(store, kind, named(store, kind, name.lower()) or name)
+
+
+def named(store: Store, kind: type[D], name: str) -> str | None:
+    """The id of whoever has this name now; None where it is free."""
+    record = store.get(kind.name_key(name))
+    return record.value.decode() if record else None
+
+
+def begun(store: Store, kind: type[D], beginning: str) -> list[D]:
+    """At most two of those whose ids begin so: enough to know whether there is one, and one
+    alone.
+    """
+    found = store.list(kind.key_of(beginning), limit=2).records if beginning else []
+    return [kind.load(record.value, record.revision) for record in found]
+
+
+def read(kind: type[D], found: Record | Change) -> D | None:
+    """The document of a record, or what it became by a change; None where it was deleted."""
+    return None if found.value is None else kind.load(found.value, found.revision)
 
 
 def names(store: Store, kind: type[D]) -> list[str]:
@@ -64,18 +87,24 @@ def names(store: Store, kind: type[D]) -> list[str]:
 
 def own_name(store: Store, document: Document) -> list[str]:
     """The key of its name, where it still has it: whoever came after may have taken it."""
-    record = store.get(document.named)
-    return [document.named] if record and record.value.decode() == document.id else []
+    has_it = named(store, type(document), document.name) == document.id
+    return [document.named] if has_it else []
 
 
 def every(store: Store, kind: type[D]) -> list[D]:
     """All of them as they are now, by key."""
-    return [document for _, document in sorted(_kept(store, kind, kind.prefix, _any).items())]
+    return [document for _, document in sorted(kept(store, kind).catch_up(store).items())]
+
+
+def by(store: Store, index: Index[D], word: str) -> list[D]:
+    """Those that have this word in an index, by key; the others are not looked at."""
+    found = kept(store, index.kind).by(store, index, word)
+    return [document for _, document in sorted(found.items())]
 
 
 def open_operations(store: Store) -> list[Operation]:
     """The operations that have not ended, oldest first; of those that have, hundreds are kept."""
-    found = _kept(store, Operation, "open", Operation.looks_open)
+    found = kept(store, Operation, _looks_open, "open operations").catch_up(store)
     return sorted(found.values(), key=lambda item: (item.meta.created, item.meta.id))
 
 
@@ -111,6 +140,52 @@ async def change(
     return None
 
 
+# ---- bytes that are passed on
+
+
+def page(
+    store: Store,
+    kind: type[D],
+    after: str = "",
+    limit: int | None = None,
+    wanted: Callable[[D], bool] | None = None,
+) -> Page:
+    """A page of documents, as the bytes that are kept: whoever shows hundreds of them does not read
+    and write each again. Which of them are `wanted` is asked of documents, not of bytes.
+    """
+    if wanted is None:
+        return store.list(kind.place(), after, limit)
+    found, known_ones = store.list(kind.place(), after), kept(store, kind).catch_up(store)
+    chosen = [record for record in found.records if wanted(known_ones[record.key])]
+    return Page(chosen[:limit], found.revision)
+
+
+def shown(record: Record) -> bytes:
+    """A document that is kept as JSON with its revision, without being read: the meta is the first
+    thing of it, as `Document.dump` has it.
+    """
+    assert record.value.startswith(_OPENING)
+    return _OPENING + b'"revision":%d,' % record.revision + record.value[len(_OPENING) :]
+
+
+_OPENING = b'{"meta":{'
+
+
+def _looks_open(value: bytes) -> bool:
+    """Whether stored bytes are of an operation that has not ended, without reading it: those that
+    have are many, and nobody asks for them.
+
+    A quote inside a string is escaped, so no text can look like a field.
+    """
+    return any(phase in value for phase in _OPEN)
+
+
+_OPEN = (b'"status":{"phase":"pending"', b'"status":{"phase":"running"')
+
+
+# ---- documents of an older format
+
+
 async def bring_over(store: Store) -> None:
     """Have all documents in today's format, where an older version wrote them. Costs nothing when
     it was done; done again, it changes nothing.
@@ -125,78 +200,10 @@ async def bring_over(store: Store) -> None:
     if found >= upgrade.FORMAT:
         return
     for prefix in upgrade.UPGRADES:
-        for kept in store.list(f"{prefix}/").records:
-            body = json.loads(kept.value)
+        for item in store.list(key_of(prefix, "")).records:
+            body = json.loads(item.value)
             now = upgrade.as_now(prefix, body)
             if now != body:
                 text = json.dumps(now, separators=(",", ":"), ensure_ascii=False)
-                await store.txn({kept.key: kept.revision}, {kept.key: text.encode()})
+                await store.txn({item.key: item.revision}, {item.key: text.encode()})
     await store.txn({}, {FORMAT_KEY: str(upgrade.FORMAT).encode()})
-
-
-# ---- what was read last
-
-
-class _Kept(Generic[D]):
-    """The documents of a kind whose bytes `holds`, by key, as they were at a revision."""
-
-    def __init__(self, kind: type[D], holds: Callable[[bytes], bool]) -> None:
-        self._kind, self._holds = kind, holds
-        self._place = f"{kind.prefix}/"
-        self._revision = -1
-        self._found: dict[str, D] = {}
-
-    def catch_up(self, store: Store) -> dict[str, D]:
-        """Them as they are now; the caller changes nothing of it."""
-        if self._revision < 0:
-            self._list(store)
-        elif (now := store.revision) != self._revision:
-            try:
-                self._follow(store, now)
-            except Compacted:
-                self._list(store)
-        return self._found
-
-    def _list(self, store: Store) -> None:
-        page = store.list(self._place)
-        self._found = {
-            record.key: self._kind.load(record.value, record.revision)
-            for record in page.records
-            if self._holds(record.value)
-        }
-        self._revision = page.revision
-
-    def _follow(self, store: Store, now: int) -> None:
-        """Take in what changed, each document as it is last; nothing is lost when one can't be
-        read.
-        """
-        changes = store.changes(self._revision)
-        last = {change.key: change for change in changes if change.key.startswith(self._place)}
-        for change in last.values():
-            if change.value is not None and self._holds(change.value):
-                self._found[change.key] = self._kind.load(change.value, change.revision)
-            else:
-                self._found.pop(change.key, None)
-        self._revision = max(now, changes[-1].revision) if changes else now
-
-
-class _Known:
-    """What was read of one store."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, _Kept[Any]] = {}
-        self.single: dict[str, Document] = {}
-
-
-_known: WeakKeyDictionary[Store, _Known] = WeakKeyDictionary()
-
-
-def _kept(store: Store, kind: type[D], what: str, holds: Callable[[bytes], bool]) -> dict[str, D]:
-    known = _known.setdefault(store, _Known()).kept
-    if what not in known:
-        known[what] = _Kept(kind, holds)
-    return known[what].catch_up(store)
-
-
-def _any(value: bytes) -> bool:
-    return True

@@ -63,7 +63,7 @@ from virtuary.qemu.devices.state import State
 from virtuary.qemu.machine import Machine
 from virtuary.qemu.probe import Binary
 from virtuary.storage import directory, full, sparse
-from virtuary.store import documents
+from virtuary.store import documents, userdata
 
 logger = logging.getLogger("virtuary.live")
 RENEWAL_LIMIT = 60.0
@@ -212,12 +212,11 @@ async def _prepare(server: Server, vm: Vm, image: Image, copy: Vm, paths: VmPath
         full.make_empty(paths.disk, vm.status.disk_size or 0)
     # cloud-init is to take it for the server it knows, and not to begin again
     if vm.spec.user_data and image.status.cloud_init:
-        record = site.store.get(f"secret/{vm.id}")
         files = seed.seed_files(
             vm.id,
             vm.name,
             keys.seed_keys(site, vm, image),
-            record.value.decode() if record else "",
+            userdata.read(site.store, vm.id) or "",
         )
         await asyncio.to_thread(seed.write_seed, paths.seed, files)
         if server.paths.seed.exists():

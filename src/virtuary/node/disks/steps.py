@@ -17,6 +17,7 @@ from virtuary.node.server.step import capability, does
 from virtuary.node.server.world import World
 from virtuary.node.warm.derive import choose_template, make_host_key
 from virtuary.storage import directory
+from virtuary.store import userdata
 
 declare("seed.after_write")
 
@@ -82,8 +83,7 @@ async def make_seed(server: Server, world: World, step: MakeSeed) -> None:
     """The cloud-init seed, from the user data that is kept apart, and for a first boot a host key
     that is known from then on.
     """
-    record = server.site.store.get(f"secret/{world.vm.id}")
-    text = record.value.decode() if record else ""
+    text = userdata.read(server.site.store, world.vm.id) or ""
     # cloud-init writes host keys once, and a copy had its own before it had a seed
     first = world.vm.status.identity is None
     key = await make_host_key(server.paths.home) if first and not seed.has_host_keys(text) else None

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from virtuary.host.metrics import (
     open_process,
     throttled,
 )
-from virtuary.model.network import mac_of, tap_of
+from virtuary.model.network import Nic, mac_of, tap_of
 from virtuary.model.usage import (
     HOST_SERIES,
     VM_SERIES,
@@ -46,6 +46,7 @@ from virtuary.model.usage import (
     Totals,
     Usage,
 )
+from virtuary.model.vm import Vm
 from virtuary.network.bridge import read_traffic
 from virtuary.network.netns import Netns
 from virtuary.node.figures.asking import Memory, Told, begin
@@ -474,17 +475,16 @@ class Metrics:
             self._wake.set()
         self._watched_until = self.site.clock.now() + WATCH_LASTS
 
-    def usage(self, document: Mapping[str, Any]) -> Usage:
-        """What a server uses, as last seen; `document` is the server's. Waits for nobody."""
-        meta, spec, state = document["meta"], document["spec"], document["status"]["state"]
-        machine = self.machines.get(meta["id"])
+    def usage(self, vm: Vm) -> Usage:
+        """What a server uses, as last seen. Waits for nobody."""
+        machine = self.machines.get(vm.id)
         figures: dict[str, Any] = {}
         if machine and not machine.run.ended:
             figures = machine.usage(self.site.clock.now(), self.site.clock.wall().timestamp())
-        shares = tuple(_share(nic) for nic in spec.get("nics", ()) if nic["network_id"])
+        shares = tuple(_share(nic) for nic in vm.spec.nics if nic.network_id)
         return Usage(
-            id=meta["id"], name=meta["name"], state=state, cpus=spec["cpus"], memory=spec["memory"],
-            nics=shares, **figures
+            id=vm.id, name=vm.name, state=vm.status.state, cpus=vm.spec.cpus,
+            memory=vm.spec.memory, nics=shares, **figures,
         )  # fmt: skip
 
     def host_usage(self) -> HostUsage:
@@ -512,15 +512,16 @@ def pool_used(folder: Path) -> float | None:
     return float((found.f_blocks - found.f_bfree) * found.f_frsize)
 
 
-def _share(nic: Mapping[str, Any]) -> NicShare:
-    """What a NIC is given, from its part of a server's document."""
+def _share(nic: Nic) -> NicShare:
+    """What a NIC is given."""
+    both = ((nic.bandwidth.inbound, "received"), (nic.bandwidth.outbound, "sent"))
     rates = {
         f"{what}_{word}": bits / 8
-        for direction, word in (("inbound", "received"), ("outbound", "sent"))
-        for what in ("limit", "floor")
-        if (bits := nic.get("bandwidth", {}).get(direction, {}).get(what))
+        for rate, word in both
+        for what, bits in (("limit", rate.limit), ("floor", rate.floor))
+        if bits
     }
-    return NicShare(number=nic["number"], network=nic["network"], **rates)
+    return NicShare(number=nic.number, network=nic.network, **rates)
 
 
 def _whole(value: float | None) -> int | None:

@@ -22,13 +22,12 @@ from virtuary.base.log import say
 from virtuary.images import making
 from virtuary.model.image import Image
 from virtuary.model.meta import utcnow
-from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.node.loop import FOR_EVER, Loop
 from virtuary.node.making.tasks import Unwanted, carry_out
 from virtuary.node.site import Site
 from virtuary.storage.directory import allocated
-from virtuary.store import documents
+from virtuary.store import documents, servers
 
 logger = logging.getLogger("virtuary.images")
 AGAIN = 5.0
@@ -130,7 +129,7 @@ class ImageWorker(Loop[Image]):
         found = operations.load(self.site.store, operation) if operation else None
         if found and not found.ended:
             puts[found.key] = operations.finished(found, error, cancelled=error is None).dump()
-        if any(vm.spec.image_id == image.id for vm in documents.every(self.site.store, Vm)):
+        if servers.on_image(self.site.store, image.id):
             reason = error.sentence if error else "its making was cancelled"
             puts[self.key] = image.seen(state="failed", reason=reason).dump()
             await self.site.store.txn({self.key: image.meta.revision}, puts)

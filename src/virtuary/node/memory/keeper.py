@@ -26,6 +26,7 @@ from virtuary.base.log import say
 from virtuary.base.units import format_size
 from virtuary.host import oom, shares
 from virtuary.host.pressure import read_memory
+from virtuary.model.keys import id_of
 from virtuary.model.status import MemoryHold
 from virtuary.model.vm import Vm
 from virtuary.node.figures.asking import Told
@@ -140,8 +141,8 @@ class Keeper:
 
     def wake(self, key: str) -> None:
         """A document changed."""
-        if key.startswith("vm/"):
-            self._changed.add(key.removeprefix("vm/"))
+        if key.startswith(Vm.place()):
+            self._changed.add(id_of(key))
             self._wake.set()
 
     async def run(self) -> None:

@@ -4,7 +4,6 @@ stand on. Makes and changes nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,12 +15,9 @@ from virtuary.model.vm import Vm
 from virtuary.network import leases
 from virtuary.network.netns import Host, Netns
 from virtuary.node.networks.uplink import Uplink
-from virtuary.store import documents
+from virtuary.store import documents, servers
 from virtuary.store.api import Store
 from virtuary.store.documents import every
-
-MANAGED = re.compile(rb'"network_id":"[^"]')
-"""In the document of a server with a NIC on a network of the host's."""
 
 
 class Member(NamedTuple):
@@ -94,7 +90,8 @@ class Membership:
         """The NICs on one of this host's networks, or on all of them, of servers that are not in
         the trash: where they are now.
         """
-        present = (vm for vm in every(self._store, Vm) if not vm.meta.deleted and not vm.meta.purge)
+        vms = servers.on_network(self._store, network_id) if network_id else every(self._store, Vm)
+        present = (vm for vm in vms if not vm.meta.deleted and not vm.meta.purge)
         found = (Member(vm, nic) for vm in present for nic in vm.nics if nic.network_id)
         return [member for member in found if network_id in (None, member.nic.network_id)]
 

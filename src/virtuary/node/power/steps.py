@@ -43,7 +43,7 @@ from virtuary.node.server.server import Server
 from virtuary.node.server.step import capability, does, does_with, process_of
 from virtuary.node.server.world import World
 from virtuary.qemu.qmp import open_monitor
-from virtuary.store import documents
+from virtuary.store import documents, userdata
 from virtuary.store.api import Store
 from virtuary.store.limits import in_parts
 
@@ -231,7 +231,7 @@ async def forget(server: Server, world: World, step: Forget) -> None:
     await store.txn(
         {server.key: vm.meta.revision},
         puts,
-        [server.key, f"secret/{vm.id}", *documents.own_name(store, vm)],
+        [server.key, userdata.key_of(vm.id), *documents.own_name(store, vm)],
     )
 
 

@@ -40,7 +40,7 @@ from virtuary.qemu.argv import command
 from virtuary.qemu.describe import describe
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.storage.directory import reserving
-from virtuary.store import documents
+from virtuary.store import documents, userdata
 
 HOST_KEYS_HOLD = 10.0
 """Seconds for which host keys count as told: a first login asks nothing, and one after keys were
@@ -180,8 +180,8 @@ async def way_in(node: Node, vm: Vm, image: Image | None) -> dict[str, Any]:
 
 def _suspects(site: Site, vm: Vm) -> list[str]:
     """Lines of its user data that may have taken away the login."""
-    record = site.store.get(f"secret/{vm.id}") if vm.spec.user_data else None
-    return login_lines(record.value.decode()) if record else []
+    text = userdata.read(site.store, vm.id) if vm.spec.user_data else None
+    return login_lines(text) if text else []
 
 
 async def _learn_host_keys(node: Node, vm: Vm) -> None:

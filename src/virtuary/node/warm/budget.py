@@ -18,7 +18,7 @@ from virtuary.node.machine.resolve import firmware_of
 from virtuary.node.site import Site, memory_facts
 from virtuary.node.warm import derive
 from virtuary.qemu.platforms.table import PLATFORMS
-from virtuary.store import documents
+from virtuary.store import documents, servers
 from virtuary.store.documents import every
 
 logger = logging.getLogger("virtuary.templates")
@@ -65,8 +65,7 @@ async def consider(site: Site, vm: Vm, image: Image) -> None:
 
 def standing_on(site: Site, layer: str) -> list[Vm]:
     """Servers whose disks lie on this file."""
-    vms = every(site.store, Vm)
-    return [vm for vm in vms if layer in vm.status.layers]
+    return servers.on_layer(site.store, layer)
 
 
 async def damaged(site: Site, template: Template, why: str) -> None:

@@ -42,6 +42,7 @@ from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.probe import Binary
 from virtuary.qemu.warm import STEP
+from virtuary.store import userdata
 from virtuary.store.documents import every
 
 
@@ -251,8 +252,7 @@ async def renewal_of(
     facts = json.loads(
         (site.paths.template(template.id) / "manifest.json").read_text(encoding="utf-8")
     )
-    record = site.store.get(f"secret/{vm.id}")
-    text = record.value.decode() if record and vm.spec.user_data else ""
+    text = (userdata.read(site.store, vm.id) if vm.spec.user_data else None) or ""
     place = place_of(site.store, vm)
     addresses = tuple(facts["addresses"])
     if place:
@@ -270,9 +270,7 @@ async def renewal_of(
         now=site.clock.wall().timestamp(),
         lag=facts["lag"],
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
-        crowd=sum(
-            b'"state":"starting"' in record.value for record in site.store.list("vm/").records
-        ),
+        crowd=sum(other.status.state == "starting" for other in every(site.store, Vm)),
         cpus=vm.spec.cpus,
         grown=vm.spec.disk if vm.spec.disk and vm.spec.disk > template.status.disk_size else None,
         seed=tuple(seed_files(vm.id, vm.name, keys, text, key).items()) if text else (),
