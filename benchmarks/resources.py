@@ -150,7 +150,9 @@ def p25d(bench: Any) -> None:
         ("bandwidth", 4 << 20, "64k"),
         ("bandwidth", 16 << 20, "64k"),
     ):
-        bench.client.change("reader", disk_io={"iops": None, "bandwidth": None} | {what: limit})
+        bench.client.change(
+            "reader", disks=[{"io": {"iops": None, "bandwidth": None} | {what: limit}}]
+        )
         inside(bench, "reader", read.format(size=size))
         time.sleep(3)
         before, began = blocks(bench), time.monotonic()
@@ -260,7 +262,7 @@ def m1(bench: Any) -> None:
 
     for _ in range(5):
         for name, wish in {
-            "grow 1 GiB": {"memory": 2 << 30}, "shrink 1 GiB": {"memory": 1 << 30}, "plug a CPU": {"cpus": 2}, "unplug it": {"cpus": 1},
+            "grow 1 GiB": {"memory": 2 << 30}, "shrink 1 GiB": {"memory": 1 << 30}, "plug a CPU": {"cpu": 2}, "unplug it": {"cpu": 1},
         }.items():  # fmt: skip
             row.samples.setdefault(name, []).append(changed(**wish)())
             time.sleep(1)

@@ -8,10 +8,10 @@ python docs/generate.py --check    end with 1 when something written differs
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -135,17 +135,36 @@ def fields(model: type[BaseModel], prefix: str = "", when: str = "") -> list[tup
         mark = next((item.value for item in info.metadata if isinstance(item, Applies)), when)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             rows += fields(inner, f"{prefix}{name}.", mark)
+        elif part := part_of(inner):
+            rows += fields(part, f"{prefix}{name}[].", mark)
         else:
-            text = (
-                str(inner)
-                .replace("typing.", "")
-                .replace("<class '", "")
-                .replace("'>", "")
-                .replace("virtuary.model.", "")
-            )
-            text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
-            rows.append((f"{prefix}{name}", text.replace("|", "or"), mark))
+            rows.append((f"{prefix}{name}", type_text(inner), mark))
     return rows
+
+
+def type_text(annotation: Any) -> str:
+    """A field's type in words."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_text(args[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in args)
+    if origin is tuple:
+        many = args[-1] is ...
+        return f"list of {type_text(args[0])}" if many else " and ".join(map(type_text, args))
+    if origin is dict:
+        return f"table of {type_text(args[1])}"
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(type_text, args)))
+    return "null" if annotation is type(None) else str(getattr(annotation, "__name__", annotation))
+
+
+def part_of(annotation: Any) -> type[BaseModel] | None:
+    """The model of which a field holds a list; None where it holds something else."""
+    part = next(iter(get_args(annotation)), None) if get_origin(annotation) is tuple else None
+    if get_origin(part) is Annotated:
+        part = get_args(part)[0]
+    return part if isinstance(part, type) and issubclass(part, BaseModel) else None
 
 
 def documents_page() -> str:

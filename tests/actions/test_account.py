@@ -18,13 +18,15 @@ from virtuary.actions.context import Context, all_vms
 from virtuary.base.errors import NoRoom, NotFound, Stale
 from virtuary.base.units import GIB, MIB
 from virtuary.model.bandwidth import Bandwidth, Rate
+from virtuary.model.cpu import Cpu, CpuWish
 from virtuary.model.deeds import Start
+from virtuary.model.disk import Disk
 from virtuary.model.host import Host, HostStatus, HugePages, Link
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
+from virtuary.model.memory import Memory
 from virtuary.model.meta import Meta, utcnow
 from virtuary.model.network import Network, NetworkSpec, Nic
 from virtuary.model.operation import Operation
-from virtuary.model.resources import Cpu
 from virtuary.model.runtime import Runtime
 from virtuary.model.settings import ResourceSettings
 from virtuary.model.vm import Vm, VmChange, VmSpec, VmWish
@@ -77,8 +79,8 @@ def runtime() -> Runtime:
 
 specs = st.builds(
     lambda cpus, memory, disk, power, reserve, pages: VmSpec(
-        image="tiny", cpus=cpus, memory=memory * MIB, disk=disk * MIB, power=power,
-        cpu=Cpu(reserve=reserve), memory_pages=pages
+        image="tiny", cpu=Cpu(count=cpus, reserve=reserve),
+        memory=Memory(size=memory * MIB, pages=pages), disks=(Disk(size=disk * MIB),), power=power
     ),
     st.integers(1, 16), st.integers(64, 8192), st.integers(1, 50_000), st.sampled_from(["running",
     "stopped", "paused"]), st.integers(0, 200),
@@ -142,7 +144,9 @@ def test_huge_pages_are_an_account_of_their_own() -> None:
     """They are no ordinary memory any more, whoever uses them; and only so many can be had."""
     whole = balances(HOST, [])
     assert whole["memory"].total == 16 * GIB and whole["huge_pages"].usable == 4 * GIB
-    mine = Vm(meta=Meta(name="db"), spec=VmSpec(image="tiny", memory=3 * GIB, memory_pages="huge"))
+    mine = Vm(
+        meta=Meta(name="db"), spec=VmSpec(image="tiny", memory={"size": 3 * GIB, "pages": "huge"})
+    )
     taken = claim_of(mine, HOST)
     assert taken.huge_pages == 3 * GIB and taken.memory == taken.floor_memory < GIB, (
         "its emulation needs ordinary memory"
@@ -190,7 +194,7 @@ def test_floors_of_bandwidth_are_promised_of_a_network_s_link() -> None:
         account.bandwidths([other], [Link(name="eth0", speed=10**9)], vms)["other"]["inbound"].total
         == 10**9
     )
-    small = VmSpec(image="tiny", memory=64 * MIB, disk=MIB)
+    small = VmSpec(image="tiny", memory=64 * MIB, disks=(MIB,))
     room = fit(small, HOST, vms, 40_000_000, found["lan"])
     assert (room.servers, room.limit, room.by["bandwidth"]) == (1, "bandwidth", 1), (
         "of the direction that is fuller"
@@ -222,7 +226,7 @@ def test_a_refusal_says_asked_free_missing_and_who_holds_it() -> None:
 
 
 def test_one_that_stops_holds_its_disk_only_and_one_that_still_runs_holds_all() -> None:
-    spec = VmSpec(image="tiny", memory=GIB, disk=4 * GIB, power="stopped")
+    spec = VmSpec(image="tiny", memory=GIB, disks=(4 * GIB,), power="stopped")
     vm = Vm(meta=Meta(name="a"), spec=spec)
     assert claim_of(vm, HOST) == Claim(disk=4 * GIB)
     living = vm.but(status=vm.status.but(runtime=runtime()))
@@ -246,7 +250,7 @@ def test_overcommitted_memory_is_guaranteed_in_part() -> None:
     vm = Vm(meta=Meta(name="a"), spec=VmSpec(image="tiny", memory=4 * GIB))
     found = claim_of(vm, host)
     assert found.memory - found.floor_memory == 2 * GIB
-    own = vm.but(spec=vm.spec.but(memory_min=3 * GIB))
+    own = vm.but(spec=vm.spec.but(memory=vm.spec.memory.but(min=3 * GIB)))
     assert claim_of(own, host).floor_memory == found.floor_memory + GIB
 
 
@@ -284,21 +288,23 @@ async def test_starting_growing_and_copying_are_promises_too() -> None:
     with pytest.raises(NoRoom):
         await vms.change(ctx, "b", VmChange(memory=16 * GIB))
     changed, operation = await vms.change(ctx, "a", VmChange(memory=8 * GIB))
-    assert changed.spec.memory == 8 * GIB and operation is None, (
+    assert changed.spec.memory.size == 8 * GIB and operation is None, (
         "one that is stopped promises no memory"
     )
 
 
 async def test_a_guaranteed_floor_is_counted_and_refused_with_its_number() -> None:
     ctx = await context(reserve_cpu=100)
-    await vms.create(ctx, VmWish(image="tiny", name="a", memory=256 * MIB, cpu=Cpu(reserve=200)))
+    await vms.create(
+        ctx, VmWish(image="tiny", name="a", memory=256 * MIB, cpu=CpuWish(reserve=200))
+    )
     with pytest.raises(
         NoRoom,
         match=r"150 % of guaranteed processor time were asked for and this host has 100 % left "
         r"of 300 %: 50 % are missing",
     ):
         await vms.create(
-            ctx, VmWish(image="tiny", name="b", memory=256 * MIB, cpu=Cpu(reserve=150))
+            ctx, VmWish(image="tiny", name="b", memory=256 * MIB, cpu=CpuWish(reserve=150))
         )
 
 
@@ -318,7 +324,10 @@ async def test_a_pool_that_is_nearly_full_takes_no_disk() -> None:
 def test_whatever_is_wished_is_a_document_or_a_sentence(field: str, value: int) -> None:
     async def run() -> None:
         ctx = await context()
-        fields: dict[str, Any] = {field: {"limit": value} if field == "cpu" else value}
+        fields: dict[str, Any] = {
+            "cpus": {"cpu": value}, "memory": {"memory": value}, "disk": {"disks": (value,)},
+            "cpu": {"cpu": {"limit": value}},
+        }[field]  # fmt: skip
         try:
             wish = VmWish(image="tiny", **fields)
         except ValueError:

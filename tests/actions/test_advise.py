@@ -15,7 +15,7 @@ from virtuary.base.units import GIB, MIB
 from virtuary.model.advice import Advice, Finding
 from virtuary.model.meta import Meta
 from virtuary.model.usage import Point
-from virtuary.model.vm import Vm, VmSpec
+from virtuary.model.vm import Vm, VmChange, VmSpec
 
 HOST = Limits(cpus=8, memory=16 * GIB)
 NOW = 1_800_000_000 // 3600 * 3600
@@ -32,7 +32,7 @@ IDLE = {
 def server(cpus: int = 4, memory: int = 4 * GIB, image: str = "debian:12") -> Vm:
     return Vm(
         meta=Meta(id="v", name="db1", revision=7),
-        spec=VmSpec(image=image, cpus=cpus, memory=memory),
+        spec=VmSpec(image=image, cpu=cpus, memory=memory),
     )
 
 
@@ -70,7 +70,7 @@ def test_an_idle_server_is_too_big_and_the_change_is_told() -> None:
     cpus, memory = advice.findings
     assert (cpus.verdict, cpus.wanted, cpus.confidence) == ("too-big", 1, "high")
     assert (memory.verdict, memory.wanted, memory.confidence) == ("too-big", 1 * GIB, "high")
-    assert advice.change == {"cpus": 1, "memory": GIB} and advice.saves == {
+    assert advice.change == {"cpu": {"count": 1}, "memory": {"size": GIB}} and advice.saves == {
         "cpus": 3,
         "memory": 3 * GIB,
     }
@@ -229,11 +229,11 @@ def test_what_is_advised_is_sane(
     vm = server(cores * shape[0] * shape[1], mib * MIB)
     spec: dict[str, Any] = {"cpu": {"sockets": shape[0], "threads": shape[1]}}
     if bounds:
-        spec |= {
-            "memory_min": max(64, int(mib * bounds[0])) * MIB,
-            "memory_max": int(mib * bounds[1]) * MIB,
+        spec["memory"] = {
+            "min": max(64, int(mib * bounds[0])) * MIB,
+            "max": int(mib * bounds[1]) * MIB,
         }
-    vm = Vm.model_validate(vm.model_dump() | {"spec": {**vm.spec.model_dump(), **spec}})
+    vm = vm.but(spec=vm.spec.overlaid(VmChange.model_validate(spec)))
     figures: dict[str, Any] = {
         "cpu": cpu,
         "steal": steal,
@@ -246,8 +246,9 @@ def test_what_is_advised_is_sane(
         if finding.wanted is not None:
             assert (finding.wanted < finding.now) == (finding.verdict == "too-big")
             assert (finding.wanted > finding.now) == (finding.verdict == "too-small")
-    assert advice.change.get("cpus", 1) >= 1 and advice.change.get("memory", 0) % MIB == 0
-    Vm.model_validate(vm.model_dump() | {"spec": {**vm.spec.model_dump(), **advice.change}})
+    change = VmChange.model_validate(advice.change)
+    assert (change.cpu.count or 1) >= 1 and (change.memory.size or 0) % MIB == 0
+    vm.spec.overlaid(change)
 
 
 @given(st.floats(1, 2**50))

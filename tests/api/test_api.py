@@ -151,16 +151,22 @@ REFUSALS: dict[str, tuple[str, str, Any, int, str]] = {
     ),
     "no such image": ("POST", "/v1/vms", {**WEB1, "image": "nothing"}, 404, "not-found"),
     "too much memory": ("POST", "/v1/vms", {**WEB1, "memory": 64 * GIB}, 507, "no-room"),
-    "a disk below the image's": ("POST", "/v1/vms", {**WEB1, "disk": 64 * 2**20}, 422, "invalid"),
-    "bad user data": ("POST", "/v1/vms", {**WEB1, "user_data": "hello"}, 422, "invalid"),
-    "user data that breaks its parser": (
+    "a disk below the image's": (
         "POST",
         "/v1/vms",
-        {**WEB1, "user_data": "#cloud-config\na: 2001-99-99"},
+        {**WEB1, "disks": [64 * 2**20]},
         422,
         "invalid",
     ),
-    "bad If-Match": ("PATCH", "/v1/vms/web1", {"cpus": 1}, 422, "invalid"),
+    "bad user data": ("POST", "/v1/vms", {**WEB1, "login": {"user_data": "hello"}}, 422, "invalid"),
+    "user data that breaks its parser": (
+        "POST",
+        "/v1/vms",
+        {**WEB1, "login": {"user_data": "#cloud-config\na: 2001-99-99"}},
+        422,
+        "invalid",
+    ),
+    "bad If-Match": ("PATCH", "/v1/vms/web1", {"cpu": 1}, 422, "invalid"),
     "no such operation": ("GET", "/v1/operations/nothing", None, 404, "not-found"),
     "no such image to delete": ("DELETE", "/v1/images/nothing", None, 404, "not-found"),
     "endless page": ("GET", "/v1/vms?limit=100000", None, 422, "invalid"),
@@ -196,10 +202,10 @@ async def test_the_callers_request_id_comes_back(api: Service) -> None:
 
 async def test_all_findings_about_a_body_are_told_at_once(api: Service) -> None:
     problem = (
-        await api.call("POST", "/v1/vms", {"image": "tiny", "cpus": 0, "memory": 1, "x": 1})
+        await api.call("POST", "/v1/vms", {"image": "tiny", "cpu": 0, "memory": 1, "x": 1})
     ).json
     assert {item["pointer"]: item["detail"] for item in problem["details"]["errors"]} == {
-        "/cpus": "must be at least 1", "/memory": "must be a multiple of 1 MiB",
+        "/cpu/count": "must be at least 1", "/memory/size": "must be a multiple of 1 MiB",
         "/x": "is not known here",
     }  # fmt: skip
 
@@ -214,7 +220,7 @@ async def test_all_blockers_are_told_at_once(api: Service) -> None:
             await api.call(
                 "POST",
                 "/v1/vms",
-                {**WEB1, "memory": 64 * GIB, "cpus": 200, "disk": 2**20, "publish": [port]},
+                {**WEB1, "memory": 64 * GIB, "cpu": 200, "disks": [2**20], "publish": [port]},
             )
         ).json
     assert [item["code"] for item in problem["details"]["blockers"]] == [
@@ -247,7 +253,7 @@ async def test_a_superscript_is_no_number(
     await create(api)
     method = "GET" if "event" in target else "PATCH" if "web1" in target else "POST"
     assert (
-        await api.call(method, target, {"cpus": 2} if method != "GET" else None, **headers)
+        await api.call(method, target, {"cpu": 2} if method != "GET" else None, **headers)
     ).status == 422
 
 
@@ -291,7 +297,7 @@ async def test_creating_answers_with_the_server_and_the_operation_to_follow(api:
     answer = await api.call(
         "POST",
         "/v1/vms",
-        {**WEB1, "labels": {"role": "web"}, "user_data": "#!/bin/sh\necho hidden"},
+        {**WEB1, "labels": {"role": "web"}, "login": {"user_data": "#!/bin/sh\necho hidden"}},
     )
     vm, operation = answer.json["vm"], answer.json["operation"]
     assert (
@@ -323,7 +329,7 @@ async def test_creating_answers_with_the_server_and_the_operation_to_follow(api:
 
 async def test_creating_is_one_transaction(api: Service) -> None:
     before = api.parts.store.revision
-    await create(api, user_data="#!/bin/sh\n")
+    await create(api, login={"user_data": "#!/bin/sh\n"})
     assert api.parts.store.revision == before + 1
 
 
@@ -414,11 +420,15 @@ async def test_a_label_is_not_any_word_of_the_document(api: Service) -> None:
 async def test_a_change_needs_the_revision_it_was_made_for(api: Service) -> None:
     await create(api)
     tag = (await api.call("GET", "/v1/vms/web1")).headers["etag"]
-    first = await api.call("PATCH", "/v1/vms/web1", {"cpus": 2}, If_Match=tag)
-    assert first.status == 200 and first.headers["etag"] != tag and first.json["spec"]["cpus"] == 2
-    second = await api.call("PATCH", "/v1/vms/web1", {"cpus": 3}, If_Match=tag)
+    first = await api.call("PATCH", "/v1/vms/web1", {"cpu": 2}, If_Match=tag)
+    assert (
+        first.status == 200
+        and first.headers["etag"] != tag
+        and first.json["spec"]["cpu"]["count"] == 2
+    )
+    second = await api.call("PATCH", "/v1/vms/web1", {"cpu": 3}, If_Match=tag)
     assert (second.status, second.json["code"]) == (412, "stale")
-    assert (await api.call("PATCH", "/v1/vms/web1", {"cpus": 3}, If_Match="*")).status == 200
+    assert (await api.call("PATCH", "/v1/vms/web1", {"cpu": 3}, If_Match="*")).status == 200
 
 
 async def test_what_did_not_change_is_not_sent_again(api: Service) -> None:
@@ -429,18 +439,18 @@ async def test_what_did_not_change_is_not_sent_again(api: Service) -> None:
 
 
 async def test_a_change_that_changes_nothing_writes_nothing(api: Service) -> None:
-    await create(api, cpus=2)
+    await create(api, cpu=2)
     before = api.parts.store.revision
     assert (
-        await api.call("PATCH", "/v1/vms/web1", {"cpus": 2})
+        await api.call("PATCH", "/v1/vms/web1", {"cpu": 2})
     ).status == 200 and api.parts.store.revision == before
 
 
 async def test_only_what_needs_a_restart_counts_a_generation(api: Service) -> None:
     await create(api)
-    assert (await api.call("PATCH", "/v1/vms/web1", {"labels": {"a": "b"}, "protect": True})).json[
-        "meta"
-    ]["generation"] == 1
+    assert (
+        await api.call("PATCH", "/v1/vms/web1", {"labels": {"a": "b"}, "policy": {"protect": True}})
+    ).json["meta"]["generation"] == 1
     assert (await api.call("PATCH", "/v1/vms/web1", {"memory": 2 * GIB})).json["meta"][
         "generation"
     ] == 2
@@ -449,8 +459,8 @@ async def test_only_what_needs_a_restart_counts_a_generation(api: Service) -> No
 async def test_disks_only_grow(api: Service) -> None:
     await create(api)
     await write(api, "web1", **STOPPED)
-    assert (await api.call("PATCH", "/v1/vms/web1", {"disk": 2**20})).status == 422
-    assert (await api.call("PATCH", "/v1/vms/web1", {"disk": 2 * GIB})).status == 200
+    assert (await api.call("PATCH", "/v1/vms/web1", {"disks": [2**20]})).status == 422
+    assert (await api.call("PATCH", "/v1/vms/web1", {"disks": [2 * GIB]})).status == 200
 
 
 # ---- repeating
@@ -472,7 +482,7 @@ async def test_a_repeated_request_is_recognised_and_done_once(api: Service) -> N
 
 async def test_a_key_belongs_to_one_request(api: Service) -> None:
     await api.call("POST", "/v1/vms", {"image": "tiny"}, Idempotency_Key="k1")
-    other = await api.call("POST", "/v1/vms", {"image": "tiny", "cpus": 2}, Idempotency_Key="k1")
+    other = await api.call("POST", "/v1/vms", {"image": "tiny", "cpu": 2}, Idempotency_Key="k1")
     assert other.status == 422 and "another request" in other.json["detail"]
 
 
@@ -482,7 +492,7 @@ async def test_every_deed_can_be_repeated(api: Service) -> None:
     deeds: list[tuple[str, str, Any]] = [
         ("POST", "/v1/vms/web1/actions/stop", {"force": True}),
         ("POST", "/v1/vms/web1/actions/rename", {"name": "web2"}),
-        ("PATCH", "/v1/vms/web2", {"cpus": 2}),
+        ("PATCH", "/v1/vms/web2", {"cpu": 2}),
         ("DELETE", "/v1/vms/web2?force=true", None),
         ("POST", "/v1/vms/web2/actions/undelete", {"name": "web3"}),
         ("DELETE", "/v1/vms/web3", None),
@@ -492,7 +502,7 @@ async def test_every_deed_can_be_repeated(api: Service) -> None:
         first = await api.call(method, target, body, Idempotency_Key=f"k{number}")
         assert first.status in (200, 202), first.json
         if method == "PATCH":
-            await api.call("PATCH", "/v1/vms/web2", {"cpus": 3})
+            await api.call("PATCH", "/v1/vms/web2", {"cpu": 3})
         again = await api.call(method, target, body, Idempotency_Key=f"k{number}")
         assert again.status == first.status, (target, again.json)
         for item in operations.open_operations(api.parts.store):
@@ -528,7 +538,7 @@ async def test_a_dry_run_shows_everything_and_writes_nothing(api: Service) -> No
 @pytest.mark.qemu
 async def test_what_is_not_in_the_way_and_not_as_it_seems_is_told_at_once(api: Service) -> None:
     text = "#cloud-config\npakages: [vim]\n"
-    wish = {**WEB1, "image": "debian:12", "user_data": text, "memory": 64 * MIB}
+    wish = {**WEB1, "image": "debian:12", "login": {"user_data": text}, "memory": 64 * MIB}
     dry = (await api.call("POST", "/v1/vms?dry_run=true", wish)).json
     key, memory = dry["notes"]
     assert "'pakages'" in key and "was packages meant?" in key and not dry["blockers"]
@@ -542,7 +552,7 @@ async def test_what_is_not_in_the_way_and_not_as_it_seems_is_told_at_once(api: S
 
 async def test_a_dry_run_tells_all_blockers(api: Service) -> None:
     answer = await api.call(
-        "POST", "/v1/vms?dry_run=true", {**WEB1, "memory": 64 * GIB, "cpus": 200, "accel": "kvm"}
+        "POST", "/v1/vms?dry_run=true", {**WEB1, "memory": 64 * GIB, "cpu": 200, "accel": "kvm"}
     )
     assert answer.status == 200
     assert [item["code"] for item in answer.json["blockers"]] == [
@@ -555,9 +565,9 @@ async def test_a_dry_run_tells_all_blockers(api: Service) -> None:
 async def test_a_change_can_be_asked_for_first(api: Service) -> None:
     await create(api)
     before = api.parts.store.revision
-    answer = await api.call("PATCH", "/v1/vms/web1?dry_run=true", {"cpus": 2})
-    assert answer.json["vm"]["spec"]["cpus"] == 2 and answer.json["blockers"] == []
-    answer = await api.call("PATCH", "/v1/vms/web1?dry_run=true", {"memory": 64 * GIB, "cpus": 200})
+    answer = await api.call("PATCH", "/v1/vms/web1?dry_run=true", {"cpu": 2})
+    assert answer.json["vm"]["spec"]["cpu"]["count"] == 2 and answer.json["blockers"] == []
+    answer = await api.call("PATCH", "/v1/vms/web1?dry_run=true", {"memory": 64 * GIB, "cpu": 200})
     assert [item["code"] for item in answer.json["blockers"]] == ["no-room", "no-room"]
     assert api.parts.store.revision == before
 
@@ -725,10 +735,10 @@ async def test_one_in_the_trash_does_not_touch_the_name_of_its_successor(api: Se
 
 
 async def test_one_that_runs_or_is_protected_is_not_deleted_by_accident(api: Service) -> None:
-    await create(api, protect=True)
+    await create(api, policy={"protect": True})
     await write(api, "web1", **running())
     assert (await api.call("DELETE", "/v1/vms/web1?force=true")).status == 409
-    await api.call("PATCH", "/v1/vms/web1", {"protect": False})
+    await api.call("PATCH", "/v1/vms/web1", {"policy": {"protect": False}})
     assert (await api.call("DELETE", "/v1/vms/web1")).status == 409
     assert (await api.call("DELETE", "/v1/vms/web1?force=true")).status == 202
 
@@ -876,11 +886,11 @@ async def test_events_of_one_server_leave_out_the_others(api: Service) -> None:
     async with api.stream(f"/v1/events?since={vm['meta']['revision']}&target={key}") as chunks:
         assert await chunks.get() == b"200"
         await create(api, name="web2")
-        await api.call("PATCH", "/v1/vms/web1", {"cpus": 2})
+        await api.call("PATCH", "/v1/vms/web1", {"cpu": 2})
         await api.call("POST", "/v1/vms/web1/actions/stop")
         events = await read(chunks, 3)
     assert all(event["data"].get("spec", {}).get("target", key) == key for event in events)
-    assert events[0]["data"]["spec"]["cpus"] == 2
+    assert events[0]["data"]["spec"]["cpu"]["count"] == 2
 
 
 async def test_a_deleted_document_is_an_event(api: Service) -> None:
@@ -993,7 +1003,7 @@ async def test_huge_pages_that_were_just_set_aside_count_at_once(
         "find_huge_pages",
         lambda: (HugePages(size=2 << 20, total=64, free=64, default=True),),
     )
-    wish = {"name": "a", "image": "tiny", "memory": 128 << 20, "memory_pages": "huge"}
+    wish = {"name": "a", "image": "tiny", "memory": {"size": 128 << 20, "pages": "huge"}}
     assert (await api.call("POST", "/v1/vms", wish)).status == 202
     refused = await api.call("POST", "/v1/vms", {**wish, "name": "b"})
     assert refused.status != 202 and "128 MiB are missing" in refused.json["detail"]

@@ -48,10 +48,10 @@ async def api(paths: Paths) -> Service:
     await settle(parts)
     service = Service(parts)
     wish = {
-        "image": "tiny", "name": "web1", "cpus": 2, "memory": 256 * MIB, "power": "stopped",
-        "protect": True, "autostart": True,
+        "image": "tiny", "name": "web1", "cpu": 2, "memory": 256 * MIB, "power": "stopped",
+        "policy": {"protect": True, "autostart": True},
         "publish": [{"host": 18080, "guest": 80}], "labels": {"role": "web"},
-        "user_data": "#cloud-config\n{}\n",
+        "login": {"user_data": "#cloud-config\n{}\n"},
     }  # fmt: skip
     answer = await service.call("POST", "/v1/vms", wish)
     assert answer.status == 202, answer.json
@@ -93,21 +93,20 @@ async def test_a_copy_has_what_its_source_has_but_for_what_there_is_once(api: Se
     alike = (
         "image",
         "image_id",
-        "cpus",
+        "cpu",
         "memory",
-        "disk",
+        "disks",
         "machine",
         "firmware",
         "accel",
-        "user_data",
-        "restart_policy",
-        "ssh_keys",
+        "login",
     )
     assert {field: vm["spec"][field] for field in alike} == {
         field: source["spec"][field] for field in alike
     }
-    own = {field: vm["spec"][field] for field in ("publish", "protect", "autostart", "power")}
-    assert own == {"publish": [], "protect": False, "autostart": False, "power": "stopped"}
+    assert (vm["spec"]["publish"], vm["spec"]["power"]) == ([], "stopped")
+    own = {"protect": False, "autostart": False}
+    assert vm["spec"]["policy"] == source["spec"]["policy"] | own
     secrets = [api.parts.store.get(f"secret/{item['meta']['id']}") for item in (source, vm)]
     assert secrets[0] and secrets[1] and secrets[0].value == secrets[1].value
     operation = answer.json["operation"]["spec"]
@@ -125,9 +124,9 @@ async def test_what_is_said_about_a_copy_counts(api: Service) -> None:
     wish = {
         "name": "web2",
         "start": True,
-        "cpus": 3,
+        "cpu": 3,
         "memory": 512 * MIB,
-        "disk": 2 * GIB,
+        "disks": [2 * GIB],
         "labels": {"a": "b"},
     }
     answer = await api.call(
@@ -139,7 +138,11 @@ async def test_what_is_said_about_a_copy_counts(api: Service) -> None:
         {"a": "b"},
         "running",
     )
-    assert (vm["spec"]["cpus"], vm["spec"]["memory"], vm["spec"]["disk"]) == (3, 512 * MIB, 2 * GIB)
+    assert (
+        vm["spec"]["cpu"]["count"],
+        vm["spec"]["memory"]["size"],
+        vm["spec"]["disks"][0]["size"],
+    ) == (3, 512 * MIB, 2 * GIB)
     assert vm["spec"]["publish"][0]["host"] == 18081
 
 
@@ -172,7 +175,7 @@ async def test_a_dry_run_tells_every_blocker_and_writes_nothing(api: Service) ->
     answer = await api.call(
         "POST",
         "/v1/vms/web1/actions/copy?dry_run=true",
-        {"name": "web1", "cpus": 200, "publish": [{"host": 18080, "guest": 1}]},
+        {"name": "web1", "cpu": 200, "publish": [{"host": 18080, "guest": 1}]},
     )
     assert [item["code"] for item in answer.json["blockers"]] == [
         "conflict",
@@ -217,7 +220,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], int, str, str]] = {
     ),
     "live and larger": ({"power": "running", **running()}, {**LIVE, "memory": GIB}, 422,
     "has its source's memory", "--memory"),
-    "a smaller disk": ({}, {"disk": 512 * MIB}, 422, "512 MiB were asked for", "--disk 1 GiB"),
+    "a smaller disk": ({}, {"disks": [512 * MIB]}, 422, "512 MiB were asked for", "--disk 1 GiB"),
     "a bad name": ({}, {"name": "a b"}, 422, "is not a valid name", ""),
     "a name that is taken": ({}, {"name": "web1"}, 409, "there already", "another name"),
     "a port that is taken": ({}, {"publish": [{"host": 18080, "guest": 80}]}, 409,

@@ -40,7 +40,7 @@ async def api(paths: Paths) -> Service:
     await settle(parts)
     service = Service(parts)
     for name in ("web1", "db1"):
-        await service.call("POST", "/v1/vms", {"image": "tiny", "name": name, "cpus": 4})
+        await service.call("POST", "/v1/vms", {"image": "tiny", "name": name, "cpu": 4})
     return service
 
 
@@ -121,7 +121,7 @@ async def test_advice_is_drawn_from_the_past(api: Service) -> None:
     await remember(api, "web1", 90, cpu=0.1, guest_used=4e6, guest_total=1e8)
     advice = (await api.call("GET", "/v1/vms/web1/advice?enough=3600")).json
     assert (
-        advice["change"] == {"cpus": 1}
+        advice["change"] == {"cpu": {"count": 1}}
         and advice["command"] == "virtuary set web1 --cpus 1"
         and advice["watched"] > 3600
     )

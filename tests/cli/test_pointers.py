@@ -10,10 +10,14 @@ import pytest
 from virtuary.base.errors import Invalid
 from virtuary.cli.main import group
 from virtuary.cli.pointers import in_users_words, option_of, options_of
+from virtuary.model.cpu import CpuChange, CpuWish
+from virtuary.model.disk import DiskIo, DiskWish
 from virtuary.model.firewall import FirewallChange
+from virtuary.model.login import LoginWish
+from virtuary.model.memory import MemoryChange, MemoryWish
 from virtuary.model.meta import Model
 from virtuary.model.network import NetworkChange, NetworkWish
-from virtuary.model.resources import Cpu, DiskIo
+from virtuary.model.policy import Policy, PolicyChange
 from virtuary.model.vm import VmChange, VmWish
 
 
@@ -60,14 +64,25 @@ def test_each_of_several_findings_is_named() -> None:
 FILLED: dict[str, tuple[str, type[Model]]] = {
     "a launch": ("launch", VmWish),
     "a change": ("set", VmChange),
-    "the processors of a launch": ("launch", Cpu),
-    "the disk of a launch": ("launch", DiskIo),
+    "the processors of a launch": ("launch", CpuWish),
+    "the memory of a launch": ("launch", MemoryWish),
+    "the disk of a launch": ("launch", DiskWish),
+    "the traffic of its disk": ("launch", DiskIo),
+    "the policy of a launch": ("launch", Policy),
+    "who may log in": ("launch", LoginWish),
+    "the processors of a change": ("set", CpuChange),
+    "the memory of a change": ("set", MemoryChange),
+    "the policy of a change": ("set", PolicyChange),
     "a new network": ("network create", NetworkWish),
     "a network's change": ("network set", NetworkChange),
     "a group's change": ("firewall set", FirewallChange),
 }
-PLACES: dict[type[Model], str] = {Cpu: "cpu/", DiskIo: "disk_io/"}
-NOT_OPTIONS = {"name", "image", "power", "cpu", "disk_io"}
+PLACES: dict[type[Model], str] = {
+    CpuWish: "cpu/", CpuChange: "cpu/", MemoryWish: "memory/", MemoryChange: "memory/",
+    DiskWish: "disks/0/", DiskIo: "disks/0/io/", Policy: "policy/", PolicyChange: "policy/",
+    LoginWish: "login/",
+}  # fmt: skip
+NOT_OPTIONS = {"name", "image", "power", "cpu", "memory", "disks", "io", "policy", "login"}
 
 
 @pytest.mark.parametrize("case", FILLED)

@@ -120,13 +120,13 @@ ANSWERS: dict[str, Any] = {
 }
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("launch", ("tiny",), {}),
-    ("launch", ("tiny", "web1"), {"memory": 1 << 29, "cpus": 2, "timeout": 0}),
-    ("create", ("tiny", "web1"), {"protect": True}),
+    ("launch", ("tiny", "web1"), {"memory": 1 << 29, "cpu": 2, "timeout": 0}),
+    ("create", ("tiny", "web1"), {"policy": {"protect": True}}),
     ("vm", ("web1",), {}),
     ("vms", (), {}),
     ("vms", (), {"trash": True}),
-    ("change", ("web1",), {"cpus": 2, "memory_max": None}),
-    ("change", ("web2",), {"revision": 7, "protect": True}),
+    ("change", ("web1",), {"cpu": 2, "memory": {"max": None}}),
+    ("change", ("web2",), {"revision": 7, "policy": {"protect": True}}),
     ("start", ("web1",), {}),
     ("start", ("web1",), {"wait": "running", "timeout": 0}),
     ("stop", ("web1",), {}),

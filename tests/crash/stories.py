@@ -157,7 +157,7 @@ def life(teller: Teller) -> None:
     teller.power("life", "start", wait="running")
     teller.power("life", "restart", force=True)
     teller.power("life", "stop", force=True)
-    teller.ask("vm life", "PATCH", "/v1/vms/life", {"disk": 300 << 20})
+    teller.ask("vm life", "PATCH", "/v1/vms/life", {"disks": [300 << 20]})
     teller.power("life", "start", wait="running")
     teller.power("life", "stop", force=True)
     teller.delete("life")
@@ -178,9 +178,9 @@ def sized(teller: Teller) -> None:
     teller.create("sized", image="tiny", power="running", memory=128 << 20)
     for wish in (
         {"cpu": {"limit": 80, "weight": 200}},
-        {"cpus": 2, "memory": 256 << 20},
-        {"disk": 300 << 20},
-        {"cpus": 1, "memory": 128 << 20},
+        {"cpu": 2, "memory": 256 << 20},
+        {"disks": [300 << 20]},
+        {"cpu": 1, "memory": 128 << 20},
     ):
         answer = teller.ask("vm sized", "PATCH", "/v1/vms/sized", wish)
         if "operation" in answer:
@@ -238,7 +238,7 @@ def picture(teller: Teller) -> None:
         "picture",
         teller.upload("image picture", "/v1/images/picture/content", disk, cloud_init="true"),
     )
-    teller.create("seeded", image="picture", user_data="#cloud-config\n{}\n")
+    teller.create("seeded", image="picture", login={"user_data": "#cloud-config\n{}\n"})
     teller.power("seeded", "start", wait="running")
     teller.delete("seeded")
     teller.delete_image("picture")

@@ -22,7 +22,7 @@ from virtuary.host.shares import (
     total_commands,
     weigh_all,
 )
-from virtuary.model.resources import Cpu
+from virtuary.model.cpu import CpuShares
 
 
 def host(root: Path, kind: int) -> Path:
@@ -61,7 +61,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, i
 
 def test_an_ordinary_machine_has_no_group_below_its_own(place: tuple[Path, Path, int]) -> None:
     root, group, kind = place
-    assert apply_cpu("ID", [os.getpid()], Cpu(), 100, root) == []
+    assert apply_cpu("ID", [os.getpid()], CpuShares(), 100, root) == []
     assert not (group / "vcpus").exists()
     assert (group / ("cpu.weight" if kind == 2 else "cpu.shares")).read_text() == (
         "100" if kind == 2 else "1024"
@@ -72,7 +72,7 @@ def test_a_limit_holds_for_the_virtual_cpus_only(place: tuple[Path, Path, int]) 
     root, group, kind = place
     (group / "vcpus").mkdir()
     fill(group / "vcpus", kind)
-    assert apply_cpu("ID", [os.getpid()], Cpu(limit=150), 300, root) == []
+    assert apply_cpu("ID", [os.getpid()], CpuShares(limit=150), 300, root) == []
     child = group / "vcpus"
     if kind == 2:
         assert (child / "cpu.max").read_text() == "150000 100000" and (
@@ -85,7 +85,7 @@ def test_a_limit_holds_for_the_virtual_cpus_only(place: tuple[Path, Path, int]) 
         ).read_text() == "3072"
         assert (child / "tasks").read_text() == str(os.getpid())
     fill(child, kind)
-    apply_cpu("ID", [os.getpid()], Cpu(), 100, root)
+    apply_cpu("ID", [os.getpid()], CpuShares(), 100, root)
     assert (child / ("cpu.max" if kind == 2 else "cpu.cfs_quota_us")).read_text() == (
         "max 100000" if kind == 2 else "-1"
     )
@@ -124,13 +124,13 @@ def test_a_group_of_threads_that_was_left_half_made_is_finished(tmp_path: Path) 
     fill(group, 2)
     (group / "vcpus").mkdir()
     fill(group / "vcpus", 2)
-    apply_cpu("ID", [], Cpu(limit=50), 100, root)
+    apply_cpu("ID", [], CpuShares(limit=50), 100, root)
     assert (group / "vcpus/cgroup.type").read_text() == "threaded"
 
 
 def test_what_a_host_can_not_do_is_said(tmp_path: Path) -> None:
-    assert apply_cpu("ID", [], Cpu(), 100, tmp_path) == [], "nothing was wished"
-    gaps = apply_cpu("ID", [], Cpu(limit=50), 200, tmp_path)
+    assert apply_cpu("ID", [], CpuShares(), 100, tmp_path) == [], "nothing was wished"
+    gaps = apply_cpu("ID", [], CpuShares(limit=50), 200, tmp_path)
     assert len(gaps) == 2 and all("this host has no control groups" in gap for gap in gaps)
     assert "no weight of storage traffic" in str(set_io_weight("ID", 200, tmp_path))
     root = tmp_path / "v2"
@@ -143,19 +143,19 @@ def test_pinning_keeps_a_thread_where_it_may_run() -> None:
     before = os.sched_getaffinity(0)
     first = min(before)
     try:
-        apply_cpu("ID", [os.getpid()], Cpu(pin=(first,)), 100, Path("/nowhere"))
+        apply_cpu("ID", [os.getpid()], CpuShares(pin=(first,)), 100, Path("/nowhere"))
         assert os.sched_getaffinity(0) == {first}
-        apply_cpu("ID", [os.getpid()], Cpu(), 100, Path("/nowhere"))
+        apply_cpu("ID", [os.getpid()], CpuShares(), 100, Path("/nowhere"))
         assert os.sched_getaffinity(0) >= before
     finally:
         os.sched_setaffinity(0, before)
-    assert apply_cpu("ID", [os.getpid()], Cpu(pin=(9999,)), 100, Path("/nowhere"))[0].startswith(
-        "not pinned"
-    )
+    assert apply_cpu("ID", [os.getpid()], CpuShares(pin=(9999,)), 100, Path("/nowhere"))[
+        0
+    ].startswith("not pinned")
 
 
 def test_a_thread_that_is_gone_is_no_gap() -> None:
-    assert apply_cpu("ID", [2**22 - 1], Cpu(pin=(0,)), 100, Path("/nowhere")) == []
+    assert apply_cpu("ID", [2**22 - 1], CpuShares(pin=(0,)), 100, Path("/nowhere")) == []
 
 
 @pytest.mark.host
@@ -166,7 +166,7 @@ def test_the_kernel_takes_it(tmp_path: Path) -> None:
     if gap:
         pytest.skip(gap)
     try:
-        assert apply_cpu(name, [], Cpu(limit=50), 300) == []
+        assert apply_cpu(name, [], CpuShares(limit=50), 300) == []
         assert any((path / "vcpus").is_dir() for path in made)
     finally:
         remove_group(name)

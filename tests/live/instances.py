@@ -367,8 +367,8 @@ class Instance:
             *self.call("GET", "/v1/vms", limit=1000, trash="true")["items"],
         ]
         for vm in items:
-            if vm["spec"]["protect"]:
-                self.call("PATCH", f"/v1/vms/{vm['meta']['id']}", {"protect": False})
+            if vm["spec"]["policy"]["protect"]:
+                self.call("PATCH", f"/v1/vms/{vm['meta']['id']}", {"policy": {"protect": False}})
         if items:
             self.ok("delete", "--now", "--force", "--yes", *(vm["meta"]["id"] for vm in items))
         for network in self.call("GET", "/v1/networks")["items"]:

@@ -61,9 +61,11 @@ class Host:
         place.with_suffix(".new").write_text(text)
         place.with_suffix(".new").rename(place)
 
-    def launch(self, name: str, memory: int, **wish: object) -> Json:
+    def launch(self, name: str, memory: int, **bounds: object) -> Json:
         self.instance.call(
-            "POST", "/v1/vms", {"name": name, "image": "tiny", "memory": memory, **wish}
+            "POST",
+            "/v1/vms",
+            {"name": name, "image": "tiny", "memory": {"size": memory, **bounds}},
         )
         self.instance.wait_state(name, "running", limit=60)
         return until(
@@ -104,7 +106,7 @@ def warm_host(warm_tiny: Path) -> Iterator[Host]:
 
 
 def test_memory_is_taken_from_an_idle_guest_down_to_its_floor_and_given_back(host: Host) -> None:
-    host.launch("idle", 512 * MIB, memory_min=256 * MIB)
+    host.launch("idle", 512 * MIB, min=256 * MIB)
     host.launch("sure", 256 * MIB)
     host.says(SHORT)
     host.wait_memory("idle", 256 * MIB, 256 * MIB + NEAR, 60)
@@ -127,14 +129,14 @@ def test_memory_is_taken_from_an_idle_guest_down_to_its_floor_and_given_back(hos
     until(lambda: not host.status("idle")["reclaimed"], 10, "it is told that it has all of it")
     assert (
         host.status("idle")["reason"] is None
-        and host.instance.vm("idle")["spec"]["memory"] == 512 * MIB
+        and host.instance.vm("idle")["spec"]["memory"]["size"] == 512 * MIB
     )
 
 
 def test_waiting_for_memory_counts_while_little_is_there_and_a_guest_that_needs_it_gets_it_back(
     host: Host,
 ) -> None:
-    host.launch("idle", 512 * MIB, memory_min=128 * MIB)
+    host.launch("idle", 512 * MIB, min=128 * MIB)
     host.says(PLENTY, some=40)
     time.sleep(5)
     assert host.memory("idle") == 512 * MIB, (
@@ -227,7 +229,7 @@ def test_its_owner_has_the_last_word(host: Host) -> None:
 
 
 def test_of_a_copy_only_what_was_plugged_above_its_template_is_taken(warm_host: Host) -> None:
-    warm_host.launch("copy", 512 * MIB, memory_min=64 * MIB)
+    warm_host.launch("copy", 512 * MIB, min=64 * MIB)
     runtime = warm_host.status("copy")["runtime"]
     assert (
         runtime["template"]

@@ -102,15 +102,15 @@ def test_memory_of_a_template_is_given_back_at_the_next_start_only(
 
 
 def test_cpus_come_and_go_and_the_guest_uses_them(warm: Instance, server: str) -> None:
-    assert change(warm, server, cpus=2)["status"]["cpus"] == 2
+    assert change(warm, server, cpu=2)["status"]["cpus"] == 2
     assert warm.in_guest(server, "nproc") == "2"
-    assert change(warm, server, cpus=1)["status"]["cpus"] == 1
+    assert change(warm, server, cpu=1)["status"]["cpus"] == 1
     assert warm.in_guest(server, "nproc") == "1"
 
 
 def test_the_disk_grows_with_its_filesystem(warm: Instance, server: str) -> None:
     warm.in_guest(server, "echo kept >/root/kept; sync")
-    vm = change(warm, server, disk=512 * MIB)
+    vm = change(warm, server, disks=[512 * MIB])
     assert vm["status"]["disk_size"] == 512 * MIB
     assert int(warm.in_guest(server, "df -m / | tail -n1").split()[1]) > 440
     assert warm.in_guest(server, "cat /root/kept") == "kept"
@@ -120,7 +120,7 @@ def test_the_disk_grows_with_its_filesystem(warm: Instance, server: str) -> None
 
 def test_what_was_changed_is_there_after_the_daemon_died_and_after_a_start(own: Instance) -> None:
     own.ok("launch", "tiny", "s")
-    change(own, "s", cpus=2, memory=256 * MIB, cpu={"limit": 80})
+    change(own, "s", cpu={"count": 2, "limit": 80}, memory=256 * MIB)
     own.kill()
     own.start()
     vm = until(
@@ -164,7 +164,7 @@ def test_a_guest_that_refuses_is_as_it_was_and_it_is_said(impatient: Instance) -
     )
     off = "while :; do echo 0 >/sys/devices/system/cpu/cpu1/online; done"
     impatient.in_guest("s", f"setsid sh -c '{off}' >/dev/null 2>&1 </dev/null &")
-    for wish in ({"memory": 256 * MIB}, {"cpus": 2}):
+    for wish in ({"memory": 256 * MIB}, {"cpu": 2}):
         answer = impatient.call("PATCH", "/v1/vms/s", wish)
         done = impatient.call(
             "GET", f"/v1/operations/{answer['operation']['meta']['id']}/wait", timeout=60
@@ -173,7 +173,7 @@ def test_a_guest_that_refuses_is_as_it_was_and_it_is_said(impatient: Instance) -
             done["status"]["phase"] == "failed" and "as it was" in done["status"]["error"]["detail"]
         ), done["status"]
         vm = impatient.wait_state("s", "running")
-        assert (vm["spec"]["memory"], vm["spec"]["cpus"]) == (128 * MIB, 1)
+        assert (vm["spec"]["memory"]["size"], vm["spec"]["cpu"]["count"]) == (128 * MIB, 1)
     until(lambda: impatient.vm("s")["status"]["cpus"] == 1, 30, "it has what it had")
 
 
@@ -228,7 +228,7 @@ def test_a_limit_of_disk_traffic_holds_and_goes(warm: Instance, server: str) -> 
 def test_what_this_host_can_not_give_is_said(warm: Instance, server: str) -> None:
     said = warm.ok("set", server, "--disk-weight", "300")
     vm, weighs = warm.vm(server), "bfq" in _schedulers()
-    assert vm["spec"]["disk_io"]["weight"] == 300 and vm["status"]["state"] == "running"
+    assert vm["spec"]["disks"][0]["io"]["weight"] == 300 and vm["status"]["state"] == "running"
     assert weighs or ("weight of storage traffic" in said.err and vm["status"]["gaps"]), (
         "said by the command that asked for it"
     )
@@ -247,7 +247,7 @@ def _schedulers() -> str:
 def test_more_than_there_is_is_refused_with_what_is_missing(warm: Instance, server: str) -> None:
     refused = warm.run("set", server, "--memory", "900GiB")
     assert refused.status == 4 and "are missing" in refused.err and "hint:" in refused.err
-    assert warm.vm(server)["spec"]["memory"] < 1 << 30
+    assert warm.vm(server)["spec"]["memory"]["size"] < 1 << 30
     answer = warm.json("capacity", "--what-if", "cpus=1,memory=256MiB")
     assert answer["servers"] > 1 and answer["limit"] in answer["by"]
     many = warm.run("capacity", "--what-if", f"memory=256MiB,count={answer['servers'] + 1}")
@@ -366,7 +366,7 @@ def test_a_debian_is_given_more_and_gives_it_back_within_seconds(debian: Instanc
     debian.ok("launch", "debian:12", "d", limit=120)
     took: dict[str, float] = {}
     for name, wish in {
-        "grow": {"memory": 2 << 30}, "shrink": {"memory": 1 << 30}, "cpus": {"cpus": 2}, "disk": {"disk": 6 << 30},
+        "grow": {"memory": 2 << 30}, "shrink": {"memory": 1 << 30}, "cpus": {"cpu": 2}, "disk": {"disks": [6 << 30]},
     }.items():  # fmt: skip
         began = time.monotonic()
         change(debian, "d", **wish)

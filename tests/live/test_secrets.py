@@ -11,7 +11,11 @@ from instances import Instance
 
 pytestmark = pytest.mark.live
 MARK = b"correct horse battery staple"
-WISH = {"image": "picture", "power": "stopped", "user_data": f"#!/bin/sh\n# {MARK.decode()}\n"}
+WISH = {
+    "image": "picture",
+    "power": "stopped",
+    "login": {"user_data": f"#!/bin/sh\n# {MARK.decode()}\n"},
+}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from virtuary.base.units import MIB
 from virtuary.model.deeds import Change, Launch, Stop
+from virtuary.model.disk import Disk
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus, ImageWish
 from virtuary.model.meta import Document, Meta, Model
@@ -47,9 +48,11 @@ ports = st.builds(
 )  # fmt: skip
 specs = st.builds(
     VmSpec, image=names, power=st.sampled_from(["running", "paused", "stopped"]),
-    cpus=st.integers(1, 255),
-    memory=st.integers(64, 4096).map(lambda n: n * MIB), disk=st.none() | st.integers(1,
-    4096).map(lambda n: n * MIB),
+    cpu=st.integers(1, 255),
+    memory=st.integers(64, 4096).map(lambda n: n * MIB),
+    disks=st.builds(Disk, size=st.none() | st.integers(1, 4096).map(lambda n: n * MIB)).map(
+        lambda disk: (disk,)
+    ),
     publish=st.lists(ports, max_size=3, unique_by=lambda port: (port.host,
     port.protocol)).map(tuple),
 )  # fmt: skip
@@ -145,7 +148,7 @@ def test_what_is_not_known_stays_where_it_was_through_every_change() -> None:
     body["status"]["mood"] = "good"
     found = Vm.load(json.dumps(body).encode(), 7)
     assert found.meta == vm.meta.but(revision=7) and found.spec.nics[0] == nics[0]
-    assert found.spec.disk_io == vm.spec.disk_io, "parts that hold nothing more are the same"
+    assert found.spec.memory == vm.spec.memory, "parts that hold nothing more are the same"
     later = found.seen(state="running").but(spec=found.spec.but(cpu=found.spec.cpu.but(weight=7)))
     later = later.but(spec=later.spec.but(nics=later.spec.nics[::2]))
     after = json.loads(later.dump())
@@ -154,7 +157,7 @@ def test_what_is_not_known_stays_where_it_was_through_every_change() -> None:
     assert after["status"]["mood"] == "good" and after["status"]["state"] == "running"
     with pytest.raises(ValidationError):
         found.seen(mood="better")
-    for wrong in ({"cpus": 0}, {"cpus": 0, "teleport": True}):
+    for wrong in ({"cpu": 0}, {"cpu": 0, "teleport": True}):
         with pytest.raises(ValidationError):
             Vm.from_body(body | {"spec": body["spec"] | wrong})
 
@@ -162,10 +165,10 @@ def test_what_is_not_known_stays_where_it_was_through_every_change() -> None:
 def test_documents_are_frozen_and_changed_copies_are_checked() -> None:
     vm = Vm(meta=Meta(name="web1"), spec=VmSpec(image="tiny"))
     with pytest.raises(ValidationError):
-        vm.spec.cpus = 2  # type: ignore[misc]
-    assert vm.spec.but(cpus=2).cpus == 2 and vm.spec.cpus == 1
+        vm.spec.cpu.count = 2  # type: ignore[misc]
+    assert vm.spec.but(cpu=2).cpu.count == 2 and vm.spec.cpu.count == 1
     with pytest.raises(ValidationError):
-        vm.spec.but(cpus=0)
+        vm.spec.but(cpu=0)
 
 
 def test_what_a_user_may_wish_holds_nothing_that_is_decided_by_us() -> None:

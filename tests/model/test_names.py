@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from virtuary.base.units import GIB, MIB
+from virtuary.model.login import Login
 from virtuary.model.meta import Meta, check_image_name, check_name, invalid
 from virtuary.model.publish import Publish
 from virtuary.model.vm import VmSpec, VmWish
@@ -139,24 +140,30 @@ BAD_KEYS = [
 
 @pytest.mark.parametrize("key", GOOD_KEYS)
 def test_a_public_key_is_taken_as_one_line(key: str) -> None:
-    (kept,) = VmWish(image="tiny", ssh_keys=(key,)).ssh_keys
+    (kept,) = Login(ssh_keys=(key,)).ssh_keys
     assert kept == key.strip()
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_what_is_no_public_key_is_refused(key: str) -> None:
     with pytest.raises(ValidationError, match="SSH public key"):
-        VmWish(image="tiny", ssh_keys=(key,))
+        Login(ssh_keys=(key,))
 
 
 SHAPES = {
-    "cpus": ([1, 255], [0, 256, -1, 1.5, "two"]),
+    "cpu": ([1, 255], [0, 256, -1, 1.5, "two"]),
     "memory": (
         [64 * MIB, GIB, 16 * 1024 * GIB],
         [0, 63 * MIB, GIB + 1, 16 * 1024 * GIB + MIB, "1GiB"],
     ),
-    "disk": ([MIB, 64 * 1024 * GIB, None], [0, MIB + 1, -MIB, 64 * 1024 * GIB + MIB]),
-    "restart_policy": (["always", "on-failure", "no"], ["sometimes", None]),
+    "disks": (
+        [[MIB], [64 * 1024 * GIB], [{"size": None}]],
+        [[0], [MIB + 1], [-MIB], [64 * 1024 * GIB + MIB]],
+    ),
+    "policy": (
+        [{"restart": word} for word in ("always", "on-failure", "no")],
+        [{"restart": "sometimes"}, {"restart": None}],
+    ),
     "firmware": (["auto", "bios", "uefi"], ["coreboot"]),
     "accel": (["auto", "kvm", "tcg"], ["xen"]),
     "power": (["running", "paused", "stopped"], ["on"]),
@@ -220,11 +227,11 @@ def test_a_port_is_published_once() -> None:
 def test_all_findings_are_told_at_once_each_with_its_pointer() -> None:
     with pytest.raises(ValidationError) as caught:
         VmWish.model_validate(
-            {"image": "tiny", "cpus": 0, "publish": [{"host": 0, "guest": 1}], "colour": "red"}
+            {"image": "tiny", "cpu": 0, "publish": [{"host": 0, "guest": 1}], "colour": "red"}
         )
     error = invalid(caught.value)
     assert {item["pointer"] for item in error.details["errors"]} == {
-        "/cpus",
+        "/cpu/count",
         "/publish/0/host",
         "/colour",
     }

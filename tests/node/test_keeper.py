@@ -70,20 +70,20 @@ class FakeWorker:
     def __init__(
         self, number: int, spec: dict[str, Any], runs: str = "running", deaf: bool = False
     ) -> None:
-        shape = Shape(memory=spec["memory"], max_cpus=4, max_memory=8 * GIB)
+        wish = VmSpec(image="tiny", **spec)
+        size = wish.memory.size
+        shape = Shape(memory=size, max_cpus=4, max_memory=8 * GIB)
         runtime = Runtime(
             generation=1, restarts=0, boot_id="boot", pid=2**22 - 1, start=1, uid=1, accel="tcg",
             level="L1", shape=shape, started=WALL,
         )  # fmt: skip
         self.identity = f"00000000-0000-4000-8000-{number:012}"
         meta = Meta(id=self.identity, name=f"vm{number}", created=WALL)
-        status = VmStatus(
-            state="running", runtime=runtime, identity=meta.name, memory=spec["memory"], cpus=1
-        )
-        self.vm: Vm | None = Vm(meta=meta, spec=VmSpec(image="tiny", **spec), status=status)
+        status = VmStatus(state="running", runtime=runtime, identity=meta.name, memory=size, cpus=1)
+        self.vm: Vm | None = Vm(meta=meta, spec=wish, status=status)
         self.run: Any = SimpleNamespace(
-            ended=False, silent=False, may_be_asked=True, qemu_status=runs, size=Size(1, spec["memory"]),
-            base=spec["memory"], runtime=runtime,
+            ended=False, silent=False, may_be_asked=True, qemu_status=runs, size=Size(1, size),
+            base=size, runtime=runtime,
         )  # fmt: skip
         self.run.monitor = self.monitor = Monitor(self, deaf)
         self.written: list[dict[str, Any]] = []
@@ -121,9 +121,14 @@ class Bench:
         )
 
     def add(
-        self, number: int, runs: str = "running", deaf: bool = False, **spec: Any
+        self,
+        number: int,
+        runs: str = "running",
+        deaf: bool = False,
+        memory: dict[str, int] | None = None,
+        **spec: Any,
     ) -> FakeWorker:
-        worker = FakeWorker(number, {"memory": GIB, **spec}, runs, deaf)
+        worker = FakeWorker(number, {"memory": {"size": GIB, **(memory or {})}, **spec}, runs, deaf)
         self.workers[worker.identity] = worker
         told = Told(worker.run, "mac")
         told.polls = True
@@ -187,7 +192,7 @@ async def test_while_there_is_plenty_nobody_is_looked_at(bench: Bench) -> None:
 
 
 async def test_memory_is_taken_down_to_the_floor_marked_first_and_given_back(bench: Bench) -> None:
-    one, sure = bench.add(1), bench.add(2, memory_min=GIB)
+    one, sure = bench.add(1), bench.add(2, memory={"min": GIB})
     bench.says(400 * MIB)
     assert await bench.live(60) == SOON
     assert one.written[0] == {"reclaimed": True} and one.run.size.memory == GIB // 2
@@ -211,7 +216,7 @@ async def test_a_guest_that_is_just_being_resized_is_left_alone(bench: Bench) ->
 
 
 async def test_a_qemu_that_does_not_answer_delays_nobody(bench: Bench) -> None:
-    deaf, one = bench.add(1, deaf=True, priority=1), bench.add(2)
+    deaf, one = bench.add(1, deaf=True, memory={"priority": 1}), bench.add(2)
     bench.says(400 * MIB)
     await bench.live(60)
     assert one.run.size.memory == GIB // 2 and 1 <= len(deaf.monitor.asked) <= 4
@@ -227,7 +232,10 @@ async def test_a_guest_that_does_not_say_anything_is_not_asked_for_anything(benc
 
 
 async def test_who_is_paused_is_written_down_and_goes_on(bench: Bench) -> None:
-    low, high = bench.add(1, memory_min=GIB, priority=1), bench.add(2, memory_min=GIB, priority=90)
+    low, high = (
+        bench.add(number, memory={"min": GIB, "priority": priority})
+        for number, priority in ((1, 1), (2, 90))
+    )
     bench.says(50 * MIB)
     await bench.live(2)
     assert (
@@ -245,7 +253,7 @@ async def test_who_is_paused_is_written_down_and_goes_on(bench: Bench) -> None:
 
 
 async def test_a_new_keeper_goes_on_where_the_last_one_stopped(bench: Bench) -> None:
-    low = bench.add(1, memory_min=GIB)
+    low = bench.add(1, memory={"min": GIB})
     bench.says(50 * MIB)
     await bench.live(2)
     low.run.qemu_status = "paused"
@@ -260,7 +268,7 @@ async def test_a_new_keeper_goes_on_where_the_last_one_stopped(bench: Bench) -> 
 async def test_one_that_its_owner_let_go_on_is_spared_until_the_shortage_is_over(
     bench: Bench,
 ) -> None:
-    one = bench.add(1, memory_min=GIB)
+    one = bench.add(1, memory={"min": GIB})
     bench.says(50 * MIB)
     await bench.live(2)
     assert one.vm and one.vm.status.held_for_memory
@@ -279,14 +287,14 @@ async def test_one_that_its_owner_let_go_on_is_spared_until_the_shortage_is_over
 async def test_one_that_is_not_wished_running_is_not_paused(
     bench: Bench, spec: dict[str, Any]
 ) -> None:
-    one = bench.add(1, memory_min=GIB, **spec)
+    one = bench.add(1, memory={"min": GIB}, **spec)
     bench.says(50 * MIB)
     await bench.live(10)
     assert one.written == []
 
 
 async def test_a_store_that_is_away_is_tried_again(bench: Bench) -> None:
-    one = bench.add(1, memory_min=GIB)
+    one = bench.add(1, memory={"min": GIB})
     one.failure = GuestSilent("away")
     bench.says(50 * MIB)
     await bench.live(2)
@@ -353,10 +361,10 @@ async def test_the_kernels_order_follows_the_priority(
 ) -> None:
     scores: list[int] = []
     monkeypatch.setattr(module.oom, "set_score", lambda pid, score: scores.append(score))
-    one = bench.add(1, priority=0)
+    one = bench.add(1, memory={"priority": 0})
     await bench.live(3)
     assert one.vm and scores == [900]
-    one.vm = one.vm.but(spec=one.vm.spec.but(priority=100))
+    one.vm = one.vm.but(spec=one.vm.spec.but(memory=one.vm.spec.memory.but(priority=100)))
     bench.keeper.wake(f"vm/{one.identity}")
     await bench.live(3)
     assert scores == [900, 100]

@@ -102,7 +102,7 @@ def machine(pid: int = 1, **changes: Any) -> Any:
 
 
 def document(vm_id: str = "a") -> Vm:
-    spec = VmSpec(image="tiny", cpus=2, memory=2**30)
+    spec = VmSpec(image="tiny", cpu=2, memory=2**30)
     return Vm(meta=Meta(id=vm_id, name=f"vm-{vm_id}"), spec=spec, status=VmStatus(state="running"))
 
 

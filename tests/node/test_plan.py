@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from virtuary.model.cpu import CpuShares
+from virtuary.model.disk import DiskIo
 from virtuary.model.operation import Operation
 from virtuary.model.patience import STOP_TIMEOUT
-from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.runtime import Shape
-from virtuary.model.vm import VmSpec
+from virtuary.model.vm import Sized, VmSpec
 from virtuary.node.copies.plan import SILENT_LIMIT, why_no_machine
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_LIMIT, CRASH_WINDOW, End, after_end
@@ -98,7 +99,7 @@ def reclaimed(spec: dict[str, Any], **facts: Any) -> World:
     return replace(seen, vm=seen.vm.but(status=status))
 
 
-LIMITED = Tuning(Cpu(limit=50), DiskIo(), 1)
+LIMITED = Tuning(CpuShares(limit=50), DiskIo(), 1)
 NO_LAN = ("failed", "the network lan is not there")
 WAITING = "the network lan is not there; it is started as soon as that is"
 
@@ -137,18 +138,18 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "the record is there, the disk is not: it is never made anew": (at_rest(files=frozenset()),
     "fail"),
     "the disk is there": (at_rest(operation=operation("launch")), "start"),
-    "the disk is wished larger": (at_rest({"disk": 2**31}), "grow_disk"),
-    "the disk has its wished size": (at_rest({"disk": 2**30}), "start"),
-    "user data was given": (at_rest({"user_data": True}, image=image(cloud_init=True)),
+    "the disk is wished larger": (at_rest({"disks": (2**31,)}), "grow_disk"),
+    "the disk has its wished size": (at_rest({"disks": (2**30,)}), "start"),
+    "user data was given": (at_rest({"login": {"user_data": True}}, image=image(cloud_init=True)),
     "make_seed"),
-    "the seed is there": (at_rest({"user_data": True}, image=image(cloud_init=True),
+    "the seed is there": (at_rest({"login": {"user_data": True}}, image=image(cloud_init=True),
     files=frozenset({"disk", "seed"})), "start"),
     "an image without an agent gets a seed": (at_rest(image=image(cloud_init=True, agent=False)),
     "make_seed"),
     "an image whose login cloud-init makes gets a seed": (at_rest(image=image(cloud_init=True,
     user="fedora")), "make_seed"),
-    "an image without cloud-init gets none": (at_rest({"user_data": True}), "start"),
-    "user data for an image that turned out to have no cloud-init": (at_rest({"user_data": True},
+    "an image without cloud-init gets none": (at_rest({"login": {"user_data": True}}), "start"),
+    "user data for an image that turned out to have no cloud-init": (at_rest({"login": {"user_data": True}},
     status={"disk_ready": False}), "fail"),
     "the guest would not take its name: it is left in peace": (
         alive(status={"identity": "old", "identity_refused": "full", "reason": REFUSED},
@@ -245,7 +246,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "created, and its disk was being made anew": (at_rest(status={"applied": 0}, files=frozenset(),
     operation=operation("start")), "make_disk"),
     "created, started, stopped by force before it was anybody": (at_rest(), "start"),
-    "its disk lies on a template and is to be larger": (at_rest({"disk": 2**31},
+    "its disk lies on a template and is to be larger": (at_rest({"disks": (2**31,)},
     status={"template": "t"}), "start_warm"),
     "a copy that became a machine of its own boots": (at_rest(status={"template": "t",
     "identity": "web1"}), "start"),
@@ -373,14 +374,14 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "stopped: clean up": (at_rest(STOPPED, status={"runtime": runtime(end="stop")}), "collect"),
     "its host goes down: it is asked first": (alive(leaving=True, waits="down"), "ask_shutdown"),
     "its host goes down, and its time is over": (
-        alive({"shutdown_timeout": 20}, leaving=True, asked_to_stop=979.0, asked_last=999.0,
+        alive({"policy": {"shutdown_timeout": 20}}, leaving=True, asked_to_stop=979.0, asked_last=999.0,
         status={"state": "stopping"}), "kill",
     ),
     "its host goes down, and its time is not over": (
-        alive({"shutdown_timeout": 200}, leaving=True, asked_to_stop=979.0, asked_last=999.0,
+        alive({"policy": {"shutdown_timeout": 200}}, leaving=True, asked_to_stop=979.0, asked_last=999.0,
         status={"state": "stopping"}), None,
     ),
-    "its host goes down, and it is just to be off": (alive({"on_host_shutdown": "off"},
+    "its host goes down, and it is just to be off": (alive({"policy": {"on_host_shutdown": "off"}},
     leaving=True), "kill"),
     "its host goes down, others first": (alive(waits="down"), None),
     "it does not begin while its host goes down": (at_rest(status={"state": "stopped"},
@@ -406,11 +407,11 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "what its process was given is not known": (sized({}, tuned=None), "tune"),
     "limits hold before it runs": (sized({"cpu": {"limit": 50}}, qemu="prelaunch", signals={}),
     "tune"),
-    "wished more CPUs": (sized({"cpus": 2}, operation=operation("set", cpus=1)), "resize_cpus"),
-    "wished fewer CPUs": (sized({"cpus": 1}, cpus=2, operation=operation("set", cpus=2)),
+    "wished more CPUs": (sized({"cpu": 2}, operation=operation("set", cpus=1)), "resize_cpus"),
+    "wished fewer CPUs": (sized({"cpu": 1}, cpus=2, operation=operation("set", cpus=2)),
     "resize_cpus"),
-    "wished fewer CPUs than it began with": (sized({"cpus": 1}, SHAPE.but(cpus=2), cpus=2), None),
-    "wished more CPUs than it can have": (sized({"cpus": 9}), None),
+    "wished fewer CPUs than it began with": (sized({"cpu": 1}, SHAPE.but(cpus=2), cpus=2), None),
+    "wished more CPUs than it can have": (sized({"cpu": 9}), None),
     "wished more memory": (sized({"memory": 2**31}, operation=operation("set", memory=2**30)),
     "resize_memory"),
     "wished more memory than it can have": (sized({"memory": 2**34}), None),
@@ -419,19 +420,19 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "report"),
     "its guest refused less than is wished now": (sized({"memory": 2**31},
     refused={"memory": 2**30}), "resize_memory"),
-    "its guest would not have more CPUs, but a disk": (sized({"cpus": 2, "disk": 2**31},
+    "its guest would not have more CPUs, but a disk": (sized({"cpu": 2, "disks": (2**31,)},
     refused={"cpus": 2}), "resize_disk"),
     "its limits hold, somebody waits": (sized({"cpu": {"limit": 50}}, tuned=LIMITED, memory=None,
     operation=operation("set")), "finish"),
     "wished less memory than a template's": (sized({"memory": 2**29}, BORROWED), None),
     "a guest keeps a little": (sized({}, memory=2**30 + 2**21), None),
     "the host took memory from it": (reclaimed({}, memory=2**29), None),
-    "wished a larger disk": (sized({"disk": 2**31}), "resize_disk"),
-    "it is paused: it follows when it goes on": (sized({"cpus": 2, **PAUSED}, qemu="paused",
+    "wished a larger disk": (sized({"disks": (2**31,)}), "resize_disk"),
+    "it is paused: it follows when it goes on": (sized({"cpu": 2, **PAUSED}, qemu="paused",
     operation=operation("set", cpus=1)), "report"),
-    "it has what was asked for": (sized({"cpus": 2}, cpus=2, operation=operation("set", cpus=1)),
+    "it has what was asked for": (sized({"cpu": 2}, cpus=2, operation=operation("set", cpus=1)),
     "finish"),
-    "it stopped before it could follow": (at_rest({"cpus": 2, **STOPPED}, operation=operation("set",
+    "it stopped before it could follow": (at_rest({"cpu": 2, **STOPPED}, operation=operation("set",
     cpus=1)), "finish"),
     # ---- what goes wrong
     "the process died": (at_rest(status={"runtime": runtime()}), "collect"),
@@ -514,33 +515,33 @@ ENDS: dict[
     # policy and power, why it was ended, crashes minutes ago, facts -> state, crashed, again
     "stopped": (STOPPED, "stop", (), {}, ("stopped", False, False)),
     "stopped, though always": (
-        {**STOPPED, "restart_policy": "always"},
+        {**STOPPED, "policy": {"restart": "always"}},
         "stop",
         (),
         {},
         ("stopped", False, False),
     ),
     "cancelled": ({}, "cancel", (), {}, ("stopped", False, False)),
-    "deleted": ({"restart_policy": "always"}, "delete", (), {}, ("stopped", False, False)),
+    "deleted": ({"policy": {"restart": "always"}}, "delete", (), {}, ("stopped", False, False)),
     "restarted": ({}, "restart", (), {}, ("stopped", False, True)),
     "stopped during a restart": (STOPPED, "restart", (), {}, ("stopped", False, False)),
     "guest shut down, no policy": ({}, "shutdown", (), {}, ("stopped", False, False)),
     "guest shut down, on failure": (
-        {"restart_policy": "on-failure"},
+        {"policy": {"restart": "on-failure"}},
         "shutdown",
         (),
         {},
         ("stopped", False, False),
     ),
     "guest shut down, always": (
-        {"restart_policy": "always"},
+        {"policy": {"restart": "always"}},
         "shutdown",
         (),
         {},
         ("stopped", False, True),
     ),
     "guest shut down while being stopped": (
-        {**STOPPED, "restart_policy": "always"},
+        {**STOPPED, "policy": {"restart": "always"}},
         "shutdown",
         (),
         {},
@@ -548,42 +549,42 @@ ENDS: dict[
     ),
     "panic, no policy": ({}, "panic", (), {}, ("crashed", True, False)),
     "panic, on failure": (
-        {"restart_policy": "on-failure"},
+        {"policy": {"restart": "on-failure"}},
         "panic",
         (),
         {},
         ("crashed", True, True),
     ),
     "died, always": (
-        {"restart_policy": "always"},
+        {"policy": {"restart": "always"}},
         None,
         (),
         {"exit_status": -9},
         ("crashed", True, True),
     ),
     "fourth crash in ten minutes": (
-        {"restart_policy": "always"},
+        {"policy": {"restart": "always"}},
         None,
         (1, 2, 3),
         {},
         ("crashed", True, True),
     ),
     "fifth crash in ten minutes": (
-        {"restart_policy": "always"},
+        {"policy": {"restart": "always"}},
         None,
         (1, 2, 3, 4),
         {},
         ("crashed", True, False),
     ),
     "fifth crash, the first long ago": (
-        {"restart_policy": "always"},
+        {"policy": {"restart": "always"}},
         None,
         (1, 2, 3, 11),
         {},
         ("crashed", True, True),
     ),
     "crashed while wished stopped": (
-        {**STOPPED, "restart_policy": "always"},
+        {**STOPPED, "policy": {"restart": "always"}},
         None,
         (),
         {},
@@ -627,7 +628,7 @@ def test_what_becomes_of_it(case: str) -> None:
 
 def test_the_fifth_crash_says_why_there_is_no_sixth() -> None:
     seen = at_rest(
-        {"restart_policy": "always"},
+        {"policy": {"restart": "always"}},
         status={"runtime": runtime(), "crashes": crashes(*range(1, CRASH_LIMIT))},
     )
     assert "not restarted, because it crashed 5 times within 10 minutes" in str(
@@ -811,7 +812,7 @@ def test_a_guest_that_ignores_the_power_button_is_asked_again_and_then_ended() -
 
 
 def test_a_guest_that_dies_again_and_again_is_given_up() -> None:
-    host = Host(vm({"restart_policy": "always"}))
+    host = Host(vm({"policy": {"restart": "always"}}))
     for _ in range(CRASH_LIMIT):
         host.settle()
         assert host.process == "alive"
@@ -923,7 +924,7 @@ def happen(host: Host, event: str) -> None:
 def test_whatever_happens_the_wish_comes_true_and_then_it_is_quiet(
     events: list[str], policy: str, power: str, agent: bool, seed: bool
 ) -> None:
-    spec = {"restart_policy": policy, "power": power, "user_data": seed}
+    spec = {"policy": {"restart": policy}, "power": power, "login": {"user_data": seed}}
     host = Host(
         vm(spec),
         image=image(agent=agent, cloud_init=seed),
@@ -1059,7 +1060,7 @@ def test_time_limits_are_what_the_manual_says() -> None:
         5,
         CRASH_WINDOW,
     )
-    assert VmSpec(image="a").restart_policy == "no"
+    assert VmSpec(image="a").policy.restart == "no"
 
 
 # ---- what it is given while it runs
@@ -1067,7 +1068,7 @@ def test_time_limits_are_what_the_manual_says() -> None:
 
 @pytest.mark.parametrize("stubborn", [False, True])
 @pytest.mark.parametrize(
-    "wish", [{"cpus": 3}, {"memory": 2**31}, {"disk": 2**31}, {"cpus": 2, "memory": 3 * 2**30}]
+    "wish", [{"cpu": 3}, {"memory": 2**31}, {"disks": (2**31,)}, {"cpu": 2, "memory": 3 * 2**30}]
 )
 def test_a_server_that_runs_is_given_what_is_wished_or_is_as_it_was(
     wish: dict[str, Any], stubborn: bool
@@ -1081,16 +1082,18 @@ def test_a_server_that_runs_is_given_what_is_wished_or_is_as_it_was(
     host.settle()
     assert host.operation is None and host.qemu == "running" and host.vm.status.state == "running"
     for field, value in wish.items():
-        has = host.vm.status.disk_size if field == "disk" else getattr(host, field)
-        follows = value if field == "disk" or not stubborn else getattr(before, field)
-        assert has == follows == getattr(host.vm.spec, field)
+        part: Sized = {"cpu": "cpus", "disks": "disk"}.get(field, field)  # type: ignore[assignment]
+        has = host.vm.status.disk_size if part == "disk" else getattr(host, part)
+        wanted = value[0] if part == "disk" else value
+        follows = wanted if part == "disk" or not stubborn else before.sizes[part]
+        assert has == follows == host.vm.spec.sizes[part]
     assert "kill" not in host.steps and host.steps.count("start") == 1
 
 
 def test_what_was_changed_below_it_is_begun_with_at_the_next_start() -> None:
     host = Host(vm(), operation=operation("launch"))
     host.settle()
-    host._spec(cpus=2, memory=2**31, restarts=1)
+    host._spec(cpu=2, memory=2**31, restarts=1)
     host.operation = operation("restart")
     host.settle()
     assert (host.cpus, host.memory, host.operation) == (2, 2**31, None)

@@ -129,15 +129,15 @@ def shape(**facts: Any) -> Shape:
 
 
 FLOORS = [
-    ("its own", spec(memory_min=300 * MIB), shape(), 4, 300 * MIB),
+    ("its own", spec(memory={"size": GIB, "min": 300 * MIB}), shape(), 4, 300 * MIB),
     ("what the overcommit leaves", spec(), shape(), 4, 256 * MIB),
     ("nothing is taken where nothing is promised twice", spec(), shape(), 1, GIB),
-    ("its own, above what the overcommit leaves", spec(memory_min=GIB), shape(), 16, GIB),
-    ("a copy's base", spec(memory_min=64 * MIB), shape(memory=512 * MIB, borrowed=True), 4,
+    ("its own, above what the overcommit leaves", spec(memory={"size": GIB, "min": GIB}), shape(), 16, GIB),
+    ("a copy's base", spec(memory={"size": GIB, "min": 64 * MIB}), shape(memory=512 * MIB, borrowed=True), 4,
     512 * MIB),
-    ("a copy's base, though its floor is higher", spec(memory_min=768 * MIB),
+    ("a copy's base, though its floor is higher", spec(memory={"size": GIB, "min": 768 * MIB}),
     shape(memory=512 * MIB, borrowed=True), 4, 768 * MIB),
-    ("huge pages", spec(memory_pages="huge", memory_min=64 * MIB), shape(), 4, GIB),
+    ("huge pages", spec(memory={"size": GIB, "pages": "huge", "min": 64 * MIB}), shape(), 4, GIB),
     ("the least there is", spec(memory=128 * MIB), shape(memory=128 * MIB), 16, MIN_MEMORY),
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
 from virtuary.model.runtime import Runtime, Shape
 from virtuary.model.status import Crash, MemoryHold, VmStatus
-from virtuary.model.vm import Origin, Vm, VmSpec
+from virtuary.model.vm import Origin, Sized, Vm, VmSpec
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_WINDOW
 from virtuary.node.report.plan import Report
@@ -356,7 +356,7 @@ class Host:
             else seen.vm.status.cold or "there is no template"
         )
         self._status(
-            disk_ready=True, disk_size=seen.vm.spec.disk or 2**30, template=template, cold=cold
+            disk_ready=True, disk_size=seen.vm.spec.root.size or 2**30, template=template, cold=cold
         )
 
     def grow_disk(self, _: World, size: int) -> None:
@@ -375,9 +375,16 @@ class Host:
             {},
         )
         spec = seen.vm.spec
-        self.tuned, self.cpus, self.memory = untuned(spec.cpus), spec.cpus, spec.memory
+        self.tuned, self.cpus, self.memory = (
+            untuned(spec.cpu.count),
+            spec.cpu.count,
+            spec.memory.size,
+        )
         shape = Shape(
-            memory=spec.memory, cpus=spec.cpus, max_cpus=8, max_memory=spec.memory + 2**33
+            memory=spec.memory.size,
+            cpus=spec.cpu.count,
+            max_cpus=8,
+            max_memory=spec.memory.size + 2**33,
         )
         begun = runtime(restarts=spec.restarts, started=seen.wall, shape=shape)
         self._status(runtime=begun, state="starting", stages={}, reason=None)
@@ -424,12 +431,13 @@ class Host:
         assert seen.process.qemu == "running"
         self._status(disk_size=wanted)
 
-    def _resize(self, seen: World, what: str, wanted: int) -> None:
+    def _resize(self, seen: World, what: Sized, wanted: int) -> None:
         assert seen.process.qemu == "running" and seen.vm.status.identity is not None, (
             "a guest is asked only when it is up and itself"
         )
         if self.stubborn:
-            self._spec(**{what: getattr(self, what)})
+            assert self.vm
+            self.vm = self.vm.but(spec=self.vm.spec.resized(what, getattr(self, what)))
             self.operation = None
         else:
             setattr(self, what, wanted)

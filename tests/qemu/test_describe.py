@@ -407,15 +407,18 @@ def test_no_field_that_reaches_the_engine_takes_a_free_string(field: str, text: 
     st.builds(
         VmWish,
         image=st.just("tiny"),
-        cpus=st.integers(1, 255),
+        cpu=st.integers(1, 255),
         memory=st.integers(64, 1024).map(lambda n: n * MIB),
         labels=st.dictionaries(st.text(), st.text(), max_size=2),
-        user_data=st.none() | st.text(),
+        login=st.fixed_dictionaries({"user_data": st.none() | st.text()}),
     )
 )
 def test_what_is_text_in_a_wish_is_nowhere_in_the_line(wish: VmWish) -> None:
     plain = line_of(replace(PLAIN, cpus=Cpus(2, most=256)))
-    cpus, memory = Cpus(wish.cpus or 1, most=256), replace(MEMORY, size=wish.memory or GIB)
+    cpus, memory = (
+        Cpus(wish.cpu.count or 1, most=256),
+        replace(MEMORY, size=wish.memory.size or GIB),
+    )
     line = line_of(replace(PLAIN, cpus=cpus, memory=memory))
     for before, after in zip(plain, line, strict=True):
         assert before == after or "".join(char for char in after if not char.isdigit()) == "".join(

@@ -29,7 +29,7 @@ from virtuary.guest import relay
 from virtuary.guest.agent import Agent, open_agent
 from virtuary.guest.clock import set_clock
 from virtuary.guest.relay import Command
-from virtuary.model.resources import DiskIo
+from virtuary.model.disk import DiskIo
 from virtuary.network.uplink import parse_held
 from virtuary.node.figures.asking import Told, ask_blocks, ask_memory, ask_traffic
 from virtuary.node.machine.run import has_opened

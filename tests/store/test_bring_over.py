@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+from virtuary.base.units import GIB, MIB
+from virtuary.model.cpu import Cpu
 from virtuary.model.deeds import Stop
+from virtuary.model.disk import Disk, DiskIo
+from virtuary.model.login import Login
+from virtuary.model.memory import Memory
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
+from virtuary.model.policy import Policy
 from virtuary.model.upgrade import FORMAT
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.store import documents
@@ -58,3 +65,20 @@ async def test_a_store_of_a_newer_virtuary_is_read_and_stays_as_it_is() -> None:
     await documents.bring_over(store)
     assert store.list("") == before
     assert documents.get(store, Vm, "a")
+
+
+async def test_what_was_wished_in_a_flat_table_is_wished_in_nouns() -> None:
+    text = (Path(__file__).parent / "older/vm-2.json").read_bytes()
+    store = MemoryStore()
+    await store.txn({}, {"vm/a": text})
+    found = documents.get(store, Vm, "a")
+    assert found
+    spec = found.spec
+    assert spec.cpu == Cpu(count=2, limit=150)
+    assert spec.memory == Memory(size=256 * MIB, max=GIB, priority=70)
+    assert spec.disks == (Disk(size=2 * GIB, io=DiskIo(iops=500)),)
+    assert spec.login == Login(user_data=True)
+    assert spec.policy == Policy(autostart=True, restart="always")
+    await documents.bring_over(store)
+    kept = store.get("vm/a")
+    assert kept and json.loads(kept.value) == json.loads(found.dump())

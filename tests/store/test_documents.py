@@ -108,7 +108,7 @@ async def test_what_an_index_finds_is_what_looking_through_all_finds(log: int) -
 async def test_a_page_holds_what_is_wanted_as_the_bytes_that_are_kept() -> None:
     store = MemoryStore()
     vms = [
-        Vm(meta=Meta(id=f"{n}", name=f"web{n}"), spec=VmSpec(image="tiny", cpus=1 + n % 2))
+        Vm(meta=Meta(id=f"{n}", name=f"web{n}"), spec=VmSpec(image="tiny", cpu=1 + n % 2))
         for n in range(7)
     ]
     for vm in vms:

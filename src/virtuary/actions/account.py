@@ -65,18 +65,18 @@ def claim(
     """What a server takes; `size`: of its disk as it is, when it is there; `began`: bytes of memory
     its process began with. One that does not run holds its disk only.
     """
-    disk = max(spec.disk or 0, size or 0)
+    disk = max(spec.root.size or 0, size or 0)
     if not running:
         return Claim(disk=disk)
     extra = overhead.of(spec, host.accel if spec.accel == "auto" else spec.accel, began)
-    if spec.memory_pages == "huge":
-        return Claim(spec.cpus, spec.cpu.reserve, extra, extra, disk, spec.memory)
+    if spec.memory.pages == "huge":
+        return Claim(spec.cpu.count, spec.cpu.reserve, extra, extra, disk, spec.memory.size)
     floor = (
-        spec.memory_min
-        if spec.memory_min is not None
-        else int(spec.memory / host.policy.memory_overcommit)
+        spec.memory.min
+        if spec.memory.min is not None
+        else int(spec.memory.size / host.policy.memory_overcommit)
     )
-    return Claim(spec.cpus, spec.cpu.reserve, spec.memory + extra, floor + extra, disk)
+    return Claim(spec.cpu.count, spec.cpu.reserve, spec.memory.size + extra, floor + extra, disk)
 
 
 def claim_of(vm: Vm, host: HostStatus) -> Claim:
@@ -90,7 +90,7 @@ def claim_of(vm: Vm, host: HostStatus) -> Claim:
     if runtime is None:
         return found
     # what it is to give back and has not yet
-    kept = max((vm.status.memory or 0) - vm.spec.memory, 0)
+    kept = max((vm.status.memory or 0) - vm.spec.memory.size, 0)
     return found._replace(
         cpus=max(found.cpus, vm.status.cpus or 0),
         memory=found.memory + kept,
@@ -230,16 +230,16 @@ def alone(spec: VmSpec, host: HostStatus) -> list[VirtuaryError]:
     """What no such host could ever give one server, whatever else runs on it."""
     blockers: list[VirtuaryError] = []
     most = SOLE_CPUS * host.cpus
-    if spec.cpus > most:
+    if spec.cpu.count > most:
         blockers.append(
             NoRoom(
-                f"{spec.cpus} virtual CPUs were asked for and this host has {host.cpus} CPUs, "
+                f"{spec.cpu.count} virtual CPUs were asked for and this host has {host.cpus} CPUs, "
                 f"which allow {most}",
                 f"ask for at most --cpus {most}",
                 resource="cpus",
-                asked=spec.cpus,
+                asked=spec.cpu.count,
                 free=most,
-                missing=spec.cpus - most,
+                missing=spec.cpu.count - most,
             )
         )
     if absent := [number for number in spec.cpu.pin if number >= host.cpus]:

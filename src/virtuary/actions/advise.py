@@ -40,6 +40,10 @@ SMALL_ENOUGH = 10 * MINUTE
 """Seconds of history it takes to call a server too small."""
 
 
+FIELDS = {"cpus": ("cpu", "count"), "memory": ("memory", "size")}
+"""What each resource is called in a change, with the noun it is part of."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What advice may not go beyond."""
@@ -79,7 +83,7 @@ def advise(vm: Vm, minutes: Sequence[Point], hours: Sequence[Point], limits: Lim
         state=vm.status.state,
         watched=past.watched,
         findings=findings,
-        change=change,
+        change={FIELDS[name][0]: {FIELDS[name][1]: value} for name, value in change.items()},
         command=f"virtuary set {vm.name} {' '.join(words)}" if change else None,
         saves={
             item.resource: item.now - item.wanted for item in findings if item.wanted is not None
@@ -94,7 +98,7 @@ def judge_cpus(vm: Vm, past: Past, limits: Limits) -> Finding:
     """Whether it has too many or too few virtual processors, or whether something else holds it
     back.
     """
-    cpus = vm.spec.cpus
+    cpus = vm.spec.cpu.count
     busy = quantile(past.minutes, 0.95, "cpu"), quantile(past.hours, 0.95, "cpu")
     known = [value for value in busy if value is not None]
     if past.watched < SMALL_ENOUGH or not known:
@@ -126,7 +130,7 @@ def judge_cpus(vm: Vm, past: Past, limits: Limits) -> Finding:
 
 
 def _perhaps_fewer(vm: Vm, past: Past, limits: Limits, high: float, evidence: str) -> Finding:
-    cpus = vm.spec.cpus
+    cpus = vm.spec.cpu.count
     rare = quantile(past.minutes, 0.99, "cpu") or 0.0
     wanted = _whole_cores(
         vm, max(1, math.ceil(high / BUSY), math.ceil(rare / SATURATED)), math.ceil
@@ -168,15 +172,15 @@ def _held_back(vm: Vm, past: Past) -> str | None:
     """
     cpu, steal = average(past.minutes, "cpu"), average(past.minutes, "steal")
     limit = average(past.minutes, "throttled")
-    if limit is not None and limit > CROWDED * vm.spec.cpus:
+    if limit is not None and limit > CROWDED * vm.spec.cpu.count:
         return (
-            f"a limit of its processor time held it back {_percent(limit / vm.spec.cpus)} of "
+            f"a limit of its processor time held it back {_percent(limit / vm.spec.cpu.count)} of "
             "the time: raise that, more processors do not help"
         )
     if (
         cpu is None
         or steal is None
-        or steal < 0.05 * vm.spec.cpus
+        or steal < 0.05 * vm.spec.cpu.count
         or steal < CROWDED * (cpu + steal)
     ):
         return None
@@ -193,7 +197,7 @@ def judge_memory(vm: Vm, past: Past, limits: Limits) -> Finding:
     """Whether it has too much or too little memory, by what its guest says, or if that says nothing
     by what it ever touched.
     """
-    memory = vm.spec.memory
+    memory = vm.spec.memory.size
     every = (*past.minutes, *past.hours)
     told = any("guest_used" in point.mean for point in every)
     if past.watched < SMALL_ENOUGH or not every:
@@ -244,7 +248,7 @@ def judge_memory(vm: Vm, past: Past, limits: Limits) -> Finding:
 
 
 def _too_little(vm: Vm, past: Past, limits: Limits) -> Finding | None:
-    memory = vm.spec.memory
+    memory = vm.spec.memory.size
     shares = [_share(point) for point in past.minutes if "guest_used" in point.mean]
     full = weighted([(share, 1) for share in shares], 0.95)
     swap = average(past.minutes, "swap")
@@ -258,7 +262,7 @@ def _too_little(vm: Vm, past: Past, limits: Limits) -> Finding | None:
     if swaps:
         evidence.append(f"it swapped {format_size(int(swap or 0))} a second")
     most = limits.memory // MIB * MIB
-    own = vm.spec.memory_max
+    own = vm.spec.memory.max
     wanted: int | None = min(
         rounded(max(full / ROOMY, 2.0 if swaps else 1.25) * memory), most, own or most
     )
@@ -290,7 +294,7 @@ def _reserved(vm: Vm, every: Sequence[Point]) -> float:
     total = max(
         (point.mean["guest_total"] for point in every if "guest_total" in point.mean), default=0.0
     )
-    return max(0.0, min(vm.spec.memory - total, vm.spec.memory / 4))
+    return max(0.0, min(vm.spec.memory.size - total, vm.spec.memory.size / 4))
 
 
 def smallest(vm: Vm) -> int:
@@ -298,7 +302,7 @@ def smallest(vm: Vm) -> int:
     its floor.
     """
     return max(
-        min(default_memory(vm.spec.image), 512 * MIB, vm.spec.memory), vm.spec.memory_min or 0
+        min(default_memory(vm.spec.image), 512 * MIB, vm.spec.memory.size), vm.spec.memory.min or 0
     )
 
 

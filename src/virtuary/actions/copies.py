@@ -20,17 +20,19 @@ from virtuary.actions.vms import checked, new_name, room
 from virtuary.base.errors import Busy, Conflict, Invalid, VirtuaryError
 from virtuary.base.units import format_size
 from virtuary.model.deeds import Copy
+from virtuary.model.disk import ROOT
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta, new_id
 from virtuary.model.operation import Operation
 from virtuary.model.status import VmStatus
 from virtuary.model.template import Template
-from virtuary.model.vm import Origin, Vm, VmCopy, VmSpec
+from virtuary.model.vm import Origin, Vm, VmCopy
 from virtuary.store import documents, userdata
 
-OVERRIDES = ("cpus", "memory", "disk", "accel", "restart_policy")
-FIXED = ("cpus", "memory", "disk", "accel")
-"""What memory that is taken over decides."""
+FIXED = {"cpu": "cpus", "memory": "memory", "disks": "disk", "accel": "accel"}
+"""What memory that is taken over decides, and the options that ask for it."""
+OWN = {"name", "mode", "start", "labels"}
+"""What a copy is asked besides what is other than its source's."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,6 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     store = context.store
     source = find_vm(store, name)
     blockers = unfit(context, source, wish)
-    given = {field: value for field in OVERRIDES if (value := getattr(wish, field)) is not None}
     naming: list[VirtuaryError] = []
     meta = Meta(
         name=new_name(store, wish.name, naming),
@@ -60,15 +61,17 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     )
     blockers += [*joined.blockers, *nics.unpublishable(context, joined.nics, wish.publish)]
     naming += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
-    fields = {
-        **source.spec.model_dump(), **given, "publish": wish.publish, "protect": wish.protect,
-        "autostart": wish.autostart,
-        "restarts": 0, "owner": context.host_id,
+    like = source.spec.but(policy=source.spec.policy.but(protect=False, autostart=False))
+    own = {
+        "publish": wish.publish,
+        "nics": joined.nics,
+        "restarts": 0,
+        "owner": context.host_id,
         "power": "running" if wish.start or wish.mode == "live" else "stopped",
-        "origin": Origin(id=source.id, name=source.name, mode=wish.mode), "nics": joined.nics,
-    }  # fmt: skip
-    spec = checked(lambda: VmSpec.model_validate(fields))
-    disk = VmStatus(disk_size=spec.disk or source.status.disk_size)
+        "origin": Origin(id=source.id, name=source.name, mode=wish.mode),
+    }
+    spec = checked(lambda: like.overlaid(wish, OWN, **own))
+    disk = VmStatus(disk_size=spec.root.size or source.status.disk_size)
     blockers += [
         *room(context, Vm(meta=source.meta, spec=spec, status=disk)),
         *ports.taken(context, spec.publish, None),
@@ -96,11 +99,12 @@ def unfit(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
                 f"{name} is {status.state}: there is nothing to copy yet", "repeat when it is there"
             ),
         ]
-    if wish.disk is not None and status.disk_size and wish.disk < status.disk_size:
+    asked = next((disk.size for disk in wish.disks if disk.number == ROOT), None)
+    if asked is not None and status.disk_size and asked < status.disk_size:
         size = format_size(status.disk_size)
         blockers.append(
             Invalid(
-                f"the disk of {name} is {size} and {format_size(wish.disk)} were asked for",
+                f"the disk of {name} is {size} and {format_size(asked)} were asked for",
                 f"--disk {size}",
             )
         )
@@ -154,7 +158,8 @@ def _unfit_live(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryErro
         blockers.append(
             Conflict(what, f"virtuary restart {name}, then it has begun with all of it")
         )
-    if fixed := [field for field in FIXED if getattr(wish, field) is not None]:
+    given = wish.model_dump(exclude_unset=True)
+    if fixed := [option for field, option in FIXED.items() if given.get(field)]:
         what = f"a live copy has its source's {', '.join(fixed)}"
         blockers.append(Invalid(what, f"leave out --{fixed[0]}, and change the copy afterwards"))
     return blockers
@@ -164,9 +169,9 @@ def _grown(context: Context, source: Vm) -> bool:
     """Whether memory was plugged into its process, besides what that began with."""
     runtime = source.status.runtime
     if runtime and runtime.shape:
-        return source.spec.memory > runtime.shape.memory
+        return source.spec.memory.size > runtime.shape.memory
     template = documents.get(context.store, Template, runtime.template if runtime else None)
-    return template is not None and source.spec.memory > template.spec.memory
+    return template is not None and source.spec.memory.size > template.spec.memory
 
 
 @decides

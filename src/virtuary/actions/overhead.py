@@ -7,7 +7,7 @@ Kept honest by `show`, which tells the model's figure beside what the processes 
 from __future__ import annotations
 
 from virtuary.base.units import MIB
-from virtuary.model.resources import translation_buffer
+from virtuary.model.memory import translation_buffer
 from virtuary.model.vm import VmSpec
 
 QEMU = 48 * MIB
@@ -27,7 +27,6 @@ buffer for that.
 
 def of(spec: VmSpec, accel: str, began: int | None = None) -> int:
     """Bytes; `began`: memory its process began with, by which its buffers were made. Pure."""
-    emulated = (
-        0 if accel == "kvm" else min(translation_buffer(began or spec.memory) * MIB, TRANSLATED)
-    )
-    return QEMU + NETWORK + EACH_CPU * spec.cpus + spec.memory // MEMORY_SHARE + emulated
+    size = spec.memory.size
+    emulated = 0 if accel == "kvm" else min(translation_buffer(began or size) * MIB, TRANSLATED)
+    return QEMU + NETWORK + EACH_CPU * spec.cpu.count + size // MEMORY_SHARE + emulated

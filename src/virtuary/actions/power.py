@@ -72,7 +72,7 @@ async def _power(context: Context, name: str, deed: Power) -> tuple[Vm, Operatio
             ]
         )
     image = documents.get(context.store, Image, vm.spec.image_id if deed.starts else None)
-    why = account.too_little(vm.spec.memory, image)
+    why = account.too_little(vm.spec.memory.size, image)
     operation = new_operation(context, deed, vm, why=why)
     expect = {vm.key: vm.meta.revision, **{item.key: item.meta.revision for item in ended}, **waits}
     puts = {

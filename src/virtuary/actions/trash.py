@@ -53,7 +53,7 @@ async def delete(
 def deletable(context: Context, name: str, *, force: bool = False) -> Vm:
     """The server, if it can be deleted. Raises as `delete`."""
     vm = find_vm(context.store, name, suggest=False)
-    if vm.spec.protect:
+    if vm.spec.policy.protect:
         raise Conflict(f"{vm.name} is protected", f"virtuary set {vm.name} --no-protect")
     if (vm.status.runtime or vm.status.state == "starting") and not force:
         raise Conflict(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -26,24 +26,23 @@ from virtuary.actions.context import (
 from virtuary.actions.names import made_up
 from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
 from virtuary.base.units import format_size
-from virtuary.model.applies import Applies, fields_that
+from virtuary.model.applies import Applies, differing
 from virtuary.model.deeds import (
     Change,
     Create,
     Launch,
 )
+from virtuary.model.disk import DiskWish
 from virtuary.model.image import Image
 from virtuary.model.memory import default_memory
 from virtuary.model.meta import Meta, check_name, invalid
 from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
-from virtuary.model.resources import Cpu
-from virtuary.model.unknown import carry
-from virtuary.model.vm import NO_CLOUD_INIT, Vm, VmChange, VmSpec, VmWish
+from virtuary.model.vm import NO_CLOUD_INIT, Sized, Vm, VmChange, VmSpec, VmWish
 from virtuary.store import documents, userdata
 from virtuary.store.api import Store
 
-SHARED = ("cpu", "memory_max", "memory_min", "memory_pages", "memory_merge", "priority", "disk_io")
+ALIKE = ("power", "publish", "policy", "arch", "accel", "firmware", "cold")
 """Fields that a wish and a spec have alike."""
 
 
@@ -74,29 +73,29 @@ def draft(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> Draft:
     blockers += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
     spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics))
     vm = Vm(meta=meta, spec=spec)
-    blockers += room(context, vm.seen(disk_size=spec.disk or image.status.virtual_size))
+    blockers += room(context, vm.seen(disk_size=spec.root.size or image.status.virtual_size))
     blockers += ports.taken(context, spec.publish, None)
     if (
         image.status.state == "ready"
-        and spec.disk is not None
-        and spec.disk < image.status.virtual_size
+        and spec.root.size is not None
+        and spec.root.size < image.status.virtual_size
     ):
         needed = format_size(image.status.virtual_size)
         blockers.append(
             Invalid(
-                f"the image {image.name} needs a disk of {needed} and {format_size(spec.disk)} "
-                "were asked for",
+                f"the image {image.name} needs a disk of {needed} and "
+                f"{format_size(spec.root.size)} were asked for",
                 f"--disk {needed}",
             )
         )
-    if wish.user_data is not None and _lacks_cloud_init(image):
+    if wish.login.user_data is not None and _lacks_cloud_init(image):
         blockers.append(
             Invalid(
                 NO_CLOUD_INIT.format(image=image.name), "leave out --user-data, or choose debian"
             )
         )
     deed = Launch() if wish.power != "stopped" else Create()
-    little = account.too_little(spec.memory, image)
+    little = account.too_little(spec.memory.size, image)
     operation = new_operation(context, deed, vm, notes=notes, why=little)
     told = (*notes, *([little] if little else []))
     return Draft(vm, image, operation, image_operation, joined, blockers, told)
@@ -160,30 +159,21 @@ def checked(make: Callable[[], VmSpec]) -> VmSpec:
 
 
 def _spec(wish: VmWish, image: Image, host_id: str, joined: tuple[Nic, ...]) -> VmSpec:
-    return VmSpec(
-        image=image.name,
-        image_id=image.id,
-        owner=host_id,
-        power=wish.power,
-        cpus=wish.cpus or wish.cpu.sockets * wish.cpu.threads,
-        memory=wish.memory or default_memory(image.name),
-        disk=wish.disk,
-        nics=joined,
-        publish=wish.publish,
-        ssh_keys=wish.ssh_keys,
-        user_data=wish.user_data is not None,
-        arch=wish.arch,
-        accel=wish.accel,
-        firmware=wish.firmware,
-        autostart=wish.autostart,
-        boot_order=wish.boot_order,
-        on_host_shutdown=wish.on_host_shutdown,
-        shutdown_timeout=wish.shutdown_timeout,
-        restart_policy=wish.restart_policy,
-        protect=wish.protect,
-        cold=wish.cold,
-        **{field: getattr(wish, field) for field in SHARED},
-    )
+    given: dict[str, Any] = {
+        **{field: getattr(wish, field) for field in ALIKE},
+        "image": image.name,
+        "image_id": image.id,
+        "owner": host_id,
+        "cpu": {**dict(wish.cpu), "count": wish.cpu.count or wish.cpu.sockets * wish.cpu.threads},
+        "memory": {**dict(wish.memory), "size": wish.memory.size or default_memory(image.name)},
+        "disks": [
+            {**dict(disk), "number": number}
+            for number, disk in enumerate(wish.disks or (DiskWish(),))
+        ],
+        "nics": joined,
+        "login": {"ssh_keys": wish.login.ssh_keys, "user_data": wish.login.user_data is not None},
+    }
+    return VmSpec.model_validate(given)
 
 
 @decides
@@ -199,8 +189,8 @@ async def create(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> t
     puts = {vm.key: vm.dump(), vm.named: vm.id.encode(), **takes}
     joins, makes = nics.made(plan.joined)
     expect, puts = expect | joins, puts | makes
-    if wish.user_data is not None:
-        puts[userdata.key_of(vm.id)] = wish.user_data.encode()
+    if wish.login.user_data is not None:
+        puts[userdata.key_of(vm.id)] = wish.login.user_data.encode()
     expect[plan.image.key] = plan.image.meta.revision
     if plan.image_operation:
         if not plan.image.meta.revision:
@@ -233,16 +223,7 @@ def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]
     return blockers
 
 
-# ---- power
-
-
 # ---- change, rename, delete
-
-
-CLEARED = ("memory_max", "memory_min")
-"""Fields of a change whose explicit null takes something away."""
-NESTED = fields_that(VmSpec, Applies.AT_ONCE)
-"""Limits and shares: of each of them a change may name some parts."""
 
 
 class Changed(NamedTuple):
@@ -255,44 +236,37 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> Changed:
     """A server as it would be after a change, and everything that stands against it; nothing is
     written.
     """
-    given = {
-        field: value
-        for field, value in wish.model_dump(exclude_unset=True).items()
-        if value is not None or field in CLEARED
-    }
-    labels = given.pop("labels", None)
-    for field in NESTED:
-        if field in given:
-            given[field] = getattr(vm.spec, field).model_dump() | given[field]
     joined = (
         nics.join(context, vm.id, wish.nics, vm)
         if wish.nics is not None
         else nics.Joined(vm.spec.nics)
     )
-    given["nics"] = joined.nics
-    spec = checked(lambda: vm.spec.but(**given))
-    for field in NESTED:
-        carry(getattr(vm.spec, field), getattr(spec, field))
+    spec = checked(lambda: vm.spec.overlaid(wish, {"labels"}, nics=joined.nics))
     blockers = joined.blockers + nics.unpublishable(context, spec.nics, spec.publish)
-    size = vm.status.disk_size
-    if wish.disk is not None and size and wish.disk < size:
-        blockers.append(
-            Invalid(
-                f"the disk of {vm.name} is {format_size(size)}: disks only grow",
-                "copy what is needed to a smaller server",
-            )
-        )
+    blockers += _shrunk(vm, spec)
     blockers += ports.taken(context, spec.publish, vm)
     blockers += (
         served.unfit(context, vm.id, vm.name, spec.nics, joined.networks.values())
         if wish.nics is not None
         else []
     )
-    meta = vm.meta.but(labels=vm.meta.labels if labels is None else labels)
+    meta = vm.meta.but(labels=vm.meta.labels if wish.labels is None else wish.labels)
     if waits_for_start(vm, spec):
         meta = meta.but(generation=vm.meta.generation + 1)
     changed = vm.but(spec=spec, meta=meta)
     return Changed(changed, [*room(context, changed, vm), *blockers], joined)
+
+
+def _shrunk(vm: Vm, spec: VmSpec) -> list[VirtuaryError]:
+    has, wished = vm.status.disk_size, spec.root.size
+    if not has or wished is None or wished >= has or wished == vm.spec.root.size:
+        return []
+    return [
+        Invalid(
+            f"the disk of {vm.name} is {format_size(has)}: disks only grow",
+            "copy what is needed to a smaller server",
+        )
+    ]
 
 
 @decides
@@ -312,12 +286,11 @@ async def change(
     if changed == vm:
         return vm, None
     operation = None
-    if resized := [field for field in RESIZED if lives(vm, changed.spec, field)]:
+    if resized := [path for path in _resized(vm, changed.spec) if lives(vm, changed.spec, path)]:
         check_free(context.store, vm)
     if resized or (tunes(vm, changed.spec) and not active(context.store, vm.key)):
-        operation = new_operation(
-            context, Change(**{field: getattr(vm.spec, field) for field in resized}), vm
-        )
+        before = {RESIZES[path]: vm.spec.sizes[RESIZES[path]] for path in resized}
+        operation = new_operation(context, Change.model_validate(before), vm)
     joins, makes = nics.made(joined)
     expect, puts = (
         {vm.key: vm.meta.revision, **waits, **joins},
@@ -327,51 +300,40 @@ async def change(
     return changed.but(meta=changed.meta.but(revision=written)), operation
 
 
-RESIZED = fields_that(VmSpec, Applies.BY_GUEST)
+RESIZES: dict[str, Sized] = {
+    "cpu.count": "cpus",
+    "memory.size": "memory",
+    "disks.0.size": "disk",
+}
 """What a guest has to take or give: an operation tells when it has."""
 
 
+def _resized(vm: Vm, spec: VmSpec) -> list[str]:
+    return differing(vm.spec, spec, Applies.BY_GUEST)
+
+
 def waits_for_start(vm: Vm, spec: VmSpec) -> list[str]:
-    """The fields whose change takes effect at the next start only. Pure."""
+    """The fields whose change takes effect at the next start only, as `memory.pages`. Pure."""
     old = vm.spec
-    waiting = [
-        field
-        for field in fields_that(VmSpec, Applies.AT_START)
-        if getattr(old, field) != getattr(spec, field)
-    ]
-    waiting += [
-        f"cpu.{field}"
-        for field in fields_that(Cpu, Applies.AT_START)
-        if getattr(old.cpu, field) != getattr(spec.cpu, field)
-    ]
+    waiting = differing(old, spec, Applies.AT_START)
     if old.publish != spec.publish and vm.nics[0].network == USER:
         waiting.append("publish")  # whoever serves such a network listens from its start on
     if old.nics[0].wiring != spec.nics[0].wiring:
         waiting.append("nics")  # the first can't be plugged
-    return waiting + [
-        field
-        for field in RESIZED
-        if getattr(old, field) != getattr(spec, field) and not lives(vm, spec, field)
-    ]
+    return waiting + [path for path in _resized(vm, spec) if not lives(vm, spec, path)]
 
 
-def lives(vm: Vm, spec: VmSpec, field: str) -> bool:
-    """Whether a server that runs can follow the change of one of `RESIZED` at once. Pure."""
+def lives(vm: Vm, spec: VmSpec, path: str) -> bool:
+    """Whether a server that runs can follow the change of one of `RESIZES` at once. Pure."""
     runtime = vm.status.runtime
     shape = runtime.shape if runtime else None
-    wanted = getattr(spec, field)
-    if (
-        shape is None
-        or wanted == getattr(vm.spec, field)
-        or vm.status.identity is None
-        or vm.spec.power != "running"
-    ):
+    if shape is None or vm.status.identity is None or vm.spec.power != "running":
         return False
-    match field:
-        case "cpus":
-            return shape.allows(cpus=wanted)
-        case "memory":
-            return shape.allows(memory=wanted)
+    match path:
+        case "cpu.count":
+            return shape.allows(cpus=spec.cpu.count)
+        case "memory.size":
+            return shape.allows(memory=spec.memory.size)
     return vm.status.disk_size is not None
 
 
@@ -380,7 +342,7 @@ def tunes(vm: Vm, spec: VmSpec) -> bool:
     runtime = vm.status.runtime
     if runtime is None or runtime.shape is None or vm.spec.power == "stopped":
         return False
-    return any(getattr(vm.spec, field) != getattr(spec, field) for field in NESTED)
+    return bool(differing(vm.spec, spec, Applies.AT_ONCE))
 
 
 @decides

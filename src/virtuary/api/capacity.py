@@ -17,9 +17,11 @@ from virtuary.api.deps import P, Parts
 from virtuary.api.routing import make_router
 from virtuary.base.errors import NoRoom
 from virtuary.model.bandwidth import Direction
+from virtuary.model.cpu import Cpu
+from virtuary.model.disk import Disk
 from virtuary.model.host import Balance, HostStatus, Pool
+from virtuary.model.memory import Memory
 from virtuary.model.network import DEFAULT
-from virtuary.model.resources import Cpu
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.node.site import allocated, host_status
 
@@ -72,7 +74,10 @@ async def capacity(
     link = _link(parts, network, status, vms) if bandwidth else {}
     spec = checked(
         lambda: VmSpec(
-            image="any", cpus=cpus, memory=memory, disk=disk, cpu=Cpu(reserve=cpu_reserve)
+            image="any",
+            cpu=Cpu(count=cpus, reserve=cpu_reserve),
+            memory=Memory(size=memory),
+            disks=(Disk(size=disk),),
         )
     )
     fit = account.fit(spec, status, vms, bandwidth, link)

@@ -107,9 +107,9 @@ async def create_vm(ctx: Ctx, parts: P, wish: VmWish, dry_run: DryRun = False) -
     is possible.
     """
     touch.check_staying(parts.node.site)
-    if wish.user_data is not None:
-        touch.check_user_data(wish.user_data)
-    notes = touch.passed_over(wish.user_data) if wish.user_data is not None else []
+    if wish.login.user_data is not None:
+        touch.check_user_data(wish.login.user_data)
+    notes = touch.passed_over(wish.login.user_data) if wish.login.user_data is not None else []
     await touch.notice_host(parts.node.site)
     if dry_run:
         return await _dry_run(ctx, parts, wish, notes)

@@ -18,7 +18,7 @@ from virtuary.cli.lifecycle import after, keep_first, show_gaps
 from virtuary.cli.look import cloud_init_words
 from virtuary.cli.options import BIRTH, DETACH, SHAPE, Duration, birth_wish, idempotency
 from virtuary.cli.output import emit, print_fields, say, tell
-from virtuary.cli.resources import RESOURCES, resource_wish
+from virtuary.cli.resources import RESOURCES, resource_wish, together
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 
@@ -56,8 +56,8 @@ def launch_command(image: str, name: str | None, count: int, **given: Any) -> No
       virtuary launch debian batch --cpus 4 --cpu-limit 150% --cpu-weight 50 --bandwidth 50MiB
       virtuary launch tiny --dry-run
     """
-    wish = birth_wish(image, name, given) | resource_wish(given)
-    if given["wait_for"] and "user_data" not in wish:
+    wish = together(birth_wish(image, name, given), resource_wish(given))
+    if given["wait_for"] and not given["user_data"]:
         raise Invalid(
             "there is nothing that cloud-init is to do",
             "give --user-data FILE, or leave out --wait-for",
@@ -285,7 +285,7 @@ def create_command(image: str, name: str | None, **given: Any) -> None:
       virtuary create debian db1 --memory 4GiB --disk 40GiB
     """
     wire = connect()
-    wish = {**birth_wish(image, name, given), **resource_wish(given), "power": "stopped"}
+    wish = together(birth_wish(image, name, given), resource_wish(given), {"power": "stopped"})
     if given["dry_run"]:
         return _show_plan(wire, wish, given)
     answer = _ask_for(wire, wish, given)

@@ -14,7 +14,8 @@ from virtuary.cli.firewalls import rules_naming
 from virtuary.cli.follow import follow
 from virtuary.cli.options import DETACH, NAME, NAMES, SHAPE, Duration, idempotency, shape_wish
 from virtuary.cli.output import ask, emit, output_option, say, tell
-from virtuary.cli.resources import RESOURCES, resource_wish
+from virtuary.cli.pointers import option_of
+from virtuary.cli.resources import RESOURCES, resource_wish, together
 from virtuary.client.start import connect
 from virtuary.client.wire import Wire, path_part
 from virtuary.model.keys import id_of
@@ -265,7 +266,7 @@ def set_command(name: str, dry_run: bool, **given: Any) -> None:
       virtuary set web1 --cpu-limit 50% --cpu-weight 200
       virtuary set web1 --cpu-limit none --disk 40GiB
     """
-    wish = shape_wish(given) | resource_wish(given)
+    wish = together(shape_wish(given), resource_wish(given))
     if not wish:
         raise Invalid("nothing to change was given", "virtuary set NAME --memory 4GiB, for example")
     wire, target = connect(), f"/v1/vms/{path_part(name)}"
@@ -280,21 +281,42 @@ def set_command(name: str, dry_run: bool, **given: Any) -> None:
     def table() -> None:
         waits = vm["status"]["runtime"] and vm["meta"]["generation"] != before
         later = f"; takes effect at its next start (virtuary restart {name})" if waits else ""
-        tell(f"{vm['meta']['name']} changed: {', '.join(sorted(wish))}{later}")
+        tell(f"{vm['meta']['name']} changed: {', '.join(_words(wish))}{later}")
         show_gaps(vm)
 
     emit(vm, given["output"], table)
+
+
+def _words(wish: Any) -> list[str]:
+    """What a change is about, as its options are called."""
+    return sorted({_word(place) for place in _places(wish)})
+
+
+def _word(place: str) -> str:
+    known = {name for option in set_command.params for name in option.opts}
+    return option_of(place.replace(".", "/"), known).removeprefix("--").replace("-", " ")
+
+
+def _places(wish: Any, at: str = "") -> list[str]:
+    """The place of each field in a request that is no noun itself."""
+    parts: list[tuple[Any, Any]] = []
+    if isinstance(wish, dict) and at != "labels/":
+        parts = list(wish.items())
+    elif at == "disks/":
+        parts = list(enumerate(wish))
+    found = [place for name, part in parts for place in _places(part, f"{at}{name}/")]
+    return found or [at.rstrip("/")]
 
 
 def _show_change(wire: Wire, target: str, wish: dict[str, Any], form: str) -> None:
     answer = wire.call("PATCH", target, wish, query={"dry_run": "true"})
 
     def table() -> None:
-        now = [field for field in sorted(wish) if field not in answer["waits_for_start"]]
-        if now:
+        waiting = sorted(_word(place) for place in answer["waits_for_start"])
+        if now := [word for word in _words(wish) if word not in waiting]:
             tell(f"at once: {', '.join(now)}")
-        if answer["waits_for_start"]:
-            tell(f"at its next start: {', '.join(answer['waits_for_start'])}")
+        if waiting:
+            tell(f"at its next start: {', '.join(waiting)}")
         for blocker in answer["blockers"]:
             say(
                 f"blocker: {blocker['detail']}"

@@ -94,8 +94,8 @@ def list_command(trash: bool, label: str, output: str) -> None:
                 vm["meta"]["name"],
                 state_words(vm["status"]),
                 vm["spec"]["image"],
-                str(vm["spec"]["cpus"]),
-                format_size(vm["spec"]["memory"]),
+                str(vm["spec"]["cpu"]["count"]),
+                format_size(vm["spec"]["memory"]["size"]),
                 ", ".join(vm["status"]["addresses"][:1]) or "-",
                 ports_of(vm) or "-",
                 ago(
@@ -218,21 +218,24 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
             facts.append(("waiting", "changes take effect at the next start"))
     if told := cloud_init_words(status["cloud_init"]):
         facts.append(("user data", told))
-    flags = [name for name in ("autostart", "protect") if spec[name]] + [
-        f"restart {spec['restart_policy']}"
-    ]
-    flags += [f"boot order {spec['boot_order']}"] if spec["boot_order"] else []
-    flags += ["power off with the host"] if spec["on_host_shutdown"] == "off" else []
-    flags += (
-        [f"{format_duration(spec['shutdown_timeout'])} to shut down with the host"]
-        if spec["shutdown_timeout"] != STOP_TIMEOUT
-        else []
-    )
     facts += [
-        ("policy", ", ".join(flags)),
+        ("policy", ", ".join(_policy(spec["policy"]))),
         ("labels", ", ".join(f"{key}={value}" for key, value in meta["labels"].items()) or "-"),
     ]
     return [(name, value) for name, value in facts]
+
+
+def _policy(policy: dict[str, Any]) -> list[str]:
+    flags = [name for name in ("autostart", "protect") if policy[name]]
+    flags += [f"restart {policy['restart']}"]
+    flags += [f"boot order {policy['boot_order']}"] if policy["boot_order"] else []
+    flags += ["power off with the host"] if policy["on_host_shutdown"] == "off" else []
+    flags += (
+        [f"{format_duration(policy['shutdown_timeout'])} to shut down with the host"]
+        if policy["shutdown_timeout"] != STOP_TIMEOUT
+        else []
+    )
+    return flags
 
 
 def cloud_init_words(told: dict[str, Any] | None) -> str:
@@ -251,20 +254,16 @@ def cloud_init_words(told: dict[str, Any] | None) -> str:
 
 def _given(spec: dict[str, Any]) -> str:
     """Limits, shares and floors of a server, as far as they are not the ordinary ones."""
-    cpu, disk = spec["cpu"], spec["disk_io"]
+    cpu, memory, disk = spec["cpu"], spec["memory"], spec["disks"][0]["io"]
     words = [f"CPU limit {cpu['limit']} %"] if cpu["limit"] is not None else []
     words += [f"CPU floor {cpu['reserve']} %"] if cpu["reserve"] else []
     words += [f"CPU weight {cpu['weight']}"] if cpu["weight"] != ORDINARY else []
     words += [f"on CPUs {', '.join(map(str, cpu['pin']))}"] if cpu["pin"] else []
     words += [f"in NUMA node {cpu['node']}"] if cpu["node"] is not None else []
-    for name in ("memory_min", "memory_max"):
-        words += (
-            [f"memory {'floor' if name == 'memory_min' else 'at most'} {format_size(spec[name])}"]
-            if spec[name] is not None
-            else []
-        )
-    words += ["memory in huge pages"] if spec["memory_pages"] == "huge" else []
-    words += ["equal pages merged"] if spec["memory_merge"] else []
+    for name, word in (("min", "floor"), ("max", "at most")):
+        words += [f"memory {word} {format_size(memory[name])}"] if memory[name] is not None else []
+    words += ["memory in huge pages"] if memory["pages"] == "huge" else []
+    words += ["equal pages merged"] if memory["merge"] else []
     for name in ("iops", "read_iops", "write_iops"):
         words += [f"{name.replace('_', ' ')} {disk[name]}"] if disk[name] is not None else []
     for name in ("bandwidth", "read_bandwidth", "write_bandwidth"):
@@ -274,7 +273,7 @@ def _given(spec: dict[str, Any]) -> str:
             else []
         )
     words += [f"disk weight {disk['weight']}"] if disk["weight"] != ORDINARY else []
-    words += [f"priority {spec['priority']}"] if spec["priority"] != MIDDLE else []
+    words += [f"priority {memory['priority']}"] if memory["priority"] != MIDDLE else []
     return ", ".join(words)
 
 

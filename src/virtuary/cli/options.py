@@ -149,17 +149,15 @@ BIRTH = options(
 DETACH = click.option("--detach", "-d", is_flag=True, help="Do not wait; print the operation's id.")
 
 
-PLAIN = (
-    "cpus",
-    "accel",
-    "autostart",
-    "boot_order",
-    "on_host_shutdown",
-    "shutdown_timeout",
-    "restart_policy",
-    "protect",
-)
-"""Options that are fields as they are."""
+POLICY = {
+    "autostart": "autostart",
+    "boot_order": "boot_order",
+    "on_host_shutdown": "on_host_shutdown",
+    "shutdown_timeout": "shutdown_timeout",
+    "restart_policy": "restart",
+    "protect": "protect",
+}
+"""Options about a server's policy, and the fields that they are."""
 _PUBLISH = re.compile(
     r"(?:(?P<address>.+):)?(?P<host>[0-9]+)(?:-(?P<last>[0-9]+))?:(?P<guest>[0-9]+)(?:-(?P<end>[0-9]+))?"
 )
@@ -253,10 +251,16 @@ def parse_labels(words: tuple[str, ...]) -> dict[str, str]:
 
 def shape_wish(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a request that the shared options stand for; what was not given is left out."""
-    wish = {key: given[key] for key in PLAIN if given.get(key) is not None}
-    for key in ("memory", "disk"):
-        if given.get(key) is not None:
-            wish[key] = _whole_mib(given[key])
+    policy = {field: given[key] for key, field in POLICY.items() if given.get(key) is not None}
+    wish: dict[str, Any] = {"policy": policy} if policy else {}
+    if given.get("cpus") is not None:
+        wish["cpu"] = {"count": given["cpus"]}
+    if given.get("memory") is not None:
+        wish["memory"] = {"size": _whole_mib(given["memory"])}
+    if given.get("disk") is not None:
+        wish["disks"] = [{"size": _whole_mib(given["disk"])}]
+    if given.get("accel"):
+        wish["accel"] = given["accel"]
     if given.get("publish"):
         words = () if given["publish"] == ("none",) else given["publish"]
         wish["publish"] = [port for text in words for port in parse_publish(text)]
@@ -280,14 +284,15 @@ def birth_wish(image: str, name: str | None, given: dict[str, Any]) -> dict[str,
             wish[key] = given[key]
     if given.get("cold"):
         wish["cold"] = True
+    login: dict[str, Any] = {}
     if given.get("user_data"):
-        wish["user_data"] = read_user_data(given["user_data"])
+        login["user_data"] = read_user_data(given["user_data"])
     keys: list[str] = []
     for path in given.get("ssh_key") or ():
         keys += read_keys(path)
     if keys:
-        wish["ssh_keys"] = keys
-    return wish
+        login["ssh_keys"] = keys
+    return wish | ({"login": login} if login else {})
 
 
 _KEY = re.compile(

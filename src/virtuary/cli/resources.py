@@ -113,31 +113,41 @@ _DISK = {
     "write_bandwidth", "burst", "burst_seconds")},
     "disk_weight": "weight",
 }  # fmt: skip
-_PLAIN = {
-    "memory_max": "memory_max", "memory_min": "memory_min", "merge_pages": "memory_merge",
-    "priority": "priority",
+_MEMORY = {
+    "memory_max": "max", "memory_min": "min", "merge_pages": "merge", "priority": "priority",
 }  # fmt: skip
 _SIZES = ("memory_max", "memory_min")
 
 
 def resource_wish(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a request that these options stand for; what was not given is left out."""
-    wish: dict[str, Any] = {
+    cpu, memory, io = (_chosen(given, names) for names in (_CPU, _MEMORY, _DISK))
+    if given.get("huge_pages") is not None:
+        memory["pages"] = "huge" if given["huge_pages"] else "normal"
+    parts = {"cpu": cpu, "memory": memory, "disks": [{"io": io}] if io else []}
+    return {name: part for name, part in parts.items() if part}
+
+
+def _chosen(given: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {
         field: _value(name, given[name])
-        for name, field in _PLAIN.items()
+        for name, field in names.items()
         if given.get(name) is not None
     }
-    if given.get("huge_pages") is not None:
-        wish["memory_pages"] = "huge" if given["huge_pages"] else "normal"
-    for part, names in (("cpu", _CPU), ("disk_io", _DISK)):
-        found = {
-            field: _value(name, given[name])
-            for name, field in names.items()
-            if given.get(name) is not None
-        }
-        if found:
-            wish[part] = found
-    return wish
+
+
+def together(*wishes: dict[str, Any]) -> dict[str, Any]:
+    """Requests as one: the parts of a noun that several name are put together."""
+    whole: dict[str, Any] = {}
+    for wish in wishes:
+        for name, part in wish.items():
+            had = whole.get(name)
+            if isinstance(part, dict) and isinstance(had, dict):
+                part = {**had, **part}
+            elif name == "disks" and had:
+                part = [{**had[0], **part[0]}]
+            whole[name] = part
+    return whole
 
 
 def _value(name: str, value: Any) -> Any:
@@ -172,4 +182,4 @@ def parse_shape(text: str) -> dict[str, Any]:
     return found
 
 
-__all__ = ["RESOURCES", "Size", "parse_shape", "resource_wish"]
+__all__ = ["RESOURCES", "Size", "parse_shape", "resource_wish", "together"]

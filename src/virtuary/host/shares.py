@@ -21,7 +21,7 @@ from virtuary.base.errors import VirtuaryError
 from virtuary.host.cgroups import ROOT, SERVERS, VCPUS, group_paths, servers_unit, version
 
 if TYPE_CHECKING:
-    from virtuary.model.resources import Cpu
+    from virtuary.model.cpu import CpuShares
 
 PERIOD = 100_000
 """Microseconds over which a limit holds."""
@@ -60,7 +60,7 @@ def fair_weights(claims: Mapping[str, Claim], capacity: float) -> dict[str, floa
 
 
 def apply_cpu(
-    vm_id: str, threads: Sequence[int], cpu: Cpu, weight: float, root: Path = ROOT
+    vm_id: str, threads: Sequence[int], cpu: CpuShares, weight: float, root: Path = ROOT
 ) -> list[str]:
     """Make the group's share what is wished: `threads` are the host's ids of the virtual CPUs'
     threads, `weight` counts in hundredths of an ordinary one. Returns what could not be done, in

@@ -34,8 +34,8 @@ class Advice(Model):
     watched: int
     """Seconds of history it is drawn from."""
     findings: tuple[Finding, ...] = ()
-    change: dict[str, int] = Field(default_factory=dict)
-    """Fields to change, as PATCH takes them."""
+    change: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """What to change, as PATCH takes it: `{"memory": {"size": 1073741824}}`."""
     command: str | None = None
     """The same as a command."""
     saves: dict[str, int] = Field(default_factory=dict)

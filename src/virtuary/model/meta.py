@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from virtuary.base.errors import Invalid
 from virtuary.base.units import MIB, format_size
@@ -101,6 +108,58 @@ class Model(BaseModel):
         found = self.model_dump(mode="json")
         unknown.weave(self, found)
         return found
+
+    def overlaid(self, change: Model, leave: Collection[str] = (), **instead: Any) -> Self:
+        """The same with what a change says, validated as a whole: what it leaves out stays, parts
+        are changed by their parts, those of a list by their `number`; what is not known of it
+        stays.
+
+        `leave`: fields of the change that are somebody else's. `instead`: fields with these values.
+        A field that is null as a whole is left out; a part that is null is taken away. Raises
+        pydantic's ValidationError, with places as the change has them.
+        """
+        given = {
+            name: value
+            for name, value in change.model_dump(exclude_unset=True).items()
+            if name not in leave and name not in instead and value is not None
+        }
+        return self.from_body(_merged(self.body(), given) | instead)
+
+
+def _merged(before: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(before)
+    for name, value in given.items():
+        had = before.get(name)
+        if isinstance(value, dict) and isinstance(had, dict):
+            merged[name] = _merged(had, value)
+        elif _numbered(had) and isinstance(value, (list, tuple)):
+            merged[name] = _merged_by_number(had, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _numbered(value: Any) -> bool:
+    parts = value if isinstance(value, (list, tuple)) else ()
+    return bool(parts) and all(isinstance(item, dict) and "number" in item for item in parts)
+
+
+def _merged_by_number(had: Any, given: Any) -> list[dict[str, Any]]:
+    changes = {item.get("number", 0): item for item in given}
+    if unknown := set(changes) - {item["number"] for item in had}:
+        raise Invalid(f"there is no number {min(unknown)} to change")
+    return [_merged(item, changes.get(item["number"], {})) for item in had]
+
+
+def alone(field: str) -> BeforeValidator:
+    """Lets a noun be written as its main value alone: `"memory": 1073741824` is
+    `"memory": {"size": 1073741824}`.
+    """
+
+    def whole(value: Any) -> Any:
+        return {field: value} if isinstance(value, (int, float, str)) else value
+
+    return BeforeValidator(whole)
 
 
 class Meta(Model):
@@ -223,7 +282,7 @@ def sentence_of(finding: Mapping[str, Any]) -> str:
     """What is wrong with a field, in our words: of one of pydantic's findings. Pure."""
     kind, context = str(finding["type"]), dict(finding.get("ctx") or {})
     if said := _SAID.get(kind):
-        field = str(finding["loc"][-1]) if finding.get("loc") else ""
+        field = ".".join(map(str, finding.get("loc") or ()))
         return said.format_map({key: _amount(field, value) for key, value in context.items()})
     if kind == "value_error":
         return str(finding["msg"]).removeprefix("Value error, ")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 """1: operations had a kind and parameters by name; the numbers of plugged NICs stood for NICs;
-servers had a stage beside the stages.
+servers had a stage beside the stages. 2: what is wished of a server was a flat table.
 """
 
 
@@ -33,6 +33,42 @@ def operation(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def vm(body: dict[str, Any]) -> dict[str, Any]:
+    return _with_nouns(_with_nics(body))
+
+
+NOUNS = {
+    "cpu": {"cpus": "count"},
+    "memory": {
+        "memory": "size", "memory_max": "max", "memory_min": "min", "memory_pages": "pages",
+        "memory_merge": "merge", "priority": "priority",
+    },
+    "login": {"ssh_keys": "ssh_keys", "user_data": "user_data"},
+    "policy": {
+        "autostart": "autostart", "boot_order": "boot_order", "protect": "protect",
+        "on_host_shutdown": "on_host_shutdown", "shutdown_timeout": "shutdown_timeout",
+        "restart_policy": "restart",
+    },
+}  # fmt: skip
+"""What fields of the flat table became, by noun."""
+ROOT = {"disk": "size", "disk_io": "io"}
+
+
+def _with_nouns(body: dict[str, Any]) -> dict[str, Any]:
+    spec = body.get("spec")
+    if not isinstance(spec, dict) or "disks" in spec or "cpus" not in spec:
+        return body
+    flat = dict(spec)
+    nouns: dict[str, Any] = {"cpu": flat.pop("cpu", None) or {}}
+    for noun, fields in NOUNS.items():
+        moved = {new: flat.pop(old) for old, new in fields.items() if old in flat}
+        nouns[noun] = {**nouns.get(noun, {}), **moved}
+    nouns["disks"] = [
+        {"number": 0, **{new: flat.pop(old) for old, new in ROOT.items() if old in flat}}
+    ]
+    return {**body, "spec": flat | nouns}
+
+
+def _with_nics(body: dict[str, Any]) -> dict[str, Any]:
     status: dict[str, Any] = body.get("status") or {}
     runtime: dict[str, Any] | None = status.get("runtime")
     if "stage" not in status and not _has_numbers(runtime):

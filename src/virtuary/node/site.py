@@ -219,7 +219,7 @@ async def host_status(site: Site) -> HostStatus:
     return HostStatus(
         vms=sum(vm.meta.deleted is None for vm in vms),
         vms_running=len(alive),
-        memory_promised=sum(vm.spec.memory for vm in alive),
+        memory_promised=sum(vm.spec.memory.size for vm in alive),
         mode=site.paths.mode,
         version=__version__,
         cpus=os.cpu_count() or 1,

@@ -55,7 +55,7 @@ async def after_boot(site: Site) -> None:
         elif (
             vm.spec.power == "running" and vm.status.runtime is None
         ):  # the host's shutdown was called off, or it was the daemon's alone
-            site.turns.waiting[vm.id] = vm.spec.boot_order
+            site.turns.waiting[vm.id] = vm.spec.policy.boot_order
     if record is None or fresh:
         await site.store.txn({}, {RECORD: site.boot.encode()})
 
@@ -64,11 +64,11 @@ async def _wish_after_boot(site: Site, vm: Vm, lost: bool) -> None:
     ran = vm.spec.power != "stopped"
     wanted = (
         "running"
-        if vm.spec.autostart or (ran and vm.spec.restart_policy == "always")
+        if vm.spec.policy.autostart or (ran and vm.spec.policy.restart == "always")
         else "stopped"
     )
     if wanted == "running":
-        site.turns.waiting[vm.id] = vm.spec.boot_order
+        site.turns.waiting[vm.id] = vm.spec.policy.boot_order
     if not lost and wanted == vm.spec.power:
         return
     over = operations.open_operations(site.store, vm.key) if wanted == "stopped" else []
@@ -121,12 +121,12 @@ async def shut_down(site: Site, wake: Callable[[str], None], tell: Callable[[str
     ids = {vm.id for vm in all_servers(site) if vm.status.runtime}
     say(logger, "the host goes down", servers=len(ids))
     while running := [vm for vm in _of(site, ids) if vm.status.runtime]:
-        order = max(vm.spec.boot_order for vm in running)
-        group = [vm for vm in running if vm.spec.boot_order == order]
+        order = max(vm.spec.policy.boot_order for vm in running)
+        group = [vm for vm in running if vm.spec.policy.boot_order == order]
         for vm in group:
             site.turns.leaving.add(vm.id)
             wake(vm.key)
-        until = site.clock.now() + max(vm.spec.shutdown_timeout for vm in group) + GRACE
+        until = site.clock.now() + max(vm.spec.policy.shutdown_timeout for vm in group) + GRACE
         while left := [vm for vm in _of(site, {vm.id for vm in group}) if vm.status.runtime]:
             if site.clock.now() > until:
                 say(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from virtuary.base.units import MIB
 from virtuary.jail.walls import Bounds
-from virtuary.model.resources import translation_buffer
+from virtuary.model.memory import translation_buffer
 from virtuary.qemu.machine import Machine
 
 THREADS = 192

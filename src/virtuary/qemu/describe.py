@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from virtuary.model.resources import translation_buffer
+from virtuary.model.memory import translation_buffer
 from virtuary.qemu.bounds import bounds_of, memory_of
 from virtuary.qemu.devices import processor
 from virtuary.qemu.devices.channels import Agent, Wake

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from virtuary.base.answers import read
 from virtuary.base.errors import Misbehaves
-from virtuary.model.resources import DiskIo
+from virtuary.model.disk import DiskIo
 from virtuary.qemu.qmp import CommandFailed, Monitor
 from virtuary.qemu.warm import GROWTH, MOST_MEMORY, STEP, find_places, find_plugged, plug
 

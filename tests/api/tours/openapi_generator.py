@@ -16,7 +16,7 @@ print("lists")
 answer = vms.create_vm_with_http_info(made.VmWish(image="tiny", name="walked", power="stopped"))
 assert answer.status_code == 202 and answer.data.vm.meta.name == "walked"
 assert operations.show_operation(answer.data.operation.meta.id).spec.target_name == "walked"
-assert vms.show_vm("walked").spec.cpus == 1
+assert vms.show_vm("walked").spec.cpu.count == 1
 print("created")
 try:
     vms.create_vm(made.VmWish(image="tiny", name="not a name"))

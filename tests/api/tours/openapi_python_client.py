@@ -12,6 +12,7 @@ from made.api.vms import create_vm, delete_vm, list_vms, show_vm
 from made.models import (
     Accepted,
     AcceptedVm,
+    CpuWish,
     Draft,
     Images,
     Operations,
@@ -54,13 +55,15 @@ assert (
 )
 assert isinstance(show_vm.sync("toured", client=client), Vm)
 print("created")
-wrong = create_vm.sync_detailed(client=client, body=VmWish(image="tiny", name="not a name", cpus=0))
+wrong = create_vm.sync_detailed(
+    client=client, body=VmWish(image="tiny", name="not a name", cpu=CpuWish(count=0))
+)
 assert (
     wrong.status_code == 422
     and isinstance(wrong.parsed, Problem)
     and wrong.parsed.code == "invalid"
 )
-assert {finding.pointer for finding in wrong.parsed.details.errors} == {"/cpus"}
+assert {finding.pointer for finding in wrong.parsed.details.errors} == {"/cpu/count"}
 print("refused")
 missing = show_vm.sync_detailed("nobody", client=client)
 assert (

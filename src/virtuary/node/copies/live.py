@@ -136,7 +136,7 @@ async def _save(server: Server, process: Process, world: World, copy: Vm) -> Non
         raise Failed(f"{vm.name} can't be asked just now", "repeat in a moment")
     machine = await process_machine(site, vm, image)
     # an emulating QEMU dies of it: it mistakes where the grown part lies
-    if vm.spec.memory > machine.memory.size:
+    if vm.spec.memory.size > machine.memory.size:
         raise Failed(
             f"{vm.name} was given memory while it ran, which can't be saved",
             f"virtuary restart {vm.name}",
@@ -144,7 +144,9 @@ async def _save(server: Server, process: Process, world: World, copy: Vm) -> Non
     paths = site.paths.vm(copy.id)
     # its disk is written twice, see sparse.detach
     own = 2 * (server.paths.home / vm.status.disk_file).stat().st_blocks * 512
-    directory.check_space(site.paths.vms, vm.spec.memory + own + 64 * MIB, "a live copy", site.kept)
+    directory.check_space(
+        site.paths.vms, vm.spec.memory.size + own + 64 * MIB, "a live copy", site.kept
+    )
     await operations.note(site.store, operation, f"saving {vm.name} while it runs", stage="memory")
     dmi = await run.agent.execute(["cat", "/sys/firmware/dmi/tables/DMI"], deadline=30)
     await _prepare(server, vm, image, copy, paths)
@@ -211,7 +213,7 @@ async def _prepare(server: Server, vm: Vm, image: Image, copy: Vm, paths: VmPath
     else:
         full.make_empty(paths.disk, vm.status.disk_size or 0)
     # cloud-init is to take it for the server it knows, and not to begin again
-    if vm.spec.user_data and image.status.cloud_init:
+    if vm.spec.login.user_data and image.status.cloud_init:
         files = seed.seed_files(
             vm.id,
             vm.name,
@@ -297,10 +299,10 @@ async def load_live(server: Server, process: Process, world: World, step: LoadLi
         if world.image is None or shape is None:
             raise Failed("its image is gone")
         # memory that was plugged is told by the state itself
-        await warm.plug(monitor, vm.spec.cpus, 0)
+        await warm.plug(monitor, vm.spec.cpu.count, 0)
         qemu = await find_qemu(server.site, vm)
         machine = live_machine(server.site, vm, world.image, facts["accel"], shape, qemu)
-        limit = 60 + vm.spec.memory / SLOWEST
+        limit = 60 + vm.spec.memory.size / SLOWEST
         await engine.load(monitor, warm.state_address(describe(machine)), facts["mapped"], limit)
         crashpoint("live.after_load")
     except (VirtuaryError, OSError) as error:
@@ -316,7 +318,7 @@ async def renew_live(server: Server, process: Process, world: World, step: Renew
     run, vm, site = process.run, world.vm, server.site
     try:
         facts = _facts(server.paths)
-        who = identity.Identity(vm.name, (keys.public_key(site), *vm.spec.ssh_keys))
+        who = identity.Identity(vm.name, (keys.public_key(site), *vm.spec.login.ssh_keys))
         text = identity.live_script(who, _renewal(site, vm, facts))
         crashpoint("live.before_renew")
         outcome = await process.agent.execute(
@@ -355,7 +357,7 @@ def _renewal(site: Site, vm: Vm, facts: dict[str, Any]) -> identity.Renewal:
         now=site.clock.wall().timestamp(),
         lag=facts["lag"],
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
-        cpus=vm.spec.cpus,
+        cpus=vm.spec.cpu.count,
     )
 
 

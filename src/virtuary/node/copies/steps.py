@@ -378,7 +378,7 @@ async def renew_copy(server: Server, process: Process, world: World, step: Renew
     await note_on(server, world, "giving the guest an identity of its own", stage="agent")
     agent = process.agent
     key = await make_host_key(server.paths.runtime)
-    authorized = (public_key(server.site), *vm.spec.ssh_keys)
+    authorized = (public_key(server.site), *vm.spec.login.ssh_keys)
     fresh = identity.Fresh(uuid.uuid4().hex, secrets.token_hex(64), key.private, key.public)
     text = identity.fresh_script(identity.Identity(vm.name, authorized), fresh)
     crashpoint("copy.before_renew")

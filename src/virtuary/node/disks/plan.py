@@ -50,7 +50,7 @@ def await_image(world: World) -> Step | None:
     if image.status.state != "ready":
         return FollowImage(world.operation) if world.operation else Wait()
     made = vm.status.disk_ready or vm.spec.origin is not None
-    if vm.spec.user_data and not image.status.cloud_init and not made:
+    if vm.spec.login.user_data and not image.status.cloud_init and not made:
         return Fail(NO_CLOUD_INIT.format(image=vm.spec.image), IMAGES)
     return None
 
@@ -70,16 +70,16 @@ def grow(world: World) -> Step | None:
     """The disk of a stopped server has its wished size; that of a warm copy grows once it runs."""
     spec, status = world.vm.spec, world.vm.status
     warm = status.template is not None and status.identity is None
-    if warm or not spec.disk or not status.disk_size or spec.disk <= status.disk_size:
+    if warm or not spec.root.size or not status.disk_size or spec.root.size <= status.disk_size:
         return None
-    return GrowDisk(spec.disk)
+    return GrowDisk(spec.root.size)
 
 
 def seed(world: World) -> Step | None:
     image = world.image
     if image is None or not image.status.cloud_init or "seed" in world.disks.files:
         return None
-    wanted = world.vm.spec.user_data or not image.status.agent or image.status.makes_login
+    wanted = world.vm.spec.login.user_data or not image.status.agent or image.status.makes_login
     return MakeSeed() if wanted else None
 
 

@@ -52,7 +52,7 @@ async def make_disk(server: Server, world: World, step: MakeDisk) -> None:
     if template is None:
         base = site.paths.image(image.id) / "disk.qcow2"
         size = await directory.ensure_overlay(
-            disk, base, image.status.virtual_size, world.vm.spec.disk, site.kept
+            disk, base, image.status.virtual_size, world.vm.spec.root.size, site.kept
         )
         await server.write(disk_ready=True, disk_size=size, layers=(), template=None, cold=why)
         return

@@ -483,8 +483,8 @@ class Metrics:
             figures = machine.usage(self.site.clock.now(), self.site.clock.wall().timestamp())
         shares = tuple(_share(nic) for nic in vm.spec.nics if nic.network_id)
         return Usage(
-            id=vm.id, name=vm.name, state=vm.status.state, cpus=vm.spec.cpus,
-            memory=vm.spec.memory, nics=shares, **figures,
+            id=vm.id, name=vm.name, state=vm.status.state, cpus=vm.spec.cpu.count,
+            memory=vm.spec.memory.size, nics=shares, **figures,
         )  # fmt: skip
 
     def host_usage(self) -> HostUsage:

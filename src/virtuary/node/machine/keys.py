@@ -9,7 +9,7 @@ from virtuary.node.site import Site
 
 def keys_of(site: Site, vm: Vm) -> tuple[str, ...]:
     """Whose keys may log in: Virtuary's own and the user's."""
-    return (public_key(site), *vm.spec.ssh_keys)
+    return (public_key(site), *vm.spec.login.ssh_keys)
 
 
 def seed_keys(site: Site, vm: Vm, image: Image | None) -> tuple[str, ...]:
@@ -17,7 +17,7 @@ def seed_keys(site: Site, vm: Vm, image: Image | None) -> tuple[str, ...]:
     to whom the agent gives it.
     """
     by_agent = image is not None and image.status.agent and image.status.user == "root"
-    return vm.spec.ssh_keys if by_agent else keys_of(site, vm)
+    return vm.spec.login.ssh_keys if by_agent else keys_of(site, vm)
 
 
 def public_key(site: Site) -> str:

@@ -153,17 +153,17 @@ def machine_of(site: Site, vm: Vm, image: Image, accel: str, qemu: Binary) -> Ma
 
 
 def _cpus(spec: VmSpec, most: Growth) -> Cpus:
-    return Cpus(spec.cpus, max(most.cpus, spec.cpus), spec.cpu.sockets, spec.cpu.threads)
+    return Cpus(spec.cpu.count, max(most.cpus, spec.cpu.count), spec.cpu.sockets, spec.cpu.threads)
 
 
 def _memory(spec: VmSpec, most: Growth) -> Memory:
     return Memory(
-        spec.memory,
-        wished=spec.memory,
+        spec.memory.size,
+        wished=spec.memory.size,
         most=_most_memory(spec, most),
         node=spec.cpu.node,
-        huge_pages=spec.memory_pages == "huge",
-        merge=spec.memory_merge,
+        huge_pages=spec.memory.pages == "huge",
+        merge=spec.memory.merge,
     )
 
 
@@ -171,7 +171,7 @@ def _root(site: Site, vm: Vm, image: Image) -> Disk:
     """The firmware looks for a system on it, unless QEMU loads the kernel."""
     return Disk(
         site.paths.vm(vm.id).home / vm.status.disk_file,
-        max(vm.status.disk_size or 0, vm.spec.disk or 0),
+        max(vm.status.disk_size or 0, vm.spec.root.size or 0),
         layers_of(site, vm),
         bootindex=None if image.status.boot == "direct" else 0,
     )
@@ -191,7 +191,7 @@ def _kernel(site: Site, image: Image) -> Kernel | None:
 
 
 def _seed(site: Site, vm: Vm, image: Image) -> Seed | None:
-    seeded = image.status.cloud_init and (vm.spec.user_data or not image.status.agent)
+    seeded = image.status.cloud_init and (vm.spec.login.user_data or not image.status.agent)
     return Seed(site.paths.vm(vm.id).seed) if seeded else None
 
 
@@ -199,9 +199,8 @@ def _most_memory(spec: VmSpec, most: Growth) -> int:
     """How far its memory can be grown while it runs. In huge pages it can't: those are taken at the
     start, and never more. Pure.
     """
-    return (
-        spec.memory if spec.memory_pages == "huge" else spec.memory_max or spec.memory + most.memory
-    )
+    memory = spec.memory
+    return memory.size if memory.pages == "huge" else memory.max or memory.size + most.memory
 
 
 def user_of(site: Site, vm: Vm) -> int | None:

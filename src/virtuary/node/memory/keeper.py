@@ -259,18 +259,18 @@ class Keeper:
             and runtime.restarts >= vm.spec.restarts
             and runtime.end is None
         )
-        settled = has is not None and (vm.status.reclaimed or near(has, vm.spec.memory))
+        settled = has is not None and (vm.status.reclaimed or near(has, vm.spec.memory.size))
         answers = run.monitor is not None and not run.silent and run.may_be_asked
         ready = settled and answers and goes and shape is not None and vm.status.state == "running"
         return Guest(
             id=vm.id,
             name=vm.name,
-            priority=vm.spec.priority,
+            priority=vm.spec.memory.priority,
             weight=vm.spec.cpu.weight,
-            wished=vm.spec.memory,
+            wished=vm.spec.memory.size,
             floor=floor_of(vm.spec, shape, self.site.settings.resources.memory_overcommit)
             if shape
-            else vm.spec.memory,
+            else vm.spec.memory.size,
             has=has,
             asked=ledger.asked,
             said=_said(machine, ledger, wall),
@@ -303,7 +303,7 @@ class Keeper:
             run, ledger, score = (
                 live[vm_id].run,
                 self.ledgers[vm_id],
-                oom.score_of(vm.spec.priority),
+                oom.score_of(vm.spec.memory.priority),
             )
             if ledger.score != score and run:
                 oom.set_score(run.runtime.pid, score)
@@ -431,4 +431,4 @@ def _said(machine: Machine | None, ledger: Ledger, wall: float) -> Said | None:
 
 def _is_idle(machine: Machine | None, vm: Vm) -> bool:
     used = machine.cpu_rate if machine else None
-    return used is not None and used < IDLE_PART * (vm.status.cpus or vm.spec.cpus)
+    return used is not None and used < IDLE_PART * (vm.status.cpus or vm.spec.cpu.count)

@@ -157,8 +157,9 @@ def floor_of(spec: VmSpec, shape: Shape, overcommit: float) -> int:
     server. Memory that lies in a template's file or in huge pages gives the host nothing back, so
     that only what was plugged above it can be taken.
     """
-    floor = spec.memory_min if spec.memory_min is not None else math.ceil(spec.memory / overcommit)
-    fixed = shape.memory if shape.borrowed or spec.memory_pages == "huge" else 0
+    memory = spec.memory
+    floor = memory.min if memory.min is not None else math.ceil(memory.size / overcommit)
+    fixed = shape.memory if shape.borrowed or memory.pages == "huge" else 0
     return max(floor, fixed, MIN_MEMORY)
 
 

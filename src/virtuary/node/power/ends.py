@@ -43,7 +43,7 @@ def after_end(world: World) -> End:
         case "host":
             return End("stopped", "its host went down", False, True)
         case "shutdown":
-            again = spec.restart_policy == "always" and wished
+            again = spec.policy.restart == "always" and wished
             return End("stopped", "the guest shut itself down", False, again)
     # a copy that failed on the way is no crash of the server's: it boots instead
     if why == "cold" or never_handed_out(world.vm):
@@ -56,11 +56,11 @@ def _after_crash(world: World) -> End:
     wished = spec.power != "stopped"
     recent = [crash for crash in world.vm.status.crashes if world.wall - crash.at < CRASH_WINDOW]
     often = len(recent) + 1 >= CRASH_LIMIT
-    again = spec.restart_policy in ("always", "on-failure") and wished and not often
+    again = spec.policy.restart in ("always", "on-failure") and wished and not often
     unused = world.vm.status.state == "starting"  # nobody has used it yet
     if unused and world.process.exit_status in OWN_DEFECTS and not recent and wished:
         return End("crashed", f"{reason}; it is started once more", True, True)
-    if often and spec.restart_policy != "no":
+    if often and spec.policy.restart != "no":
         reason += f"; not restarted, because it crashed {CRASH_LIMIT} times within 10 minutes"
     return End("crashed", reason, True, again)
 

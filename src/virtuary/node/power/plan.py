@@ -171,7 +171,7 @@ def _asked_with(world: World, why: str) -> tuple[bool, float]:
         return True, 0
     if isinstance(deed, (Stop, Restart)):
         return deed.force, deed.timeout
-    return False, world.vm.spec.shutdown_timeout if why == "host" else STOP_TIMEOUT
+    return False, world.vm.spec.policy.shutdown_timeout if why == "host" else STOP_TIMEOUT
 
 
 def _can_be_asked(world: World, why: str) -> bool:
@@ -181,7 +181,7 @@ def _can_be_asked(world: World, why: str) -> bool:
         return False  # it never ran
     if world.operation is None and vm.status.state == "starting":
         return False  # it was left by a start that failed
-    return not (why == "host" and vm.spec.on_host_shutdown == "off")
+    return not (why == "host" and vm.spec.policy.on_host_shutdown == "off")
 
 
 # ---- towards a start

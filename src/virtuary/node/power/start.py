@@ -129,7 +129,7 @@ async def start_machine(
         await end_machine(vm.id, server.paths.runtime, uid)
         raise
     crashpoint("start.after_record")
-    oom.set_score(started.identity.pid, oom.score_of(vm.spec.priority))
+    oom.set_score(started.identity.pid, oom.score_of(vm.spec.memory.priority))
     await _answer(server, run)
     return server.process
 

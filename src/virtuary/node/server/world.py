@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from virtuary.model.cpu import CpuShares
+from virtuary.model.disk import DiskIo
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
-from virtuary.model.resources import Cpu, DiskIo
 from virtuary.model.status import CloudInit
 from virtuary.model.vm import Vm
 
@@ -20,7 +21,7 @@ from virtuary.model.vm import Vm
 class Tuning(NamedTuple):
     """Limits and shares: what the host does to a machine without asking its guest."""
 
-    cpu: Cpu
+    cpu: CpuShares
     io: DiskIo
     cpus: int
     """How many virtual CPUs share the limit; a new one has a thread of its own."""

@@ -117,9 +117,9 @@ def _unheard(world: World, said: bytes) -> Finding:
         if said.strip()
         else "nothing was printed on its console"
     )
-    if spec.memory < usual:
+    if spec.memory.size < usual:
         asks = (
-            f"are {format_size(spec.memory)} of memory enough? Servers of {spec.image} are "
+            f"are {format_size(spec.memory.size)} of memory enough? Servers of {spec.image} are "
             f"given {format_size(usual)}"
         )
     else:

@@ -180,7 +180,7 @@ async def way_in(node: Node, vm: Vm, image: Image | None) -> dict[str, Any]:
 
 def _suspects(site: Site, vm: Vm) -> list[str]:
     """Lines of its user data that may have taken away the login."""
-    text = userdata.read(site.store, vm.id) if vm.spec.user_data else None
+    text = userdata.read(site.store, vm.id) if vm.spec.login.user_data else None
     return login_lines(text) if text else []
 
 
@@ -191,7 +191,7 @@ async def _learn_host_keys(node: Node, vm: Vm) -> None:
     now = node.site.clock.now()
     with contextlib.suppress(VirtuaryError, OSError):
         run = _run(node, vm)
-        held = not vm.spec.user_data  # cloud-init may make others at any time
+        held = not vm.spec.login.user_data  # cloud-init may make others at any time
         told = held and run.host_keys_told is not None and now - run.host_keys_told < HOST_KEYS_HOLD
         if told or run.agent is None or "agent" not in {**run.signals, **vm.status.stages}:
             return

@@ -5,19 +5,19 @@ guest's leave. Pure.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from virtuary.base.units import MIB, format_size
+from virtuary.model.cpu import CpuShares
 from virtuary.model.deeds import Change
-from virtuary.model.resources import Cpu, DiskIo
-from virtuary.model.vm import Vm
+from virtuary.model.disk import DiskIo
+from virtuary.model.vm import Sized, Vm
 from virtuary.node.server.step import Step
 from virtuary.node.server.world import Tuning, World
 from virtuary.qemu.warm import STEP
 
 NEAR = 16 * MIB
 """What a guest may keep of memory it was asked to give back: some pages can't be moved."""
-Field = Literal["cpus", "memory", "disk"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Tune(Step):
 class Resize(Step):
     """Have the guest take or give of what its type names."""
 
-    field: ClassVar[Field]
+    field: ClassVar[Sized]
     wanted: int
 
 
@@ -60,7 +60,7 @@ def follow(world: World) -> Step | None:
     if qemu in ("inmigrate", None):
         return None
     if not tuned(world):
-        return Tune(tuning_of(vm, world.tuning.cpus or vm.spec.cpus))
+        return Tune(tuning_of(vm, world.tuning.cpus or vm.spec.cpu.count))
     return _resize(world) if qemu == "running" and _settled(world) else None
 
 
@@ -70,7 +70,7 @@ def _resize(world: World) -> Step | None:
     shape = runtime.shape if runtime else None
     if shape is None or has.cpus is None or has.memory is None:
         return None
-    cpus, memory = vm.spec.cpus, vm.spec.memory
+    cpus, memory = vm.spec.cpu.count, vm.spec.memory.size
     if has.cpus != cpus and shape.allows(cpus=cpus) and not refused(world, "cpus"):
         return ResizeCpus(cpus)
     follows = near(has.memory, memory) or vm.status.reclaimed
@@ -81,15 +81,14 @@ def _resize(world: World) -> Step | None:
 
 def _grow(world: World) -> Step | None:
     """A disk that is wished larger."""
-    wish, has = world.vm.spec.disk, world.vm.status.disk_size
+    wish, has = world.vm.spec.root.size, world.vm.status.disk_size
     larger = wish is not None and has and wish > has
     return ResizeDisk(wish) if wish and larger and not refused(world, "disk") else None
 
 
-def refused(world: World, field: Field) -> bool:
+def refused(world: World, field: Sized) -> bool:
     """Whether the guest would not take just this lately."""
-    wish: object = getattr(world.vm.spec, field)
-    return world.tuning.refused.get(field) == wish
+    return world.tuning.refused.get(field) == world.vm.spec.sizes[field]
 
 
 def _settled(world: World) -> bool:
@@ -104,13 +103,13 @@ def shortfall(world: World) -> str | None:
     so.
     """
     spec, has = world.vm.spec, world.tuning
-    if "memory" in has.refused and has.memory is not None and has.memory + STEP <= spec.memory:
+    if "memory" in has.refused and has.memory is not None and has.memory + STEP <= spec.memory.size:
         return (
-            f"its guest has {format_size(has.memory)} of its {format_size(spec.memory)} of memory "
-            "and takes no more"
+            f"its guest has {format_size(has.memory)} of its {format_size(spec.memory.size)} of "
+            "memory and takes no more"
         )
-    if "cpus" in has.refused and has.cpus is not None and has.cpus < spec.cpus:
-        return f"its guest has {has.cpus} of its {spec.cpus} CPUs and takes no more"
+    if "cpus" in has.refused and has.cpus is not None and has.cpus < spec.cpu.count:
+        return f"its guest has {has.cpus} of its {spec.cpu.count} CPUs and takes no more"
     return None
 
 
@@ -135,7 +134,7 @@ def tuned(world: World) -> bool:
     runtime = world.vm.status.runtime
     if not world.alive or runtime is None or runtime.shape is None:
         return True
-    return world.tuning.tuned == tuning_of(world.vm, world.tuning.cpus or world.vm.spec.cpus)
+    return world.tuning.tuned == tuning_of(world.vm, world.tuning.cpus or world.vm.spec.cpu.count)
 
 
 def near(has: int, wanted: int) -> bool:
@@ -144,9 +143,9 @@ def near(has: int, wanted: int) -> bool:
 
 
 def tuning_of(vm: Vm, cpus: int) -> Tuning:
-    return Tuning(vm.spec.cpu, vm.spec.disk_io, cpus, vm.spec.memory_merge)
+    return Tuning(vm.spec.cpu.shares, vm.spec.root.io, cpus, vm.spec.memory.merge)
 
 
 def untuned(cpus: int) -> Tuning:
     """What a process has that was just started."""
-    return Tuning(Cpu(), DiskIo(), cpus)
+    return Tuning(CpuShares(), DiskIo(), cpus)

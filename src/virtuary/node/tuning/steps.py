@@ -19,11 +19,11 @@ from virtuary.guest import room
 from virtuary.host import capacity, shares
 from virtuary.host.cgroups import set_bounds
 from virtuary.jail.walls import may_raise
+from virtuary.model.cpu import CpuShares
 from virtuary.model.deeds import Change
 from virtuary.model.host import NumaNode
 from virtuary.model.operation import Operation
-from virtuary.model.resources import Cpu
-from virtuary.model.vm import Vm
+from virtuary.model.vm import Sized, Vm
 from virtuary.node import operations
 from virtuary.node.machine.run import Run
 from virtuary.node.server.notes import note_on
@@ -32,7 +32,6 @@ from virtuary.node.server.server import Server
 from virtuary.node.server.step import Step, capability, does_with
 from virtuary.node.server.world import World
 from virtuary.node.tuning.plan import (
-    Field,
     Resize,
     ResizeCpus,
     ResizeDisk,
@@ -58,7 +57,7 @@ declare(
 )
 
 
-def pinned(cpu: Cpu, nodes: Sequence[NumaNode]) -> tuple[int, ...]:
+def pinned(cpu: CpuShares, nodes: Sequence[NumaNode]) -> tuple[int, ...]:
     """The CPUs of the host it may run on: those it is pinned to, or those of its NUMA node; empty
     for all. Pure.
     """
@@ -159,7 +158,7 @@ async def _tell(run: Run, script: bytes) -> None:
             await run.agent.execute(["/bin/sh"], stdin=script, deadline=SCRIPT_LIMIT, poll=0.05)
 
 
-async def _wait_for(server: Server, run: Run, field: Field, wanted: int) -> None:
+async def _wait_for(server: Server, run: Run, field: Sized, wanted: int) -> None:
     """Until the guest has what it was offered; raises GuestSilent when it does not take it. Returns
     early when something else is wished.
     """
@@ -171,7 +170,7 @@ async def _wait_for(server: Server, run: Run, field: Field, wanted: int) -> None
         if (
             now is None
             or run.ended
-            or getattr(now.spec, field) != wanted
+            or now.spec.sizes[field] != wanted
             or now.spec.power != "running"
             or now.status.held_for_memory
         ):
@@ -193,7 +192,7 @@ def _say(field: str, amount: int | None) -> str:
     return format_size(amount) if field == "memory" and amount is not None else str(amount)
 
 
-async def _sees(run: Run, field: Field, wanted: int) -> bool:
+async def _sees(run: Run, field: Sized, wanted: int) -> bool:
     """Whether the guest itself counts so many CPUs; memory is counted as taken only once its driver
     says so.
     """
@@ -226,7 +225,7 @@ def _asked(world: World) -> Operation | None:
     return operation if operation and isinstance(operation.spec.deed, Change) else None
 
 
-def _wish_before(world: World, field: Field) -> tuple[object, bool]:
+def _wish_before(world: World, field: Sized) -> tuple[int | None, bool]:
     """What was wished before the change that its guest refused, and whether somebody asked for that
     change: what nobody asked for stays a wish, and what a guest says it has never becomes one.
     Pure.
@@ -234,11 +233,11 @@ def _wish_before(world: World, field: Field) -> tuple[object, bool]:
     operation = _asked(world)
     if operation and field in operation.spec.deed.model_fields_set:
         return getattr(operation.spec.deed, field), True
-    return getattr(world.vm.spec, field), False
+    return world.vm.spec.sizes[field], False
 
 
 async def _take_back(
-    server: Server, process: Process, world: World, field: Field, error: VirtuaryError
+    server: Server, process: Process, world: World, field: Sized, error: VirtuaryError
 ) -> None:
     """The guest refused: what it was offered is withdrawn, the wish is what it was, and the
     operation says why. It runs on in any case; a wish that stays is not put to the guest again for
@@ -262,7 +261,7 @@ async def _take_back(
             else tune.offer_memory(run.monitor, run.base, before)
         )
         await offer
-    changed = current.but(spec=current.spec.but(**{field: before}), status=status)
+    changed = current.but(spec=current.spec.resized(field, before), status=status)
     await server.site.store.txn({server.key: current.meta.revision}, {server.key: changed.dump()})
     await run.measure()
     say(logger, "resize refused", logging.WARNING, vm=current.name, field=field, why=error.sentence)

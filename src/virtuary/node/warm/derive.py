@@ -24,7 +24,7 @@ from virtuary.guest import identity
 from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.guest.seed import HostKey, seed_files
 from virtuary.model.image import Image
-from virtuary.model.memory import default_memory
+from virtuary.model.memory import Memory, default_memory
 from virtuary.model.meta import Meta
 from virtuary.model.network import own_mac
 from virtuary.model.template import Template, TemplateSpec
@@ -75,7 +75,7 @@ async def choose_template(site: Site, vm: Vm, image: Image) -> Match:
         wanted = TemplateSpec(
             image=image.name,
             image_id=image.id,
-            memory=vm.spec.memory,
+            memory=vm.spec.memory.size,
             accel=accel,
             firmware=firmware_of(vm, image).kind,
         )
@@ -83,7 +83,7 @@ async def choose_template(site: Site, vm: Vm, image: Image) -> Match:
         return Match(None, error.sentence)
     why = f"no warm template of {image.name} is there yet"
     for template in sorted(templates_of(site, image.id), key=lambda item: -item.spec.memory):
-        if template.spec.but(memory=vm.spec.memory) != wanted or template.meta.purge:
+        if template.spec.but(memory=vm.spec.memory.size) != wanted or template.meta.purge:
             continue
         if template.status.state != "ready":
             why = f"its warm template is {template.status.state}" + (
@@ -104,25 +104,25 @@ async def choose_template(site: Site, vm: Vm, image: Image) -> Match:
 def out_of_reach(site: Site, spec: VmSpec, template: Template) -> str | None:
     """Why this server can't be reached from the template by growth, None when it can."""
     most = growth(site)
-    if spec.memory_pages == "huge" or spec.memory_merge:
+    if spec.memory.pages == "huge" or spec.memory.merge:
         return "its memory is to lie in huge pages, or to be merged, and a copy's is the template's"
     if spec.cpu.node is not None:
         return "its memory is to lie in one NUMA node, and a copy's is the template's"
     if spec.cpu.sockets * spec.cpu.threads > 1:
         return "its CPUs are to be arranged otherwise than the warm template's"
-    if spec.cpus > most.cpus:
-        return f"{spec.cpus} CPUs are more than the {most.cpus} a copy can be grown to"
-    if spec.memory < template.spec.memory:
+    if spec.cpu.count > most.cpus:
+        return f"{spec.cpu.count} CPUs are more than the {most.cpus} a copy can be grown to"
+    if spec.memory.size < template.spec.memory:
         return (
-            f"{format_size(spec.memory)} of memory are less than the warm template's "
+            f"{format_size(spec.memory.size)} of memory are less than the warm template's "
             f"{format_size(template.spec.memory)}"
         )
-    if spec.memory - template.spec.memory > most.memory:
-        return f"{format_size(spec.memory)} of memory are more than a copy can be grown to"
+    if spec.memory.size - template.spec.memory > most.memory:
+        return f"{format_size(spec.memory.size)} of memory are more than a copy can be grown to"
     if (
-        spec.disk is not None
+        spec.root.size is not None
         and template.status.disk_size
-        and spec.disk < template.status.disk_size
+        and spec.root.size < template.status.disk_size
     ):
         return "its disk would be smaller than the warm template's"
     return None
@@ -132,7 +132,7 @@ def base_memory(spec: VmSpec) -> int:
     """The size of the template that serves a server like this one: the image's default, or less
     where less was asked for.
     """
-    return min(spec.memory, default_memory(spec.image))
+    return min(spec.memory.size, default_memory(spec.image))
 
 
 def template_machine(
@@ -140,7 +140,7 @@ def template_machine(
 ) -> Machine:
     """The machine a template is while it is made in `folder`."""
     spec = VmSpec(
-        image=image.name, image_id=image.id, cpus=1, memory=template.spec.memory,
+        image=image.name, image_id=image.id, memory=Memory(size=template.spec.memory),
         accel=template.spec.accel,
         firmware=template.spec.firmware, machine=machine,
     )  # fmt: skip
@@ -224,7 +224,7 @@ def _processor() -> str:
 
 def more_memory(spec: VmSpec, template: Template) -> int:
     """Bytes to plug into a copy, in whole steps."""
-    return max(-(-(spec.memory - template.spec.memory) // STEP) * STEP, 0)
+    return max(-(-(spec.memory.size - template.spec.memory) // STEP) * STEP, 0)
 
 
 def copy_of(site: Site, vm: Vm, image: Image | None, template: Template, qemu: Binary) -> Machine:
@@ -252,8 +252,8 @@ async def renewal_of(
     facts = json.loads(
         (site.paths.template(template.id) / "manifest.json").read_text(encoding="utf-8")
     )
-    text = (userdata.read(site.store, vm.id) if vm.spec.user_data else None) or ""
-    place = place_of(site.store, vm)
+    text = (userdata.read(site.store, vm.id) if vm.spec.login.user_data else None) or ""
+    place, size = place_of(site.store, vm), vm.spec.root.size
     addresses = tuple(facts["addresses"])
     if place:
         addresses = (place.address.partition("/")[0],) if place.address else ()
@@ -271,8 +271,8 @@ async def renewal_of(
         lag=facts["lag"],
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
         crowd=sum(other.status.state == "starting" for other in every(site.store, Vm)),
-        cpus=vm.spec.cpus,
-        grown=vm.spec.disk if vm.spec.disk and vm.spec.disk > template.status.disk_size else None,
+        cpus=vm.spec.cpu.count,
+        grown=size if size and size > template.status.disk_size else None,
         seed=tuple(seed_files(vm.id, vm.name, keys, text, key).items()) if text else (),
     )
     return renewal, addresses, known_hosts(alias(vm.id), (key.public,))

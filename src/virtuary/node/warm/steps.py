@@ -83,7 +83,7 @@ async def load_state(server: Server, process: Process, world: World, step: LoadS
         run.wake_port = await open_port(server.paths.socket("wake"))
         await engine.load(monitor, engine.state_address(parts))
         crashpoint("warm.after_load")
-        await engine.plug(monitor, vm.spec.cpus, more_memory(vm.spec, template))
+        await engine.plug(monitor, vm.spec.cpu.count, more_memory(vm.spec, template))
     except VirtuaryError as error:
         await go_cold(server, world, error)
         return
@@ -113,9 +113,9 @@ async def _renew(server: Server, process: Process, world: World) -> None:
         )
         crashpoint("renew.before")
         # only once it runs may its disk be touched
-        if vm.spec.disk and vm.spec.disk > (vm.status.disk_size or 0):
-            await engine.resize_disk(monitor, vm.spec.disk)
-            await server.write(disk_size=vm.spec.disk)
+        if vm.spec.root.size and vm.spec.root.size > (vm.status.disk_size or 0):
+            await engine.resize_disk(monitor, vm.spec.root.size)
+            await server.write(disk_size=vm.spec.root.size)
         outcome = await _awaken(
             process,
             identity.copy_lines(identity.Identity(vm.name, keys_of(server.site, vm)), renewal),
