@@ -113,7 +113,7 @@ async def test_a_page_holds_what_is_wanted_as_the_bytes_that_are_kept() -> None:
     ]
     for vm in vms:
         await store.txn({}, {vm.key: vm.dump(), vm.named: vm.id.encode()})
-    page = documents.page(store, Vm, "vm/1", 2, lambda vm: vm.spec.cpus == 2)
+    page = documents.page(store, Vm, "vm/1", 2, lambda vm: vm.spec.cpu.count == 2)
     assert [record.value for record in page.records] == [vms[3].dump(), vms[5].dump()]
     assert page.revision == store.revision
     record = page.records[0]
