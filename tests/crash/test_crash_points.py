@@ -267,11 +267,11 @@ def settled(vm: Json) -> bool:
     spec, status = vm["spec"], vm["status"]
     if status["state"] != "running" or status["cpus"] is None:
         return True
-    has, wished = status["memory"], spec["memory"]
+    has, wished = status["memory"], spec["memory"]["size"]
     return (
-        status["cpus"] == spec["cpus"]
+        status["cpus"] == spec["cpu"]["count"]
         and wished <= has < wished + (16 << 20)
-        and (spec["disk"] or 0) <= status["disk_size"]
+        and (spec["disks"][0]["size"] or 0) <= status["disk_size"]
     )
 
 

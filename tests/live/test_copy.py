@@ -90,8 +90,8 @@ def test_a_copy_is_a_machine_of_its_own_with_its_sources_data(
         "layers"
     ] == layers(instance)
     assert first["spec"]["publish"] == [] and first["meta"]["labels"] == {"role": "source"}
-    assert {field: first["spec"][field] for field in ("image", "cpus", "memory", "machine")} == {
-        field: after["spec"][field] for field in ("image", "cpus", "memory", "machine")
+    assert {field: first["spec"][field] for field in ("image", "cpu", "memory", "machine")} == {
+        field: after["spec"][field] for field in ("image", "cpu", "memory", "machine")
     }
     folder = instance.paths.vm(after["meta"]["id"]).home
     assert (

@@ -221,11 +221,12 @@ def _show_plan(wire: Wire, wish: dict[str, Any], given: dict[str, Any]) -> None:
         import shlex
 
         vm, plan = answer["vm"], answer["plan"]
+        cpu, memory = vm["spec"]["cpu"], vm["spec"]["memory"]
         print_fields(
             [
                 ("server", vm["meta"]["name"]),
                 ("image", vm["spec"]["image"]),
-                ("size", f"{vm['spec']['cpus']} CPU, {format_size(vm['spec']['memory'])} memory"),
+                ("size", f"{cpu['count']} CPU, {format_size(memory['size'])} memory"),
                 ("accelerator", plan.get("why", "-")),
                 (
                     "isolation",

@@ -141,7 +141,7 @@ def show_command(names: tuple[str, ...], output: str) -> None:
         for number, vm in enumerate(found):
             if number:
                 tell()
-            print_fields([*_facts(vm), *_used(wire, vm)])
+            print_fields([*facts_of(vm), *_used(wire, vm)])
 
     emit(found if len(found) > 1 else found[0], output, table)
 
@@ -157,7 +157,8 @@ def _used(wire: Wire, vm: dict[str, Any]) -> list[tuple[str, str]]:
     )
 
 
-def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
+def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `show` tells of a server's document, by name."""
     meta, spec, status = vm["meta"], vm["spec"], vm["status"]
     runtime = status["runtime"] or {}
     facts = [
@@ -172,7 +173,7 @@ def _facts(vm: dict[str, Any]) -> list[tuple[str, str]]:
         ("image", spec["image"]),
         (
             "size",
-            f"{spec['cpus']} CPU, {format_size(spec['memory'])} memory, "
+            f"{spec['cpu']['count']} CPU, {format_size(spec['memory']['size'])} memory, "
             f"{format_size(status['disk_size'] or 0)} disk",
         ),
         ("published", ports_of(vm) or "nothing"),
