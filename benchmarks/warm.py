@@ -47,7 +47,7 @@ def launched(bench: Any, image: str, **wish: Any) -> float:
     began = time.monotonic()
     vm = bench.client.launch(image, "warm", **wish)
     assert bool(vm.status.runtime and vm.status.runtime.template) != bool(wish.get("cold")), (
-        vm.status.cold
+        vm.status.warm.cold
     )
     log_in(bench, "warm")
     took = time.monotonic() - began

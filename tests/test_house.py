@@ -411,3 +411,30 @@ def test_the_list_of_commands_says_what_each_command_says(name: str) -> None:
     """The group does not load its commands to list them, so their first lines are written twice."""
     first = (EVERY[name].help or "").split()[0]
     assert first == COMMANDS[name][1].split()[0]
+
+
+PARTS = {
+    "power": "node/power", "tuning": "node/tuning", "pressure": "node/memory",
+    "disks": "node/disks", "origin": "node/copies", "warm": "node/warm",
+    "identity": "node/identity",
+}  # fmt: skip
+"""Who writes each part of a server's status; what others see happen to it parts.py says."""
+STATUS_OF_OTHERS = {
+    ("actions/power.py", "power"): "crashes before a start that is asked for count no more",
+    ("actions/vms.py", "disks"): "of a draft, whose disk takes room",
+}
+
+
+def test_each_part_of_a_servers_status_is_written_in_one_place() -> None:
+    written = {
+        (name, word.arg)
+        for name, tree in trees()
+        for called, node in calls(tree)
+        if called in ("write", "seen", "without_process")
+        for word in node.keywords
+        if word.arg in PARTS
+    }
+    assert {pair for pair in written if place(pair[0]) != PARTS[str(pair[1])]} == set(
+        STATUS_OF_OTHERS
+    )
+    assert {part for _, part in written} | {"origin"} == set(PARTS)

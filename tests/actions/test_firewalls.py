@@ -291,7 +291,7 @@ async def test_a_group_in_the_trash_is_still_used(ctx: Context) -> None:
     await group(ctx, "web")
     vm = await server(ctx, "one", on("lan", "web"))
     there = find_vm(ctx.store, "one")
-    await ctx.store.txn({}, {vm.key: there.but(status=there.status.but(disk_ready=True)).dump()})
+    await ctx.store.txn({}, {vm.key: there.seen(disks={0: {"ready": True}}).dump()})
     await trash.delete(ctx, "one")
     with pytest.raises(Conflict, match="in the trash"):
         await firewalls.delete(ctx, "web")
@@ -340,9 +340,7 @@ async def test_a_copy_is_attached_to_the_groups_of_its_source(ctx: Context) -> N
     await group(ctx, "web")
     vm = await server(ctx, "one", on("lan", "web"))
     there = find_vm(ctx.store, "one")
-    await ctx.store.txn(
-        {}, {vm.key: there.but(status=there.status.but(disk_ready=True, disk_size=GIB)).dump()}
-    )
+    await ctx.store.txn({}, {vm.key: there.seen(disks={0: {"ready": True, "size": GIB}}).dump()})
     assert copies.draft(ctx, "one", VmCopy(name="two")).vm.spec.nics[0].groups == ("web",)
 
 

@@ -104,7 +104,7 @@ async def settle(ctx: Context) -> None:
 async def to_trash(ctx: Context, name: str) -> None:
     """Its disk was made, so it can come back."""
     vm = find_vm(ctx.store, name)
-    await ctx.store.txn({}, {vm.key: vm.but(status=vm.status.but(disk_ready=True)).dump()})
+    await ctx.store.txn({}, {vm.key: vm.seen(disks={0: {"ready": True}}).dump()})
     await trash.delete(ctx, name)
     await settle(ctx)
 
@@ -399,7 +399,7 @@ async def begin(ctx: Context, name: str) -> Vm:
     )  # fmt: skip
     vm = vm.but(
         spec=vm.spec.but(power="running"),
-        status=vm.status.but(runtime=runtime, applied=vm.meta.generation),
+        status=vm.status.but(runtime=runtime, power={"applied": vm.meta.generation}),
     )
     await ctx.store.txn({}, {vm.key: vm.dump()})
     return vm

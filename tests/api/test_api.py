@@ -96,13 +96,12 @@ def running(**changes: Any) -> dict[str, Any]:
     }
     return {
         "state": "running",
-        "disk_ready": True,
-        "disk_size": GIB,
+        "disks": {0: {"ready": True, "size": GIB}},
         "runtime": Runtime.model_validate({**facts, "ssh_port": 2222, **changes}),
     }
 
 
-STOPPED = {"state": "stopped", "disk_ready": True, "disk_size": GIB, "runtime": None}
+STOPPED = {"state": "stopped", "disks": {0: {"ready": True, "size": GIB}}, "runtime": None}
 
 
 # ---- who may come in, and how refusals look

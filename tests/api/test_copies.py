@@ -23,7 +23,7 @@ from virtuary.node import operations
 sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; these share a file
 from service import Answer, Service, make_parts, settle
 
-STOPPED: dict[str, Any] = {"state": "stopped", "disk_ready": True, "disk_size": GIB}
+STOPPED: dict[str, Any] = {"state": "stopped", "disks": {0: {"ready": True, "size": GIB}}}
 
 
 def running(**changes: Any) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def running(**changes: Any) -> dict[str, Any]:
     return {
         **STOPPED,
         "state": "running",
-        "identity": "web1",
-        "applied": 1,
+        "identity": {"given": "web1"},
+        "power": {"applied": 1},
         "runtime": Runtime.model_validate(facts),
     }
 
@@ -60,7 +60,7 @@ async def api(paths: Paths) -> Service:
 
 
 async def write(
-    api: Service, power: str = "stopped", meta: dict[str, Any] | None = None, **status: Any
+    api: Service, wished: str = "stopped", meta: dict[str, Any] | None = None, **status: Any
 ) -> None:
     """What a worker would have written about web1; its operations are over."""
     store = api.parts.store
@@ -72,7 +72,7 @@ async def write(
                 for item in operations.open_operations(store, vm.key)
             }
             changed = vm.but(
-                spec=vm.spec.but(power=power),
+                spec=vm.spec.but(power=wished),
                 status=vm.status.but(**status),
                 meta=vm.meta.but(**(meta or {})),
             )
@@ -197,28 +197,28 @@ async def test_a_dry_run_tells_every_blocker_and_writes_nothing(api: Service) ->
 LIVE = {"mode": "live"}
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], int, str, str]] = {
     # what a worker wrote of the source, what is asked for -> status, sentence, hint
-    "a running one": ({"power": "running", **running()}, {}, 409, "web1 is running", "--live"),
-    "one that is to run": ({"power": "running"}, {}, 409, "web1 is stopped", "--live"),
-    "a paused one": ({"power": "paused", **running(), "state": "paused"}, LIVE, 409,
+    "a running one": ({"wished": "running", **running()}, {}, 409, "web1 is running", "--live"),
+    "one that is to run": ({"wished": "running"}, {}, 409, "web1 is stopped", "--live"),
+    "a paused one": ({"wished": "paused", **running(), "state": "paused"}, LIVE, 409,
     "web1 is paused", "virtuary resume web1"),
     "a stopped one, live": ({}, LIVE, 409, "web1 is stopped", "leave out --live"),
-    "one without a disk": ({"disk_ready": False}, {}, 409, "nothing to copy yet", "repeat"),
+    "one without a disk": ({"disks": {0: {"ready": False}}}, {}, 409, "nothing to copy yet", "repeat"),
     "one in the trash": ({"meta": {"deleted": "2026-01-01T00:00:00Z"}}, {}, 409,
     "lies in the trash", "undelete"),
-    "one that was changed and not restarted": ({"power": "running", **running(), "applied": 0},
-    LIVE, 409, "not restarted", "virtuary restart web1"),
-    "one that was renamed just now": ({"power": "running", **running(), "identity": "old"}, LIVE,
-    409, "has not taken its name", "repeat"),
+    "one that was changed and not restarted": ({"wished": "running", **running(),
+    "power": {"applied": 0}}, LIVE, 409, "not restarted", "virtuary restart web1"),
+    "one that was renamed just now": ({"wished": "running", **running(),
+    "identity": {"given": "old"}}, LIVE, 409, "has not taken its name", "repeat"),
     "one with memory plugged": (
-        {"power": "running", **running(live=True, shape=Shape(memory=128 * MIB, max_cpus=8,
+        {"wished": "running", **running(live=True, shape=Shape(memory=128 * MIB, max_cpus=8,
         max_memory=GIB))},
         LIVE, 409, "was given memory while it ran", "virtuary restart web1",
     ),
     "one with memory plugged to a template's": (
-        {"power": "running", **running(template="template-id")}, LIVE, 409,
+        {"wished": "running", **running(template="template-id")}, LIVE, 409,
         "was given memory while it ran", "virtuary restart web1",
     ),
-    "live and larger": ({"power": "running", **running()}, {**LIVE, "memory": GIB}, 422,
+    "live and larger": ({"wished": "running", **running()}, {**LIVE, "memory": GIB}, 422,
     "has its source's memory", "--memory"),
     "a smaller disk": ({}, {"disks": [512 * MIB]}, 422, "512 MiB were asked for", "--disk 1 GiB"),
     "a bad name": ({}, {"name": "a b"}, 422, "is not a valid name", ""),

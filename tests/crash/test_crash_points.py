@@ -271,7 +271,7 @@ def settled(vm: Json) -> bool:
     return (
         status["cpus"] == spec["cpu"]["count"]
         and wished <= has < wished + (16 << 20)
-        and (spec["disks"][0]["size"] or 0) <= status["disk_size"]
+        and (spec["disks"][0]["size"] or 0) <= status["disks"]["0"]["size"]
     )
 
 

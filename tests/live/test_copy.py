@@ -86,9 +86,8 @@ def test_a_copy_is_a_machine_of_its_own_with_its_sources_data(
     said = instance.ok("copy", source, "first")
     assert said.out == "first is a copy of source: virtuary start first\n"
     first, after = instance.vm("first"), instance.vm(source)
-    assert first["status"]["state"] == "stopped" and first["status"]["layers"] == after["status"][
-        "layers"
-    ] == layers(instance)
+    assert first["status"]["state"] == "stopped"
+    assert [vm["status"]["disks"]["0"]["layers"] for vm in (first, after)] == [layers(instance)] * 2
     assert first["spec"]["publish"] == [] and first["meta"]["labels"] == {"role": "source"}
     assert {field: first["spec"][field] for field in ("image", "cpu", "memory", "machine")} == {
         field: after["spec"][field] for field in ("image", "cpu", "memory", "machine")
@@ -96,12 +95,12 @@ def test_a_copy_is_a_machine_of_its_own_with_its_sources_data(
     folder = instance.paths.vm(after["meta"]["id"]).home
     assert (
         sorted(path.name for path in folder.glob("*disk*"))
-        == [after["status"]["disk_file"]]
+        == [after["status"]["disks"]["0"]["file"]]
         != ["disk.qcow2"]
     )
 
     instance.ok("copy", source, "second", "--start", "--cpus", "2")
-    assert instance.vm("second")["status"]["layers"] == layers(instance), (
+    assert instance.vm("second")["status"]["disks"]["0"]["layers"] == layers(instance), (
         "a disk that nobody wrote to since is no layer"
     )
     assert instance.in_guest("second", "nproc") == "2"
@@ -135,7 +134,7 @@ def test_a_copy_is_a_machine_of_its_own_with_its_sources_data(
 def test_a_copy_of_a_copy_goes_on_when_those_it_came_from_are_gone(instance: Instance) -> None:
     instance.ok("create", "tiny", "oldest")
     instance.ok("copy", "oldest", "older")
-    assert instance.vm("older")["status"]["layers"] == [], (
+    assert instance.vm("older")["status"]["disks"]["0"]["layers"] == [], (
         "nothing was written, so the image is all they share"
     )
     instance.ok("start", "older")
@@ -148,7 +147,7 @@ def test_a_copy_of_a_copy_goes_on_when_those_it_came_from_are_gone(instance: Ins
     assert instance.in_guest("young", "cat /root/data") == "from-older"
     instance.ok("undelete", "older")
     instance.ok("delete", "older", "--now", "--yes")
-    kept = instance.vm("young")["status"]["layers"]
+    kept = instance.vm("young")["status"]["disks"]["0"]["layers"]
     assert len(kept) == 1 and kept[0] in layers(instance)
     instance.ok("stop", "young")
     instance.ok("start", "young")
@@ -213,7 +212,10 @@ def test_a_full_copy_shares_nothing(instance: Instance) -> None:
         == "whole is a copy of upper: virtuary start whole\n"
     )
     whole = instance.vm("whole")
-    assert (whole["status"]["layers"], whole["status"]["base"]) == ([], False)
+    assert (whole["status"]["disks"]["0"]["layers"], whole["status"]["disks"]["0"]["base"]) == (
+        [],
+        False,
+    )
     assert "copying the disk" in told(instance, "whole")
     disk = home_of(instance, "whole") / "disk.qcow2"
     facts_of_disk = json.loads(
@@ -221,11 +223,11 @@ def test_a_full_copy_shares_nothing(instance: Instance) -> None:
     )
     assert (
         "backing-filename" not in facts_of_disk
-        and facts_of_disk["virtual-size"] == whole["status"]["disk_size"]
+        and facts_of_disk["virtual-size"] == whole["status"]["disks"]["0"]["size"]
     )
     instance.ok("delete", "part", "lower", "upper", "--now", "--yes")
     assert (
-        layers(instance) == instance.vm("source")["status"]["layers"]
+        layers(instance) == instance.vm("source")["status"]["disks"]["0"]["layers"]
         if "source" in names(instance)
         else True
     )
@@ -238,7 +240,10 @@ def test_a_full_copy_shares_nothing(instance: Instance) -> None:
 
     instance.ok("copy", "whole", "lively", "--live")  # below neither of them is anything
     assert facts_without_key(instance, "lively") == ["kept", "lively"]
-    assert (instance.vm("lively")["status"]["layers"], instance.vm("lively")["status"]["base"]) == (
+    assert (
+        instance.vm("lively")["status"]["disks"]["0"]["layers"],
+        instance.vm("lively")["status"]["disks"]["0"]["base"],
+    ) == (
         [],
         False,
     )

@@ -74,7 +74,7 @@ def test_a_group_closes_a_port_and_opens_it_to_one_server(
         assert foretold(lan, one, two, "icmp")["action"] == "reject"
         said = lan.run("firewall", "delete", "shut")
         assert said.status == 4 and "attached to two" in said.err
-        assert lan.vm(two)["meta"]["generation"] == lan.vm(two)["status"]["applied"], (
+        assert lan.vm(two)["meta"]["generation"] == lan.vm(two)["status"]["power"]["applied"], (
             "nothing waits for a start"
         )
     finally:

@@ -100,7 +100,7 @@ def test_a_disk_whose_header_its_qemu_has_written_is_refused_by_every_verb_and_l
     """
     instance.ok("stop", victim, "--force")
     vm = instance.vm(victim)
-    disk = instance.paths.vm(vm["meta"]["id"]).home / vm["status"]["disk_file"]
+    disk = instance.paths.vm(vm["meta"]["id"]).home / vm["status"]["disks"]["0"]["file"]
     secret = tmp_path / "secret"
     secret.write_bytes(b"of the host" * 1000)
     before = disk.read_bytes()[:65536]

@@ -126,7 +126,11 @@ def test_memory_is_taken_from_an_idle_guest_down_to_its_floor_and_given_back(hos
     )
     host.says(PLENTY)
     host.wait_memory("idle", 511 * MIB, 512 * MIB, 60)
-    until(lambda: not host.status("idle")["reclaimed"], 10, "it is told that it has all of it")
+    until(
+        lambda: not host.status("idle")["pressure"]["reclaimed"],
+        10,
+        "it is told that it has all of it",
+    )
     assert (
         host.status("idle")["reason"] is None
         and host.instance.vm("idle")["spec"]["memory"]["size"] == 512 * MIB
@@ -183,7 +187,7 @@ def test_the_least_important_is_paused_says_why_and_goes_on_by_itself_also_after
     host.says(PLENTY)
     host.instance.wait_state("small", "running", limit=30)
     assert (
-        host.status("small")["held_for_memory"] is None and host.status("small")["reason"] is None
+        host.status("small")["pressure"]["held"] is None and host.status("small")["reason"] is None
     )
     host.instance.in_guest("small", "true")
 
@@ -274,7 +278,7 @@ def test_a_floor_of_processor_time_holds_while_everybody_spins(host: Host) -> No
         host.instance.in_guest(
             name, "(timeout 300 sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &)"
         )
-    gaps = host.status("sure")["gaps"]
+    gaps = host.status("sure")["tuning"]["gaps"]
     if any("weight" in gap for gap in gaps):
         pytest.skip(f"this host weighs nobody: {gaps}")
     seen = []

@@ -89,7 +89,7 @@ def test_memory_comes_and_goes_and_the_guest_sees_it(warm: Instance, server: str
     assert vm["status"]["memory"] == 512 * MIB and memory_of(warm, server) > before + 350
     vm = change(warm, server, memory=256 * MIB)
     assert 256 * MIB <= vm["status"]["memory"] < 272 * MIB and memory_of(warm, server) < 280
-    assert vm["meta"]["generation"] == vm["status"]["applied"], "nothing waits for a start"
+    assert vm["meta"]["generation"] == vm["status"]["power"]["applied"], "nothing waits for a start"
 
 
 def test_memory_of_a_template_is_given_back_at_the_next_start_only(
@@ -111,7 +111,7 @@ def test_cpus_come_and_go_and_the_guest_uses_them(warm: Instance, server: str) -
 def test_the_disk_grows_with_its_filesystem(warm: Instance, server: str) -> None:
     warm.in_guest(server, "echo kept >/root/kept; sync")
     vm = change(warm, server, disks=[512 * MIB])
-    assert vm["status"]["disk_size"] == 512 * MIB
+    assert vm["status"]["disks"]["0"]["size"] == 512 * MIB
     assert int(warm.in_guest(server, "df -m / | tail -n1").split()[1]) > 440
     assert warm.in_guest(server, "cat /root/kept") == "kept"
     refused = warm.run("set", server, "--disk", "300MiB")
@@ -128,7 +128,7 @@ def test_what_was_changed_is_there_after_the_daemon_died_and_after_a_start(own: 
         20,
         "it is adopted as it is",
     )
-    assert vm["status"]["memory"] == 256 * MIB and vm["status"]["gaps"] == []
+    assert vm["status"]["memory"] == 256 * MIB and vm["status"]["tuning"]["gaps"] == []
     assert change(own, "s", memory=384 * MIB)["status"]["memory"] == 384 * MIB
     own.ok("restart", "s", "--force")
     until(lambda: own.state("s") == "running", 60, "it runs again")
@@ -229,7 +229,7 @@ def test_what_this_host_can_not_give_is_said(warm: Instance, server: str) -> Non
     said = warm.ok("set", server, "--disk-weight", "300")
     vm, weighs = warm.vm(server), "bfq" in _schedulers()
     assert vm["spec"]["disks"][0]["io"]["weight"] == 300 and vm["status"]["state"] == "running"
-    assert weighs or ("weight of storage traffic" in said.err and vm["status"]["gaps"]), (
+    assert weighs or ("weight of storage traffic" in said.err and vm["status"]["tuning"]["gaps"]), (
         "said by the command that asked for it"
     )
     shown = warm.ok("show", server).out

@@ -577,7 +577,7 @@ def test_a_server_changes_and_keeps_its_data_through_its_life(instance: Instance
     )
     assert int(instance.in_guest("second-life", "df -m / | tail -n1").split()[1]) > 330
     vm = instance.vm("second-life")
-    assert vm["meta"]["generation"] == vm["status"]["applied"]
+    assert vm["meta"]["generation"] == vm["status"]["power"]["applied"]
 
     began = time.monotonic()
     # by its agent: far below the 90 s after which the plug is pulled
@@ -692,7 +692,7 @@ def test_restart_policy_restarts_a_killed_machine_until_it_crashes_in_a_loop(
     time.sleep(2)
     assert instance.state("phoenix") == "crashed"
     instance.ok("start", "phoenix", "--wait", "running")  # a human may still try
-    assert instance.vm("phoenix")["status"]["crashes"] == []
+    assert instance.vm("phoenix")["status"]["power"]["crashes"] == []
     instance.ok("delete", "phoenix", "--now", "--force", "--yes")
 
 
@@ -889,7 +889,7 @@ def test_a_boot_that_a_defect_of_qemus_ends_is_begun_once_more(instance: Instanc
     finally:
         launching.kill()
     assert instance.state("unlucky") == "running"
-    (crash,) = instance.vm("unlucky")["status"]["crashes"]
+    (crash,) = instance.vm("unlucky")["status"]["power"]["crashes"]
     assert "it is started once more" in crash["why"]
     (second,) = instance.machines(instance.vm("unlucky")["meta"]["id"])
     break_down(second)

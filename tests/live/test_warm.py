@@ -193,7 +193,10 @@ def test_what_was_created_before_starts_as_a_copy_too(own: Instance) -> None:
 
 def test_cold_boots_and_says_why(own: Instance) -> None:
     own.ok("launch", "tiny", "cold", "--cold")
-    assert not is_copy(own, "cold") and own.vm("cold")["status"]["cold"] == "a boot was asked for"
+    assert (
+        not is_copy(own, "cold")
+        and own.vm("cold")["status"]["warm"]["cold"] == "a boot was asked for"
+    )
 
 
 def test_a_template_goes_when_its_last_copy_does(own: Instance) -> None:
@@ -231,7 +234,7 @@ def test_a_template_with_a_flipped_bit_is_not_resumed_and_is_made_anew(own: Inst
         os.pwrite(file.fileno(), bytes([byte ^ 1]), start)
     own.ok("launch", "tiny", "safe")
     vm = own.vm("safe")
-    assert vm["status"]["runtime"]["template"] is None and "damaged" in vm["status"]["cold"]
+    assert vm["status"]["runtime"]["template"] is None and "damaged" in vm["status"]["warm"]["cold"]
     again = until(lambda: ready(own), 60, "another template")
     assert again[0]["meta"]["id"] != old
     own.ok("launch", "tiny", "warm-again")
@@ -288,10 +291,13 @@ def test_a_copy_that_can_not_be_made_a_machine_of_its_own_is_booted_instead(
     os.replace(place / "new", place / "manifest.json")
     own.ok("launch", "tiny", "anyway")
     vm = own.vm("anyway")
-    assert vm["status"]["runtime"]["template"] is None and vm["status"]["cold"].startswith(
+    assert vm["status"]["runtime"]["template"] is None and vm["status"]["warm"]["cold"].startswith(
         "the warm start failed"
     )
-    assert vm["status"]["layers"] == [] and own.in_guest("anyway", "hostname") == "anyway"
+    assert (
+        vm["status"]["disks"]["0"]["layers"] == []
+        and own.in_guest("anyway", "hostname") == "anyway"
+    )
     assert len(own.machines(vm["meta"]["id"])) == 1
 
 
@@ -305,7 +311,7 @@ def test_the_first_launch_makes_the_second_one_warm(own_instance: Instance) -> N
     own_instance.ok("launch", "tiny", "first")
     assert (
         not is_copy(own_instance, "first")
-        and "no warm template" in own_instance.vm("first")["status"]["cold"]
+        and "no warm template" in own_instance.vm("first")["status"]["warm"]["cold"]
     )
     until(lambda: ready(own_instance), 60, "a template in the background")
     assert re.search(r"tiny .*128 MiB \(", own_instance.ok("image", "list").out)

@@ -15,15 +15,15 @@ from pydantic import ValidationError
 
 from virtuary.base.units import MIB
 from virtuary.model.deeds import Change, Launch, Stop
-from virtuary.model.disk import Disk
+from virtuary.model.disk import ROOT, Disk
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus, ImageWish
-from virtuary.model.meta import Document, Meta, Model
+from virtuary.model.meta import Document, Meta, Model, utcnow
 from virtuary.model.network import Nic
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
 from virtuary.model.publish import Publish
 from virtuary.model.runtime import Runtime
-from virtuary.model.status import Crash, VmStatus
+from virtuary.model.status import Crash, DiskStatus, MemoryHold, PowerStatus, VmStatus
 from virtuary.model.vm import Vm, VmChange, VmSpec, VmWish
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
@@ -65,8 +65,10 @@ runtimes = st.builds(
 statuses = st.builds(
     VmStatus, reason=st.none() | st.text(max_size=40), stages=st.dictionaries(names, st.floats(0,
     1e6), max_size=3),
-    runtime=st.none() | runtimes, crashes=st.lists(st.builds(Crash, at=moments,
-    why=st.text(max_size=20)), max_size=2).map(tuple),
+    runtime=st.none() | runtimes, power=st.builds(PowerStatus, crashes=st.lists(st.builds(Crash,
+    at=moments, why=st.text(max_size=20)), max_size=2).map(tuple)),
+    disks=st.dictionaries(st.integers(1, 3), st.builds(DiskStatus, size=st.integers(1, 2**40)),
+    max_size=2).map(lambda others: {ROOT: DiskStatus(), **others}),
 )  # fmt: skip
 deeds = st.one_of(
     st.just(Launch()),
@@ -200,3 +202,28 @@ def test_a_document_that_holds_the_numbers_of_plugged_nics_is_still_read() -> No
     )
     del body["status"]["runtime"]["nics"], body["spec"]["nics"]
     assert Vm.load(json.dumps(body).encode(), 0).nics == (Nic(),)
+
+
+def test_what_is_true_of_a_process_ends_with_it_in_the_parts_of_a_status_too() -> None:
+    moment = utcnow()
+    crash = Crash(at=moment, why="QEMU died")
+    status = VmStatus().but(
+        addresses=("10.0.2.15",), cpus=2, tuning={"gaps": ("no weight",)},
+        pressure={"reclaimed": True, "held": MemoryHold(room=1, why="short", since=moment)},
+        power={"applied": 3}, identity={"given": "web1"},
+    )  # fmt: skip
+    over = status.without_process(power={"crashes": (crash,)})
+    assert over == VmStatus().but(
+        power={"applied": 3, "crashes": (crash,)}, identity={"given": "web1"}
+    )
+
+
+def test_a_dict_changes_only_what_it_names_of_a_part_and_of_a_disk() -> None:
+    status = VmStatus().but(disks={0: {"size": 5}, 1: DiskStatus(file="data.qcow2")})
+    changed = status.but(disks={1: {"ready": True}}, identity={"renew": True})
+    assert changed.disk == DiskStatus(size=5)
+    assert changed.disks[1] == DiskStatus(file="data.qcow2", ready=True)
+    assert changed.identity.renew and changed.identity.given is None
+    assert list(changed.but(disks={1: None}).disks) == [0]
+    with pytest.raises(ValidationError, match="nothing"):
+        status.but(identity={"nothing": 1})

@@ -19,7 +19,7 @@ from virtuary.host.shares import Claim
 from virtuary.model.meta import Meta
 from virtuary.model.runtime import Runtime, Shape
 from virtuary.model.settings import ResourceSettings, Settings
-from virtuary.model.status import VmStatus
+from virtuary.model.status import IdentityStatus, VmStatus
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.node.figures.asking import Memory, Told
 from virtuary.node.memory import keeper as module
@@ -79,7 +79,10 @@ class FakeWorker:
         )  # fmt: skip
         self.identity = f"00000000-0000-4000-8000-{number:012}"
         meta = Meta(id=self.identity, name=f"vm{number}", created=WALL)
-        status = VmStatus(state="running", runtime=runtime, identity=meta.name, memory=size, cpus=1)
+        status = VmStatus(
+            state="running", runtime=runtime, memory=size, cpus=1,
+            identity=IdentityStatus(given=meta.name),
+        )  # fmt: skip
         self.vm: Vm | None = Vm(meta=meta, spec=wish, status=status)
         self.run: Any = SimpleNamespace(
             ended=False, silent=False, may_be_asked=True, qemu_status=runs, size=Size(1, size),
@@ -195,14 +198,14 @@ async def test_memory_is_taken_down_to_the_floor_marked_first_and_given_back(ben
     one, sure = bench.add(1), bench.add(2, memory={"min": GIB})
     bench.says(400 * MIB)
     assert await bench.live(60) == SOON
-    assert one.written[0] == {"reclaimed": True} and one.run.size.memory == GIB // 2
+    assert one.written[0] == {"pressure": {"reclaimed": True}} and one.run.size.memory == GIB // 2
     assert sure.written == [] and sure.monitor.asked == []
     bench.says(4 * GIB)
     await bench.live(60)
     assert (
         one.run.size.memory == GIB
         and one.vm
-        and not one.vm.status.reclaimed
+        and not one.vm.status.pressure.reclaimed
         and bench.keeper.ledgers[one.identity].asked is None
     )
 
@@ -240,16 +243,16 @@ async def test_who_is_paused_is_written_down_and_goes_on(bench: Bench) -> None:
     await bench.live(2)
     assert (
         low.vm
-        and low.vm.status.held_for_memory
-        and "its priority (1) is the lowest" in low.vm.status.held_for_memory.why
+        and low.vm.status.pressure.held
+        and "its priority (1) is the lowest" in low.vm.status.pressure.held.why
     )
     low.run.qemu_status = "paused"
     bench.says(600 * MIB)
     await bench.live(20)
-    assert low.vm.status.held_for_memory and high.written == []
+    assert low.vm.status.pressure.held and high.written == []
     bench.says(4 * GIB)
     await bench.live(15)
-    assert low.vm.status.held_for_memory is None
+    assert low.vm.status.pressure.held is None
 
 
 async def test_a_new_keeper_goes_on_where_the_last_one_stopped(bench: Bench) -> None:
@@ -259,10 +262,10 @@ async def test_a_new_keeper_goes_on_where_the_last_one_stopped(bench: Bench) -> 
     low.run.qemu_status = "paused"
     bench.keeper = Keeper(bench.site, lambda: list(bench.workers.values()), bench.metrics)  # type: ignore[arg-type, return-value]
     await bench.live(10)
-    assert low.vm and low.vm.status.held_for_memory
+    assert low.vm and low.vm.status.pressure.held
     bench.says(4 * GIB)
     await bench.live(15)
-    assert low.vm.status.held_for_memory is None
+    assert low.vm.status.pressure.held is None
 
 
 async def test_one_that_its_owner_let_go_on_is_spared_until_the_shortage_is_over(
@@ -271,16 +274,16 @@ async def test_one_that_its_owner_let_go_on_is_spared_until_the_shortage_is_over
     one = bench.add(1, memory={"min": GIB})
     bench.says(50 * MIB)
     await bench.live(2)
-    assert one.vm and one.vm.status.held_for_memory
-    one.vm = one.vm.but(status=one.vm.status.but(held_for_memory=None))
+    assert one.vm and one.vm.status.pressure.held
+    one.vm = one.vm.but(status=one.vm.status.but(pressure={"held": None}))
     bench.keeper.wake(f"vm/{one.identity}")
     await bench.live(20)
-    assert one.vm.status.held_for_memory is None
+    assert one.vm.status.pressure.held is None
     bench.says(4 * GIB)
     await bench.live(2)
     bench.says(50 * MIB)
     await bench.live(2)
-    assert one.vm.status.held_for_memory, "another shortage"
+    assert one.vm.status.pressure.held, "another shortage"
 
 
 @pytest.mark.parametrize("spec", [{"power": "paused"}, {"power": "stopped"}, {"restarts": 1}])
@@ -300,7 +303,7 @@ async def test_a_store_that_is_away_is_tried_again(bench: Bench) -> None:
     await bench.live(2)
     one.failure = None
     await bench.live(10)
-    assert one.vm and one.vm.status.held_for_memory
+    assert one.vm and one.vm.status.pressure.held
 
 
 async def test_a_host_that_does_not_tell_is_left_alone(bench: Bench) -> None:

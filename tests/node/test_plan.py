@@ -60,19 +60,25 @@ LAN = [
 BOTH = {"runtime": runtime(network="tap", nics=LAN)}
 ON_LAN, ON_TWO = {"nics": LAN[:1]}, {"nics": LAN}
 PAUSED: dict[str, Any] = {"power": "paused"}
+COPIED, FULL = {"copied": True}, {"name": "web1", "why": "full"}
 
 REFUSED = "its guest did not take the name web1: full"
 COPY: dict[str, Any] = {
     "status": {
         "runtime": runtime(template="t"),
-        "template": "t",
-        "identity": None,
+        "warm": {"template": "t"},
+        "identity": {"given": None},
         "state": "starting",
     }
 }
 
 LIVE: dict[str, Any] = {
-    "status": {"runtime": runtime(live=True), "copied": True, "identity": None, "state": "starting"}
+    "status": {
+        "runtime": runtime(live=True),
+        "origin": COPIED,
+        "identity": {"given": None},
+        "state": "starting",
+    }
 }
 LEFT, WITH_STATE = frozenset({"disk", "leftover"}), frozenset({"disk", "state"})
 
@@ -95,7 +101,7 @@ def sized(
 def reclaimed(spec: dict[str, Any], **facts: Any) -> World:
     """The same, where the host took some of its memory for a while."""
     seen = sized(spec, **facts)
-    status = seen.vm.status.but(reclaimed=True, reason=LESS_MEMORY)
+    status = seen.vm.status.but(pressure={"reclaimed": True}, reason=LESS_MEMORY)
     return replace(seen, vm=seen.vm.but(status=status))
 
 
@@ -150,16 +156,16 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     user="fedora")), "make_seed"),
     "an image without cloud-init gets none": (at_rest({"login": {"user_data": True}}), "start"),
     "user data for an image that turned out to have no cloud-init": (at_rest({"login": {"user_data": True}},
-    status={"disk_ready": False}), "fail"),
+    status={"disks": {0: {"ready": False}}}), "fail"),
     "the guest would not take its name: it is left in peace": (
-        alive(status={"identity": "old", "identity_refused": "full", "reason": REFUSED},
+        alive(status={"identity": {"given": "old", "refused": FULL}, "reason": REFUSED},
         refused={"identity": "web1"}), None
     ),
     "it stood still, and nobody can set its clock": (alive(image=image(agent=False), behind=5.0),
     "report"),
     "it stood still, and its agent sets its clock": (alive(behind=5.0), None),
-    "and is asked again by another name": (alive(status={"identity": "old",
-    "identity_refused": "full"}, refused={"identity": "web0"}), "give_identity"),
+    "and is asked again by another name": (alive(status={"identity": {"given": "old",
+    "refused": FULL}}, refused={"identity": "web0"}), "give_identity"),
     "started: its monitor is not connected yet": (alive(qemu=None, connected=False,
     status={"state": "starting"}), None),
     "started: nobody serves its network yet": (alive(qemu="prelaunch", network_alive=False),
@@ -216,15 +222,15 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     nics=LAN)}), None),
     "what is stopped gets no NIC": (alive({**ON_TWO, **STOPPED},
     status={"runtime": runtime(network="tap")}), "ask_shutdown"),
-    "the guest's agent is there, its identity not given": (alive(status={"identity": None}),
+    "the guest's agent is there, its identity not given": (alive(status={"identity": {"given": None}}),
     "give_identity"),
-    "renamed: the guest learns its new name": (alive(status={"identity": "old"}), "give_identity"),
+    "renamed: the guest learns its new name": (alive(status={"identity": {"given": "old"}}), "give_identity"),
     "something new was seen": (alive(status={"state": "starting"}), "report"),
     "an address was learned": (alive(addresses=("10.0.2.15",)), "report"),
     "launched and ready": (alive(operation=operation("launch")), "finish"),
     "launched, SSH not heard for long": (
         alive(
-            signals={}, status={"stages": {}, "state": "starting", "identity": None},
+            signals={}, status={"stages": {}, "state": "starting", "identity": {"given": None}},
             usual={"firmware": 1.0}, operation=staged("firmware"),
             age=9.0,
         ), "explain",
@@ -239,17 +245,17 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "created stopped": (at_rest(STOPPED, operation=operation("create")), "finish"),
     "stopped and wished so": (at_rest(STOPPED), None),
     # ---- a copy of a warm template
-    "its disk lies on a template": (at_rest(status={"template": "t"},
+    "its disk lies on a template": (at_rest(status={"warm": {"template": "t"}},
     operation=operation("launch")), "start_warm"),
-    "created, and now to be started for the first time": (at_rest(status={"applied": 0},
+    "created, and now to be started for the first time": (at_rest(status={"power": {"applied": 0}},
     operation=operation("start")), "make_disk"),
-    "created, and its disk was being made anew": (at_rest(status={"applied": 0}, files=frozenset(),
+    "created, and its disk was being made anew": (at_rest(status={"power": {"applied": 0}}, files=frozenset(),
     operation=operation("start")), "make_disk"),
     "created, started, stopped by force before it was anybody": (at_rest(), "start"),
     "its disk lies on a template and is to be larger": (at_rest({"disks": (2**31,)},
-    status={"template": "t"}), "start_warm"),
-    "a copy that became a machine of its own boots": (at_rest(status={"template": "t",
-    "identity": "web1"}), "start"),
+    status={"warm": {"template": "t"}}), "start_warm"),
+    "a copy that became a machine of its own boots": (at_rest(status={"warm": {"template": "t"},
+    "identity": {"given": "web1"}}), "start"),
     "a copy waits for its state": (alive(qemu="inmigrate", **COPY), "load_state"),
     "a copy has its state": (alive(qemu="paused", **COPY), "resume"),
     "a copy runs, its agent answers": (alive(**COPY), "renew_identity"),
@@ -299,18 +305,18 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     operation=operation("copy", cancel=True)), None),
     "its source is just giving, and it is to go": (world(vm(origin("full"), {"purge": True}),
     held=True), None),
-    "it knows its layers": (world(vm({**origin("overlay"), **STOPPED}, copied=True),
+    "it knows its layers": (world(vm({**origin("overlay"), **STOPPED}, origin=COPIED),
     operation=operation("copy")), "stand_on_layer"),
-    "it stands on them": (at_rest({**origin("overlay"), **STOPPED}, status={"copied": True},
+    "it stands on them": (at_rest({**origin("overlay"), **STOPPED}, status={"origin": COPIED},
     operation=operation("copy")), "finish"),
-    "it is started": (at_rest(origin("overlay"), status={"copied": True, "renew": True}), "start"),
+    "it is started": (at_rest(origin("overlay"), status={"origin": COPIED, "identity": {"renew": True}}), "start"),
     "its guest is up and believes to be its source": (alive(origin("overlay"),
-    status={"copied": True, "renew": True, "identity": None}), "renew_copy"),
-    "a live copy has the memory": (at_rest(origin("live"), status={"copied": True},
+    status={"origin": COPIED, "identity": {"renew": True, "given": None}}), "renew_copy"),
+    "a live copy has the memory": (at_rest(origin("live"), status={"origin": COPIED},
     files=WITH_STATE, operation=operation("copy")), "start_live"),
     "a live copy has the memory, and is stopped": (at_rest({**origin("live"), **STOPPED},
-    status={"copied": True}, files=WITH_STATE), "drop_copy"),
-    "a live copy has lost the memory": (at_rest(origin("live"), status={"copied": True},
+    status={"origin": COPIED}, files=WITH_STATE), "drop_copy"),
+    "a live copy has lost the memory": (at_rest(origin("live"), status={"origin": COPIED},
     operation=operation("copy")), "drop_copy"),
     "a live copy waits for its memory": (alive(origin("live"), qemu="inmigrate", **LIVE),
     "load_live"),
@@ -322,8 +328,8 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     age=2 * SILENT_LIMIT, **LIVE), "kill"),
     "a live copy died on its way": (at_rest(origin("live"), **LIVE, operation=operation("copy")),
     "drop_copy"),
-    "a live copy that became a machine of its own": (at_rest(origin("live"), status={"copied": True,
-    "identity": "web1"}), "start"),
+    "a live copy that became a machine of its own": (at_rest(origin("live"), status={"origin": COPIED,
+    "identity": {"given": "web1"}}), "start"),
     # ---- pause and resume
     "wished paused, runs": (alive(PAUSED), "pause"),
     "wished paused, is": (alive(PAUSED, qemu="paused", status={"state": "paused"},
@@ -339,18 +345,18 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
         "finish",
     ),
     # ---- the host's memory ran out
-    "it is to be paused for lack of memory": (alive(status={"held_for_memory": HOLD}), "pause"),
-    "it is, and that is written down": (alive(qemu="paused", status={"held_for_memory": HOLD,
+    "it is to be paused for lack of memory": (alive(status={"pressure": {"held": HOLD}}), "pause"),
+    "it is, and that is written down": (alive(qemu="paused", status={"pressure": {"held": HOLD},
     "state": "paused", "reason": HOLD.why}), None),
     "there is memory again": (alive(qemu="paused", status={"state": "paused", "reason": HOLD.why}),
     "resume"),
-    "its owner has it go on": (alive(qemu="paused", status={"held_for_memory": HOLD,
+    "its owner has it go on": (alive(qemu="paused", status={"pressure": {"held": HOLD},
     "state": "paused"}, operation=operation("resume")), "let_go"),
-    "its owner pauses it": (alive(PAUSED, qemu="paused", status={"held_for_memory": HOLD},
+    "its owner pauses it": (alive(PAUSED, qemu="paused", status={"pressure": {"held": HOLD}},
     operation=operation("pause")), "let_go"),
-    "its owner stops it": (alive(STOPPED, qemu="paused", status={"held_for_memory": HOLD},
+    "its owner stops it": (alive(STOPPED, qemu="paused", status={"pressure": {"held": HOLD}},
     operation=operation("stop")), "ask_shutdown"),
-    "some of its memory was taken": (alive(status={"reclaimed": True}), "report"),
+    "some of its memory was taken": (alive(status={"pressure": {"reclaimed": True}}), "report"),
     "what was taken is given back": (alive(status={"reason": LESS_MEMORY}), "report"),
     # ---- stop
     "its start failed while it booted": (alive(STOPPED, status={"state": "starting"}), "kill"),
@@ -443,7 +449,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
         alive(origin("live"), **LIVE, network_alive=False), "renew_live",
     ),
     "a live copy is a machine of its own": (
-        alive(origin("live"), status=LIVE["status"] | {"identity": "web1"}, network_alive=False),
+        alive(origin("live"), status=LIVE["status"] | {"identity": {"given": "web1"}}, network_alive=False),
         "start_network",
     ),
     "nobody serves its network any more": (alive(network_alive=False), "start_network"),
@@ -610,7 +616,7 @@ def test_a_boot_that_a_defect_of_qemus_ends_is_begun_once_more(case: str) -> Non
     spec, state, before, status, again = BOOTS[case]
     seen = at_rest(
         spec,
-        status={"runtime": runtime(), "state": state, "crashes": crashes(*before)},
+        status={"runtime": runtime(), "state": state, "power": {"crashes": crashes(*before)}},
         exit_status=status,
     )
     end = after_end(seen)
@@ -621,7 +627,9 @@ def test_a_boot_that_a_defect_of_qemus_ends_is_begun_once_more(case: str) -> Non
 @pytest.mark.parametrize("case", ENDS)
 def test_what_becomes_of_it(case: str) -> None:
     spec, why, before, facts, wanted = ENDS[case]
-    seen = at_rest(spec, status={"runtime": runtime(end=why), "crashes": crashes(*before)}, **facts)
+    seen = at_rest(
+        spec, status={"runtime": runtime(end=why), "power": {"crashes": crashes(*before)}}, **facts
+    )
     end = after_end(seen)
     assert (end.state, end.crashed, end.again) == wanted
 
@@ -629,7 +637,7 @@ def test_what_becomes_of_it(case: str) -> None:
 def test_the_fifth_crash_says_why_there_is_no_sixth() -> None:
     seen = at_rest(
         {"policy": {"restart": "always"}},
-        status={"runtime": runtime(), "crashes": crashes(*range(1, CRASH_LIMIT))},
+        status={"runtime": runtime(), "power": {"crashes": crashes(*range(1, CRASH_LIMIT))}},
     )
     assert "not restarted, because it crashed 5 times within 10 minutes" in str(
         after_end(seen).reason
@@ -674,7 +682,7 @@ STATES: dict[str, tuple[World, str]] = {
     "running": (alive(), "running"),
     "paused": (alive(PAUSED, qemu="paused"), "paused"),
     "no space": (alive(qemu="io-error"), "paused"),
-    "the host's memory ran out": (alive(qemu="paused", status={"held_for_memory": HOLD}), "paused"),
+    "the host's memory ran out": (alive(qemu="paused", status={"pressure": {"held": HOLD}}), "paused"),
     "stopping": (alive(STOPPED), "stopping"),
     "restarting": (alive({"restarts": 1}), "stopping"),
     "silent": (alive(silent=True), "unresponsive"),
@@ -737,7 +745,7 @@ def test_a_warm_launch_differs_by_few_steps() -> None:
         "renew_identity",
         "finish",
     ]
-    assert host.vm and host.vm.status.state == "running" and host.vm.status.cold is None
+    assert host.vm and host.vm.status.state == "running" and host.vm.status.warm.cold is None
 
 
 @pytest.mark.parametrize("said", [0, 4096, 2**29, 2**30 + 1, 2**40])
@@ -772,7 +780,11 @@ def test_a_copy_that_fails_is_ended_and_booted_from_a_fresh_disk(fault: str) -> 
         "give_identity",
         "finish",
     ]
-    assert host.vm and (host.vm.status.state, host.vm.status.template, host.vm.status.cold) == (
+    assert host.vm and (
+        host.vm.status.state,
+        host.vm.status.warm.template,
+        host.vm.status.warm.cold,
+    ) == (
         "running",
         None,
         "it failed",
@@ -789,13 +801,13 @@ def test_a_copy_that_dies_on_the_way_is_booted_from_a_fresh_disk(moment: int) ->
             host.do(seen, step)
         else:
             host.pass_time()
-    if host.vm and host.vm.status.identity is None and host.process == "alive":
+    if host.vm and host.vm.status.identity.given is None and host.process == "alive":
         host.die()
         host.settle()
         assert (
             host.vm.status.state == "running"
-            and host.vm.status.template is None
-            and host.vm.status.cold
+            and host.vm.status.warm.template is None
+            and host.vm.status.warm.cold
         )
 
 
@@ -819,7 +831,7 @@ def test_a_guest_that_dies_again_and_again_is_given_up() -> None:
         host.die()
     host.settle()
     assert host.process == "absent" and host.vm
-    assert (host.vm.status.state, host.vm.spec.power, len(host.vm.status.crashes)) == (
+    assert (host.vm.status.state, host.vm.spec.power, len(host.vm.status.power.crashes)) == (
         "crashed",
         "stopped",
         CRASH_LIMIT,
@@ -900,7 +912,7 @@ def happen(host: Host, event: str) -> None:
         case "deaf":
             host.deaf = True
         case "memory runs out" if host.qemu == "running":
-            host._status(held_for_memory=HOLD)
+            host._status(pressure={"held": HOLD})
         case "one step":
             seen = host.look()
             step = plan(seen) if seen else None
@@ -934,9 +946,9 @@ def test_whatever_happens_the_wish_comes_true_and_then_it_is_quiet(
         if host.vm is None:
             return
         happen(host, event)
-    if host.vm and host.vm.status.held_for_memory:
+    if host.vm and host.vm.status.pressure.held:
         # there is memory again
-        host.vm = host.vm.but(status=host.vm.status.but(held_for_memory=None))
+        host.vm = host.vm.but(status=host.vm.status.but(pressure={"held": None}))
     host.settle(400)
     if host.vm is None:
         assert not host.files and host.process == "absent"
@@ -953,7 +965,7 @@ def test_whatever_happens_the_wish_comes_true_and_then_it_is_quiet(
     )
     seen = host.look()
     assert seen and state_of(seen)[0] == host.vm.status.state, "what is written is what is"
-    assert not host.copies or not host.vm.status.disk_ready or not agent, (
+    assert not host.copies or not host.vm.status.disk.ready or not agent, (
         "a copy is given what it waits for, or told why not"
     )
     assert "leftover" not in host.files
@@ -1000,11 +1012,11 @@ def test_a_copy_becomes_a_machine_of_its_own_or_nothing(
     if host.vm is None:
         assert not host.files and host.process == "absent"
         return
-    assert host.vm.status.disk_ready and (host.vm.status.identity or mode != "live"), (
+    assert host.vm.status.disk.ready and (host.vm.status.identity.given or mode != "live"), (
         "a live copy that is no machine is nothing"
     )
     if host.process == "alive":
-        assert host.vm.status.identity == host.vm.name and not host.vm.status.renew
+        assert host.vm.status.identity.given == host.vm.name and not host.vm.status.identity.renew
     assert "state" not in host.files, "nothing is kept of its source's memory"
 
 
@@ -1025,14 +1037,14 @@ def test_a_copy_of_a_stopped_server_takes_a_short_road() -> None:
     ]
     host._spec(power="running")
     host.settle()
-    assert host.steps.count("renew_copy") == 1 and host.vm and not host.vm.status.renew
+    assert host.steps.count("renew_copy") == 1 and host.vm and not host.vm.status.identity.renew
 
 
 def test_why_a_live_copy_ended_is_told() -> None:
     def why(**facts: Any) -> str:
         found = runtime(live=True, end=facts.pop("end", None))
         return why_no_machine(
-            at_rest(origin("live"), status={"runtime": found, "identity": None}, **facts)
+            at_rest(origin("live"), status={"runtime": found, "identity": {"given": None}}, **facts)
         )
 
     assert why(end="silent") == "its guest agent did not answer within 120 s"
@@ -1083,7 +1095,7 @@ def test_a_server_that_runs_is_given_what_is_wished_or_is_as_it_was(
     assert host.operation is None and host.qemu == "running" and host.vm.status.state == "running"
     for field, value in wish.items():
         part: Sized = {"cpu": "cpus", "disks": "disk"}.get(field, field)  # type: ignore[assignment]
-        has = host.vm.status.disk_size if part == "disk" else getattr(host, part)
+        has = host.vm.status.disk.size if part == "disk" else getattr(host, part)
         wanted = value[0] if part == "disk" else value
         follows = wanted if part == "disk" or not stubborn else before.sizes[part]
         assert has == follows == host.vm.spec.sizes[part]

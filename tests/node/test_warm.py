@@ -40,7 +40,7 @@ async def test_a_template_is_removed_for_what_happened_and_not_for_a_word(
     template = Template(meta=Meta(name="tiny"), spec=spec)
     template = template.but(status=template.status.but(state="ready"))
     world = at_rest()
-    vm = world.vm.but(status=world.vm.status.but(template=template.id))
+    vm = world.vm.but(status=world.vm.status.but(warm={"template": template.id}))
     revision = await store.txn({}, {template.key: template.dump(), vm.key: vm.dump()})
     vm = vm.but(meta=vm.meta.but(revision=revision))
     await go_cold(Server(Site(paths, store, ME), ID), replace(world, vm=vm), error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from virtuary.model.disk import ROOT
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
@@ -17,6 +18,7 @@ from virtuary.model.vm import Origin, Sized, Vm, VmSpec
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_WINDOW
 from virtuary.node.report.plan import Report
+from virtuary.node.server import parts
 from virtuary.node.server.pre_identity import never_handed_out
 from virtuary.node.server.step import Step
 from virtuary.node.server.world import (
@@ -69,7 +71,7 @@ def vm(spec: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, *
     return Vm(
         meta=Meta(id=ID, name="web1", created=WALL, **(meta or {})),
         spec=VmSpec(**wish),
-        status=VmStatus(**status),
+        status=VmStatus().but(**status),
     )
 
 
@@ -174,12 +176,12 @@ def at_rest(
     """No process; the disk is made."""
     seen = {
         "state": "stopped",
-        "disk_ready": True,
-        "disk_size": 2**30,
-        "applied": 1,
-        **(status or {}),
+        "disks": {ROOT: {"ready": True, "size": 2**30}},
+        "power": {"applied": 1},
     }
-    return world(vm(spec, meta, **seen), **{"files": frozenset({"disk"}), **facts})
+    return world(
+        vm(spec, meta, **seen).seen(**(status or {})), **{"files": frozenset({"disk"}), **facts}
+    )
 
 
 def alive(
@@ -191,9 +193,8 @@ def alive(
     """A guest that runs, is reached and has its identity; all of it is written down."""
     stages = {"kernel": 1.0, "agent": 2.0, "network": 3.0, "ssh": 4.0}
     seen = {
-        "state": "running", "disk_ready": True, "disk_size": 2**30, "runtime": runtime(),
-        "identity": "web1", "stages": stages, "applied": 1,
-        **(status or {}),
+        "state": "running", "disks": {ROOT: {"ready": True, "size": 2**30}}, "runtime": runtime(),
+        "identity": {"given": "web1"}, "stages": stages, "power": {"applied": 1},
     }  # fmt: skip
     live = {
         "process": "alive",
@@ -203,7 +204,7 @@ def alive(
         "signals": stages,
         "files": frozenset({"disk"}),
     }
-    return world(vm(spec, meta, **seen), **{**live, **facts})
+    return world(vm(spec, meta, **seen).seen(**(status or {})), **{**live, **facts})
 
 
 @dataclass
@@ -314,7 +315,7 @@ class Host:
         return bool(
             vm
             and vm.spec.origin
-            and not vm.status.copied
+            and not vm.status.origin.copied
             and not vm.meta.purge
             and operation
             and operation.spec.deed.kind == "copy"
@@ -325,10 +326,9 @@ class Host:
         assert self.vm and self.vm.spec.origin
         mode = self.vm.spec.origin.mode
         self._status(
-            copied=True,
-            renew=mode != "live" and self.image.status.agent,
-            disk_size=2**30,
-            disk_ready=mode != "overlay",
+            origin={"copied": True},
+            identity={"renew": mode != "live" and self.image.status.agent},
+            disks={ROOT: {"size": 2**30, "ready": mode != "overlay"}},
         )
         self.files |= {"disk", "state"} if mode == "live" else {"disk"} if mode == "full" else set()
         self.used = True
@@ -349,18 +349,19 @@ class Host:
 
     def make_disk(self, seen: World, _: Any) -> None:
         self.files.add("disk")
-        template = "template-id" if self.warm and not seen.vm.status.cold else None
+        template = "template-id" if self.warm and not seen.vm.status.warm.cold else None
         cold = (
             None
             if template or seen.vm.spec.power == "stopped"
-            else seen.vm.status.cold or "there is no template"
+            else seen.vm.status.warm.cold or "there is no template"
         )
         self._status(
-            disk_ready=True, disk_size=seen.vm.spec.root.size or 2**30, template=template, cold=cold
+            disks={ROOT: {"ready": True, "size": seen.vm.spec.root.size or 2**30}},
+            warm={"template": template, "cold": cold},
         )
 
     def grow_disk(self, _: World, size: int) -> None:
-        self._status(disk_size=size)
+        self._status(**parts.grown(ROOT, size))
 
     def make_seed(self, *_: Any) -> None:
         self.files.add("seed")
@@ -390,7 +391,7 @@ class Host:
         self._status(runtime=begun, state="starting", stages={}, reason=None)
 
     def start_warm(self, seen: World, _: Any) -> None:
-        assert seen.vm.status.identity is None and not self.used, (
+        assert seen.vm.status.identity.given is None and not self.used, (
             "a copy is only ever resumed on a disk that nobody used"
         )
         self.start(seen, None)
@@ -409,10 +410,10 @@ class Host:
         if self.warm == "refuses":
             self._go_cold(seen)
         else:
-            self._status(identity=seen.vm.name)
+            self._status(**parts.known_as(seen.vm.name))
 
     def _go_cold(self, seen: World) -> None:
-        self._status(cold="it failed")
+        self._status(warm={"cold": "it failed"})
         self.kill(seen, "cold")
 
     # ---- what it is given while it runs
@@ -429,10 +430,10 @@ class Host:
 
     def resize_disk(self, seen: World, wanted: int) -> None:
         assert seen.process.qemu == "running"
-        self._status(disk_size=wanted)
+        self._status(**parts.grown(ROOT, wanted))
 
     def _resize(self, seen: World, what: Sized, wanted: int) -> None:
-        assert seen.process.qemu == "running" and seen.vm.status.identity is not None, (
+        assert seen.process.qemu == "running" and seen.vm.status.identity.given is not None, (
             "a guest is asked only when it is up and itself"
         )
         if self.stubborn:
@@ -455,7 +456,7 @@ class Host:
 
     def save_live(self, seen: World, copy: Vm) -> None:
         assert (
-            self.qemu == "running" and seen.vm.status.identity is not None
+            self.qemu == "running" and seen.vm.status.identity.given is not None
         ) or not self.image.status.agent
         self.given.append(self.copies.pop(0).spec.origin.mode)  # type: ignore[union-attr]
 
@@ -473,16 +474,16 @@ class Host:
         self.files.discard("leftover")
 
     def stand_on_layer(self, seen: World, _: Any) -> None:
-        assert seen.vm.status.copied
+        assert seen.vm.status.origin.copied
         self.files.add("disk")
-        self._status(disk_ready=True)
+        self._status(disks={ROOT: {"ready": True}})
 
     def renew_copy(self, seen: World, _: Any) -> None:
-        assert seen.vm.status.renew
-        self._status(identity=seen.vm.name, renew=False)
+        assert seen.vm.status.identity.renew
+        self._status(**parts.known_as(seen.vm.name))
 
     def start_live(self, seen: World, _: Any) -> None:
-        assert seen.vm.status.identity is None and "state" in self.files
+        assert seen.vm.status.identity.given is None and "state" in self.files
         self.start(seen, None)
         self.qemu = "inmigrate"
         assert self.vm and self.vm.status.runtime
@@ -503,7 +504,7 @@ class Host:
         if self.live == "refuses":
             self._fail_live(seen)
         else:
-            self._status(identity=seen.vm.name)
+            self._status(**parts.known_as(seen.vm.name))
             self.files.discard("state")
 
     def _fail_live(self, seen: World) -> None:
@@ -511,7 +512,7 @@ class Host:
         self.drop_copy(seen, "it failed")
 
     def drop_copy(self, _: World, why: str) -> None:
-        assert self.process == "absent" and self.vm and self.vm.status.identity is None, (
+        assert self.process == "absent" and self.vm and self.vm.status.identity.given is None, (
             "one that was handed out is never dropped"
         )
         self.operation = None
@@ -540,10 +541,10 @@ class Host:
         self.qemu = "paused"
 
     def let_go(self, *_: Any) -> None:
-        self._status(held_for_memory=None)
+        self._status(pressure={"held": None})
 
     def give_identity(self, seen: World, _: Any) -> None:
-        self._status(identity=seen.vm.name)
+        self._status(**parts.known_as(seen.vm.name))
 
     def ask_shutdown(self, seen: World, _: Any) -> None:
         self.asked, self.asked_last = self.asked or self.now, self.now
@@ -563,28 +564,18 @@ class Host:
         assert self.process == "absent" and self.vm
         self.asked = None
         recent = tuple(
-            crash for crash in self.vm.status.crashes if seen.wall - crash.at < CRASH_WINDOW
+            crash for crash in self.vm.status.power.crashes if seen.wall - crash.at < CRASH_WINDOW
         )
         if end.crashed:
             recent += (Crash(at=seen.wall, why=end.reason or ""),)
         if never_handed_out(self.vm):
-            self._status(
-                disk_ready=False,
-                disk_size=None,
-                template=None,
-                cold=self.vm.status.cold or "it ended",
-            )
+            self._status(**parts.unused(ROOT, self.vm.status.warm.cold or "it ended"))
             self.files.discard("disk")
             self.used = False
-        self._status(
-            runtime=None,
-            state=end.state,
-            reason=end.reason,
-            crashes=recent,
-            addresses=(),
-            held_for_memory=None,
-            reclaimed=False,
+        status = self.vm.status.without_process(
+            state=end.state, reason=end.reason, power={"crashes": recent}
         )
+        self.vm = self.vm.but(status=status)
         self._spec(power=self.vm.spec.power if end.again else "stopped")
         if (
             not end.again
@@ -618,7 +609,7 @@ class Host:
         self.operation = None
         self._spec(power="stopped")
         self._status(reason=told[0])
-        if not self.vm.status.disk_ready:
+        if not self.vm.status.disk.ready:
             self.vm = self.vm.but(meta=self.vm.meta.but(purge=True))
 
     def cancel_operation(self, seen: World, found: Operation) -> None:

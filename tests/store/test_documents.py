@@ -92,7 +92,7 @@ async def test_what_an_index_finds_is_what_looking_through_all_finds(log: int) -
         found = Vm(
             meta=Meta(id=str(chance.randrange(9)), name="a"),
             spec=VmSpec(image=chance.choice(["tiny", "debian"])),
-        ).seen(layers=tuple(chance.sample("abc", chance.randrange(4))))
+        ).seen(disks={0: {"layers": tuple(chance.sample("abc", chance.randrange(4)))}})
         gone = chance.random() < 0.2
         await store.txn({}, {} if gone else {found.key: found.dump()}, [found.key] if gone else [])
         if chance.random() < 0.4:

@@ -86,7 +86,7 @@ def claim_of(vm: Vm, host: HostStatus) -> Claim:
     running = (vm.spec.power != "stopped" and not vm.meta.deleted) or vm.status.runtime is not None
     runtime = vm.status.runtime
     began = runtime.shape.memory if runtime and runtime.shape else None
-    found = claim(vm.spec, vm.status.disk_size, host, running=running, began=began)
+    found = claim(vm.spec, vm.status.disk.size, host, running=running, began=began)
     if runtime is None:
         return found
     # what it is to give back and has not yet

@@ -24,7 +24,7 @@ from virtuary.model.disk import ROOT
 from virtuary.model.image import Image
 from virtuary.model.meta import Meta, new_id
 from virtuary.model.operation import Operation
-from virtuary.model.status import VmStatus
+from virtuary.model.status import DiskStatus, VmStatus
 from virtuary.model.template import Template
 from virtuary.model.vm import Origin, Vm, VmCopy
 from virtuary.store import documents, userdata
@@ -71,7 +71,7 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
         "origin": Origin(id=source.id, name=source.name, mode=wish.mode),
     }
     spec = checked(lambda: like.overlaid(wish, OWN, **own))
-    disk = VmStatus(disk_size=spec.root.size or source.status.disk_size)
+    disk = VmStatus(disks={ROOT: DiskStatus(size=spec.root.size or source.status.disk.size)})
     blockers += [
         *room(context, Vm(meta=source.meta, spec=spec, status=disk)),
         *ports.taken(context, spec.publish, None),
@@ -92,7 +92,7 @@ def unfit(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
         check_free(context.store, source)
     except Busy as error:
         blockers.append(error)
-    if not status.disk_ready:
+    if not status.disk.ready:
         return [
             *blockers,
             Conflict(
@@ -100,8 +100,8 @@ def unfit(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
             ),
         ]
     asked = next((disk.size for disk in wish.disks if disk.number == ROOT), None)
-    if asked is not None and status.disk_size and asked < status.disk_size:
-        size = format_size(status.disk_size)
+    if asked is not None and status.disk.size and asked < status.disk.size:
+        size = format_size(status.disk.size)
         blockers.append(
             Invalid(
                 f"the disk of {name} is {size} and {format_size(asked)} were asked for",
@@ -145,11 +145,11 @@ def _unfit_live(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryErro
             "a machine of its own"
         )
         blockers.append(Conflict(what, f"virtuary stop {name}, and copy it without --live"))
-    elif status.identity != name:
+    elif status.identity.given != name:
         blockers.append(
             Conflict(f"{name} has not taken its name yet", "repeat when its guest agent answers")
         )
-    if status.applied != source.meta.generation:
+    if status.power.applied != source.meta.generation:
         blockers.append(
             Conflict(f"{name} was changed and not restarted since", f"virtuary restart {name}")
         )

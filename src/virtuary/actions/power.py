@@ -61,7 +61,9 @@ async def _power(context: Context, name: str, deed: Power) -> tuple[Vm, Operatio
     ended = superseded(context, vm, deed)
     restarts = vm.spec.restarts + isinstance(deed, Restart)
     spec = vm.spec.but(power=WISHED[type(deed)], restarts=restarts)
-    changed = vm.but(spec=spec, status=vm.status.but(crashes=()) if starts else vm.status)
+    changed = vm.but(spec=spec)
+    if starts:
+        changed = changed.seen(power={"crashes": ()})
     if starts:
         shared = networks.absent(context) if any(nic.network_id for nic in vm.spec.nics) else []
         raise_all(

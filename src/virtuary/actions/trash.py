@@ -35,7 +35,7 @@ async def delete(
     changed = vm.but(
         spec=vm.spec.but(power="stopped"),
         meta=vm.meta.but(
-            deleted=vm.meta.deleted or utcnow(), purge=now or not vm.status.disk_ready
+            deleted=vm.meta.deleted or utcnow(), purge=now or not vm.status.disk.ready
         ),
     )
     operation = new_operation(context, Delete(), vm)

@@ -32,7 +32,7 @@ from virtuary.model.deeds import (
     Create,
     Launch,
 )
-from virtuary.model.disk import DiskWish
+from virtuary.model.disk import ROOT, DiskWish
 from virtuary.model.image import Image
 from virtuary.model.memory import default_memory
 from virtuary.model.meta import Meta, check_name, invalid
@@ -73,7 +73,8 @@ def draft(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> Draft:
     blockers += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
     spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics))
     vm = Vm(meta=meta, spec=spec)
-    blockers += room(context, vm.seen(disk_size=spec.root.size or image.status.virtual_size))
+    size = spec.root.size or image.status.virtual_size
+    blockers += room(context, vm.seen(disks={ROOT: {"size": size}}))
     blockers += ports.taken(context, spec.publish, None)
     if (
         image.status.state == "ready"
@@ -258,7 +259,7 @@ def draft_change(context: Context, vm: Vm, wish: VmChange) -> Changed:
 
 
 def _shrunk(vm: Vm, spec: VmSpec) -> list[VirtuaryError]:
-    has, wished = vm.status.disk_size, spec.root.size
+    has, wished = vm.status.disk.size, spec.root.size
     if not has or wished is None or wished >= has or wished == vm.spec.root.size:
         return []
     return [
@@ -327,14 +328,14 @@ def lives(vm: Vm, spec: VmSpec, path: str) -> bool:
     """Whether a server that runs can follow the change of one of `RESIZES` at once. Pure."""
     runtime = vm.status.runtime
     shape = runtime.shape if runtime else None
-    if shape is None or vm.status.identity is None or vm.spec.power != "running":
+    if shape is None or vm.status.identity.given is None or vm.spec.power != "running":
         return False
     match path:
         case "cpu.count":
             return shape.allows(cpus=spec.cpu.count)
         case "memory.size":
             return shape.allows(memory=spec.memory.size)
-    return vm.status.disk_size is not None
+    return vm.status.disk.size is not None
 
 
 def tunes(vm: Vm, spec: VmSpec) -> bool:
@@ -363,7 +364,7 @@ async def rename(context: Context, name: str, new_name: str) -> Vm:
     if context.store.get(Vm.name_key(wanted)):
         raise Exists(f"a server named {wanted} is there already", "choose another name")
     raise_all(served.unfit(context, vm.id, wanted, (*vm.spec.nics, *vm.nics)))
-    changed = vm.but(meta=vm.meta.but(name=wanted), status=vm.status.but(identity_refused=None))
+    changed = vm.but(meta=vm.meta.but(name=wanted))
     expect = {vm.key: vm.meta.revision, Vm.name_key(wanted): 0, **waits}
     puts = {vm.key: changed.dump(), Vm.name_key(wanted): vm.id.encode(), **takes}
     revision = await context.commit(expect, puts, [vm.named])

@@ -158,7 +158,7 @@ async def change_vm(
 ) -> Response:
     """Change fields (merge-patch). What a running server can be given at once takes effect now:
     limits and shares silently, CPUs, memory and disk by an operation (202). The rest takes effect
-    at the next start: compare meta.generation with status.applied.
+    at the next start: compare meta.generation with status.power.applied.
     """
     await touch.notice_host(parts.node.site)
     if dry_run:

@@ -23,7 +23,7 @@ class VmPaths:
 
     @property
     def disk(self) -> Path:
-        """Root disk, an overlay on the image; once the server was copied `status.disk_file` names
+        """Root disk, an overlay on the image; once the server was copied `status.disk.file` names
         another file beside it.
         """
         return self.home / "disk.qcow2"

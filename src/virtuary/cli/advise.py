@@ -164,8 +164,8 @@ def _told(changed: list[dict[str, Any]]) -> None:
     if not changed:
         tell("nothing was changed")
     for vm in changed:
-        name = vm["meta"]["name"]
-        waits = vm["status"]["runtime"] and vm["meta"]["generation"] != vm["status"]["applied"]
+        name, status = vm["meta"]["name"], vm["status"]
+        waits = status["runtime"] and vm["meta"]["generation"] != status["power"]["applied"]
         tell(
             f"{name} changed"
             + (

@@ -70,7 +70,7 @@ def _deed(
 
 def show_gaps(vm: dict[str, Any]) -> None:
     """What of its limits and shares this host can't give it."""
-    for gap in vm["status"]["gaps"]:
+    for gap in vm["status"]["tuning"]["gaps"]:
         say(f"not on this host: {gap}")
 
 
@@ -208,9 +208,11 @@ def rename_command(name: str, new_name: str) -> None:
     while _takes_name(vm) and time.monotonic() < until:
         time.sleep(0.1)
         vm = wire.call("GET", f"/v1/vms/{path_part(vm['meta']['id'])}")
-    if why := vm["status"]["identity_refused"]:
+    identity = vm["status"]["identity"]
+    if _refuses_name(vm):
         raise Failed(
-            f"its guest did not take the name, and goes on as {vm['status']['identity']}: {why}",
+            f"its guest did not take the name, and goes on as {identity['given']}: "
+            f"{identity['refused']['why']}",
             f"mend that inside, then virtuary restart {vm['meta']['name']}",
         )
 
@@ -236,11 +238,14 @@ TAKES_NAME = 20.0
 
 def _takes_name(vm: dict[str, Any]) -> bool:
     """Whether a guest that runs is being told its name just now."""
-    status = vm["status"]
-    known = (
-        status["identity"] not in (None, vm["meta"]["name"]) and status["identity_refused"] is None
-    )
-    return known and status["state"] == "running"
+    known = vm["status"]["identity"]["given"] not in (None, vm["meta"]["name"])
+    return known and not _refuses_name(vm) and vm["status"]["state"] == "running"
+
+
+def _refuses_name(vm: dict[str, Any]) -> bool:
+    """Whether its guest would not take the name it has now."""
+    refused = vm["status"]["identity"]["refused"]
+    return refused is not None and refused["name"] == vm["meta"]["name"]
 
 
 @click.command()

@@ -174,7 +174,7 @@ def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "size",
             f"{spec['cpu']['count']} CPU, {format_size(spec['memory']['size'])} memory, "
-            f"{format_size(status['disk_size'] or 0)} disk",
+            f"{format_size(status['disks']['0']['size'] or 0)} disk",
         ),
         ("published", ports_of(vm) or "nothing"),
         ("addresses", ", ".join(status["addresses"]) or "none known"),
@@ -182,8 +182,8 @@ def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if given := _given(spec):
         facts.append(("given", given))
-    if status["gaps"]:
-        facts.append(("not given", "; ".join(status["gaps"])))
+    if gaps := status["tuning"]["gaps"]:
+        facts.append(("not given", "; ".join(gaps)))
     if groups := [
         f"{nic['network']}: {', '.join(nic['groups'])}" for nic in spec["nics"] if nic.get("groups")
     ]:
@@ -205,7 +205,7 @@ def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
                 if runtime["template"]
                 else "as a live copy"
                 if runtime["live"]
-                else f"by a boot{': ' + status['cold'] if status['cold'] else ''}",
+                else f"by a boot{': ' + cold if (cold := status['warm']['cold']) else ''}",
             ),
             ("network", "; ".join(_nic(nic, runtime) for nic in spec["nics"])),
             ("process", f"{runtime['pid']}, user {runtime['uid']}"),
@@ -215,7 +215,7 @@ def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
                 or "-",
             ),
         ]
-        if meta["generation"] != status["applied"]:
+        if meta["generation"] != status["power"]["applied"]:
             facts.append(("waiting", "changes take effect at the next start"))
     if told := cloud_init_words(status["cloud_init"]):
         facts.append(("user data", told))

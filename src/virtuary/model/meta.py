@@ -168,7 +168,7 @@ class Meta(Model):
     labels: Labels = Field(default_factory=dict)
     created: datetime = Field(default_factory=utcnow)
     generation: int = 1
-    """Counts changes of the spec; status.applied names the one that is in force."""
+    """Counts changes of the spec; status.power.applied names the one that is in force."""
     deleted: datetime | None = None
     """Set while the document lies in the trash."""
     purge: bool = False

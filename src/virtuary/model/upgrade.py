@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 """1: operations had a kind and parameters by name; the numbers of plugged NICs stood for NICs;
 servers had a stage beside the stages. 2: what is wished of a server was a flat table.
+3: so was its status.
 """
 
 
@@ -33,7 +34,7 @@ def operation(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def vm(body: dict[str, Any]) -> dict[str, Any]:
-    return _with_nouns(_with_nics(body))
+    return _with_parts(_with_nouns(_with_nics(body)))
 
 
 NOUNS = {
@@ -82,6 +83,38 @@ def _with_nics(body: dict[str, Any]) -> dict[str, Any]:
         runtime = {**runtime, "nics": nics}
     rest = {name: value for name, value in status.items() if name not in ("stage", "runtime")}
     return {**body, "status": {**rest, "runtime": runtime}}
+
+
+def _with_parts(body: dict[str, Any]) -> dict[str, Any]:
+    status: dict[str, Any] = body.get("status") or {}
+    if not isinstance(status.get("identity"), str) and not STATUS_PARTS.keys() & status.keys():
+        return body
+    return {**body, "status": _in_parts(status, body["meta"]["name"])}
+
+
+STATUS_PARTS = {
+    "applied": ("power", "applied"), "crashes": ("power", "crashes"), "gaps": ("tuning", "gaps"),
+    "reclaimed": ("pressure", "reclaimed"), "held_for_memory": ("pressure", "held"),
+    "disk_ready": ("disks", "ready"), "disk_size": ("disks", "size"),
+    "disk_file": ("disks", "file"), "layers": ("disks", "layers"), "base": ("disks", "base"),
+    "copied": ("origin", "copied"), "template": ("warm", "template"), "cold": ("warm", "cold"),
+    "identity_refused": ("identity", "refused"), "renew": ("identity", "renew"),
+}  # fmt: skip
+"""Where in the status of a server is now what stood at its top; its one disk is number 0."""
+
+
+def _in_parts(status: dict[str, Any], name: str) -> dict[str, Any]:
+    moved = STATUS_PARTS | {"identity": ("identity", "given")}
+    now = {kept: value for kept, value in status.items() if kept not in moved}
+    parts: dict[str, dict[str, Any]] = {}
+    for old in moved.keys() & status.keys():
+        part, field = moved[old]
+        parts.setdefault(part, {})[field] = status[old]
+    if why := status.get("identity_refused"):
+        parts["identity"]["refused"] = {"name": name, "why": why}
+    if "disks" in parts:
+        now["disks"] = {"0": parts.pop("disks")}
+    return {**now, **parts}
 
 
 def _has_numbers(runtime: dict[str, Any] | None) -> bool:

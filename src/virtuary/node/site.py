@@ -272,8 +272,9 @@ def allocated(site: Site, vms: list[Vm]) -> int:
     """Bytes of the pool that the servers' own disks take now."""
     total = 0
     for vm in vms:
-        with contextlib.suppress(OSError):
-            total += (site.paths.vm(vm.id).home / vm.status.disk_file).stat().st_blocks * 512
+        for disk in vm.status.disks.values():
+            with contextlib.suppress(OSError):
+                total += (site.paths.vm(vm.id).home / disk.file).stat().st_blocks * 512
     return total
 
 

@@ -75,14 +75,7 @@ async def _wish_after_boot(site: Site, vm: Vm, lost: bool) -> None:
     end = Failed("the host was restarted", f"virtuary start {vm.name}")
     status = vm.status
     if lost:
-        gone = {
-            "runtime": None,
-            "state": "stopped",
-            "addresses": (),
-            "reclaimed": False,
-            "held_for_memory": None,
-        }
-        status = status.but(reason="the host was restarted", **gone)
+        status = status.without_process(state="stopped", reason="the host was restarted")
     changed = vm.but(status=status, spec=vm.spec.but(power=wanted))
     puts = {item.key: operations.finished(item, end).dump() for item in over}
     await site.store.txn({vm.key: vm.meta.revision}, {vm.key: changed.dump(), **puts})

@@ -27,7 +27,7 @@ def waiting(site: Site, source: Vm, copying: Sequence[Operation]) -> tuple[Vm, .
             copy
             and copy.spec.origin
             and copy.spec.origin.id == source.id
-            and not copy.status.copied
+            and not copy.status.origin.copied
             and not copy.meta.purge
         ):
             found.append(copy)
@@ -38,7 +38,7 @@ def source_of(site: Site, vm: Vm) -> Vm | None:
     """The server that `vm` waits to be a copy of; None when it waits for none, or when that is
     gone.
     """
-    if vm.spec.origin is None or vm.status.copied:
+    if vm.spec.origin is None or vm.status.origin.copied:
         return None
     return documents.get(site.store, Vm, vm.spec.origin.id)
 
@@ -47,7 +47,7 @@ def leftovers(paths: VmPaths, vm: Vm, names: Sequence[str]) -> list[Path]:
     """Disks among `names` in a server's folder that are not its own any more or were never
     finished, and memory it has taken over.
     """
-    if not vm.status.disk_ready:
+    if not vm.status.disk.ready:
         return []
     disks = [
         name
@@ -56,7 +56,8 @@ def leftovers(paths: VmPaths, vm: Vm, names: Sequence[str]) -> list[Path]:
     ]
     taken = (paths.state.name, paths.origin.name)
     memory = [] if awaits_identity(vm) else [name for name in names if name in taken]
-    return [paths.home / name for name in (*disks, *memory) if name != vm.status.disk_file]
+    own = {disk.file for disk in vm.status.disks.values()}
+    return [paths.home / name for name in (*disks, *memory) if name not in own]
 
 
 def files_in(paths: VmPaths) -> list[str]:

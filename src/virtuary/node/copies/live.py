@@ -47,6 +47,7 @@ from virtuary.node.machine.resolve import (
 )
 from virtuary.node.power.start import start_machine
 from virtuary.node.power.steps import end_process
+from virtuary.node.server import parts
 from virtuary.node.server.notes import note_on, printable
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
@@ -143,7 +144,7 @@ async def _save(server: Server, process: Process, world: World, copy: Vm) -> Non
         )
     paths = site.paths.vm(copy.id)
     # its disk is written twice, see sparse.detach
-    own = 2 * (server.paths.home / vm.status.disk_file).stat().st_blocks * 512
+    own = 2 * (server.paths.home / vm.status.disk.file).stat().st_blocks * 512
     directory.check_space(
         site.paths.vms, vm.spec.memory.size + own + 64 * MIB, "a live copy", site.kept
     )
@@ -185,7 +186,7 @@ async def _save(server: Server, process: Process, world: World, copy: Vm) -> Non
         site,
         copy,
         operation,
-        **steps.status_for_copy(vm, image, None) | {"renew": False, "disk_ready": True},
+        **steps.status_for_copy(vm, None, renew=False, ready=True),
     )
     crashpoint("live.after_record")
 
@@ -208,10 +209,10 @@ async def _prepare(server: Server, vm: Vm, image: Image, copy: Vm, paths: VmPath
     layers = layers_of(site, vm)
     if layers:
         await directory.ensure_overlay(
-            paths.disk, layers[-1], vm.status.disk_size or 0, None, site.kept
+            paths.disk, layers[-1], vm.status.disk.size or 0, None, site.kept
         )
     else:
-        full.make_empty(paths.disk, vm.status.disk_size or 0)
+        full.make_empty(paths.disk, vm.status.disk.size or 0)
     # cloud-init is to take it for the server it knows, and not to begin again
     if vm.spec.login.user_data and image.status.cloud_init:
         files = seed.seed_files(
@@ -337,7 +338,7 @@ async def renew_live(server: Server, process: Process, world: World, step: Renew
         return
     crashpoint("live.after_renew")
     run.host_keys_told = site.clock.now()
-    await server.write(identity=vm.name)
+    await server.write(**parts.known_as(vm.name))
     crashpoint("live.after_identity")
     drop_memory(server.paths)
     await run.speak(outcome.stdout.endswith(identity.LISTENS))

@@ -86,7 +86,7 @@ def give(world: World) -> Step | None:
     vm, seen = world.vm, world.process
     if world.alive and seen.connected and seen.qemu in ("finish-migrate", "postmigrate"):
         return EndSave()
-    if not world.copies.waiting or vm.meta.deleted or not vm.status.disk_ready:
+    if not world.copies.waiting or vm.meta.deleted or not vm.status.disk.ready:
         return None
     copy = world.copies.waiting[0]
     mode = copy.spec.origin.mode if copy.spec.origin else "full"
@@ -151,7 +151,7 @@ def why_no_machine(world: World) -> str:
 
 def await_source(world: World) -> Step | None:
     """A copy waits until its source has given; it waits for nobody in vain."""
-    if not world.vm.spec.origin or world.vm.status.copied:
+    if not world.vm.spec.origin or world.vm.status.origin.copied:
         return None
     why = in_vain(world)
     return DropCopy(why) if why else Wait()
@@ -169,7 +169,7 @@ def in_vain(world: World) -> str | None:
 
 def stand(world: World) -> Step | None:
     """What was given is built upon once."""
-    copied = world.vm.spec.origin is not None and not world.vm.status.disk_ready
+    copied = world.vm.spec.origin is not None and not world.vm.status.disk.ready
     return StandOnLayer() if copied else None
 
 
@@ -201,5 +201,5 @@ def end_silent(world: World) -> Step | None:
 
 def is_copied(world: World) -> bool:
     if world.vm.spec.power == "stopped":
-        return world.vm.status.disk_ready
+        return world.vm.status.disk.ready
     return is_launched(world)

@@ -33,6 +33,7 @@ from virtuary.base.paths import VmPaths
 from virtuary.guest import identity
 from virtuary.guest.hostkeys import alias, known_hosts
 from virtuary.model.deeds import Copy
+from virtuary.model.disk import ROOT
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
@@ -50,6 +51,7 @@ from virtuary.node.identity.plan import RenewCopy
 from virtuary.node.machine.keys import public_key
 from virtuary.node.machine.launch import clean_up
 from virtuary.node.machine.resolve import layers_of, user_of
+from virtuary.node.server import parts
 from virtuary.node.server.notes import note_on, printable
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
@@ -175,17 +177,17 @@ async def _share(server: Server, world: World, copy: Vm) -> None:
     name = f"disk-{deed.layer}.qcow2"
     layer = f"layers/{deed.layer}.qcow2"
     give_variables(server, copy)
-    old, source = server.paths.home / vm.status.disk_file, vm
+    old, source = server.paths.home / vm.status.disk.file, vm
     touched = not untouched(site, vm)
     texts = [f"making the disk of {vm.name} a layer below both"] if touched else []
     await operations.note(
         site.store, operation.key, *texts, who_renews(world.image, vm), stage="disk"
     )
-    check_disk(old, layers_of(site, vm), vm.status.disk_size)
+    check_disk(old, layers_of(site, vm), vm.status.disk.size)
     if touched:
-        if len(vm.status.layers) >= MAX_LAYERS:
+        if len(vm.status.disk.layers) >= MAX_LAYERS:
             raise Failed(
-                f"{len(vm.status.layers)} layers lie below the disk of {vm.name} already",
+                f"{len(vm.status.disk.layers)} layers lie below the disk of {vm.name} already",
                 "virtuary copy --full",
             )
         place = site.paths.state / layer
@@ -195,11 +197,14 @@ async def _share(server: Server, world: World, copy: Vm) -> None:
         sync_dir(place.parent)
         crashpoint("copy.after_link")
         await directory.ensure_overlay(
-            server.paths.home / name, place, vm.status.disk_size or 0, None, server.site.kept
+            server.paths.home / name, place, vm.status.disk.size or 0, None, server.site.kept
         )
         crashpoint("copy.after_overlay")
-        source = vm.seen(disk_file=name, layers=(*vm.status.layers, layer))
-    given = copy.seen(**status_for_copy(source, world.image, f"it is a copy of {vm.name}"))
+        layers = (*vm.status.disk.layers, layer)
+        source = vm.seen(**parts.lies_on(ROOT, layers, file=name))
+    given = copy.seen(
+        **status_for_copy(source, f"it is a copy of {vm.name}", renew=by_agent(world.image))
+    )
     crashpoint("copy.before_record")
     expect = {vm.key: vm.meta.revision, copy.key: copy.meta.revision}
     await site.store.txn(
@@ -241,15 +246,23 @@ def who_renews(image: Image | None, vm: Vm) -> str:
     )
 
 
-def status_for_copy(source: Vm, image: Image | None, why_cold: str | None) -> dict[str, Any]:
-    """What a copy has in its status from its source. Pure."""
-    renewed = bool(image and image.status.agent)
-    status = source.status
+def by_agent(image: Image | None) -> bool:
+    """Whether the guest of a copied disk is made a machine of its own by its agent. Pure."""
+    return bool(image and image.status.agent)
+
+
+def status_for_copy(
+    source: Vm, why_cold: str | None, *, renew: bool, **disk: object
+) -> dict[str, Any]:
+    """What a copy has in its status from its source; `disk`: what of its disk is otherwise.
+    Pure.
+    """
     return {
-        "copied": True, "renew": renewed, "layers": status.layers, "base": status.base,
-        "disk_size": status.disk_size,
-        "cold": why_cold,
-    }  # fmt: skip
+        "origin": {"copied": True},
+        **parts.like(ROOT, source.status.disk, **disk),
+        **parts.comes_as_another(renew=renew),
+        **parts.boots(why_cold),
+    }
 
 
 def operation_of(site: Site, copy: Vm) -> tuple[Operation, Copy]:
@@ -265,10 +278,10 @@ def untouched(site: Site, vm: Vm) -> bool:
     there is to share.
     """
     layers = layers_of(site, vm)
-    if not layers or not vm.status.disk_size:
+    if not layers or not vm.status.disk.size:
         return False
-    disk = site.paths.vm(vm.id).home / vm.status.disk_file
-    offset, content = pieces(os.path.relpath(layers[-1], disk.parent), vm.status.disk_size)[-1]
+    disk = site.paths.vm(vm.id).home / vm.status.disk.file
+    offset, content = pieces(os.path.relpath(layers[-1], disk.parent), vm.status.disk.size)[-1]
     # a cluster that is written, or only discarded, makes the file larger
     return disk.stat().st_size == offset + len(content)
 
@@ -298,14 +311,14 @@ def _tidy(site: Site, paths: VmPaths, vm: Vm) -> None:
 async def stand_on_layer(server: Server, world: World, step: StandOnLayer) -> None:
     """The copy's own disk, empty, on what it shares with its source."""
     vm, site = world.vm, server.site
-    disk = server.paths.home / vm.status.disk_file
+    disk = server.paths.home / vm.status.disk.file
     server.paths.home.mkdir(mode=0o700, exist_ok=True)
     remove(disk)
     size = await directory.ensure_overlay(
-        disk, layers_of(site, vm)[-1], vm.status.disk_size or 0, None, site.kept
+        disk, layers_of(site, vm)[-1], vm.status.disk.size or 0, None, site.kept
     )
     crashpoint("copy.after_stand")
-    await server.write(disk_ready=True, disk_size=size)
+    await server.write(**parts.lies_there(ROOT, size))
 
 
 def drop_layers(site: Site) -> None:
@@ -335,8 +348,8 @@ async def _convert(server: Server, world: World, copy: Vm) -> None:
     site, vm, paths = server.site, world.vm, server.site.paths.vm(copy.id)
     operation = operation_of(site, copy)[0].key
     files, size = (
-        (*layers_of(site, vm), server.paths.home / vm.status.disk_file),
-        vm.status.disk_size or 0,
+        (*layers_of(site, vm), server.paths.home / vm.status.disk.file),
+        vm.status.disk.size or 0,
     )
     give_variables(server, copy)
     remove(paths.disk)
@@ -358,11 +371,14 @@ async def _convert(server: Server, world: World, copy: Vm) -> None:
     await operations.note(
         site.store, operation, who_renews(world.image, vm), stage="disk", progress=None
     )
-    given = status_for_copy(vm, world.image, f"it is a copy of {vm.name}") | {
-        "layers": (),
-        "base": False,
-        "disk_ready": True,
-    }
+    given = status_for_copy(
+        vm,
+        f"it is a copy of {vm.name}",
+        renew=by_agent(world.image),
+        layers=(),
+        base=False,
+        ready=True,
+    )
     await give(site, copy, operation, **given)
     crashpoint("copy.after_give")
 
@@ -391,7 +407,7 @@ async def renew_copy(server: Server, process: Process, world: World, step: Renew
     write_whole(server.paths.known_hosts, known_hosts(alias(vm.id), (key.public,)))
     process.run.host_keys_told = server.site.clock.now()
     crashpoint("copy.after_renew")
-    await server.write(identity=vm.name, identity_refused=None, renew=False)
+    await server.write(**parts.known_as(vm.name))
 
 
 CAPABILITY = capability(

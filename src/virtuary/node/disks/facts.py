@@ -17,7 +17,7 @@ def look(server: Server, vm: Vm) -> DiskFacts:
     paths = server.paths
     names = files_in(paths)
     places = {
-        "disk": vm.status.disk_file,
+        "disk": vm.status.disk.file,
         "seed": paths.seed.name,
         "firmware-vars": paths.firmware_vars.name,
         "state": paths.state.name,

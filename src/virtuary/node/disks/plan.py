@@ -49,7 +49,7 @@ def await_image(world: World) -> Step | None:
         return Fail(why, IMAGES)
     if image.status.state != "ready":
         return FollowImage(world.operation) if world.operation else Wait()
-    made = vm.status.disk_ready or vm.spec.origin is not None
+    made = vm.status.disk.ready or vm.spec.origin is not None
     if vm.spec.login.user_data and not image.status.cloud_init and not made:
         return Fail(NO_CLOUD_INIT.format(image=vm.spec.image), IMAGES)
     return None
@@ -58,7 +58,7 @@ def await_image(world: World) -> Step | None:
 def make(world: World) -> Step | None:
     """The disk is made once: an empty one in the place of a lost one would hide the loss."""
     vm, image = world.vm, world.image
-    wanted = not vm.status.disk_ready or (undecided(vm) and vm.spec.power != "stopped")
+    wanted = not vm.status.disk.ready or (undecided(vm) and vm.spec.power != "stopped")
     if wanted and image:
         return MakeDisk(image)
     if "disk" in world.disks.files:
@@ -69,8 +69,8 @@ def make(world: World) -> Step | None:
 def grow(world: World) -> Step | None:
     """The disk of a stopped server has its wished size; that of a warm copy grows once it runs."""
     spec, status = world.vm.spec, world.vm.status
-    warm = status.template is not None and status.identity is None
-    if warm or not spec.root.size or not status.disk_size or spec.root.size <= status.disk_size:
+    warm = status.warm.template is not None and status.identity.given is None
+    if warm or not spec.root.size or not status.disk.size or spec.root.size <= status.disk.size:
         return None
     return GrowDisk(spec.root.size)
 
@@ -84,4 +84,4 @@ def seed(world: World) -> Step | None:
 
 
 def is_made(world: World) -> bool:
-    return world.vm.status.disk_ready
+    return world.vm.status.disk.ready

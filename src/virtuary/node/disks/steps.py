@@ -8,9 +8,11 @@ from virtuary.base.crash import crashpoint, declare
 from virtuary.base.files import remove, write_whole
 from virtuary.guest import seed
 from virtuary.guest.hostkeys import alias, known_hosts
+from virtuary.model.disk import ROOT
 from virtuary.node.disks.plan import FollowImage, GrowDisk, MakeDisk, MakeSeed
 from virtuary.node.machine.keys import seed_keys
 from virtuary.node.machine.resolve import layers_of
+from virtuary.node.server import parts
 from virtuary.node.server.notes import note_on
 from virtuary.node.server.server import Server
 from virtuary.node.server.step import capability, does
@@ -41,42 +43,40 @@ async def make_disk(server: Server, world: World, step: MakeDisk) -> None:
     broken start left is not kept.
     """
     image, site = step.image, server.site
-    if world.vm.status.cold or world.vm.spec.power == "stopped":
-        template, why = None, world.vm.status.cold
+    if world.vm.status.warm.cold or world.vm.spec.power == "stopped":
+        template, why = None, world.vm.status.warm.cold
     else:
         template, why = await choose_template(site, world.vm, image)
     await note_on(server, world, "making the disk", stage="disk", progress=None)
     server.paths.home.mkdir(mode=0o700, exist_ok=True)
-    disk = server.paths.home / world.vm.status.disk_file
+    disk = server.paths.home / world.vm.status.disk.file
     remove(disk)
     if template is None:
         base = site.paths.image(image.id) / "disk.qcow2"
         size = await directory.ensure_overlay(
             disk, base, image.status.virtual_size, world.vm.spec.root.size, site.kept
         )
-        await server.write(disk_ready=True, disk_size=size, layers=(), template=None, cold=why)
+        made = {"ready": True, "size": size, "layers": ()}
+        await server.write(disks={ROOT: made}, **parts.boots(why))
         return
     base = site.paths.state / template.layer
     size = await directory.ensure_overlay(disk, base, template.status.disk_size, None, site.kept)
     await server.write(
         {template.key: template.meta.revision},
-        disk_ready=True,
-        disk_size=size,
-        layers=(template.layer,),
-        template=template.id,
-        cold=None,
+        disks={ROOT: {"ready": True, "size": size, "layers": (template.layer,)}},
+        **parts.resumes(template.id),
     )
 
 
 async def grow_disk(server: Server, world: World, step: GrowDisk) -> None:
     await note_on(server, world, "growing the disk", stage="disk")
     await directory.grow(
-        server.paths.home / world.vm.status.disk_file,
+        server.paths.home / world.vm.status.disk.file,
         layers_of(server.site, world.vm),
         step.size,
         server.site.kept,
     )
-    await server.write(disk_size=step.size)
+    await server.write(**parts.grown(ROOT, step.size))
 
 
 async def make_seed(server: Server, world: World, step: MakeSeed) -> None:
@@ -85,7 +85,7 @@ async def make_seed(server: Server, world: World, step: MakeSeed) -> None:
     """
     text = userdata.read(server.site.store, world.vm.id) or ""
     # cloud-init writes host keys once, and a copy had its own before it had a seed
-    first = world.vm.status.identity is None
+    first = world.vm.status.identity.given is None
     key = await make_host_key(server.paths.home) if first and not seed.has_host_keys(text) else None
     files = seed.seed_files(
         world.vm.id, world.vm.name, seed_keys(server.site, world.vm, world.image), text, key

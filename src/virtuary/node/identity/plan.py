@@ -39,10 +39,10 @@ def give(world: World) -> Step | None:
 
 def how(vm: Vm) -> Step:
     """How this guest is told."""
-    if vm.status.identity is not None:
+    if vm.status.identity.given is not None:
         return GiveIdentity()
     if awaits_identity(vm):
         return RenewLive()
     if never_handed_out(vm):
         return RenewIdentity()
-    return RenewCopy() if vm.status.renew else GiveIdentity()
+    return RenewCopy() if vm.status.identity.renew else GiveIdentity()

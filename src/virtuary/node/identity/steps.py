@@ -9,6 +9,7 @@ import logging
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.log import say
 from virtuary.guest import identity
+from virtuary.model.status import Refusal
 from virtuary.node.identity.plan import GiveIdentity
 from virtuary.node.machine.keys import keys_of
 from virtuary.node.server.notes import note_on, printable
@@ -32,7 +33,7 @@ async def give_identity(server: Server, process: Process, world: World, step: Gi
     if outcome.status != 0:
         return await _refused(server, process, world, printable(outcome.stderr))
     crashpoint("identity.after")
-    await server.write(identity=world.vm.name, identity_refused=None)
+    await server.write(identity={"given": world.vm.name, "refused": None})
 
 
 async def _refused(server: Server, process: Process, world: World, why: str) -> None:
@@ -42,7 +43,7 @@ async def _refused(server: Server, process: Process, world: World, why: str) -> 
     say(logger, "identity refused", logging.WARNING, vm=world.vm.name, why=why)
     await note_on(server, world, f"the guest did not take its name and keys: {why}")
     process.refuse("identity", world.vm.name, server.site.clock.now())
-    await server.write(identity_refused=why)
+    await server.write(identity={"refused": Refusal(name=world.vm.name, why=why)})
 
 
 CAPABILITY = capability(

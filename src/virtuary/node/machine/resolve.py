@@ -50,8 +50,8 @@ def firmware_of(vm: Vm, image: Image) -> Firmware:
 
 def layers_of(site: Site, vm: Vm) -> tuple[Path, ...]:
     """The files below the server's own disk, the lowest first."""
-    image = (site.paths.image(vm.spec.image_id) / "disk.qcow2",) if vm.status.base else ()
-    return (*image, *(site.paths.state / layer for layer in vm.status.layers))
+    image = (site.paths.image(vm.spec.image_id) / "disk.qcow2",) if vm.status.disk.base else ()
+    return (*image, *(site.paths.state / layer for layer in vm.status.disk.layers))
 
 
 def forwards_of(vm: Vm) -> tuple[Forward, ...]:
@@ -170,8 +170,8 @@ def _memory(spec: VmSpec, most: Growth) -> Memory:
 def _root(site: Site, vm: Vm, image: Image) -> Disk:
     """The firmware looks for a system on it, unless QEMU loads the kernel."""
     return Disk(
-        site.paths.vm(vm.id).home / vm.status.disk_file,
-        max(vm.status.disk_size or 0, vm.spec.root.size or 0),
+        site.paths.vm(vm.id).home / vm.status.disk.file,
+        max(vm.status.disk.size or 0, vm.spec.root.size or 0),
         layers_of(site, vm),
         bootindex=None if image.status.boot == "direct" else 0,
     )

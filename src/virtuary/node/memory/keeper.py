@@ -211,7 +211,8 @@ class Keeper:
 
     def _matters(self, scarce: bool) -> bool:
         """Whether guests have to be looked at."""
-        marked = any(vm.status.reclaimed or vm.status.held_for_memory for vm in self.vms.values())
+        pressed = (vm.status.pressure for vm in self.vms.values())
+        marked = any(pressure.reclaimed or pressure.held for pressure in pressed)
         return scarce or marked or self.past.level is not Level.CALM
 
     # ---- what is known
@@ -237,9 +238,9 @@ class Keeper:
         ledger = self.ledgers.get(vm.id)
         if ledger is None or ledger.started != vm.status.runtime.started:
             ledger = self.ledgers[vm.id] = Ledger(
-                vm.status.runtime.started, held=vm.status.held_for_memory is not None
+                vm.status.runtime.started, held=vm.status.pressure.held is not None
             )
-        if ledger.held and vm.status.held_for_memory is None and not ledger.busy:
+        if ledger.held and vm.status.pressure.held is None and not ledger.busy:
             ledger.held, ledger.exempt = False, vm.spec.power == "running"
         self.vms[vm.id] = vm
 
@@ -253,13 +254,15 @@ class Keeper:
         machine = self.metrics.machines.get(vm.id)
         if machine:
             _ask_again(machine.told, now)
-        shape, hold = runtime.shape, vm.status.held_for_memory
+        shape, hold = runtime.shape, vm.status.pressure.held
         goes = (
             vm.spec.power == "running"
             and runtime.restarts >= vm.spec.restarts
             and runtime.end is None
         )
-        settled = has is not None and (vm.status.reclaimed or near(has, vm.spec.memory.size))
+        settled = has is not None and (
+            vm.status.pressure.reclaimed or near(has, vm.spec.memory.size)
+        )
         answers = run.monitor is not None and not run.silent and run.may_be_asked
         ready = settled and answers and goes and shape is not None and vm.status.state == "running"
         return Guest(
@@ -278,7 +281,7 @@ class Keeper:
             ready=ready and not ledger.busy and now >= ledger.refuses_until,
             runs=run.qemu_status == "running" and goes and not never_handed_out(vm),
             exempt=ledger.exempt,
-            taken=vm.status.reclaimed,
+            taken=vm.status.pressure.reclaimed,
             waits=hold.room if hold and goes else None,
         )
 
@@ -371,7 +374,7 @@ class Keeper:
         vm = self.vms[worker.identity]
         say(logger, "all memory given back", vm=vm.name)
         ledger.asked = None
-        self.vms[vm.id] = await worker.write(reclaimed=False)
+        self.vms[vm.id] = await worker.write(pressure={"reclaimed": False})
 
     async def _move(self, worker: Worker, ledger: Ledger, act: Move) -> None:
         """Ask the guest to have so much; that something is taken is durable before it is, so that
@@ -381,8 +384,8 @@ class Keeper:
         if run is None or run.monitor is None:
             return
         had = ledger.asked if ledger.asked is not None else run.size and run.size.memory
-        if not vm.status.reclaimed:
-            self.vms[vm.id] = await worker.write(reclaimed=True)
+        if not vm.status.pressure.reclaimed:
+            self.vms[vm.id] = await worker.write(pressure={"reclaimed": True})
         ledger.asked, ledger.asked_at, ledger.followed = act.target, self.site.clock.now(), False
         say(
             logger,
@@ -399,14 +402,14 @@ class Keeper:
         vm = self.vms[worker.identity]
         say(logger, "paused for memory", logging.WARNING, vm=vm.name, why=act.why)
         hold = MemoryHold(room=act.room, why=act.why, since=self.site.clock.wall())
-        self.vms[vm.id] = await worker.write(held_for_memory=hold)
+        self.vms[vm.id] = await worker.write(pressure={"held": hold})
         ledger.held = True
 
     async def _release(self, worker: Worker, ledger: Ledger) -> None:
         vm = self.vms[worker.identity]
         say(logger, "goes on, there is memory again", vm=vm.name)
         ledger.held = False
-        self.vms[vm.id] = await worker.write(held_for_memory=None)
+        self.vms[vm.id] = await worker.write(pressure={"held": None})
 
 
 def _ask_again(told: Told, now: float) -> None:

@@ -54,7 +54,8 @@ def after_end(world: World) -> End:
 def _after_crash(world: World) -> End:
     spec, reason = world.vm.spec, crash_reason(world)
     wished = spec.power != "stopped"
-    recent = [crash for crash in world.vm.status.crashes if world.wall - crash.at < CRASH_WINDOW]
+    crashes = world.vm.status.power.crashes
+    recent = [crash for crash in crashes if world.wall - crash.at < CRASH_WINDOW]
     often = len(recent) + 1 >= CRASH_LIMIT
     again = spec.policy.restart in ("always", "on-failure") and wished and not often
     unused = world.vm.status.state == "starting"  # nobody has used it yet

@@ -235,7 +235,7 @@ def serve(world: World) -> Step | None:
 def release(world: World) -> Step | None:
     """The virtual CPUs run when they are to, and stand still when they are to."""
     vm, qemu = world.vm, world.process.qemu
-    hold = vm.status.held_for_memory
+    hold = vm.status.pressure.held
     resumed = world.operation is not None and isinstance(world.operation.spec.deed, deeds.Resume)
     if hold and (vm.spec.power == "paused" or resumed):
         return LetGo()  # its owner has the last word

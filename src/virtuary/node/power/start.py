@@ -33,6 +33,7 @@ from virtuary.node.machine.resolve import (
 )
 from virtuary.node.machine.run import Phase, Run, open_run
 from virtuary.node.power.plan import Start, StartNetwork
+from virtuary.node.server import parts
 from virtuary.node.server.notes import STAGE_TEXT, note_on
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
@@ -106,17 +107,16 @@ async def start_machine(
         run.console.mark(site.clock.wall())
         if vm.awaits_user_data:
             run.follow_cloud_init()
+        first = vm.status.identity.given is None and "ssh" not in vm.status.stages
         await server.write(
             runtime=runtime,
             state="starting",
             reason=None,
             stages={},
             addresses=(),
-            applied=vm.meta.generation,
-            cold=vm.status.cold
-            if vm.status.identity is None and "ssh" not in vm.status.stages
-            else None,  # of the first start alone
+            power={"applied": vm.meta.generation},
             since=site.clock.wall(),
+            **({} if first else parts.began_before()),
         )
     except Exception:
         # a daemon that is stopped here leaves what the next one finds by its record, or ends as a

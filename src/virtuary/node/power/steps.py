@@ -14,6 +14,7 @@ from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, VirtuaryError
 from virtuary.base.files import write_whole
 from virtuary.base.log import say
+from virtuary.model.disk import ROOT
 from virtuary.model.firewall import Firewall
 from virtuary.model.status import Crash, VmStatus
 from virtuary.model.vm import Vm
@@ -36,8 +37,9 @@ from virtuary.node.power.plan import (
     StartNetwork,
 )
 from virtuary.node.power.start import start, start_network
+from virtuary.node.server import parts
 from virtuary.node.server.notes import note_on
-from virtuary.node.server.pre_identity import never_handed_out, reset_disk
+from virtuary.node.server.pre_identity import never_handed_out
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
 from virtuary.node.server.step import capability, does, does_with, process_of
@@ -73,7 +75,7 @@ async def pause(server: Server, process: Process, world: World, step: Pause) -> 
 
 async def let_go(server: Server, world: World, step: LetGo) -> None:
     """The server's owner decides about it: it is not held any more for want of memory."""
-    await server.write(held_for_memory=None)
+    await server.write(**parts.let_go())
 
 
 async def ask_shutdown(server: Server, process: Process, world: World, step: AskShutdown) -> None:
@@ -178,15 +180,16 @@ async def collect(server: Server, world: World, step: Collect) -> None:
 
 def status_after(world: World, vm: Vm, end: End) -> VmStatus:
     """The status of a server whose process is over. Pure."""
-    recent = tuple(crash for crash in vm.status.crashes if world.wall - crash.at < CRASH_WINDOW)
+    before = vm.status.power.crashes
+    recent = tuple(crash for crash in before if world.wall - crash.at < CRASH_WINDOW)
     crash = (Crash(at=world.wall, why=end.reason or ""),) if end.crashed else ()
-    why = vm.status.cold or "its copy ended before it was a machine of its own"
-    unused = reset_disk(why) if never_handed_out(vm) else {}
+    why = vm.status.warm.cold or "its copy ended before it was a machine of its own"
+    anew = parts.unused(ROOT, why) if never_handed_out(vm) else {}
     return vm.status.without_process(
-        **unused,
+        **anew,
         state=end.state,
         reason=end.reason,
-        crashes=recent + crash,
+        power={"crashes": recent + crash},
         since=world.wall,
     )
 

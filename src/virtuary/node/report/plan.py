@@ -81,7 +81,7 @@ def _without_process(world: World) -> Shown:
     vm, status = world.vm, world.vm.status
     if vm.meta.deleted:
         return "trashed", None
-    if not status.disk_ready:
+    if not status.disk.ready:
         return "creating", status.reason
     if vm.spec.power != "stopped" and world.turn.waits == "boot":
         return "stopped", "it is started when it is its turn"
@@ -111,18 +111,18 @@ def _with_process(world: World) -> Shown:
 def _why_paused(world: World) -> str | None:
     if world.process.qemu == "io-error":
         return "no space: the pool that holds the disk is full; it resumes by itself"
-    hold = world.vm.status.held_for_memory
+    hold = world.vm.status.pressure.held
     return hold.why if hold and world.vm.spec.power == "running" else None
 
 
 def _why_not_well(world: World) -> str | None:
     """What of a server that runs is not as it should be."""
     vm, status = world.vm, world.vm.status
-    if status.identity_refused:
-        return f"its guest did not take the name {vm.name}: {status.identity_refused}"
+    if why := status.identity.refuses(vm.name):
+        return f"its guest did not take the name {vm.name}: {why}"
     if _unheard(world):
         return NO_SSH
-    return LESS_MEMORY if status.reclaimed else shortfall(world) or _clock_words(world)
+    return LESS_MEMORY if status.pressure.reclaimed else shortfall(world) or _clock_words(world)
 
 
 def _unheard(world: World) -> bool:
@@ -137,7 +137,7 @@ def _unheard(world: World) -> bool:
 def _is_up(world: World) -> bool:
     """Whether the guest is who it is to be, and was heard, as far as its image can tell."""
     vm = world.vm
-    if never_handed_out(vm) or (vm.status.renew and world.identity_wanted):
+    if never_handed_out(vm) or (vm.status.identity.renew and world.identity_wanted):
         return False
     has_agent = world.image is not None and world.image.status.agent
     return not has_agent or "agent" in {**vm.status.stages, **world.guest.signals}

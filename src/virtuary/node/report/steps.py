@@ -65,7 +65,7 @@ async def give_up(server: Server, world: World, _: Step, error: VirtuaryError) -
         await operations.finish(server.site.store, world.operation.key, error)
     if isinstance(error, Bug) and world.alive:
         return
-    never_was = not current.status.disk_ready and world.absent
+    never_was = not current.status.disk.ready and world.absent
     never_ran = current.status.state == "starting" and current.status.runtime is None
     state = "stopped" if never_ran else current.status.state
     changed = current.but(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from virtuary.model.vm import Vm
 
 
@@ -15,7 +13,7 @@ def never_handed_out(vm: Vm) -> bool:
     return (
         runtime is not None
         and (runtime.template is not None or runtime.live)
-        and vm.status.identity is None
+        and vm.status.identity.given is None
     )
 
 
@@ -23,9 +21,8 @@ def awaits_identity(vm: Vm) -> bool:
     """Whether this is a live copy that is no machine of its own yet: it becomes one in its first
     run, or it is nothing. Pure.
     """
-    return (
-        vm.spec.origin is not None and vm.spec.origin.mode == "live" and vm.status.identity is None
-    )
+    live = vm.spec.origin is not None and vm.spec.origin.mode == "live"
+    return live and vm.status.identity.given is None
 
 
 def undecided(vm: Vm) -> bool:
@@ -33,9 +30,5 @@ def undecided(vm: Vm) -> bool:
     warm. Its disk is unused. Pure.
     """
     status = vm.status
-    return not (status.applied or status.template or status.cold or status.layers or vm.spec.origin)
-
-
-def reset_disk(why: str) -> dict[str, Any]:
-    """The status of a server whose disk nobody has used: it is made anew, for a boot."""
-    return {"disk_ready": False, "disk_size": None, "layers": (), "template": None, "cold": why}
+    warm, layers = status.warm, status.disk.layers
+    return not (status.power.applied or warm.template or warm.cold or layers or vm.spec.origin)

@@ -165,8 +165,8 @@ class World:
     def identity_wanted(self) -> bool:
         """Whether the guest still has to be given its identity by agent."""
         status, name = self.vm.status, self.vm.name
-        differs = bool(self.image and self.image.status.agent and status.identity != name)
-        refused = status.identity_refused and self.tuning.refused.get("identity") == name
+        differs = bool(self.image and self.image.status.agent and status.identity.given != name)
+        refused = status.identity.refuses(name) and self.tuning.refused.get("identity") == name
         return differs and not refused
 
     @property

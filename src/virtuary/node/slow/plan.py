@@ -50,7 +50,7 @@ def explain(world: World) -> Step | None:
 
 def _waits_for_network(world: World, told: str | None) -> Step | None:
     network = world.network
-    if network.state not in ("creating", "failed") or not world.vm.status.disk_ready:
+    if network.state not in ("creating", "failed") or not world.vm.status.disk.ready:
         return None
     why = network.why or "its network is being made"
     return TellWhy(Finding(why)) if told != why else None

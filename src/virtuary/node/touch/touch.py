@@ -33,7 +33,7 @@ from virtuary.node.machine.console import Console, latest, tail
 from virtuary.node.machine.resolve import find_qemu, machine_of
 from virtuary.node.machine.run import Run
 from virtuary.node.node import Node
-from virtuary.node.site import UIDS, Site, describe_host
+from virtuary.node.site import UIDS, Site, allocated, describe_host
 from virtuary.node.touch.session import Inbox, Say, Session
 from virtuary.node.warm.derive import choose_template, copy_of
 from virtuary.qemu.argv import command
@@ -121,10 +121,9 @@ async def trim(node: Node, vm: Vm, site: Site) -> tuple[int | None, int]:
         raise GuestSilent(
             f"{vm.name} has no guest agent that answers", "run fstrim in it by virtuary shell"
         )
-    disk = site.paths.vm(vm.id).home / vm.status.disk_file
-    before = disk.stat().st_blocks
+    before = allocated(site, [vm])
     told = await run.agent.trim(deadline=300)
-    return told, max(before - disk.stat().st_blocks, 0) * 512
+    return told, max(before - allocated(site, [vm]), 0)
 
 
 def console_of(node: Node, vm: Vm) -> Console:

@@ -73,7 +73,7 @@ def _resize(world: World) -> Step | None:
     cpus, memory = vm.spec.cpu.count, vm.spec.memory.size
     if has.cpus != cpus and shape.allows(cpus=cpus) and not refused(world, "cpus"):
         return ResizeCpus(cpus)
-    follows = near(has.memory, memory) or vm.status.reclaimed
+    follows = near(has.memory, memory) or vm.status.pressure.reclaimed
     if not follows and shape.allows(memory=memory) and not refused(world, "memory"):
         return ResizeMemory(memory)
     return _grow(world)
@@ -81,7 +81,7 @@ def _resize(world: World) -> Step | None:
 
 def _grow(world: World) -> Step | None:
     """A disk that is wished larger."""
-    wish, has = world.vm.spec.root.size, world.vm.status.disk_size
+    wish, has = world.vm.spec.root.size, world.vm.status.disk.size
     larger = wish is not None and has and wish > has
     return ResizeDisk(wish) if wish and larger and not refused(world, "disk") else None
 
@@ -93,7 +93,7 @@ def refused(world: World, field: Sized) -> bool:
 
 def _settled(world: World) -> bool:
     """Whether the guest is up and its own machine, so that it may be asked for something."""
-    if world.vm.status.identity is None and world.image and world.image.status.agent:
+    if world.vm.status.identity.given is None and world.image and world.image.status.agent:
         return False
     return world.ready or "ssh" in {**world.vm.status.stages, **world.guest.signals}
 

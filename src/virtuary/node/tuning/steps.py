@@ -21,11 +21,13 @@ from virtuary.host.cgroups import set_bounds
 from virtuary.jail.walls import may_raise
 from virtuary.model.cpu import CpuShares
 from virtuary.model.deeds import Change
+from virtuary.model.disk import ROOT
 from virtuary.model.host import NumaNode
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Sized, Vm
 from virtuary.node import operations
 from virtuary.node.machine.run import Run
+from virtuary.node.server import parts
 from virtuary.node.server.notes import note_on
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
@@ -92,8 +94,8 @@ async def apply(server: Server, process: Process, world: World, step: Tune) -> N
             gaps.append(f"no limit of disk traffic ({error.sentence})")
     process.tuned = wanted
     crashpoint("tune.after")
-    if tuple(gaps) != world.vm.status.gaps:
-        await server.write(gaps=tuple(gaps))
+    if tuple(gaps) != world.vm.status.tuning.gaps:
+        await server.write(tuning={"gaps": tuple(gaps)})
 
 
 async def resize(server: Server, process: Process, world: World, step: Resize) -> None:
@@ -172,7 +174,7 @@ async def _wait_for(server: Server, run: Run, field: Sized, wanted: int) -> None
             or run.ended
             or now.spec.sizes[field] != wanted
             or now.spec.power != "running"
-            or now.status.held_for_memory
+            or now.status.pressure.held
         ):
             return
         await run.measure()
@@ -251,9 +253,8 @@ async def _take_back(
         process.refuse(field, before, server.site.clock.now())
     if field == "disk":  # what QEMU has made larger stays so
         size = await tune.find_disk(run.monitor)
-        before, status = (
-            (before, status) if size == status.disk_size else (size, status.but(disk_size=size))
-        )
+        if size != status.disk.size:
+            before, status = size, status.but(**parts.grown(ROOT, size))
     elif asked and isinstance(before, int):
         offer = (
             tune.offer_cpus(run.monitor, before)
@@ -291,7 +292,7 @@ async def resize_disk(server: Server, process: Process, world: World, step: Resi
     crashpoint("grow.after_resize")
     await _tell(run, room.after_disk(wanted))
     crashpoint("grow.after_record")
-    await server.write(disk_size=wanted)
+    await server.write(**parts.grown(ROOT, wanted))
 
 
 CAPABILITY = capability(

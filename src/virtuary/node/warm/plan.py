@@ -21,7 +21,8 @@ class LoadState(Step):
 def start(world: World) -> Step | None:
     """A server whose disk lies on a template's, and that is nobody yet, goes on from its state."""
     status = world.vm.status
-    return StartWarm() if status.template is not None and status.identity is None else None
+    nobody = status.identity.given is None
+    return StartWarm() if nobody and status.warm.template is not None else None
 
 
 def load(world: World) -> Step | None:

@@ -18,13 +18,14 @@ from virtuary.guest import identity
 from virtuary.guest.agent import Outcome
 from virtuary.guest.seed import HostKey
 from virtuary.guest.wake import open_port
+from virtuary.model.disk import ROOT
 from virtuary.node.identity.plan import RenewIdentity
 from virtuary.node.machine.keys import keys_of, seed_keys
 from virtuary.node.machine.resolve import find_qemu
 from virtuary.node.power.start import pin_machine, start_machine
 from virtuary.node.power.steps import end_process
+from virtuary.node.server import parts
 from virtuary.node.server.notes import note_on, printable
-from virtuary.node.server.pre_identity import reset_disk
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
 from virtuary.node.server.step import capability, does, does_with
@@ -113,9 +114,9 @@ async def _renew(server: Server, process: Process, world: World) -> None:
         )
         crashpoint("renew.before")
         # only once it runs may its disk be touched
-        if vm.spec.root.size and vm.spec.root.size > (vm.status.disk_size or 0):
+        if vm.spec.root.size and vm.spec.root.size > (vm.status.disk.size or 0):
             await engine.resize_disk(monitor, vm.spec.root.size)
-            await server.write(disk_size=vm.spec.root.size)
+            await server.write(**parts.grown(ROOT, vm.spec.root.size))
         outcome = await _awaken(
             process,
             identity.copy_lines(identity.Identity(vm.name, keys_of(server.site, vm)), renewal),
@@ -131,7 +132,7 @@ async def _renew(server: Server, process: Process, world: World) -> None:
         await go_cold(server, world, error)
         return
     crashpoint("renew.after")
-    await server.write(identity=vm.name)
+    await server.write(**parts.known_as(vm.name))
     run.host_keys_told = server.site.clock.now()
     await run.speak(outcome.stdout.endswith(identity.LISTENS), addresses)
 
@@ -165,10 +166,10 @@ async def go_cold(server: Server, world: World, error: VirtuaryError) -> None:
             await budget.damaged(server.site, find_template(server.site, world.vm), error.sentence)
     current = server.load()
     if current and current.status.runtime:
-        await server.write(cold=why)
+        await server.write(warm={"cold": why})
         await end_process(server, world.vm, "cold")
     else:
-        await server.write(**reset_disk(why))
+        await server.write(**parts.unused(ROOT, why))
 
 
 CAPABILITY = capability(

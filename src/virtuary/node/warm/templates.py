@@ -380,7 +380,7 @@ class Making:
 
 def find_template(site: Site, vm: Vm) -> Template:
     """The warm template a server is a copy of; raises Failed when it is gone."""
-    template = documents.get(site.store, Template, vm.status.template)
+    template = documents.get(site.store, Template, vm.status.warm.template)
     if template is None or template.meta.purge or template.status.state != "ready":
         raise Failed("its warm template is gone")
     return template
