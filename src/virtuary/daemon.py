@@ -97,9 +97,10 @@ async def serve(paths: Paths) -> None:
         store = SealedStore(SqliteStore(paths.store, Ballast(paths.ballast)), paths.secret_key)
         try:
             await _keep_secrets(store)
+            host_id = _host_id(paths)
+            documents.look_from(store, host_id)
             await documents.bring_over(store)
             await peers.bring_over(store)
-            host_id = _host_id(paths)
             site = await open_site(paths, store, host_id, settings)
             await describe_host(site)
             node = Node(site)

@@ -26,6 +26,7 @@ from virtuary.node.node import Node
 from virtuary.node.site import Site
 from virtuary.qemu.accel import Verdict, cache_key
 from virtuary.qemu.platforms.table import USUAL
+from virtuary.store import documents
 from virtuary.store.api import Store
 from virtuary.store.memory import MemoryStore
 
@@ -69,7 +70,7 @@ async def settle(parts: Parts) -> None:
     )
     puts = {
         host.key: host.dump(),
-        image.key: image.dump(),
+        **documents.written(parts.store, image),
         f"image-name/{image.name}": image.id.encode(),
     }
     await parts.store.txn({}, puts)

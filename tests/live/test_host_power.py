@@ -55,7 +55,7 @@ def test_servers_shut_down_with_the_host_and_come_back_with_it_in_order(own: Ins
     with contextlib.closing(sqlite3.connect(own.paths.store)) as db:
         assert (
             db.execute(
-                "update object set value = ? where key = 'host-boot'", (b"another boot",)
+                "update object set value = ? where key like 'here/%/boot'", (b"another boot",)
             ).rowcount
             == 1
         )

@@ -698,10 +698,11 @@ def other_boot(instance: Instance) -> None:
     """Make the records of processes name another boot of the host."""
     with contextlib.closing(sqlite3.connect(instance.paths.store)) as db:
         for key, value in db.execute(
-            "select key, value from object where key like 'vm/%' or key like 'network/%'"
+            "select key, value from object where key like 'vm/%' or key like 'here/%/network/%'"
         ).fetchall():
             document = json.loads(value)
-            for where in (document["status"], document["status"].get("runtime") or {}):
+            status = document.get("status", document)  # what a host has of a network is only that
+            for where in (status, status.get("runtime") or {}):
                 if "boot_id" in where:
                     where["boot_id"] = "another boot"
             db.execute(

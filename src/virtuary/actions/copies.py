@@ -186,7 +186,7 @@ async def copy(context: Context, name: str, wish: VmCopy) -> tuple[Vm, Operation
     puts = {vm.key: vm.dump(), vm.named: vm.id.encode(), **takes}
     if text := userdata.read(context.store, source.id):
         puts[userdata.key_of(vm.id)] = text.encode()
-    joins, makes = nics.made(plan.joined)
+    joins, makes = nics.made(context.store, plan.joined)
     puts |= makes
     expect = {source.key: source.meta.revision, vm.named: 0, **waits, **joins}
     revision = await context.commit(expect, puts, operation=plan.operation)

@@ -14,7 +14,7 @@ from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template, TemplateSpec
 from virtuary.model.vm import Vm
-from virtuary.store import servers
+from virtuary.store import documents, servers
 from virtuary.store.api import Store
 from virtuary.store.documents import every
 
@@ -27,7 +27,8 @@ async def create(context: Context, wish: ImageWish) -> tuple[Image, Operation]:
     """Ask for an image to be made. Raises Exists."""
     name = check_new(context, wish)
     image, operation = prepare(context, name, wish.source)
-    await context.commit({Image.name_key(name): 0}, keys_of(image), operation=operation)
+    puts = keys_of(context.store, image)
+    await context.commit({Image.name_key(name): 0}, puts, operation=operation)
     return image, operation
 
 
@@ -52,8 +53,8 @@ def making(source: ImageSource) -> MakeImage:
     return MakeImage.model_validate({"kind": f"image-{source.kind}"})
 
 
-def keys_of(image: Image) -> dict[str, bytes]:
-    return {image.key: image.dump(), image.named: image.id.encode()}
+def keys_of(store: Store, image: Image) -> dict[str, bytes]:
+    return {**documents.written(store, image), image.named: image.id.encode()}
 
 
 def resolve(context: Context, name: str) -> Image | ImageSource:
@@ -75,7 +76,7 @@ async def delete(context: Context, name: str) -> Operation:
     expect, puts = await _cooled(context, image)
     await context.commit(
         {image.key: image.meta.revision, **expect},
-        {image.key: changed.dump(), **puts},
+        {**documents.wished(context.store, changed), **puts},
         operation=operation,
     )
     return operation
@@ -129,8 +130,8 @@ async def warm(
     )
     same = [
         template
-        for template in templates_of(context.store, image.id)
-        if template.spec == spec and not template.meta.purge
+        for template in _present(context.store, image)
+        if template.spec == spec and documents.is_here(context.store, template)
     ]
     there = [template for template in same if template.status.state != "failed"]
     if there:
@@ -141,10 +142,10 @@ async def warm(
         )
     template = Template(meta=Meta(name=image.name), spec=spec)
     operation = new_operation(context, WarmImage(), template)
-    expect, puts = _purged(same)
+    expect, puts = _purged(context.store, same)
     await context.commit(
         {image.key: image.meta.revision, **expect},
-        {template.key: template.dump(), **puts},
+        {**documents.written(context.store, template), **puts},
         operation=operation,
     )
     return template, operation
@@ -168,8 +169,8 @@ async def _cooled(context: Context, image: Image) -> tuple[dict[str, int], dict[
     more than that they are removed already.
     """
     while len(found := _present(context.store, image)) > MOST:
-        await context.store.txn(*_purged(found[:MOST]))
-    return _purged(found)
+        await context.store.txn(*_purged(context.store, found[:MOST]))
+    return _purged(context.store, found)
 
 
 def _present(store: Store, image: Image) -> list[Template]:
@@ -182,12 +183,12 @@ def templates_of(store: Store, image_id: str) -> list[Template]:
     return [template for template in found if template.spec.image_id == image_id]
 
 
-def _purged(found: list[Template]) -> tuple[dict[str, int], dict[str, bytes]]:
+def _purged(store: Store, found: list[Template]) -> tuple[dict[str, int], dict[str, bytes]]:
     """What a transaction expects and writes to have these templates removed."""
-    gone = {
-        template.key: template.but(meta=template.meta.but(purge=True)).dump() for template in found
-    }
-    return {template.key: template.meta.revision for template in found}, gone
+    puts: dict[str, bytes] = {}
+    for template in found:
+        puts |= documents.wished(store, template.but(meta=template.meta.but(purge=True)))
+    return {template.key: template.meta.revision for template in found}, puts
 
 
 def users_of(store: Store, image_id: str) -> list[Vm]:

@@ -196,7 +196,7 @@ async def create(context: Context, wish: NetworkWish) -> Network:
     network = draft(context, wish)
     expect = {network.named: 0, **waits}
     puts = {
-        network.key: network.dump(),
+        **documents.written(context.store, network),
         network.named: network.id.encode(),
         **takes,
     }
@@ -286,7 +286,8 @@ async def change(
         return network
     raise_all(_overpromised(context, network, changed))
     revision = await context.commit(
-        {network.key: network.meta.revision, **waits}, {network.key: changed.dump(), **takes}
+        {network.key: network.meta.revision, **waits},
+        {**documents.wished(context.store, changed), **takes},
     )
     return changed.but(meta=changed.meta.but(revision=revision))
 
@@ -307,7 +308,7 @@ async def delete(context: Context, name: str) -> Network:
     changed = network.but(meta=network.meta.but(purge=True))
     waits, _ = turn(context)  # a server that joins it meanwhile expects its revision
     expect = {network.key: network.meta.revision, **waits}
-    await context.commit(expect, {network.key: changed.dump()})
+    await context.commit(expect, documents.wished(context.store, changed))
     return changed
 
 

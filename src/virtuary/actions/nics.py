@@ -26,6 +26,8 @@ from virtuary.model.network import (
 )
 from virtuary.model.publish import Publish
 from virtuary.model.vm import Vm
+from virtuary.store import documents
+from virtuary.store.api import Store
 
 
 @dataclass
@@ -338,7 +340,7 @@ def default_of(context: Context) -> str:
     return status.default_network if status else USER
 
 
-def made(found: Joined) -> tuple[dict[str, int], dict[str, bytes]]:
+def made(store: Store, found: Joined) -> tuple[dict[str, int], dict[str, bytes]]:
     """What the transaction expects and writes of the networks that are joined, and of the firewall
     groups it relies on.
     """
@@ -348,10 +350,9 @@ def made(found: Joined) -> tuple[dict[str, int], dict[str, bytes]]:
         expect[network.key] = network.meta.revision
         if not network.meta.revision:
             expect[network.named] = 0
-            puts |= {
-                network.key: network.dump(),
-                network.named: network.id.encode(),
-            }
+            puts[network.named] = network.id.encode()
+        if not network.meta.revision or not documents.is_here(store, network):
+            puts |= documents.written(store, network)
     expect |= {group.key: group.meta.revision for group in found.groups.values()}
     return expect, puts
 

@@ -188,15 +188,16 @@ async def create(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> t
     vm = plan.vm
     expect = {vm.named: 0, **waits}
     puts = {vm.key: vm.dump(), vm.named: vm.id.encode(), **takes}
-    joins, makes = nics.made(plan.joined)
+    joins, makes = nics.made(context.store, plan.joined)
     expect, puts = expect | joins, puts | makes
     if wish.login.user_data is not None:
         puts[userdata.key_of(vm.id)] = wish.login.user_data.encode()
     expect[plan.image.key] = plan.image.meta.revision
-    if plan.image_operation:
+    if plan.image_operation or not documents.is_here(context.store, plan.image):
         if not plan.image.meta.revision:
             expect[plan.image.named] = 0
-        puts |= images.keys_of(plan.image)
+        puts |= images.keys_of(context.store, plan.image)
+    if plan.image_operation:
         puts[plan.image_operation.key] = plan.image_operation.dump()
     revision = await context.commit(expect, puts, operation=plan.operation)
     return vm.but(meta=vm.meta.but(revision=revision)), plan.operation
@@ -292,7 +293,7 @@ async def change(
     if resized or (tunes(vm, changed.spec) and not active(context.store, vm.key)):
         before = {RESIZES[path]: vm.spec.sizes[RESIZES[path]] for path in resized}
         operation = new_operation(context, Change.model_validate(before), vm)
-    joins, makes = nics.made(joined)
+    joins, makes = nics.made(context.store, joined)
     expect, puts = (
         {vm.key: vm.meta.revision, **waits, **joins},
         {vm.key: changed.dump(), **takes, **makes},

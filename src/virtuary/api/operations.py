@@ -114,7 +114,7 @@ async def _stream(parts: Parts, since: int, target: str) -> AsyncIterator[bytes]
     """A comment at once (errors in the position surface before it), then changes, with a comment
     when nothing happens.
     """
-    changes = aiter(parts.store.watch("", since))
+    changes, told = aiter(parts.store.watch("", since)), (-1, "")
     pending = asyncio.ensure_future(anext(changes))
     await asyncio.sleep(0)
     if pending.done() and (error := pending.exception()):
@@ -126,9 +126,12 @@ async def _stream(parts: Parts, since: int, target: str) -> AsyncIterator[bytes]
             if not done:
                 yield b": still here\n\n"
                 continue
-            change = pending.result()
+            change = _as_shown(parts.store, pending.result())
             pending = asyncio.ensure_future(anext(changes))
-            if text := _event(_as_shown(parts.store, change), target):
+            if (change.revision, change.key) == told:
+                continue  # both parts of a document changed at once
+            told = change.revision, change.key
+            if text := _event(change, target):
                 yield text
     except StopAsyncIteration:
         return
@@ -138,10 +141,14 @@ async def _stream(parts: Parts, since: int, target: str) -> AsyncIterator[bytes]
 
 def _as_shown(store: Store, change: Change) -> Change:
     """A change with its document as the API answers with it elsewhere."""
-    if kind_of(change.key) != Firewall.prefix:
+    if kind_of(change.key) == Firewall.prefix:
+        group = documents.read(Firewall, change)
+        return change._replace(value=peers.show_kept(store, group).dump()) if group else change
+    key = documents.home(store, change.key)
+    if kind_of(key) != Image.prefix:
         return change
-    group = documents.read(Firewall, change)
-    return change._replace(value=peers.show_kept(store, group).dump()) if group else change
+    image = documents.at(store, Image, key)
+    return Change(change.revision, key, image.dump() if image else None)
 
 
 def _is_about(change: Change, target: str) -> bool:

@@ -67,6 +67,7 @@ class ImageStatus(Model):
 
 class Image(Document):
     prefix: ClassVar[str] = "image"
+    local: ClassVar[tuple[str, ...]] = ("state", "reason", "size", "made", "used")
     spec: ImageSpec
     status: ImageStatus = Field(default_factory=ImageStatus)
 

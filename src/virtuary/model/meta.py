@@ -181,6 +181,8 @@ class Document(Model):
     """A noun with its identity. `prefix` is its place in the store."""
 
     prefix: ClassVar[str]
+    local: ClassVar[tuple[str, ...]] = ()
+    """Fields of its status that are true of one host only: kept apart for each host."""
     meta: Meta
 
     @classmethod
@@ -223,16 +225,23 @@ class Document(Model):
         """The bytes the store keeps; the revision is the store's own and left out."""
         body = self.body()
         body["meta"].pop("revision")
-        return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+        return text_of(body)
 
     @classmethod
-    def load(cls, value: bytes, revision: int) -> Self:
+    def load(cls, value: bytes, revision: int, here: bytes | None = None) -> Self:
         """The document as any version wrote it: an older one's in today's format, and a newer one's
-        with all that is not known here, which `dump` gives back.
+        with all that is not known here, which `dump` gives back. `here`: what this host has of it.
         """
         body = as_now(cls.prefix, json.loads(value))
+        if here:
+            body["status"] = body.get("status", {}) | json.loads(here)
         body["meta"]["revision"] = revision
         return cls.from_body(body)
+
+
+def text_of(body: Any) -> bytes:
+    """JSON as it is kept."""
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def invalid(error: ValidationError) -> Invalid:

@@ -270,6 +270,7 @@ class NetworkStatus(Model):
 
 class Network(Document):
     prefix: ClassVar[str] = "network"
+    local: ClassVar[tuple[str, ...]] = tuple(NetworkStatus.model_fields)
     spec: NetworkSpec
     status: NetworkStatus = Field(default_factory=NetworkStatus)
 

@@ -47,6 +47,7 @@ class TemplateStatus(Model):
 
 class Template(Document):
     prefix: ClassVar[str] = "template"
+    local: ClassVar[tuple[str, ...]] = tuple(TemplateStatus.model_fields)
     spec: TemplateSpec
     status: TemplateStatus = Field(default_factory=TemplateStatus)
 

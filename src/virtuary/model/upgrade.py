@@ -10,11 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-FORMAT = 4
+FORMAT = 5
 """1: operations had a kind and parameters by name; the numbers of plugged NICs stood for NICs;
 servers had a stage beside the stages. 2: what is wished of a server was a flat table.
-3: so was its status.
+3: so was its status. 4: what only one host has of images, networks and templates stood with what is
+true everywhere.
 """
+BOOT = "host-boot"
+"""Where the only host there was kept the boot in which servers were last brought up."""
+SET_APART = {
+    "image": ("state", "reason", "size", "made", "used"),
+    "network": (
+        "state", "reason", "bridge", "pid", "start", "boot_id", "was_up", "external", "speed",
+        "mtu", "gaps",
+    ),
+    "template": ("state", "reason", "key", "size", "disk_size", "made", "took"),
+}  # fmt: skip
+"""What stood in a status and is one host's, by kind."""
+
+
+def set_apart(body: dict[str, Any], own: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is one host's of a document where all stood together, and the rest of it."""
+    status: dict[str, Any] = body.get("status") or {}
+    mine = {name: value for name, value in status.items() if name in own}
+    rest = {name: value for name, value in status.items() if name not in own}
+    return mine, {**body, "status": rest}
 
 
 def as_now(prefix: str, body: dict[str, Any]) -> dict[str, Any]:

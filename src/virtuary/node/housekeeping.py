@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from virtuary.model.image import Image
+from virtuary.model.keys import kind_of
 from virtuary.model.operation import Operation
+from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 from virtuary.node.site import Site
 from virtuary.store import documents, marks
@@ -15,6 +18,7 @@ from virtuary.store.limits import keys_in_parts
 TRASH_LIFE = timedelta(days=7)
 MARK_LIFE = timedelta(hours=24)
 KEPT_OPERATIONS = 500
+SHARED: tuple[type[Image | Template], ...] = (Image, Template)
 
 
 async def tidy(site: Site) -> None:
@@ -25,10 +29,11 @@ async def tidy(site: Site) -> None:
 
 
 async def empty_trash(site: Site) -> None:
-    """Have what has lain in the trash too long removed for good, server by server."""
+    """Have what has lain in the trash too long removed for good, server by server of this host."""
     for vm in documents.every(site.store, Vm):
         if (
-            vm.meta.deleted
+            vm.spec.owner == site.host_id
+            and vm.meta.deleted
             and not vm.meta.purge
             and site.clock.wall() - vm.meta.deleted > TRASH_LIFE
         ):
@@ -37,11 +42,25 @@ async def empty_trash(site: Site) -> None:
 
 
 async def forget_operations(site: Site) -> None:
-    """Keep the last `KEPT_OPERATIONS` of those that have ended."""
-    ended = [item for item in documents.every(site.store, Operation) if item.ended]
+    """Keep the last `KEPT_OPERATIONS` of those that have ended and are this host's: about what it
+    has, or about what is gone.
+    """
+    every = documents.every(site.store, Operation)
+    ended = [item for item in every if item.ended and not _is_anothers(site, item)]
     over = sorted(ended, key=lambda item: item.meta.created)[:-KEPT_OPERATIONS]
     for keys in keys_in_parts(item.key for item in over):
         await site.store.txn({}, {}, keys)
+
+
+def _is_anothers(site: Site, operation: Operation) -> bool:
+    """Whether what an operation was about is there, and another host has it."""
+    key = operation.spec.target
+    vm = documents.at(site.store, Vm, key) if kind_of(key) == Vm.prefix else None
+    if vm:
+        return vm.spec.owner != site.host_id
+    shared = next((kind for kind in SHARED if kind.prefix == kind_of(key)), None)
+    found = documents.at(site.store, shared, key) if shared else None
+    return found is not None and not documents.is_here(site.store, found)
 
 
 async def forget_marks(site: Site) -> None:

@@ -44,7 +44,8 @@ class Loop(Generic[D]):
             while (document := self.load()) is not None:
                 self.woken.clear()
                 try:
-                    pause = await self.step(document)
+                    here = documents.is_here(self.site.store, document)
+                    pause = await self.step(document) if here else FOR_EVER
                 except Conflict:
                     continue  # somebody wrote meanwhile: look again
                 except (VirtuaryError, OSError) as error:

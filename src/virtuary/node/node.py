@@ -144,7 +144,8 @@ class Node:
                 continue  # the log was compacted below us: list again
 
     def _on_change(self, change: Change) -> None:
-        key, kind = change.key, kind_of(change.key)
+        key = documents.home(self.site.store, change.key)
+        kind = kind_of(key)
         if kind in WORKERS:
             self._wake(key)
         if kind == Image.prefix:

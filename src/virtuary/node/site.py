@@ -109,6 +109,7 @@ class Site:
     """
 
     def __post_init__(self) -> None:
+        documents.look_from(self.store, self.host_id)
         folder = self.paths.run / "networks"
         own = netns.Private(folder) if self.paths.mode == "user" else None
         self.networks = Networks(self.store, folder, own, Uplink(self, own) if own else None)

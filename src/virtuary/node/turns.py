@@ -17,12 +17,10 @@ from virtuary.base.log import say
 from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.node.site import Site
-from virtuary.store import documents
+from virtuary.store import documents, here
 from virtuary.store.documents import every
 
 logger = logging.getLogger("virtuary.turns")
-RECORD = "host-boot"
-"""Where the boot stands in which servers were last brought up."""
 GATE = 180.0
 """Seconds for which servers of one order are waited for before the next ones are started; one that
 fails is not waited for.
@@ -45,7 +43,8 @@ async def after_boot(site: Site) -> None:
     """In the first daemon after a boot of the host: wish running what is to come up with it,
     stopped whatever else ran.
     """
-    record = site.store.get(RECORD)
+    place = here.key_of(site.host_id, "boot")  # that in which servers were last brought up
+    record = site.store.get(place)
     servers = all_servers(site)
     lost = {vm.id for vm in servers if vm.status.runtime and vm.status.runtime.boot_id != site.boot}
     fresh = record is not None and record.value.decode() != site.boot
@@ -57,7 +56,7 @@ async def after_boot(site: Site) -> None:
         ):  # the host's shutdown was called off, or it was the daemon's alone
             site.turns.waiting[vm.id] = vm.spec.policy.boot_order
     if record is None or fresh:
-        await site.store.txn({}, {RECORD: site.boot.encode()})
+        await site.store.txn({}, {place: site.boot.encode()})
 
 
 async def _wish_after_boot(site: Site, vm: Vm, lost: bool) -> None:

@@ -14,20 +14,23 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from virtuary.base.errors import Conflict
+from virtuary.base.errors import Bug, Conflict
 from virtuary.base.log import say
 from virtuary.model import upgrade
 from virtuary.model.keys import key_of
-from virtuary.model.meta import Document
+from virtuary.model.meta import Document, text_of
 from virtuary.model.operation import Operation
-from virtuary.store.api import Change, Page, Record, Store
+from virtuary.store.api import ABSENT, Change, Page, Record, Store
+from virtuary.store.here import key_of as _apart
+from virtuary.store.here import origin, others, split
 from virtuary.store.kept import Index, kept, known
 
 logger = logging.getLogger("virtuary.store")
 D = TypeVar("D", bound=Document)
 __all__ = [
-    "Index", "at", "begun", "bring_over", "by", "change", "every", "find", "get", "named", "names",
-    "open_operations", "own_name", "page", "read", "shown",
+    "Index", "at", "begun", "bring_over", "by", "change", "every", "expected", "find", "get",
+    "here", "home", "is_here", "look_from", "named", "names", "open_operations", "own_name", "page",
+    "read", "removed", "shown", "wished", "written",
 ]  # fmt: skip
 FORMAT_KEY = "format"
 REMEMBERED = 2000
@@ -42,17 +45,20 @@ def get(store: Store, kind: type[D], identity: str | None) -> D | None:
 
 
 def at(store: Store, kind: type[D], key: str) -> D | None:
-    """The document with this key; None where it is gone."""
+    """The document with this key, with what this host has of it; None where it is gone."""
     record, single = store.get(key), known(store).single
     if record is None:
         single.pop(key, None)
         return None
+    mine = _mine(store, kind, key)
+    stamp = record.revision, mine.revision if mine else 0
     found = single.get(key)
-    if found is None or found.meta.revision != record.revision:
-        found = single[key] = kind.load(record.value, record.revision)
+    if found is None or found[:2] != stamp:
+        read = kind.load(record.value, record.revision, mine.value if mine else None)
+        found = single[key] = (*stamp, read)
         if len(single) > REMEMBERED:
             single.pop(next(iter(single)))
-    return found  # type: ignore[return-value]  # the key says the kind
+    return found[2]  # type: ignore[return-value]  # the key says the kind
 
 
 def find(store: Store, kind: type[D], name: str) -> D | None:
@@ -93,7 +99,11 @@ def own_name(store: Store, document: Document) -> list[str]:
 
 def every(store: Store, kind: type[D]) -> list[D]:
     """All of them as they are now, by key."""
-    return [document for _, document in sorted(kept(store, kind).catch_up(store).items())]
+    found = sorted(kept(store, kind).catch_up(store).items())
+    if not kind.local:
+        return [document for _, document in found]
+    joined = (at(store, kind, key) for key, _ in found)
+    return [document for document in joined if document]
 
 
 def by(store: Store, index: Index[D], word: str) -> list[D]:
@@ -127,17 +137,101 @@ async def change(
         changed = how(current)
         if changed is None or (changed == current and not expect and not puts):
             return current
+        writes = written(store, changed)
         try:
             revision = await store.txn(
-                {key: current.meta.revision, **(expect or {})},
-                {key: changed.dump(), **(puts or {})},
+                {**expected(store, current), **(expect or {})}, {**writes, **(puts or {})}
             )
         except Conflict:
             if expect:
                 raise
             continue
-        return changed.but(meta=changed.meta.but(revision=revision))
+        return changed.but(meta=changed.meta.but(revision=revision)) if key in writes else changed
     return None
+
+
+# ---- what only this host has of a document
+
+
+def look_from(store: Store, host: str) -> None:
+    """Have documents of this store read and written as this host's. Once: another host looks at a
+    store of its own, or through one.
+    """
+    if known(store).host not in ("", host):
+        raise Bug("a store is looked at from one host")
+    known(store).host = host
+
+
+def is_here(store: Store, document: Document) -> bool:
+    """Whether this host has, or is to have, a part of it: it makes and removes nothing else."""
+    if not document.local or not known(store).host:
+        return True
+    return _mine(store, type(document), document.key) is not None
+
+
+def here(store: Store, kind: type[D]) -> list[D]:
+    """All those of which this host has a part, by key."""
+    return [document for document in every(store, kind) if is_here(store, document)]
+
+
+def written(store: Store, document: Document) -> dict[str, bytes]:
+    """What a transaction puts for a document: of what is true everywhere and this host's part what
+    is not there already. From then on it is here.
+    """
+    if not document.local or not known(store).host:
+        return {document.key: document.dump()}
+    mine = _mine(store, type(document), document.key)
+    own = _apart(known(store).host, document.key)
+    puts = {**wished(store, document), own: split(document, mine)[1]}
+    return {
+        place: value
+        for place, value in puts.items()
+        if (record := store.get(place)) is None or record.value != value
+    }
+
+
+def wished(store: Store, document: Document) -> dict[str, bytes]:
+    """The same for what is true everywhere alone: whoever wishes something of a document does not
+    have it here by that.
+    """
+    if not document.local or not known(store).host:
+        return {document.key: document.dump()}
+    mine = _mine(store, type(document), document.key)
+    return {document.key: split(document, mine)[0]}
+
+
+def expected(store: Store, document: Document) -> dict[str, int]:
+    """The revisions of a document, and of this host's part of it, as it was read just now."""
+    expect = {document.key: document.meta.revision}
+    if document.local and (host := known(store).host):
+        mine = _mine(store, type(document), document.key)
+        expect[_apart(host, document.key)] = mine.revision if mine else ABSENT
+    return expect
+
+
+def removed(store: Store, document: Document) -> tuple[dict[str, int], list[str]]:
+    """What a transaction expects and deletes once nothing of a document is left on this host: its
+    part of it, and where no other host has one the document with its name.
+    """
+    host, key = known(store).host, document.key
+    own = [_apart(host, key)] if document.local and host else []
+    left = others(store, host, key) if own else {}
+    gone = [] if left else [key, *own_name(store, document)]
+    return {key: document.meta.revision, **left}, [*own, *gone]
+
+
+def home(store: Store, key: str) -> str:
+    """The key of the document that a change of this key is about: also where it is this host's part
+    of it. Empty for another host's.
+    """
+    if (whose := origin(key)) is None:
+        return key
+    return whose[1] if whose[0] == known(store).host else ""
+
+
+def _mine(store: Store, kind: type[Document], key: str) -> Record | None:
+    host = known(store).host
+    return store.get(_apart(host, key)) if kind.local and host else None
 
 
 # ---- bytes that are passed on
@@ -151,8 +245,14 @@ def page(
     wanted: Callable[[D], bool] | None = None,
 ) -> Page:
     """A page of documents, as the bytes that are kept: whoever shows hundreds of them does not read
-    and write each again. Which of them are `wanted` is asked of documents, not of bytes.
+    and write each again. Which of them are `wanted` is asked of documents, not of bytes. Those of
+    which hosts have parts are few, and put together.
     """
+    if kind.local:
+        found = store.list(kind.place(), after, limit)
+        joined = ((record, at(store, kind, record.key)) for record in found.records)
+        records = [record._replace(value=item.dump()) for record, item in joined if item]
+        return Page(records, found.revision)
     if wanted is None:
         return store.list(kind.place(), after, limit)
     found, known_ones = store.list(kind.place(), after), kept(store, kind).catch_up(store)
@@ -204,6 +304,21 @@ async def bring_over(store: Store) -> None:
             body = json.loads(item.value)
             now = upgrade.as_now(prefix, body)
             if now != body:
-                text = json.dumps(now, separators=(",", ":"), ensure_ascii=False)
-                await store.txn({item.key: item.revision}, {item.key: text.encode()})
+                await store.txn({item.key: item.revision}, {item.key: text_of(now)})
+    if known(store).host:
+        await _set_apart(store, known(store).host)
     await store.txn({}, {FORMAT_KEY: str(upgrade.FORMAT).encode()})
+
+
+async def _set_apart(store: Store, host: str) -> None:
+    """Of what stood together make what is true everywhere and what is this host's, the only one
+    there was.
+    """
+    for prefix, own in upgrade.SET_APART.items():
+        for item in store.list(key_of(prefix, "")).records:
+            mine, body = upgrade.set_apart(json.loads(item.value), own)
+            if mine:
+                puts = {item.key: text_of(body), _apart(host, item.key): text_of(mine)}
+                await store.txn({item.key: item.revision}, puts)
+    if record := store.get(upgrade.BOOT):
+        await store.txn({}, {_apart(host, "boot"): record.value}, [upgrade.BOOT])

@@ -92,7 +92,10 @@ class Known:
 
     def __init__(self) -> None:
         self.kept: dict[str, Kept[Any]] = {}
-        self.single: dict[str, Document] = {}
+        self.single: dict[str, tuple[int, int, Document]] = {}
+        """By key: the revisions of what is true everywhere, and of what this host has of it."""
+        self.host = ""
+        """The host that looks; none for whoever has no part of anything."""
 
 
 _known: WeakKeyDictionary[Store, Known] = WeakKeyDictionary()

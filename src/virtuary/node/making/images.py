@@ -131,10 +131,11 @@ class ImageWorker(Loop[Image]):
             puts[found.key] = operations.finished(found, error, cancelled=error is None).dump()
         if servers.on_image(self.site.store, image.id):
             reason = error.sentence if error else "its making was cancelled"
-            puts[self.key] = image.seen(state="failed", reason=reason).dump()
+            puts |= documents.written(self.site.store, image.seen(state="failed", reason=reason))
             await self.site.store.txn({self.key: image.meta.revision}, puts)
             return
-        await self.site.store.txn({self.key: image.meta.revision}, puts, [self.key, image.named])
+        expect, gone = documents.removed(self.site.store, image)
+        await self.site.store.txn(expect, puts, gone)
 
     async def _forget(self, image: Image) -> None:
         shutil.rmtree(self.site.paths.image(image.id), ignore_errors=True)
@@ -143,8 +144,8 @@ class ImageWorker(Loop[Image]):
             item.key: operations.finished(item).dump()
             for item in operations.open_operations(self.site.store, self.key)
         }
-        gone = [self.key, *documents.own_name(self.site.store, image)]
-        await self.site.store.txn({self.key: image.meta.revision}, puts, gone)
+        expect, gone = documents.removed(self.site.store, image)
+        await self.site.store.txn(expect, puts, gone)
 
     def _drop_upload(self, image: Image) -> None:
         """What was sent for an import is of no more use."""

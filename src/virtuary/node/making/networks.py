@@ -25,6 +25,7 @@ from virtuary.node.networks.members import Member
 from virtuary.node.networks.networks import Networks
 from virtuary.node.networks.serving import Serving
 from virtuary.node.site import Site
+from virtuary.store import documents
 
 logger = logging.getLogger("virtuary.networks")
 LOOK, BLIND_LOOK = 300.0, 10.0
@@ -282,7 +283,8 @@ class NetworkWorker(Loop[Network]):
         shutil.rmtree(self.folder, ignore_errors=True)
         await self.networks.rules.apply()
         crashpoint("network.after_remove")
-        await self.site.store.txn({self.key: network.meta.revision}, {}, [self.key, network.named])
+        expect, gone = documents.removed(self.site.store, network)
+        await self.site.store.txn(expect, {}, gone)
 
 
 def vlan_of(network: Network) -> str:

@@ -19,7 +19,6 @@ from virtuary.node.site import Site, memory_facts
 from virtuary.node.warm import derive
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.store import documents, servers
-from virtuary.store.documents import every
 
 logger = logging.getLogger("virtuary.templates")
 
@@ -59,7 +58,7 @@ async def consider(site: Site, vm: Vm, image: Image) -> None:
     if available < memory + site.settings.resources.memory_kept(total):
         say(logger, "no template now", image=image.name, why="the host's memory is short")
         return
-    await site.store.txn({}, {template.key: template.dump()})
+    await site.store.txn({}, documents.written(site.store, template))
     say(logger, "template wished", image=image.name)
 
 
@@ -73,9 +72,9 @@ async def damaged(site: Site, template: Template, why: str) -> None:
     say(logger, "template removed", logging.WARNING, image=template.spec.image, why=why)
     changed = template.but(meta=template.meta.but(purge=True))
     again = Template(meta=Meta(name=template.name), spec=template.spec)
-    puts = {template.key: changed.dump()}
+    puts = documents.wished(site.store, changed)
     if site.settings.templates.auto:
-        puts[again.key] = again.dump()
+        puts |= documents.written(site.store, again)
     with contextlib.suppress(Conflict):
         await site.store.txn({template.key: template.meta.revision}, puts)
 
@@ -90,7 +89,7 @@ async def keep_budget(site: Site, keep: str = "") -> None:
     """Remove templates, the one used longest ago first, until the others fit into
     `templates.max_disk`.
     """
-    found = every(site.store, Template)
+    found = documents.here(site.store, Template)
     ready = [
         template
         for template in found
@@ -105,7 +104,7 @@ async def keep_budget(site: Site, keep: str = "") -> None:
             with contextlib.suppress(Conflict):
                 await site.store.txn(
                     {template.key: template.meta.revision},
-                    {template.key: template.but(meta=template.meta.but(purge=True)).dump()},
+                    documents.wished(site.store, template.but(meta=template.meta.but(purge=True))),
                 )
             sizes -= template.status.size
 
@@ -120,7 +119,7 @@ async def renew(site: Site) -> None:
     """Replace templates that nothing can be resumed from any more, after an upgrade of QEMU say, by
     ones of today.
     """
-    for template in documents.every(site.store, Template):
+    for template in documents.here(site.store, Template):
         if template.meta.purge or template.status.state not in ("ready", "failed"):
             continue
         image = documents.get(site.store, Image, template.spec.image_id)

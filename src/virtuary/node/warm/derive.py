@@ -42,7 +42,7 @@ from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.probe import Binary
 from virtuary.qemu.warm import STEP
-from virtuary.store import userdata
+from virtuary.store import documents, userdata
 from virtuary.store.documents import every
 
 
@@ -54,7 +54,7 @@ class Match(NamedTuple):
 
 
 def templates_of(site: Site, image_id: str) -> list[Template]:
-    found = every(site.store, Template)
+    found = documents.here(site.store, Template)
     return [template for template in found if template.spec.image_id == image_id]
 
 

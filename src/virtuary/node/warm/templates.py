@@ -170,10 +170,12 @@ class TemplateWorker(Loop[Template]):
         if found and not found.ended:
             puts[found.key] = operations.finished(found, error, cancelled=error is None).dump()
         if error is None:
-            await self.site.store.txn({self.key: template.meta.revision}, puts, [self.key])
+            expect, gone = documents.removed(self.site.store, template)
+            await self.site.store.txn(expect, puts, gone)
             return
         say(logger, "no template", logging.WARNING, image=template.spec.image, why=error.sentence)
-        puts[self.key] = template.seen(state="failed", reason=error.sentence).dump()
+        failed = template.seen(state="failed", reason=error.sentence)
+        puts |= documents.written(self.site.store, failed)
         await self.site.store.txn({self.key: template.meta.revision}, puts)
 
     async def _forget(self, template: Template) -> bool:
@@ -197,7 +199,8 @@ class TemplateWorker(Loop[Template]):
         }
         current = self.load()
         if current:
-            await self.site.store.txn({self.key: current.meta.revision}, puts, [self.key])
+            expect, gone = documents.removed(self.site.store, current)
+            await self.site.store.txn(expect, puts, gone)
         return True
 
 
