@@ -22,9 +22,11 @@ from virtuary.base.units import GIB, MIB
 from virtuary.guest.agent import Outcome
 from virtuary.host import capacity
 from virtuary.model.host import HugePages
+from virtuary.model.image import Image
 from virtuary.model.runtime import Runtime
 from virtuary.model.vm import Vm
 from virtuary.node import operations
+from virtuary.store import documents
 from virtuary.store.memory import MemoryStore
 from virtuary.store.sqlite import SqliteStore
 
@@ -899,6 +901,29 @@ async def test_a_deleted_document_is_an_event(api: Service) -> None:
         await api.parts.store.txn({}, {}, [f"vm/{vm['meta']['id']}"])
         (event,) = await read(chunks, 1)
     assert (event["event"], event["data"]) == ("vm.deleted", {"key": f"vm/{vm['meta']['id']}"})
+
+
+async def test_what_its_host_says_of_an_image_is_an_event_of_the_image(paths: Paths) -> None:
+    """Once, also where both of its parts change, and in a store that tells by key."""
+    parts = make_parts(paths, SqliteStore(paths.store))
+    await settle(parts)
+    store, api = parts.store, Service(parts)
+    (image,) = documents.every(store, Image)
+    async with api.stream(f"/v1/events?since={store.revision}") as chunks:
+        await chunks.get()
+        await documents.change(store, Image, image.key, lambda now: now.seen(size=7))
+        await documents.change(store, Image, image.key, lambda now: now.seen(size=8, os="Debian"))
+        events = await read(chunks, 2)
+        expect, gone = documents.removed(store, documents.every(store, Image)[0])
+        await store.txn(expect, {}, gone)
+        await create(api, image="debian")
+        events += await read(chunks, 4)
+    assert [event["event"] for event in events] == [
+        "image.changed", "image.changed", "image.deleted", "vm.changed", "image.changed",
+        "operation.changed",
+    ]  # fmt: skip
+    assert events[1]["data"]["status"]["size"] == 8 and events[2]["data"] == {"key": image.key}
+    await store.close()
 
 
 async def test_a_position_that_is_forgotten_is_gone(paths: Paths) -> None:

@@ -209,7 +209,7 @@ async def test_layers_are_removed_by_what_this_host_has_of_them(sites: tuple[Sit
     for path in (own, loose):
         path.touch()
     for owner, layer in (("a", "layers/own.qcow2"), ("b", "layers/theirs.qcow2")):
-        vm = server(owner).seen(layers=(layer,))
+        vm = server(owner).seen(disks={0: {"layers": (layer,)}})
         await a.store.txn({}, {vm.key: vm.dump()})
     drop_layers(a)
     assert own.exists() and not loose.exists()

@@ -114,7 +114,7 @@ async def _stream(parts: Parts, since: int, target: str) -> AsyncIterator[bytes]
     """A comment at once (errors in the position surface before it), then changes, with a comment
     when nothing happens.
     """
-    changes, told = aiter(parts.store.watch("", since)), (-1, "")
+    changes, told = aiter(parts.store.watch("", since)), _Told()
     pending = asyncio.ensure_future(anext(changes))
     await asyncio.sleep(0)
     if pending.done() and (error := pending.exception()):
@@ -128,15 +128,29 @@ async def _stream(parts: Parts, since: int, target: str) -> AsyncIterator[bytes]
                 continue
             change = _as_shown(parts.store, pending.result())
             pending = asyncio.ensure_future(anext(changes))
-            if (change.revision, change.key) == told:
-                continue  # both parts of a document changed at once
-            told = change.revision, change.key
-            if text := _event(change, target):
+            if told.first(change) and (text := _event(change, target)):
                 yield text
     except StopAsyncIteration:
         return
     finally:
         pending.cancel()
+
+
+class _Told:
+    """Which documents the events of one revision were about: both parts of one may change at
+    once.
+    """
+
+    def __init__(self) -> None:
+        self._revision = -1
+        self._keys: set[str] = set()
+
+    def first(self, change: Change) -> bool:
+        if change.revision != self._revision:
+            self._revision, self._keys = change.revision, set()
+        new = change.key not in self._keys
+        self._keys.add(change.key)
+        return new
 
 
 def _as_shown(store: Store, change: Change) -> Change:
