@@ -15,7 +15,7 @@ import pytest
 from hosts import Through
 from virtuary.actions import networks, vms
 from virtuary.actions.context import Context
-from virtuary.base.errors import NotFound
+from virtuary.base.errors import NotFound, VirtuaryError
 from virtuary.base.paths import Paths
 from virtuary.base.units import GIB, MIB
 from virtuary.model.deeds import Start
@@ -31,7 +31,7 @@ from virtuary.node import housekeeping, turns
 from virtuary.node.copies.steps import drop_layers
 from virtuary.node.making.images import ImageWorker
 from virtuary.node.making.networks import NetworkWorker
-from virtuary.node.site import Site, Turns
+from virtuary.node.site import Site, Turns, host_status
 from virtuary.node.warm import budget, derive
 from virtuary.node.warm.templates import TemplateWorker
 from virtuary.store import documents, here
@@ -135,6 +135,23 @@ async def test_a_server_has_its_image_and_its_network_made_on_its_own_host(
     image = documents.get(a.store, Image, "i")
     assert image and image.status.state == "ready" and image.status.agent
     assert documents.get(b.store, Image, "i") == image.seen(state="absent")
+
+
+async def test_what_a_host_has_is_promised_to_its_own_servers_alone(
+    sites: tuple[Site, Site],
+) -> None:
+    a, b = sites
+    wish = VmWish.model_validate(
+        {"image": "tiny", "memory": 40 * GIB, "publish": [{"host": 8080, "guest": 80}]}
+    )
+    for site in (a, b):
+        await vms.create(context_of(site), wish)
+    for site in (a, b):
+        assert (await host_status(site)).vms == 1
+        with pytest.raises(VirtuaryError) as caught:
+            await vms.create(context_of(site), wish)
+        assert "port 8080/tcp is published" in caught.value.sentence
+        assert len(caught.value.details["blockers"]) == 2
 
 
 async def test_templates_of_another_host_are_neither_used_nor_counted_nor_renewed(

@@ -19,7 +19,7 @@ from virtuary.model.meta import Document, Meta, utcnow
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
-from virtuary.store import documents, marks
+from virtuary.store import documents, marks, servers
 from virtuary.store.api import Store
 from virtuary.store.documents import every, open_operations
 from virtuary.store.limits import check_wish
@@ -178,6 +178,11 @@ def find_operation(store: Store, identity: str) -> Operation:
 def all_vms(store: Store) -> list[Vm]:
     """Every server, those in the trash too."""
     return every(store, Vm)
+
+
+def own_vms(context: Context) -> list[Vm]:
+    """Every server of this host, those in the trash too: what it has is promised to them alone."""
+    return servers.of_host(context.store, context.host_id)
 
 
 def find_host(store: Store, host_id: str) -> Host:

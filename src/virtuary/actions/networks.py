@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import ValidationError
 
 from virtuary.actions import account
-from virtuary.actions.context import Context, all_vms, decides, find_host, raise_all, turn
+from virtuary.actions.context import Context, decides, find_host, own_vms, raise_all, turn
 from virtuary.base.errors import (
     Conflict,
     Exists,
@@ -228,7 +228,7 @@ CLEARED = ("speed", "mtu")
 
 def _overpromised(context: Context, network: Network, changed: Network) -> list[VirtuaryError]:
     """Why the link of a network can't become slower: what its servers are promised of it."""
-    links, vms = links_of(context), all_vms(context.store)
+    links, vms = links_of(context), own_vms(context)
     before, after = link_speed(network, links), link_speed(changed, links)
     if before is None or (after is not None and after >= before):
         return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
 from virtuary.actions import firewalls, networks
-from virtuary.actions.context import Context, all_vms, find_host
+from virtuary.actions.context import Context, all_vms, find_host, own_vms
 from virtuary.base.errors import Conflict, Invalid, NoRoom, NotFound, Refused, VirtuaryError
 from virtuary.model.bandwidth import Bandwidth, admit, refusal
 from virtuary.model.firewall import Firewall
@@ -212,7 +212,7 @@ def _promised(
     """Floors that the network's link can't give besides those of the server's NICs `before`, and
     those of others, stopped ones too.
     """
-    vms = [vm for vm in all_vms(context.store) if vm.id != vm_id and not vm.meta.deleted]
+    vms = [vm for vm in own_vms(context) if vm.id != vm_id and not vm.meta.deleted]
     there = (nic for nics in (before, *(vm.spec.nics for vm in vms)) for nic in nics)
     others = [nic.bandwidth for nic in there if nic.network_id == network.id]
     short = refusal(admit(bandwidth, others, link_speed(network, networks.links_of(context))))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from virtuary.actions.context import Context, all_vms
+from virtuary.actions.context import Context, own_vms
 from virtuary.base import ports
 from virtuary.base.errors import Conflict, Invalid, VirtuaryError
 from virtuary.model.publish import Publish
@@ -28,11 +28,7 @@ def taken(
     is started first has them.
     """
     others = (
-        [
-            vm
-            for vm in all_vms(context.store)
-            if not (own and vm.id == own.id) and not vm.meta.deleted
-        ]
+        [vm for vm in own_vms(context) if not (own and vm.id == own.id) and not vm.meta.deleted]
         if publish
         else []
     )

@@ -14,12 +14,12 @@ from virtuary.actions import account, images, nics, ports, served
 from virtuary.actions.context import (
     Context,
     active,
-    all_vms,
     check_free,
     decides,
     find_host,
     find_vm,
     new_operation,
+    own_vms,
     raise_all,
     turn,
 )
@@ -214,7 +214,7 @@ def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]
     never = {error.details.get("resource") for error in blockers}
     held = account.claim_of(own, host) if own else account.Claim()
     wanted = account.claim_of(vm, host)
-    short = account.shortage(wanted, account.balances(host, all_vms(context.store)), held)
+    short = account.shortage(wanted, account.balances(host, own_vms(context)), held)
     blockers += [error for error in short if error.details["resource"] not in never]
     if (
         wanted.disk > held.disk

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from fastapi import Query
 
 from virtuary.actions import account
-from virtuary.actions.context import all_vms
 from virtuary.actions.networks import all_networks, find
 from virtuary.actions.vms import checked
 from virtuary.api import answers
@@ -24,6 +23,7 @@ from virtuary.model.memory import Memory
 from virtuary.model.network import DEFAULT
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.node.site import allocated, host_status
+from virtuary.store import servers
 
 router = make_router("/v1", tags=["host"])
 
@@ -31,7 +31,7 @@ router = make_router("/v1", tags=["host"])
 async def described(parts: Parts) -> HostStatus:
     """The host with its account."""
     status = await host_status(parts.node.site)
-    vms = all_vms(parts.store)
+    vms = servers.of_host(parts.store, parts.node.site.host_id)
     balances = account.balances(status, vms)
     metrics = parts.node.metrics
     week = await metrics.history(None, "hour", int(time.time()) - 7 * 86400)
@@ -70,7 +70,7 @@ async def capacity(
     `bandwidth`: bits a second that each is sure of, both ways, on the network.
     """
     status = await host_status(parts.node.site)
-    vms = all_vms(parts.store)
+    vms = servers.of_host(parts.store, parts.node.site.host_id)
     link = _link(parts, network, status, vms) if bandwidth else {}
     spec = checked(
         lambda: VmSpec(

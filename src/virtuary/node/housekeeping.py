@@ -12,7 +12,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 from virtuary.node.site import Site
-from virtuary.store import documents, marks
+from virtuary.store import documents, marks, servers
 from virtuary.store.limits import keys_in_parts
 
 TRASH_LIFE = timedelta(days=7)
@@ -30,10 +30,9 @@ async def tidy(site: Site) -> None:
 
 async def empty_trash(site: Site) -> None:
     """Have what has lain in the trash too long removed for good, server by server of this host."""
-    for vm in documents.every(site.store, Vm):
+    for vm in servers.of_host(site.store, site.host_id):
         if (
-            vm.spec.owner == site.host_id
-            and vm.meta.deleted
+            vm.meta.deleted
             and not vm.meta.purge
             and site.clock.wall() - vm.meta.deleted > TRASH_LIFE
         ):

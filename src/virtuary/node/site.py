@@ -36,9 +36,8 @@ from virtuary.qemu.accel import Choice, Verdict, choose, prove
 from virtuary.qemu.platforms.platform import Platform
 from virtuary.qemu.platforms.table import USUAL
 from virtuary.qemu.probe import Binary, find_binary
-from virtuary.store import documents
+from virtuary.store import documents, servers
 from virtuary.store.api import Store
-from virtuary.store.documents import every
 
 UIDS = range(2_000_000_000, 2_000_060_000)
 """Users of virtual machines in system mode, one each; above every range that distributions hand
@@ -215,7 +214,7 @@ async def host_status(site: Site) -> HostStatus:
         qemu, accel, reason = binary.version, choice.accel, choice.why
     except VirtuaryError as error:
         reason = error.sentence
-    vms = every(site.store, Vm)
+    vms = servers.of_host(site.store, site.host_id)
     alive = [vm for vm in vms if vm.status.runtime]
     return HostStatus(
         vms=sum(vm.meta.deleted is None for vm in vms),

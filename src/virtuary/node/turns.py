@@ -17,8 +17,7 @@ from virtuary.base.log import say
 from virtuary.model.vm import Vm
 from virtuary.node import operations
 from virtuary.node.site import Site
-from virtuary.store import documents, here
-from virtuary.store.documents import every
+from virtuary.store import documents, here, servers
 
 logger = logging.getLogger("virtuary.turns")
 GATE = 180.0
@@ -31,12 +30,8 @@ LOOK = 0.25
 
 
 def all_servers(site: Site) -> list[Vm]:
-    found = every(site.store, Vm)
-    return [
-        vm
-        for vm in found
-        if vm.spec.owner == site.host_id and not vm.meta.deleted and not vm.meta.purge
-    ]
+    found = servers.of_host(site.store, site.host_id)
+    return [vm for vm in found if not vm.meta.deleted and not vm.meta.purge]
 
 
 async def after_boot(site: Site) -> None:

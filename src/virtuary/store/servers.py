@@ -1,5 +1,5 @@
 """What servers are asked for by, many times a second: the network they are on, the image and the
-layers their disks lie on.
+layers their disks lie on, the host that runs them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ def _networks(vm: Vm) -> set[str]:
 
 _ON_NETWORK = Index(Vm, _networks)
 _ON_IMAGE = Index(Vm, lambda vm: (vm.spec.image_id,))
+_OF_HOST = Index(Vm, lambda vm: (vm.spec.owner,))
 _ON_LAYER = Index(Vm, lambda vm: vm.status.layers)
+
+
+def of_host(store: Store, host: str) -> list[Vm]:
+    """Servers that this host runs, those in the trash too: what a host has is promised to them, and
+    what is done to them nobody else does.
+    """
+    return documents.by(store, _OF_HOST, host)
 
 
 def on_network(store: Store, network_id: str) -> list[Vm]:

@@ -31,9 +31,8 @@ from virtuary.qemu.firmware import BIOS, Firmware, find_uefi
 from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.probe import Binary
-from virtuary.store import documents
+from virtuary.store import documents, servers
 from virtuary.store.api import Store
-from virtuary.store.documents import every
 
 
 def firmware_of(vm: Vm, image: Image) -> Firmware:
@@ -214,7 +213,7 @@ def free_uid(site: Site, vm_id: str) -> int:
     """
     if not site.capabilities.root:
         return os.getuid()
-    running = every(site.store, Vm)
+    running = servers.of_host(site.store, site.host_id)
     taken = {vm.status.runtime.uid for vm in running if vm.status.runtime and vm.id != vm_id}
     taken |= {uid for other, uid in site.uids.items() if other != vm_id}
     first = int(hashlib.sha256(vm_id.encode()).hexdigest(), 16) % len(site.users)

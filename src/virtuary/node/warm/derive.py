@@ -42,8 +42,7 @@ from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.qemu.probe import Binary
 from virtuary.qemu.warm import STEP
-from virtuary.store import documents, userdata
-from virtuary.store.documents import every
+from virtuary.store import documents, servers, userdata
 
 
 class Match(NamedTuple):
@@ -270,7 +269,9 @@ async def renewal_of(
         now=site.clock.wall().timestamp(),
         lag=facts["lag"],
         dmi=identity.renewed_dmi(base64.b64decode(facts["dmi"]), facts["uuid"], vm.id),
-        crowd=sum(other.status.state == "starting" for other in every(site.store, Vm)),
+        crowd=sum(
+            other.status.state == "starting" for other in servers.of_host(site.store, site.host_id)
+        ),
         cpus=vm.spec.cpu.count,
         grown=size if size and size > template.status.disk_size else None,
         seed=tuple(seed_files(vm.id, vm.name, keys, text, key).items()) if text else (),
