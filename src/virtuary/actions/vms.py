@@ -192,7 +192,7 @@ async def create(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> t
     expect, puts = expect | joins, puts | makes
     if wish.login.user_data is not None:
         puts[userdata.key_of(vm.id)] = wish.login.user_data.encode()
-    expect[plan.image.key] = plan.image.meta.revision
+    expect |= documents.expected(context.store, plan.image)
     if plan.image_operation or not documents.is_here(context.store, plan.image):
         if not plan.image.meta.revision:
             expect[plan.image.named] = 0
