@@ -26,6 +26,7 @@ from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.settings import Settings
 from virtuary.model.vm import Vm
+from virtuary.model.volume import Volume
 
 HERE = Path(__file__).parent
 
@@ -175,7 +176,7 @@ def documents_page() -> str:
         "`docs/generate.py`.",
         "",
     ]
-    for model in (Vm, Image, Firewall, Operation):
+    for model in (Vm, Volume, Image, Firewall, Operation):
         lines += [
             f"## {model.__name__}",
             "",
@@ -247,6 +248,8 @@ KEYS = {
     "vm-name/NAME": "the id of the server of this name; gone while it lies in the trash",
     "image/ID": "an image's document",
     "image-name/NAME": "the id of the image of this name",
+    "disk/ID": "a disk's document, of those that are no server's root disk",
+    "disk-name/NAME": "the id of the disk of this name; gone while it lies in the trash",
     "firewall/ID": "a firewall group's document",
     "firewall-name/NAME": "the id of the firewall group of this name",
     "operation/ID": "an operation; the last 500 that ended are kept",
@@ -259,7 +262,7 @@ KEYS = {
 def api_page() -> str:
     from fastapi.routing import APIRoute
 
-    from virtuary.api import firewalls, images, metrics, networks, operations, plans, vms
+    from virtuary.api import disks, firewalls, images, metrics, networks, operations, plans, vms
     from virtuary.api.app import BODY_CAP, HEAD_CAP
     from virtuary.base.jsontext import DEPTH_CAP, PARTS_CAP
 
@@ -291,6 +294,7 @@ def api_page() -> str:
     ]
     for router in (
         vms.router,
+        disks.router,
         images.router,
         networks.router,
         firewalls.router,

@@ -29,6 +29,7 @@ from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
 from virtuary.model.template import Template, TemplateSpec
 from virtuary.model.usage import HostUsage, Overview, Point, Usage
 from virtuary.model.vm import Vm, VmSpec
+from virtuary.model.volume import Volume, VolumeSpec
 
 Golden = Callable[[str, str], None]
 VM = Vm(meta=Meta(id="vm-1", name="web1"), spec=VmSpec(image="tiny"))
@@ -62,7 +63,11 @@ def operation(name: str, phase: Any = "done", error: Any = None) -> Operation:
 
 DONE = operation("operation-1")
 LOST = NotFound("there is no disk").problem()
-BEGUN = {"operation": DONE, "vm": VM, "image": IMAGE, "template": TEMPLATES[1]}
+VOLUME = Volume(meta=Meta(id="disk-1", name="data"), spec=VolumeSpec(size=1 << 30))
+SHOWN = VOLUME.body() | {"used": 4096}
+BEGUN = {
+    "operation": DONE, "vm": VM, "image": IMAGE, "template": TEMPLATES[1], "disk": VOLUME,
+}  # fmt: skip
 USAGE = Usage(id="vm-1", name="web1", state="running", cpus=1, memory=2**30, cpu=0.5, age=0.1)
 
 
@@ -86,6 +91,16 @@ ANSWERS: dict[str, Any] = {
     "POST /v1/vms/web1/actions/undelete": VM,
     "GET /v1/vms/web1/ssh": {"host": "10.0.0.1", "port": 22},
     "POST /v1/vms/web1/exec": {"status": 3, "stdout": "b3V0", "stderr": "ZXJy"},
+    "GET /v1/disks": Page([VOLUME]),
+    "POST /v1/disks": BEGUN,
+    "GET /v1/disks/data": SHOWN,
+    "GET /v1/disks/disk-1": SHOWN,
+    "PATCH /v1/disks/data": BEGUN,
+    "POST /v1/disks/data/actions/attach": BEGUN,
+    "POST /v1/disks/data/actions/detach": BEGUN,
+    "DELETE /v1/disks/data": VOLUME,
+    "DELETE /v1/disks/old": BEGUN,
+    "POST /v1/disks/data/actions/undelete": VOLUME,
     "GET /v1/networks": Page([NETWORK]),
     "POST /v1/networks": NETWORK,
     "DELETE /v1/networks/back": None,
@@ -145,6 +160,18 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("way_in", ("web1",), {}),
     ("execute", ("web1", ["cat"]), {"stdin": b"in", "timeout": 0}),
     ("execute", ("web1", ["true"]), {}),
+    ("disks", (), {}),
+    ("disks", (), {"trash": True}),
+    ("disk", ("data",), {}),
+    ("create_disk", ("data", 1 << 30), {"role": "db"}),
+    ("resize_disk", ("data", 1 << 31), {}),
+    ("attach_disk", ("data", "web1"), {"read_only": True}),
+    ("detach_disk", ("data",), {}),
+    ("detach_disk", ("data",), {"force": True}),
+    ("delete_disk", ("data",), {}),
+    ("delete_disk", ("old",), {"now": True}),
+    ("undelete_disk", ("data",), {}),
+    ("undelete_disk", ("data", "other"), {}),
     ("networks", (), {}),
     ("create_network", ("back",), {"kind": "isolated"}),
     ("delete_network", ("back",), {}),

@@ -300,6 +300,35 @@ def cool(teller: Teller) -> None:
     )
 
 
+def attached(teller: Teller) -> None:
+    """Make disks, attach and grow them, detach and remove them: with a server that runs, and with
+    one that does not.
+    """
+    teller.create("holder", image="tiny", power="running", memory=128 << 20)
+    key, path = "disk data", "/v1/disks/data"
+    teller.end(teller.ask(key, "POST", "/v1/disks", {"name": "data", "size": 16 << 20}))
+    teller.there[key] = "ready"
+    teller.end(teller.ask(key, "PATCH", path, {"size": 32 << 20}))
+    for size in (48 << 20, 64 << 20):
+        attach = {"server": "holder"}
+        teller.end(teller.ask(key, "POST", f"{path}/actions/attach", attach))
+        teller.end(teller.ask(key, "PATCH", path, {"size": size}))
+        teller.end(teller.ask(key, "POST", f"{path}/actions/detach", {}))
+        if size == 48 << 20:
+            teller.power("holder", "stop", force=True)
+    teller.end(teller.ask(key, "POST", f"{path}/actions/attach", {"server": "holder"}))
+    teller.delete("holder")
+    until(
+        lambda: not teller.ask(key, "GET", path)["spec"]["attached"],
+        20,
+        "the disk is let go",
+        0.05,
+    )
+    answer = teller.ask(key, "DELETE", path, now="true")
+    teller.there.pop(key)
+    teller.end(answer)
+
+
 OUTSIDE = "192.0.2.50"
 """On a link of the host that a networked story is told on."""
 
@@ -372,10 +401,11 @@ STORIES: dict[str, Callable[[Teller], None]] = {
         fetched,
         made,
         warmed,
+        attached,
         joined,
     )
 }
-WARM = ("living", "warmed", "sized", "joined")
+WARM = ("living", "warmed", "sized", "attached", "joined")
 """Stories that begin where the image is warm already: what they tell does not need a boot."""
 NETWORKED = ("joined",)
 """Stories told in a network namespace of their own."""
@@ -417,6 +447,10 @@ TOLD_BY = {
         "template.after_rename", "template.after_record", "template.after_remove",
     ),
     "warmed": ("warm.after_load", "renew.before", "renew.after"),
+    "attached": (
+        "disk.after_empty", "volume.after_make", "volume.after_grow", "volume.after_plug",
+        "volume.after_record", "volume.after_resize", "volume.after_unplug", "volume.after_remove",
+    ),
     "joined": (
         "network.after_bridge", "network.after_dhcp", "network.after_record", "tap.after_open",
         "nic.after_plug", "nic.after_record",

@@ -60,7 +60,7 @@ SECOND = ("start.before_spawn", "start.after_spawn", "start.after_record", "netw
 NOTHING_CAN_FAIL = ("store.after_commit", "template.after_boot", "template.after_record",
 "live.standing", "live.after_identity",
                     "network.after_bridge", "network.after_dhcp", "network.after_record",
-                    "nic.after_record", "network.after_remove",
+                    "nic.after_record", "network.after_remove", "volume.after_record",
                     "network.after_external", "rules.after_apply", "rules.after_pass",
                     "rules.after_remove", "rules.after_restore")  # fmt: skip
 """Nothing is written there before the next point, so that a full disk can't be met."""
@@ -307,6 +307,10 @@ def check(instance: Instance, teller: Teller) -> None:
         for item in instance.call("GET", "/v1/images")["items"]
     }
     found |= {key: state for key, state in images.items() if key != "image tiny"}
+    found |= {
+        f"disk {item['meta']['name']}": item["status"]["state"]
+        for item in instance.call("GET", "/v1/disks")["items"]
+    }
     for key in set(found) | set(teller.there):
         if key not in teller.doubtful and not teller.forgiving:
             assert found.get(key) == teller.there.get(key), (
@@ -317,12 +321,24 @@ def check(instance: Instance, teller: Teller) -> None:
         assert instance.machines(key.removeprefix("vm/")) == ([runtime["pid"]] if runtime else [])
 
 
+def disks(instance: Instance) -> list[Json]:
+    return list(instance.call("GET", "/v1/disks")["items"])
+
+
+def held(item: Json) -> bool:
+    return bool(item["spec"]["attached"])
+
+
 def clean_up(instance: Instance) -> None:
     """Remove everything by the ordinary commands; then nothing may be left."""
     instance.wipe()
     for item in instance.call("GET", "/v1/images")["items"]:
         if item["meta"]["name"] != "tiny":
             instance.ok("image", "delete", "--yes", item["meta"]["name"])
+    until(lambda: not any(held(item) for item in disks(instance)), 20, "disks are let go")
+    for item in disks(instance):
+        instance.ok("disk", "delete", "--now", "--yes", item["meta"]["name"])
+    assert list(instance.paths.disks.iterdir()) == []
     instance.audit()
     downloads = list(instance.paths.downloads.rglob("*"))
     # those may be resumed

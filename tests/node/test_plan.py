@@ -21,6 +21,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.runtime import Shape
 from virtuary.model.vm import Sized, VmSpec
+from virtuary.model.volume import Volume
 from virtuary.node.copies.plan import SILENT_LIMIT, why_no_machine
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_LIMIT, CRASH_WINDOW, End, after_end
@@ -40,15 +41,19 @@ from worlds import (
     Host,
     alive,
     at_rest,
+    attached,
     changed,
     copy_of_it,
     crashes,
+    disk,
+    disks,
     image,
     operation,
     origin,
     runtime,
     source,
     vm,
+    volume,
     world,
 )
 
@@ -61,6 +66,18 @@ BOTH = {"runtime": runtime(network="tap", nics=LAN)}
 ON_LAN, ON_TWO = {"nics": LAN[:1]}, {"nics": LAN}
 PAUSED: dict[str, Any] = {"power": "paused"}
 COPIED, FULL = {"copied": True}, {"name": "web1", "why": "full"}
+
+SHAPED = {
+    "runtime": runtime(disks=[disk()], shape=Shape(memory=2**30, max_cpus=8, max_memory=2**33))
+}
+WITH_DISK = {"runtime": runtime(disks=[disk()])}
+DETACH = operation("disk-detach", number=1, volume="volume-1", disk=disk())
+
+
+def on(seen: World, *volumes: Volume) -> World:
+    """The world with these disks."""
+    return changed(seen, **attached(seen.vm, *volumes))
+
 
 REFUSED = "its guest did not take the name web1: full"
 COPY: dict[str, Any] = {
@@ -458,6 +475,38 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "its monitor is silent": (alive(silent=True), "report"),
     "crashed and wished stopped": (at_rest(STOPPED, status={"state": "crashed", "reason": "boom"}),
     None),
+    # ---- disks of their own
+    "a disk is attached": (on(alive(disks(disk()), operation=operation("disk-attach", number=1,
+    volume="volume-1")), volume()), "plug_disk"),
+    "a disk is there": (on(alive(disks(disk()), status=WITH_DISK, operation=operation("disk-attach",
+    number=1, volume="volume-1")), volume()), "finish"),
+    "a disk is attached to a server that is off": (on(at_rest({**disks(disk()), **STOPPED},
+    operation=operation("disk-attach", number=1, volume="volume-1")), volume()), "finish"),
+    "a disk is being made": (on(alive(disks(disk())), volume(state="creating", size=None)), None),
+    "a disk is to go": (on(alive(disks(), status=WITH_DISK, operation=DETACH), volume()),
+    "unplug_disk"),
+    "a disk is gone from the machine": (on(alive(disks(), operation=DETACH), volume()),
+    "release_volume"),
+    "a disk is gone, and let go": (on(alive(disks(), operation=DETACH), volume(held=False)),
+    "finish"),
+    "a disk is to go that its machine had when it ended": (on(at_rest({**disks(), **STOPPED},
+    operation=DETACH), volume()), "release_volume"),
+    "a disk is to be read-only": (on(alive(disks(disk(read_only=True)), status=WITH_DISK), volume()
+    ), "unplug_disk"),
+    "a disk is limited": (on(alive(disks(disk(io={"iops": 500})), status=SHAPED), volume()), "tune"),
+    "a disk is to be larger": (on(alive(disks(disk()), status=WITH_DISK), volume(1, 2**31)),
+    "grow_volume"),
+    "a disk is to be larger before a start": (on(at_rest(disks(disk())), volume(1, 2**31)), None),
+    "a disk is being made before a start": (on(at_rest(disks(disk())), volume(state="creating",
+    size=None)), None),
+    "a disk could not be made": (on(at_rest(disks(disk())), volume(state="failed", reason="full")),
+    "fail"),
+    "a disk is gone before a start": (on(at_rest(disks(disk()))), "fail"),
+    "a disk's file is gone before a start": (changed(on(at_rest(disks(disk())), volume()),
+    made=frozenset()), "fail"),
+    "its disks are there": (on(at_rest(disks(disk())), volume()), "start"),
+    "purged, and still holds a disk": (on(at_rest({**disks(disk()), **STOPPED}, {"purge": True}),
+    volume()), "release_volume"),
     # ---- cancel and delete
     "a launch is cancelled": (alive(operation=operation("launch", cancel=True)),
     "cancel_operation"),
@@ -1109,3 +1158,19 @@ def test_what_was_changed_below_it_is_begun_with_at_the_next_start() -> None:
     host.operation = operation("restart")
     host.settle()
     assert (host.cpus, host.memory, host.operation) == (2, 2**31, None)
+
+
+def test_disks_come_go_and_grow_whatever_else_happens() -> None:
+    host = Host(vm(disks(disk())), operation=operation("launch"), volumes=[volume(1, 2**31)])
+    host.volumes[0] = host.volumes[0].seen(size=2**31)
+    host.settle()
+    assert host.vm and host.vm.status.runtime
+    assert [item.number for item in host.vm.status.runtime.disks] == [1]
+    host.volumes = [host.volumes[0].but(spec=host.volumes[0].spec.but(size=2**32))]
+    host.settle()
+    assert host.volumes[0].status.size == 2**32
+    host._spec(disks=({"number": 0},))
+    host.operation = DETACH
+    host.settle()
+    assert host.vm.status.runtime and host.vm.status.runtime.disks == ()
+    assert host.operation is None and host.volumes[0].spec.attached == ()

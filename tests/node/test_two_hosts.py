@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 from dataclasses import replace
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -136,43 +135,6 @@ async def test_a_server_has_its_image_and_its_network_made_on_its_own_host(
     image = documents.get(a.store, Image, "i")
     assert image and image.status.state == "ready" and image.status.agent
     assert documents.get(b.store, Image, "i") == image.seen(state="absent")
-
-
-async def test_a_network_serves_its_hosts_own_servers_and_its_rules_know_all(
-    sites: tuple[Site, Site],
-) -> None:
-    a, b = sites
-    wish = NetworkWish(name="lan", ipv4="10.9.0.0/24", ipv6="fd00:9::/64")
-    network = await networks.create(context_of(a), wish)
-    found = {}
-    for site in (a, b):
-        joined = VmWish(image="tiny", name=f"on-{site.host_id}", nics=(NicWish(network="lan"),))
-        found[site.host_id], _ = await vms.create(context_of(site), joined)
-    for site in (a, b):
-        own = [member.vm.id for member in site.networks.members(network.id)]
-        assert own == [found[site.host_id].id]
-        assert len(site.networks.members(network.id, everywhere=True)) == 2
-        assert len(site.networks.leases(network)) == 2
-
-
-async def test_the_rules_follow_what_becomes_of_a_network_here(
-    sites: tuple[Site, Site],
-) -> None:
-    """Its own host's word of it, of which the document's revision tells nothing."""
-    a, b = sites
-    wish = NetworkWish(name="lan", ipv4="10.9.0.0/24", ipv6="fd00:9::/64")
-    network = await networks.create(context_of(a), wish)
-    rules, facts = a.networks.rules, list[object]()
-    for state in ("creating", "ready", "ready", "failed"):
-        await documents.change(
-            a.store, Network, network.key, lambda now, state=state: now.seen(state=state)
-        )
-        facts.append(rules._look())
-    assert [later == before for before, later in pairwise(facts)] == [False, True, False]
-    found = documents.get(b.store, Network, network.id)
-    assert found
-    await b.store.txn({}, documents.written(b.store, found.seen(state="failed")))
-    assert rules._look() == facts[-1], "another host's word of it is not"
 
 
 async def test_what_a_host_has_is_promised_to_its_own_servers_alone(

@@ -4,17 +4,19 @@ processes, files or clocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from virtuary.model.disk import ROOT
+from virtuary.model.disk import ROOT, Disk
 from virtuary.model.image import Image, ImageSource, ImageSpec, ImageStatus
 from virtuary.model.meta import Meta
 from virtuary.model.operation import Operation, OperationSpec
 from virtuary.model.runtime import Runtime, Shape
 from virtuary.model.status import Crash, MemoryHold, VmStatus
 from virtuary.model.vm import Origin, Sized, Vm, VmSpec
+from virtuary.model.volume import Attachment, Volume, VolumeSpec, VolumeStatus
 from virtuary.node.plan import plan
 from virtuary.node.power.ends import CRASH_WINDOW
 from virtuary.node.report.plan import Report
@@ -31,6 +33,7 @@ from virtuary.node.server.world import (
     Tuning,
     TuningFacts,
     TurnFacts,
+    VolumeFacts,
     World,
 )
 from virtuary.node.slow.plan import Finding
@@ -116,6 +119,7 @@ PARTS: dict[str, tuple[str, type[Any]]] = {
         ("guest", GuestFacts),
         ("network", NetworkFacts),
         ("disks", DiskFacts),
+        ("volumes", VolumeFacts),
         ("copies", CopyFacts),
         ("tuning", TuningFacts),
         ("turn", TurnFacts),
@@ -207,6 +211,38 @@ def alive(
     return world(vm(spec, meta, **seen).seen(**(status or {})), **{**live, **facts})
 
 
+def volume(number: int = 1, wished: int = 2**30, held: bool = True, **seen: Any) -> Volume:
+    """A disk of its own that this server holds."""
+    by = (Attachment(server=ID, since=WALL),) if held else ()
+    return Volume(
+        meta=Meta(id=f"volume-{number}", name=f"data{number}", created=WALL),
+        spec=VolumeSpec(size=wished, owner=ME, attached=by),
+        status=VolumeStatus(**{"state": "ready", "size": 2**30, **seen}),
+    )
+
+
+def disk(number: int = 1, **fields: Any) -> dict[str, Any]:
+    """Its place in the server's list."""
+    return {"number": number, "volume": f"volume-{number}", "serial": f"data{number}", **fields}
+
+
+def disks(*others: dict[str, Any]) -> dict[str, Any]:
+    """A wish for the root disk and these."""
+    return {"disks": [{"number": 0}, *others]}
+
+
+def attached(machine: Vm, *volumes: Volume) -> dict[str, Any]:
+    """The facts about these disks of the server's."""
+    known = {item.id: item for item in volumes}
+    return {
+        "listed": {
+            item.number: known.get(item.volume) for item in machine.spec.disks if item.volume
+        },
+        "holding": tuple(item for item in volumes if item.spec.holds(ID)),
+        "made": frozenset(item.id for item in volumes),
+    }
+
+
 @dataclass
 class Host:
     """One server on one host. `apply` does to this value what the step of that name does to a real
@@ -250,6 +286,8 @@ class Host:
     """What the machine has."""
     stubborn: bool = False
     """A guest that neither takes nor gives CPUs and memory."""
+    volumes: list[Volume] = field(default_factory=list)
+    """Disks that are documents of their own, and whose files are there."""
     steps: list[str] = field(default_factory=list)
 
     def look(self) -> World | None:
@@ -264,6 +302,7 @@ class Host:
             asked_to_stop=self.asked, asked_last=self.asked_last, copies=tuple(self.copies),
             source=self.source,
             tuned=self.tuned, cpus=self.cpus, memory=self.memory,
+            **attached(self.vm, *self.volumes),
         )  # fmt: skip
 
     def settle(self, limit: int = 200) -> int:
@@ -442,6 +481,31 @@ class Host:
             self.operation = None
         else:
             setattr(self, what, wanted)
+
+    # ---- volumes
+
+    def plug_disk(self, seen: World, wanted: tuple[Disk, Volume]) -> None:
+        assert self.process == "alive"
+        self._disks(lambda there: (*there, wanted[0]))
+
+    def unplug_disk(self, seen: World, number: int) -> None:
+        assert self.process == "alive"
+        self._disks(lambda there: tuple(disk for disk in there if disk.number != number))
+
+    def _disks(self, change: Callable[[tuple[Disk, ...]], tuple[Disk, ...]]) -> None:
+        assert self.vm and self.vm.status.runtime
+        there = self.vm.status.runtime
+        self._status(runtime=there.but(disks=change(there.disks)))
+
+    def grow_volume(self, seen: World, wanted: tuple[Disk, Volume]) -> None:
+        volume = wanted[1]
+        self._volume(volume.seen(size=volume.spec.size))
+
+    def release_volume(self, seen: World, volume: Volume) -> None:
+        self._volume(volume.let_go(ID))
+
+    def _volume(self, changed: Volume) -> None:
+        self.volumes = [changed if item.id == changed.id else item for item in self.volumes]
 
     # ---- copies
 

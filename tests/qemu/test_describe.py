@@ -96,6 +96,11 @@ def resumed(machine: Machine) -> Machine:
 
 
 COPY = resumed(PLAIN)
+OTHERS = (
+    Disk(Path("/var/lib/virtuary/disks/a/disk.qcow2"), 20 * GIB, number=1, serial="data", bootindex=None),
+    Disk(Path("/var/lib/virtuary/disks/b/disk.qcow2"), GIB, number=8, serial="b", bootindex=None,
+    read_only=True),
+)  # fmt: skip
 LIVE = State(HOME / "state", arrives=True)
 CASES |= {
     "tcg-bios-disk-template": saved(PLAIN, copy=False),
@@ -104,6 +109,7 @@ CASES |= {
     "tcg-bios-disk-live": replace(PLAIN, state=LIVE),
     "tcg-bios-disk-copy-live": replace(COPY, memory=MEMORY, state=LIVE),
     "tcg-bios-disk-full": replace(PLAIN, disks=(replace(DISK, layers=()),)),
+    "tcg-bios-disks": replace(PLAIN, disks=(DISK, *OTHERS)),
     "tcg-bios-disk-fixed": replace(PLAIN, cpus=Cpus(2), memory=Memory(2 * GIB, merge=True, node=0)),
     "kvm-bios-disk-tap": replace(PLAIN, accel="kvm", nics=(replace(NIC, tap="vt0123456789n0"),)),
     "kvm-uefi-disk-huge": replace(
@@ -172,7 +178,7 @@ OTHER: dict[type[Any], dict[str, Any]] = {
     RamFile: {"path": Path("/other/ram"), "copy": False},
     Disk: {
         "file": Path("/other/disk"), "size": 64 * GIB, "layers": (Path("/other/base"),),
-        "number": 1, "serial": "data", "bootindex": 7,
+        "number": 1, "serial": "data", "bootindex": 7, "read_only": True,
     },
     Nic: {"mac": "52:54:00:00:00:01", "tap": "vtother0000n0", "number": 1},
     Flash: {"code": Path("/other/code"), "variables": Path("/other/vars")},
@@ -297,10 +303,10 @@ def test_nothing_may_write_to_a_template_but_the_template() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["machine_options", "tcg_cpu", "kvm_cpu", "serial_device", "ports"]
+    "field", ["machine_options", "tcg_cpu", "kvm_cpu", "serial_device", "nic_ports", "disk_ports"]
 )
 def test_no_field_of_a_platform_goes_untested(field: str) -> None:
-    others: dict[str, Any] = {"machine_options": (("smm", "on"),), "ports": 5}
+    others: dict[str, Any] = {"machine_options": (("smm", "on"),), "nic_ports": 5, "disk_ports": 7}
     other = replace(Q35(), **{field: others.get(field, "other")})
     assert any(
         whole(replace(machine, platform=other)) != whole(machine) for machine in CASES.values()

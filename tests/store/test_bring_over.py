@@ -129,4 +129,4 @@ async def test_what_was_wished_in_a_flat_table_is_wished_in_nouns() -> None:
     assert spec.policy == Policy(autostart=True, restart="always")
     await documents.bring_over(store)
     kept = store.get("vm/a")
-    assert kept and json.loads(kept.value) == json.loads(found.dump())
+    assert kept and Vm.load(kept.value, found.meta.revision) == found

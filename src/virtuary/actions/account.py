@@ -21,6 +21,7 @@ from virtuary.model.image import Image
 from virtuary.model.memory import LEAST_MEMORY
 from virtuary.model.network import Network, link_speed
 from virtuary.model.vm import Vm, VmSpec
+from virtuary.model.volume import Volume
 
 SOLE_CPUS = 4
 """So many times the host's CPUs a single server may have; more would only make it slower."""
@@ -98,9 +99,15 @@ def claim_of(vm: Vm, host: HostStatus) -> Claim:
     )
 
 
-def balances(host: HostStatus, vms: Iterable[Vm]) -> dict[str, Balance]:
+def balances(
+    host: HostStatus, vms: Iterable[Vm], volumes: Iterable[Volume] = ()
+) -> dict[str, Balance]:
     """What there is of each resource, what may be promised of it, what is, and who holds most."""
     claims = [(vm.name, claim_of(vm, host)) for vm in vms]
+    claims += [
+        (volume.name, Claim(disk=max(volume.spec.size, volume.status.size or 0)))
+        for volume in volumes
+    ]
     policy = host.policy
     memory = max(host.ordinary_memory - host.reserve_memory, 0)
     may = Claim(
@@ -297,6 +304,7 @@ def fit(
     vms: Iterable[Vm],
     floor: int = 0,
     link: Mapping[Direction, Balance] | None = None,
+    volumes: Iterable[Volume] = (),
 ) -> Fit:
     """How often a server like this could be added, by the same rules by which one is admitted.
 
@@ -304,7 +312,7 @@ def fit(
     is promised.
     """
     each = claim(spec, None, host, running=True)
-    account = balances(host, vms)
+    account = balances(host, vms, volumes)
     never = {str(error.details["resource"]): 0 for error in alone(spec, host)}
     by = {
         field: max(account[field].free, 0) // amount

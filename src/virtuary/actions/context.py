@@ -19,7 +19,8 @@ from virtuary.model.meta import Document, Meta, utcnow
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
-from virtuary.store import documents, marks, servers
+from virtuary.model.volume import Volume
+from virtuary.store import documents, marks, servers, volumes
 from virtuary.store.api import Store
 from virtuary.store.documents import every, open_operations
 from virtuary.store.limits import check_wish
@@ -127,7 +128,7 @@ def turn(context: Context) -> tuple[dict[str, int], dict[str, bytes]]:
 def new_operation(
     context: Context,
     deed: AnyDeed,
-    target: Vm | Image | Template,
+    target: Vm | Image | Template | Volume,
     *,
     notes: Sequence[str] = (),
     why: str = "",
@@ -147,9 +148,9 @@ def find_vm(store: Store, name: str, suggest: bool = True) -> Vm:
     """
     found = documents.find(store, Vm, name)
     if found is None:
-        meant = _meant(store, Vm, name) if suggest else None
+        hint = meant(store, Vm, name) if suggest else None
         raise NotFound(
-            f"there is no server named {name[:80]!r}", meant or "virtuary list shows them"
+            f"there is no server named {name[:80]!r}", hint or "virtuary list shows them"
         )
     return found
 
@@ -158,9 +159,9 @@ def find_image(store: Store, name: str, suggest: bool = True) -> Image:
     """The image of this name or id; raises NotFound."""
     found = documents.find(store, Image, name)
     if found is None:
-        meant = _meant(store, Image, name) if suggest else None
+        hint = meant(store, Image, name) if suggest else None
         raise NotFound(
-            f"there is no image named {name[:80]!r}", meant or "virtuary image list shows them"
+            f"there is no image named {name[:80]!r}", hint or "virtuary image list shows them"
         )
     return found
 
@@ -185,6 +186,11 @@ def own_vms(context: Context) -> list[Vm]:
     return servers.of_host(context.store, context.host_id)
 
 
+def own_volumes(context: Context) -> list[Volume]:
+    """Every disk of this host that is a document of its own, those in the trash too."""
+    return volumes.of_host(context.store, context.host_id)
+
+
 def find_host(store: Store, host_id: str) -> Host:
     host = documents.get(store, Host, host_id)
     if host is None:
@@ -192,7 +198,8 @@ def find_host(store: Store, host_id: str) -> Host:
     return host
 
 
-def _meant(store: Store, kind: type[Document], name: str) -> str | None:
+def meant(store: Store, kind: type[Document], name: str) -> str | None:
+    """What was perhaps meant by a name that nobody has, as a question."""
     import difflib
 
     close = difflib.get_close_matches(name.lower(), documents.names(store, kind), 1)
@@ -204,7 +211,7 @@ def active(store: Store, target: str) -> list[Operation]:
     return [item for item in open_operations(store) if item.spec.target == target]
 
 
-def check_free(store: Store, target: Vm | Image) -> None:
+def check_free(store: Store, target: Vm | Image | Volume) -> None:
     """Raise Busy, naming it, when an operation is under way on `target`."""
     for operation in active(store, target.key):
         raise Busy(

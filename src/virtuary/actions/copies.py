@@ -61,7 +61,8 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     )
     blockers += [*joined.blockers, *nics.unpublishable(context, joined.nics, wish.publish)]
     naming += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
-    like = source.spec.but(policy=source.spec.policy.but(protect=False, autostart=False))
+    policy = source.spec.policy.but(protect=False, autostart=False)
+    like = source.spec.but(policy=policy, disks=source.spec.disks[:1])
     own = {
         "publish": wish.publish,
         "nics": joined.nics,
@@ -145,6 +146,10 @@ def _unfit_live(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryErro
             "a machine of its own"
         )
         blockers.append(Conflict(what, f"virtuary stop {name}, and copy it without --live"))
+    elif len(source.spec.disks) > 1 or status.runtime.disks:
+        what = f"{name} has disks besides its root disk, which can't be saved with it"
+        remedy = "detach them (virtuary disk list), or stop it and copy it without --live"
+        blockers.append(Conflict(what, remedy))
     elif status.identity.given != name:
         blockers.append(
             Conflict(f"{name} has not taken its name yet", "repeat when its guest agent answers")

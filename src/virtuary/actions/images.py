@@ -144,7 +144,7 @@ async def warm(
     operation = new_operation(context, WarmImage(), template)
     expect, puts = _purged(context.store, same)
     await context.commit(
-        {**documents.expected(context.store, image), **expect},
+        {image.key: image.meta.revision, **expect},
         {**documents.written(context.store, template), **puts},
         operation=operation,
     )

@@ -347,7 +347,7 @@ def made(store: Store, found: Joined) -> tuple[dict[str, int], dict[str, bytes]]
     expect: dict[str, int] = {}
     puts: dict[str, bytes] = {}
     for network in found.networks.values():
-        expect |= documents.expected(store, network)
+        expect[network.key] = network.meta.revision
         if not network.meta.revision:
             expect[network.named] = 0
             puts[network.named] = network.id.encode()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from virtuary.actions import account, images, nics, ports, served
+from virtuary.actions import account, images, nics, ports, served, volumes
 from virtuary.actions.context import (
     Context,
     active,
@@ -20,6 +20,7 @@ from virtuary.actions.context import (
     find_vm,
     new_operation,
     own_vms,
+    own_volumes,
     raise_all,
     turn,
 )
@@ -32,7 +33,7 @@ from virtuary.model.deeds import (
     Create,
     Launch,
 )
-from virtuary.model.disk import ROOT, DiskWish
+from virtuary.model.disk import ROOT, Disk, DiskWish
 from virtuary.model.image import Image
 from virtuary.model.memory import default_memory
 from virtuary.model.meta import Meta, check_name, invalid
@@ -55,6 +56,7 @@ class Draft:
     operation: Operation
     image_operation: Operation | None
     joined: nics.Joined
+    own: volumes.Made
     blockers: list[VirtuaryError]
     notes: tuple[str, ...] = ()
     """What does not stand against it, and is not as its user may think."""
@@ -71,7 +73,9 @@ def draft(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> Draft:
     joined = nics.join(context, meta.id, wish.nics)
     blockers += [*joined.blockers, *nics.unpublishable(context, joined.nics, wish.publish)]
     blockers += served.unfit(context, meta.id, meta.name, joined.nics, joined.networks.values())
-    spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics))
+    own = volumes.made(context, meta.id, Disk(), wish.disks[1:])
+    blockers += own.blockers
+    spec = checked(lambda: _spec(wish, image, context.host_id, joined.nics, own.disks))
     vm = Vm(meta=meta, spec=spec)
     size = spec.root.size or image.status.virtual_size
     blockers += room(context, vm.seen(disks={ROOT: {"size": size}}))
@@ -99,7 +103,7 @@ def draft(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> Draft:
     little = account.too_little(spec.memory.size, image)
     operation = new_operation(context, deed, vm, notes=notes, why=little)
     told = (*notes, *([little] if little else []))
-    return Draft(vm, image, operation, image_operation, joined, blockers, told)
+    return Draft(vm, image, operation, image_operation, joined, own, blockers, told)
 
 
 def _lacks_cloud_init(image: Image) -> bool:
@@ -159,7 +163,10 @@ def checked(make: Callable[[], VmSpec]) -> VmSpec:
         raise invalid(error) from None
 
 
-def _spec(wish: VmWish, image: Image, host_id: str, joined: tuple[Nic, ...]) -> VmSpec:
+def _spec(
+    wish: VmWish, image: Image, host_id: str, joined: tuple[Nic, ...], others: tuple[Disk, ...]
+) -> VmSpec:
+    root = wish.disks[0] if wish.disks else DiskWish()
     given: dict[str, Any] = {
         **{field: getattr(wish, field) for field in ALIKE},
         "image": image.name,
@@ -167,10 +174,7 @@ def _spec(wish: VmWish, image: Image, host_id: str, joined: tuple[Nic, ...]) -> 
         "owner": host_id,
         "cpu": {**dict(wish.cpu), "count": wish.cpu.count or wish.cpu.sockets * wish.cpu.threads},
         "memory": {**dict(wish.memory), "size": wish.memory.size or default_memory(image.name)},
-        "disks": [
-            {**dict(disk), "number": number}
-            for number, disk in enumerate(wish.disks or (DiskWish(),))
-        ],
+        "disks": (Disk(size=root.size, io=root.io), *others),
         "nics": joined,
         "login": {"ssh_keys": wish.login.ssh_keys, "user_data": wish.login.user_data is not None},
     }
@@ -189,10 +193,10 @@ async def create(context: Context, wish: VmWish, notes: Sequence[str] = ()) -> t
     expect = {vm.named: 0, **waits}
     puts = {vm.key: vm.dump(), vm.named: vm.id.encode(), **takes}
     joins, makes = nics.made(context.store, plan.joined)
-    expect, puts = expect | joins, puts | makes
+    expect, puts = expect | joins | plan.own.expects, puts | makes | plan.own.puts
     if wish.login.user_data is not None:
         puts[userdata.key_of(vm.id)] = wish.login.user_data.encode()
-    expect |= documents.expected(context.store, plan.image)
+    expect[plan.image.key] = plan.image.meta.revision
     if plan.image_operation or not documents.is_here(context.store, plan.image):
         if not plan.image.meta.revision:
             expect[plan.image.named] = 0
@@ -214,7 +218,8 @@ def room(context: Context, vm: Vm, own: Vm | None = None) -> list[VirtuaryError]
     never = {error.details.get("resource") for error in blockers}
     held = account.claim_of(own, host) if own else account.Claim()
     wanted = account.claim_of(vm, host)
-    short = account.shortage(wanted, account.balances(host, own_vms(context)), held)
+    balances = account.balances(host, own_vms(context), own_volumes(context))
+    short = account.shortage(wanted, balances, held)
     blockers += [error for error in short if error.details["resource"] not in never]
     if (
         wanted.disk > held.disk

@@ -19,6 +19,7 @@ from virtuary.model.network import Lease, Network
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
+from virtuary.model.volume import Volume
 
 Item = TypeVar("Item")
 
@@ -83,6 +84,9 @@ class Templates(Page[Template]): ...
 class Networks(Page[Network]): ...
 
 
+class Disks(Page[Volume]): ...
+
+
 class Firewalls(Page[Firewall]): ...
 
 
@@ -98,6 +102,22 @@ class Accepted(Answer):
 class AcceptedVm(Accepted):
     vm: Vm | None = None
     """Missing where the request was repeated with its Idempotency-Key."""
+
+
+class AcceptedDisk(Accepted):
+    disk: Volume | None = None
+
+
+class ShownDisk(Volume):
+    used: int | None = None
+    """Bytes that its file occupies; null where that is not there."""
+
+
+class DiskDraft(Answer):
+    """What `dry_run` tells of a disk."""
+
+    disk: Volume
+    blockers: list[Problem]
 
 
 class AcceptedImage(Accepted):

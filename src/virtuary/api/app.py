@@ -19,6 +19,7 @@ from virtuary import __version__
 from virtuary.api import (
     answers,
     capacity,
+    disks,
     document,
     firewalls,
     images,
@@ -45,6 +46,7 @@ HEAD_CAP = 32 * 1024
 ENDLESS = ("/v1/events",)
 _JSON = re.compile(r"application/([a-z0-9.-]+\+)?json")
 EXTENSIONS = [
+    "disks",
     "dry-run",
     "events",
     "exec",
@@ -71,7 +73,9 @@ def make_app(parts: Parts) -> FastAPI:
     )
     app.state.parts = parts
     problems.install(app)
-    every = (vms, sessions, images, networks, firewalls, operations, metrics, plans, capacity)
+    every = (
+        vms, sessions, disks, images, networks, firewalls, operations, metrics, plans, capacity,
+    )  # fmt: skip
     routers = (*(room.router for room in every), images.templates, about)
     for router in routers:
         app.router.routes.extend(router.routes)  # as they are: to include a router builds each anew

@@ -23,7 +23,7 @@ from virtuary.model.memory import Memory
 from virtuary.model.network import DEFAULT
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.node.site import allocated, host_status
-from virtuary.store import servers
+from virtuary.store import servers, volumes
 
 router = make_router("/v1", tags=["host"])
 
@@ -32,7 +32,8 @@ async def described(parts: Parts) -> HostStatus:
     """The host with its account."""
     status = await host_status(parts.node.site)
     vms = servers.of_host(parts.store, parts.node.site.host_id)
-    balances = account.balances(status, vms)
+    disks = volumes.of_host(parts.store, parts.node.site.host_id)
+    balances = account.balances(status, vms, disks)
     metrics = parts.node.metrics
     week = await metrics.history(None, "hour", int(time.time()) - 7 * 86400)
     used = [(point.at, point.mean["pool_used"]) for point in week if "pool_used" in point.mean]
@@ -80,13 +81,14 @@ async def capacity(
             disks=(Disk(size=disk),),
         )
     )
-    fit = account.fit(spec, status, vms, bandwidth, link)
+    disks = volumes.of_host(parts.store, parts.node.site.host_id)
+    fit = account.fit(spec, status, vms, bandwidth, link, disks)
     enough = None if count is None else fit.servers >= count
     missing = None
     if count is not None and not enough:
         needed = account.Claim(*(amount * count for amount in fit.each))
         found = account.alone(spec, status) + account.shortage(
-            needed, account.balances(status, vms)
+            needed, account.balances(status, vms, disks)
         )
         found += (
             [account.full(status, needed.disk, status.disk_free)]

@@ -21,11 +21,12 @@ from virtuary.model.image import Image
 from virtuary.model.keys import kind_of
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
+from virtuary.model.volume import Volume
 from virtuary.store import documents
 from virtuary.store.api import Change, Compacted, Record, Store
 
 router = make_router("/v1", tags=["operations"])
-KINDS = tuple(kind.prefix for kind in (Vm, Image, Operation, Firewall))
+KINDS = tuple(kind.prefix for kind in (Vm, Image, Operation, Firewall, Volume))
 HEARTBEAT = 15.0
 
 

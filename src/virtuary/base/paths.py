@@ -187,6 +187,15 @@ class Paths:
         """
         return self.state / "layers"
 
+    @property
+    def disks(self) -> Path:
+        """One folder a disk that is no server's root disk, by id."""
+        return self.state / "disks"
+
+    def volume(self, volume_id: str) -> Path:
+        """The file of such a disk."""
+        return self.disks / volume_id / "disk.qcow2"
+
     def vm(self, vm_id: str) -> VmPaths:
         return VmPaths(self.vms / vm_id, self.run / "vms" / vm_id)
 
@@ -204,6 +213,7 @@ class Paths:
             self.images,
             self.templates,
             self.layers,
+            self.disks,
             self.vms,
             self.key.parent,
             self.probes,

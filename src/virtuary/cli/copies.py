@@ -8,7 +8,7 @@ import click
 
 from virtuary.base.errors import Invalid
 from virtuary.cli.follow import follow
-from virtuary.cli.options import DETACH, SHAPE, complete_names, idempotency, shape_wish
+from virtuary.cli.options import DETACH, ROOT_DISK, SHAPE, complete_names, idempotency, shape_wish
 from virtuary.cli.output import emit, output_option, say, tell
 from virtuary.client.start import connect
 from virtuary.client.wire import path_part
@@ -29,6 +29,7 @@ from virtuary.client.wire import path_part
 )
 @click.option("--start", is_flag=True, help="Start the copy of a stopped server.")
 @SHAPE
+@ROOT_DISK
 @click.option("--dry-run", is_flag=True, help="Show what stands against it; change nothing.")
 @DETACH
 @output_option

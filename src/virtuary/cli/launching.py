@@ -146,7 +146,7 @@ def _launch_many(wire: Wire, wish: dict[str, Any], count: int, given: dict[str, 
         )
     begun, found, failure = [], [], None
     for number in range(1, count + 1):
-        named = {**wish, "name": f"{wish['name']}-{number}"} if "name" in wish else wish
+        named = numbered(wish, number)
         try:
             begun.append(_ask_for(wire, named, given))
         except VirtuaryError as error:
@@ -212,6 +212,16 @@ def _ask_for(
             error.hint,
             **error.details,
         ) from error
+
+
+def numbered(wish: dict[str, Any], number: int) -> dict[str, Any]:
+    """The request for one of several servers: what has a name of its own has another one each."""
+    named = {**wish, "name": f"{wish['name']}-{number}"} if "name" in wish else dict(wish)
+    disks = wish.get("disks", ())
+    if len(disks) > 1:
+        others = [{**disk, "name": f"{disk['name']}-{number}"} for disk in disks[1:]]
+        named["disks"] = [disks[0], *others]
+    return named
 
 
 def _show_plan(wire: Wire, wish: dict[str, Any], given: dict[str, Any]) -> None:

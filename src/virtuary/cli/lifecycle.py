@@ -12,7 +12,16 @@ from virtuary.base.errors import Failed, Invalid, VirtuaryError
 from virtuary.base.units import format_size
 from virtuary.cli.firewalls import rules_naming
 from virtuary.cli.follow import follow
-from virtuary.cli.options import DETACH, NAME, NAMES, SHAPE, Duration, idempotency, shape_wish
+from virtuary.cli.options import (
+    DETACH,
+    NAME,
+    NAMES,
+    ROOT_DISK,
+    SHAPE,
+    Duration,
+    idempotency,
+    shape_wish,
+)
 from virtuary.cli.output import ask, emit, output_option, say, tell
 from virtuary.cli.pointers import option_of
 from virtuary.cli.resources import RESOURCES, resource_wish, together
@@ -251,6 +260,7 @@ def _refuses_name(vm: dict[str, Any]) -> bool:
 @click.command()
 @NAME
 @SHAPE
+@ROOT_DISK
 @RESOURCES
 @click.option(
     "--dry-run",

@@ -176,6 +176,7 @@ def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
             f"{spec['cpu']['count']} CPU, {format_size(spec['memory']['size'])} memory, "
             f"{format_size(status['disks']['0']['size'] or 0)} disk",
         ),
+        *[("disk", _disk(disk)) for disk in spec["disks"][1:]],
         ("published", ports_of(vm) or "nothing"),
         ("addresses", ", ".join(status["addresses"]) or "none known"),
         ("machine", spec["machine"] or "-"),
@@ -224,6 +225,11 @@ def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
         ("labels", ", ".join(f"{key}={value}" for key, value in meta["labels"].items()) or "-"),
     ]
     return [(name, value) for name, value in facts]
+
+
+def _disk(disk: dict[str, Any]) -> str:
+    """A disk besides the root disk, as its guest knows it."""
+    return f"{disk['serial']} (number {disk['number']}{', read-only' if disk['read_only'] else ''})"
 
 
 def _policy(policy: dict[str, Any]) -> list[str]:

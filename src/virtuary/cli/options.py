@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -79,7 +79,6 @@ def options(*wanted: Callable[..., Any]) -> Callable[..., Any]:
 SHAPE = options(
     click.option("--cpus", type=int, help="Virtual CPUs."),
     click.option("--memory", type=Size(), help="Memory, for example 2GiB."),
-    click.option("--disk", type=Size(), help="Size of the root disk, for example 20GiB."),
     click.option(
         "--publish",
         "-p",
@@ -124,7 +123,16 @@ SHAPE = options(
     ),
     click.option("--protect/--no-protect", default=None, help="Refuse deletion."),
 )
+ROOT_DISK = click.option("--disk", type=Size(), help="Size of the root disk, for example 20GiB.")
 BIRTH = options(
+    click.option(
+        "--disk",
+        "disks",
+        multiple=True,
+        metavar="SIZE|NAME=SIZE[,KEY=VALUE...]",
+        help="Size of the root disk, for example 20GiB; NAME=SIZE makes another one, and may be "
+        "given again. Keys: serial, ro.",
+    ),
     click.option(
         "--user-data",
         type=click.Path(exists=True, dir_okay=False, allow_dash=True),
@@ -239,6 +247,39 @@ def parse_nic(text: str) -> dict[str, Any]:
     return wish
 
 
+def parse_disks(words: Sequence[str]) -> list[dict[str, Any]]:
+    """`20GiB` for the root disk, `data=20GiB,serial=DATA,ro` for others, as the API wants them: the
+    root disk first. Raises Invalid.
+    """
+    roots = [word for word in words if "=" not in word]
+    if len(roots) > 1:
+        raise Invalid(
+            f"the root disk has one size, and {' and '.join(roots)} were given",
+            "name what is to be another disk: --disk data=20GiB",
+        )
+    root: dict[str, Any] = {"size": _whole_mib(parse_size(roots[0]))} if roots else {}
+    return [root, *(parse_disk(word) for word in words if "=" in word)]
+
+
+def parse_disk(text: str) -> dict[str, Any]:
+    """`NAME=SIZE[,serial=SERIAL][,ro]`; raises Invalid."""
+    first, *rest = text.split(",")
+    name, _, size = first.partition("=")
+    wish: dict[str, Any] = {"name": name, "size": _whole_mib(parse_size(size))}
+    for word in rest:
+        key, _, value = word.partition("=")
+        if key == "serial" and value:
+            wish["serial"] = value
+        elif word in ("ro", "read-only"):
+            wish["read_only"] = True
+        else:
+            raise Invalid(
+                f"{word!r} says nothing about a disk",
+                "for example --disk data=20GiB,serial=DATA or --disk data=20GiB,ro",
+            )
+    return wish
+
+
 def parse_labels(words: tuple[str, ...]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for word in words:
@@ -284,6 +325,8 @@ def birth_wish(image: str, name: str | None, given: dict[str, Any]) -> dict[str,
             wish[key] = given[key]
     if given.get("cold"):
         wish["cold"] = True
+    if given.get("disks"):
+        wish["disks"] = parse_disks(given["disks"])
     login: dict[str, Any] = {}
     if given.get("user_data"):
         login["user_data"] = read_user_data(given["user_data"])

@@ -20,6 +20,7 @@ OPTIONS = {
     "memory/size": "--memory",
     "memory/pages": "--huge-pages",
     "memory/merge": "--merge-pages",
+    "disks": "--disk",
     "disks/size": "--disk",
     "disks/io/weight": "--disk-weight",
     "policy/restart": "--restart-policy",
@@ -31,7 +32,7 @@ OPTIONS = {
     "power": "--start",
 }
 """Options that are called otherwise than the fields they fill, by the field's place."""
-ARGUMENTS = {"source/entry": "IMAGE", "source/url": "IMAGE"}
+ARGUMENTS = {"size": "SIZE", "source/entry": "IMAGE", "source/url": "IMAGE"}
 
 
 def option_of(pointer: str, known: Collection[str]) -> str:

@@ -145,7 +145,7 @@ def together(*wishes: dict[str, Any]) -> dict[str, Any]:
             if isinstance(part, dict) and isinstance(had, dict):
                 part = {**had, **part}
             elif name == "disks" and had:
-                part = [{**had[0], **part[0]}]
+                part = [{**had[0], **part[0]}, *had[1:]]
             whole[name] = part
     return whole
 

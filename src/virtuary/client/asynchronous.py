@@ -27,6 +27,7 @@ from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
+from virtuary.model.volume import Volume
 
 
 class AsyncClient:
@@ -131,6 +132,42 @@ class AsyncClient:
     ) -> Outcome:
         """Run a command in the guest through its agent."""
         return await self._do(calls.execute(name, command, stdin, timeout))
+
+    # ---- disks
+
+    async def disks(self, *, trash: bool = False) -> list[Volume]:
+        """Disks besides servers' root disks; `trash`: the deleted ones instead."""
+        return await self._do(calls.disks(trash).whole())
+
+    async def disk(self, name: str) -> Volume:
+        return await self._do(calls.disk(name))
+
+    async def create_disk(self, name: str, size: int, **labels: str) -> Volume:
+        """Have an empty disk of `size` bytes made and wait for it."""
+        return await self._do(calls.create_disk(name, size, labels))
+
+    async def resize_disk(self, name: str, size: int) -> Volume:
+        """Grow a disk to `size` bytes, also while a server has it."""
+        return await self._do(calls.resize_disk(name, size))
+
+    async def attach_disk(self, name: str, server: str, **wish: Any) -> Volume:
+        """Give a server a disk, `wish` being the other fields of AttachWish; wait until its guest
+        can see it.
+        """
+        return await self._do(calls.attach_disk(name, server, wish))
+
+    async def detach_disk(self, name: str, *, force: bool = False) -> Volume:
+        """Take a disk from its server, and wait until its guest let go of it. `force`: also one
+        that its guest uses.
+        """
+        return await self._do(calls.detach_disk(name, force))
+
+    async def delete_disk(self, name: str, *, now: bool = False) -> None:
+        """Move a disk to the trash, or with `now` remove it for good."""
+        await self._do(calls.delete_disk(name, now))
+
+    async def undelete_disk(self, name: str, new_name: str | None = None) -> Volume:
+        return await self._do(calls.undelete_disk(name, new_name))
 
     # ---- networks
 

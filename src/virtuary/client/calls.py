@@ -30,6 +30,7 @@ from virtuary.model.placement import HostRoom, PlacementPlan, PlacementWish, Ser
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
+from virtuary.model.volume import AttachWish, Volume, VolumeWish
 
 Fields = dict[str, Any]
 
@@ -120,6 +121,62 @@ def way_in(name: str) -> Exchange[dict[str, Any]]:
 def execute(name: str, command: list[str], stdin: bytes, timeout: float) -> Exchange[Outcome]:
     body = {"command": command, "stdin": base64.b64encode(stdin).decode(), "timeout": timeout}
     return outcome((yield Request("POST", _vm_path(name, "/exec"), body)))
+
+
+# ---- disks
+
+
+def _disk_path(name: str, rest: str = "") -> str:
+    return f"/v1/disks/{path_part(name)}{rest}"
+
+
+def disks(trash: bool) -> Listing[Volume]:
+    return Listing("/v1/disks", Volume.from_body, {"trash": _flag(trash)})
+
+
+def disk(name: str) -> Exchange[Volume]:
+    answer = yield get(_disk_path(name))
+    return Volume.from_body({part: answer[part] for part in ("meta", "spec", "status")})
+
+
+def create_disk(name: str, size: int, labels: Fields) -> Exchange[Volume]:
+    wish = VolumeWish(name=name, size=size, labels=labels)
+    answer = yield once("POST", "/v1/disks", wish.model_dump(mode="json", exclude_defaults=True))
+    yield from _ended(answer, None)
+    return (yield from disk(answer["disk"]["meta"]["id"]))
+
+
+def resize_disk(name: str, size: int) -> Exchange[Volume]:
+    answer = yield Request("PATCH", _disk_path(name), {"size": size})
+    if "operation" in answer:
+        yield from _ended(answer, None)
+    return (yield from disk(name))
+
+
+def attach_disk(name: str, server: str, fields: Fields) -> Exchange[Volume]:
+    wish = AttachWish(server=server, **fields)
+    body = wish.model_dump(mode="json", exclude_defaults=True)
+    yield from _ended((yield once("POST", _disk_path(name, "/actions/attach"), body)), None)
+    return (yield from disk(name))
+
+
+def detach_disk(name: str, force: bool) -> Exchange[Volume]:
+    answer = yield once(
+        "POST", _disk_path(name, "/actions/detach"), {}, query={"force": _flag(force)}
+    )
+    yield from _ended(answer, None)
+    return (yield from disk(name))
+
+
+def delete_disk(name: str, now: bool) -> Exchange[None]:
+    answer = yield once("DELETE", _disk_path(name), query={"now": _flag(now)})
+    if "operation" in answer:
+        yield from _ended(answer, None)
+
+
+def undelete_disk(name: str, new_name: str | None) -> Exchange[Volume]:
+    body = {"name": new_name} if new_name else {}
+    return Volume.from_body((yield once("POST", _disk_path(name, "/actions/undelete"), body)))
 
 
 # ---- networks

@@ -24,6 +24,7 @@ from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
+from virtuary.model.volume import Volume
 
 
 class Client:
@@ -130,6 +131,42 @@ class Client:
     ) -> Outcome:
         """Run a command in the guest through its agent."""
         return self._do(calls.execute(name, command, stdin, timeout))
+
+    # ---- disks
+
+    def disks(self, *, trash: bool = False) -> Iterator[Volume]:
+        """Disks besides servers' root disks; `trash`: the deleted ones instead."""
+        return self._each(calls.disks(trash))
+
+    def disk(self, name: str) -> Volume:
+        return self._do(calls.disk(name))
+
+    def create_disk(self, name: str, size: int, **labels: str) -> Volume:
+        """Have an empty disk of `size` bytes made and wait for it."""
+        return self._do(calls.create_disk(name, size, labels))
+
+    def resize_disk(self, name: str, size: int) -> Volume:
+        """Grow a disk to `size` bytes, also while a server has it."""
+        return self._do(calls.resize_disk(name, size))
+
+    def attach_disk(self, name: str, server: str, **wish: Any) -> Volume:
+        """Give a server a disk, `wish` being the other fields of AttachWish; wait until its guest
+        can see it.
+        """
+        return self._do(calls.attach_disk(name, server, wish))
+
+    def detach_disk(self, name: str, *, force: bool = False) -> Volume:
+        """Take a disk from its server, and wait until its guest let go of it. `force`: also one
+        that its guest uses.
+        """
+        return self._do(calls.detach_disk(name, force))
+
+    def delete_disk(self, name: str, *, now: bool = False) -> None:
+        """Move a disk to the trash, or with `now` remove it for good."""
+        self._do(calls.delete_disk(name, now))
+
+    def undelete_disk(self, name: str, new_name: str | None = None) -> Volume:
+        return self._do(calls.undelete_disk(name, new_name))
 
     # ---- networks
 

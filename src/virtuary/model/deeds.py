@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from virtuary.model.disk import Disk
 from virtuary.model.meta import Model
 from virtuary.model.patience import STOP_TIMEOUT
 
@@ -116,6 +117,35 @@ class Purge(Deed):
     kind: Literal["purge"] = "purge"
 
 
+class AttachDisk(Deed):
+    kind: Literal["disk-attach"] = "disk-attach"
+    number: int
+    """Its place among the server's disks."""
+    volume: str
+
+
+class DetachDisk(Deed):
+    kind: Literal["disk-detach"] = "disk-detach"
+    number: int
+    volume: str
+    disk: Disk
+    """How it was attached, and is again where the guest does not let go."""
+
+
+class CreateDisk(Deed):
+    kind: Literal["disk-create"] = "disk-create"
+
+
+class ResizeDisk(Deed):
+    kind: Literal["disk-resize"] = "disk-resize"
+    before: int
+    """Bytes."""
+
+
+class DeleteDisk(Deed):
+    kind: Literal["disk-delete"] = "disk-delete"
+
+
 class MakeImage(Deed):
     kind: Literal["image-build", "image-pull", "image-url", "image-file"]
 
@@ -140,6 +170,11 @@ AnyDeed = Annotated[
     | Change
     | Delete
     | Purge
+    | AttachDisk
+    | DetachDisk
+    | CreateDisk
+    | ResizeDisk
+    | DeleteDisk
     | MakeImage
     | DeleteImage
     | WarmImage,

@@ -13,6 +13,10 @@ from virtuary.model.meta import Model
 
 MAX_DISK = 64 * 1024 * GIB
 ROOT = 0
+SERIAL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,19}$"
+"""A serial is what a virtio disk can tell its guest: it has room for twenty letters."""
+MAX_DISKS = 8
+"""So many can be attached besides the root disk."""
 """The number of the disk that a server starts from."""
 
 
@@ -66,9 +70,7 @@ class DiskIoChange(Model):
     weight: int | None = None
 
 
-class DiskWish(Model):
-    """As it is asked for."""
-
+class DiskShape(Model):
     size: Annotated[int | None, Applies.BY_GUEST] = Field(
         default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB
     )
@@ -76,15 +78,32 @@ class DiskWish(Model):
     io: Annotated[DiskIo, Applies.AT_ONCE] = DiskIo()
 
 
-class Disk(DiskWish):
-    number: int = Field(default=ROOT, ge=0)
+class DiskWish(DiskShape):
+    """As it is asked for with a new server."""
+
+    name: str | None = None
+    """Name of the disk, which is one of its own and outlives the server; the root disk, which is
+    the first, has none.
+    """
+    serial: str | None = Field(default=None, pattern=SERIAL)
+    """What its guest knows it by; its name when not given."""
+    read_only: bool = False
+
+
+class Disk(DiskShape):
+    number: int = Field(default=ROOT, ge=0, le=MAX_DISKS)
     """Its place, which it keeps; the root disk's is 0."""
+    volume: str = ""
+    """Id of the volume that it is, whose size is its own affair; the root disk is none."""
+    serial: str = "root"
+    """What its guest knows it by."""
+    read_only: bool = False
 
 
 class DiskChange(Model):
     """What of a disk is to be changed; what is left out stays."""
 
-    number: int = Field(default=ROOT, ge=0)
+    number: int = Field(default=ROOT, ge=0, le=MAX_DISKS)
     """Which one: the root disk when not given."""
     size: int | None = Field(default=None, ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
     io: DiskIoChange = DiskIoChange()

@@ -301,7 +301,7 @@ def sentence_of(finding: Mapping[str, Any]) -> str:
 
 def _amount(field: str, value: object) -> str:
     sized = (
-        any(word in field for word in ("memory", "disk", "bandwidth"))
+        any(word in field for word in ("memory", "disk", "size", "bandwidth"))
         and isinstance(value, int)
         and value >= MIB
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+from virtuary.model.disk import Disk
 from virtuary.model.memory import MIN_MEMORY
 from virtuary.model.meta import Model
 from virtuary.model.network import Nic
@@ -59,6 +60,8 @@ class Runtime(Model):
     """Who serves its first NIC."""
     nics: tuple[Nic, ...] = ()
     """The NICs it has, as they were plugged."""
+    disks: tuple[Disk, ...] = ()
+    """The disks it has besides the root disk, as they were plugged."""
     ssh_port: int | None = None
     """Port of `ssh_host` that leads to the guest's SSH."""
     ssh_host: str = "127.0.0.1"

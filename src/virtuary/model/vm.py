@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from virtuary.base import ports
 from virtuary.model.applies import Applies
 from virtuary.model.cpu import Cpu, CpuChange, CpuWish
-from virtuary.model.disk import ROOT, Disk, DiskChange, DiskWish
+from virtuary.model.disk import MAX_DISKS, ROOT, Disk, DiskChange, DiskWish
 from virtuary.model.login import Login, LoginWish
 from virtuary.model.memory import Memory, MemoryChange, MemoryWish
 from virtuary.model.meta import Document, ImageName, Model, alone
@@ -98,6 +98,9 @@ class VmSpec(Model):
         numbers = [disk.number for disk in self.disks]
         if len(set(numbers)) < len(numbers) or numbers[0] != ROOT:
             raise ValueError("each disk has a number of its own, the first of them 0")
+        serials = [disk.serial for disk in self.disks]
+        if twice := next((item for item in serials if serials.count(item) > 1), None):
+            raise ValueError(f"two disks have the serial {twice}")
         return self
 
     @model_validator(mode="after")
@@ -133,8 +136,12 @@ class VmWish(Model):
     power: Power = "running"
     cpu: Annotated[CpuWish, alone("count")] = CpuWish()
     memory: Annotated[MemoryWish, alone("size")] = MemoryWish()
-    disks: tuple[Annotated[DiskWish, alone("size")], ...] = Field(default=(), max_length=1)
-    """Its disks; the first is its root disk, as the image has it when not given."""
+    disks: tuple[Annotated[DiskWish, alone("size")], ...] = Field(
+        default=(), max_length=1 + MAX_DISKS
+    )
+    """Its disks. The first is its root disk, as the image has it when not given; each other one is
+    made by its name.
+    """
     nics: tuple[NicWish, ...] | None = Field(default=None, min_length=1, max_length=MAX_NICS)
     """Networks to join; the host's default one when not given."""
     publish: tuple[Publish, ...] = ()

@@ -11,8 +11,9 @@ from virtuary.model.keys import kind_of
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
+from virtuary.model.volume import Volume
 from virtuary.node.site import Site
-from virtuary.store import documents, marks, servers
+from virtuary.store import documents, marks, servers, volumes
 from virtuary.store.limits import keys_in_parts
 
 TRASH_LIFE = timedelta(days=7)
@@ -29,15 +30,18 @@ async def tidy(site: Site) -> None:
 
 
 async def empty_trash(site: Site) -> None:
-    """Have what has lain in the trash too long removed for good, server by server of this host."""
-    for vm in servers.of_host(site.store, site.host_id):
-        if (
-            vm.meta.deleted
-            and not vm.meta.purge
-            and site.clock.wall() - vm.meta.deleted > TRASH_LIFE
-        ):
-            changed = vm.but(meta=vm.meta.but(purge=True))
-            await site.store.txn({vm.key: vm.meta.revision}, {vm.key: changed.dump()})
+    """Have what has lain in the trash too long removed for good, each server and disk of this
+    host.
+    """
+    mine: list[Vm | Volume] = [
+        *servers.of_host(site.store, site.host_id),
+        *volumes.of_host(site.store, site.host_id),
+    ]
+    for item in mine:
+        deleted, now = item.meta.deleted, site.clock.wall()
+        if deleted and not item.meta.purge and now - deleted > TRASH_LIFE:
+            changed = item.but(meta=item.meta.but(purge=True))
+            await site.store.txn({item.key: item.meta.revision}, {item.key: changed.dump()})
 
 
 async def forget_operations(site: Site) -> None:

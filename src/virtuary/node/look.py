@@ -15,6 +15,7 @@ from virtuary.node.server.server import Server
 from virtuary.node.server.world import World
 from virtuary.node.slow import facts as slow
 from virtuary.node.tuning import facts as tuning
+from virtuary.node.volumes import facts as volumes
 from virtuary.store import documents
 
 
@@ -39,6 +40,7 @@ def look(server: Server) -> World | None:
         guest=guest.look(server, vm),
         network=nics.look(server, vm),
         disks=disks.look(server, vm),
+        volumes=volumes.look(server, vm),
         copies=copies.look(server, vm, copying),
         tuning=tuning.look(server, vm),
         turn=power.look_at_turn(server, vm),

@@ -24,12 +24,14 @@ from virtuary.model.network import Network
 from virtuary.model.operation import Operation
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
+from virtuary.model.volume import Volume
 from virtuary.node import housekeeping, turns
 from virtuary.node.copies import steps
 from virtuary.node.figures.metrics import Metrics
 from virtuary.node.machine.run import Run
 from virtuary.node.making.images import ImageWorker
 from virtuary.node.making.networks import NetworkWorker, keep_listening
+from virtuary.node.making.volumes import VolumeWorker
 from virtuary.node.memory.keeper import Keeper
 from virtuary.node.networks.addresses import keep_addresses
 from virtuary.node.site import Site, describe_host
@@ -37,7 +39,7 @@ from virtuary.node.warm import budget
 from virtuary.node.warm.templates import TemplateWorker
 from virtuary.node.worker import Worker
 from virtuary.qemu.process import become_subreaper
-from virtuary.store import documents, servers
+from virtuary.store import documents, servers, volumes
 from virtuary.store.api import Change
 
 logger = logging.getLogger("virtuary.node")
@@ -57,6 +59,7 @@ WORKERS: dict[str, Callable[[Site, str], _Work]] = {
     Image.prefix: ImageWorker,
     Template.prefix: TemplateWorker,
     Network.prefix: NetworkWorker,
+    Volume.prefix: VolumeWorker,
 }
 KINDS = tuple(key_of(prefix, "") for prefix in WORKERS)
 
@@ -150,6 +153,8 @@ class Node:
             self._wake(key)
         if kind == Image.prefix:
             self._wake_all(Vm)
+        elif kind == Volume.prefix:
+            self._on_volume(id_of(key))
         elif kind == Network.prefix:
             self.site.networks.rules.wake()
             self._wake_all(Vm)
@@ -165,12 +170,22 @@ class Node:
     def _on_server(self, key: str) -> None:
         """A server changed, or is gone; what becomes of it later is told too."""
         vm = documents.at(self.site.store, Vm, key)
+        for volume in volumes.held_by(self.site.store, id_of(key)):
+            self._wake(volume.key)  # which its machine may have left to it
         if vm is None or servers.is_networked(vm):
             self.site.networks.rules.wake()
             self._wake_all(Network)
         if vm is None:
             self._wake_all(Template)  # one that waited for its last copy to go
             steps.drop_layers(self.site)
+
+    def _on_volume(self, volume_id: str) -> None:
+        """A volume changed: whoever has it, or held it, may have something to do."""
+        store = self.site.store
+        volume = documents.get(store, Volume, volume_id)
+        holding = {item.server for item in volume.spec.attached} if volume else set()
+        for vm_id in {vm.id for vm in servers.with_volume(store, volume_id)} | holding:
+            self._wake(Vm.key_of(vm_id))
 
     def _wake_all(self, kind: type[Document]) -> None:
         for key in [name for name in self.workers if name.startswith(kind.place())]:

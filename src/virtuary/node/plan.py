@@ -20,6 +20,7 @@ from virtuary.node.server.step import Planner, Step, Wait
 from virtuary.node.server.world import World
 from virtuary.node.slow import plan as slow
 from virtuary.node.tuning import plan as tuning
+from virtuary.node.volumes import plan as volumes
 from virtuary.node.warm import plan as warm
 
 TOWARDS_A_START: tuple[Planner, ...] = (
@@ -28,6 +29,7 @@ TOWARDS_A_START: tuple[Planner, ...] = (
     copies.stand,  # the disk of a copy lies on what was given, not on the image
     disks.make,  # once, also for a server that is not to start
     power.may_start,  # its turn and its networks: what follows is for servers that are to start
+    volumes.await_volumes,  # and its other disks are there
     copies.start_live,  # whoever goes on from a memory has its disk as that memory knows it,
     power.stay_off,
     disks.grow,  # so only others' are grown
@@ -74,6 +76,8 @@ FULFILLED: Mapping[type[deeds.Deed], Callable[[World], bool]] = {
     deeds.Pause: power.is_paused,
     deeds.Resume: power.is_resumed,
     deeds.Change: tuning.is_changed,
+    deeds.AttachDisk: volumes.is_attached,
+    deeds.DetachDisk: volumes.is_detached,
 }
 """When what was asked for has come true."""
 
@@ -91,6 +95,7 @@ ORDER: tuple[Planner, ...] = (
     power.leave_to_owner,  # only the owner decides
     copies.hands_off,  # and nobody while a source is giving
     power.cancel,  # what is over comes first: nothing is planned for what nobody wants,
+    volumes.release,  # a disk that a server is rid of may be another's at once
     power.remove,
     copies.end_without_identity,
     power.end,  # or for a process that is over
@@ -100,6 +105,7 @@ ORDER: tuple[Planner, ...] = (
     towards_a_start,
     tuning.follow,  # limits hold before the CPUs are let run
     nics.plug,  # a guest that boots finds all its NICs
+    volumes.plug,  # and all its disks
     while_it_runs,
     report.write,  # what was seen is written before whoever waits for it is told
     finish,

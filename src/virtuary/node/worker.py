@@ -33,6 +33,7 @@ from virtuary.node.server.world import World
 from virtuary.node.site import Site
 from virtuary.node.slow import steps as slow
 from virtuary.node.tuning import steps as tuning
+from virtuary.node.volumes import steps as volumes
 from virtuary.node.warm import steps as warm
 
 logger = logging.getLogger("virtuary.worker")
@@ -52,6 +53,7 @@ CAPABILITIES = (
     live.CAPABILITY,
     tuning.CAPABILITY,
     nics.CAPABILITY,
+    volumes.CAPABILITY,
     slow.CAPABILITY,
 )
 DOES: dict[type[Step], Capability] = {

@@ -47,7 +47,7 @@ def devices_of(machine: Machine) -> Sequence[Device]:
     every: tuple[Device | None, ...] = (
         machine.memory,
         machine.firmware,
-        *machine.disks,
+        machine.root,
         machine.seed,
         Serial(),
         Agent(),
@@ -59,6 +59,7 @@ def devices_of(machine: Machine) -> Sequence[Device]:
         Panic(),
         Growth(machine.memory),
         RootPorts(),
+        *machine.disks[1:],  # each sits behind a port of its own
         machine.state,
         *MONITORS,
     )

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from virtuary.base.answers import read
 from virtuary.base.errors import Misbehaves
-from virtuary.model.disk import DiskIo
+from virtuary.model.disk import ROOT, DiskIo
 from virtuary.qemu.qmp import CommandFailed, Monitor
 from virtuary.qemu.warm import GROWTH, MOST_MEMORY, STEP, find_places, find_plugged, plug
 
-DISK = "/machine/peripheral/disk0-device/virtio-backend"
+DISK = "/machine/peripheral/disk{number}-device/virtio-backend"
 
 
 class Size(NamedTuple):
@@ -66,8 +66,8 @@ async def offer_cpus(monitor: Monitor, wanted: int) -> None:
             await monitor.run("device_del", id=name)
 
 
-async def limit_disk(monitor: Monitor, io: DiskIo) -> None:
-    """Limit the root disk's traffic, or take its limits away."""
+async def limit_disk(monitor: Monitor, io: DiskIo, number: int = ROOT) -> None:
+    """Limit a disk's traffic, or take its limits away."""
     names = {
         "iops": "iops", "iops_rd": "read_iops", "iops_wr": "write_iops",
         "bps": "bandwidth", "bps_rd": "read_bandwidth", "bps_wr": "write_bandwidth",
@@ -78,7 +78,7 @@ async def limit_disk(monitor: Monitor, io: DiskIo) -> None:
         if value and io.burst > 1:
             limits[f"{name}_max"] = round(value * io.burst)
             limits[f"{name}_max_length"] = io.burst_seconds
-    await monitor.run("block_set_io_throttle", id=DISK, **limits)
+    await monitor.run("block_set_io_throttle", id=DISK.format(number=number), **limits)
 
 
 async def find_disk(monitor: Monitor) -> int:

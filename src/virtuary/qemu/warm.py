@@ -139,7 +139,7 @@ async def wait_plugged(monitor: Monitor, memory: int, limit: float) -> None:
         await asyncio.sleep(0.02)
 
 
-async def resize_disk(monitor: Monitor, size: int) -> None:
-    """Make the root disk `size` bytes large while the machine has it; the guest is told."""
-    where: dict[str, Any] = {"node-name": "disk0", "size": size}
+async def resize_disk(monitor: Monitor, size: int, name: str = "disk0") -> None:
+    """Make a disk `size` bytes large while the machine has it; the guest is told."""
+    where: dict[str, Any] = {"node-name": name, "size": size}
     await monitor.run("block_resize", **where)

@@ -29,6 +29,7 @@ declare(
     "disk.before_rename",
     "disk.after_rename",
     "disk.after_grow",
+    "disk.after_empty",
 )
 
 
@@ -99,6 +100,20 @@ async def ensure_overlay(
         publish(partial, disk)
         crashpoint("disk.after_rename")
     return size
+
+
+async def ensure_empty(disk: Path, size: int, kept: int | None = None) -> None:
+    """Make `disk` an empty disk of `size` bytes that lies on nothing. Repeats harmlessly. Raises
+    NoRoom.
+    """
+    if disk.exists():
+        return
+    check_space(disk.parent, 16 * MIB, "a disk", kept)
+    partial = disk.with_name(f".{disk.name}.partial")
+    remove(partial)
+    write_overlay(partial, None, size)
+    crashpoint("disk.after_empty")
+    publish(partial, disk)
 
 
 async def grow(disk: Path, layers: Sequence[Path], size: int, kept: int | None = None) -> None:

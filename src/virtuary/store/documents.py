@@ -29,8 +29,8 @@ logger = logging.getLogger("virtuary.store")
 D = TypeVar("D", bound=Document)
 __all__ = [
     "Index", "at", "begun", "bring_over", "by", "change", "every", "expected", "find", "get",
-    "here", "home", "host_of", "is_here", "look_from", "named", "names", "open_operations",
-    "own_name", "page", "read", "removed", "shown", "wished", "written",
+    "here", "home", "is_here", "look_from", "named", "names", "open_operations", "own_name", "page",
+    "read", "removed", "shown", "wished", "written",
 ]  # fmt: skip
 FORMAT_KEY = "format"
 REMEMBERED = 2000
@@ -160,11 +160,6 @@ def look_from(store: Store, host: str) -> None:
     if known(store).host not in ("", host):
         raise Bug("a store is looked at from one host")
     known(store).host = host
-
-
-def host_of(store: Store) -> str:
-    """The host that looks at this store; empty where nobody said so."""
-    return known(store).host
 
 
 def is_here(store: Store, document: Document) -> bool:

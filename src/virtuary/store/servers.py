@@ -27,6 +27,21 @@ def of_host(store: Store, host: str) -> list[Vm]:
     return documents.by(store, _OF_HOST, host)
 
 
+_WITH_VOLUME = Index(
+    Vm,
+    lambda vm: {
+        disk.volume
+        for disk in (*vm.spec.disks, *(vm.status.runtime.disks if vm.status.runtime else ()))
+        if disk.volume
+    },
+)
+
+
+def with_volume(store: Store, volume_id: str) -> list[Vm]:
+    """Servers that have this volume, or are to; those in the trash too."""
+    return documents.by(store, _WITH_VOLUME, volume_id)
+
+
 def on_network(store: Store, network_id: str) -> list[Vm]:
     """Servers with a NIC on it, as they are or as they are wished; those in the trash too."""
     return documents.by(store, _ON_NETWORK, network_id)

@@ -13,10 +13,12 @@ from typing import NamedTuple
 from virtuary.base.errors import HostLacks, NoRoom
 from virtuary.base.units import GIB
 from virtuary.guest.identity import Place
+from virtuary.model import disk as model
 from virtuary.model.image import Image
 from virtuary.model.network import NONE, USER, Network, own_mac, tap_of
 from virtuary.model.runtime import Shape
 from virtuary.model.vm import Vm, VmSpec
+from virtuary.model.volume import Volume
 from virtuary.network.passt import Forward
 from virtuary.node.site import Site, memory_facts
 from virtuary.qemu.devices.balloon import Balloon
@@ -142,7 +144,7 @@ def machine_of(site: Site, vm: Vm, image: Image, accel: str, qemu: Binary) -> Ma
         accel="kvm" if accel == "kvm" else "tcg",
         cpus=_cpus(vm.spec, most),
         memory=_memory(vm.spec, most),
-        disks=(_root(site, vm, image),),
+        disks=(_root(site, vm, image), *_volumes(site, vm)),
         nics=(Nic(own_mac(vm.id, vm.spec.nics[0]), tap_of(vm.id, 0) if on_bridge(vm) else None),),
         runtime=site.paths.vm(vm.id).runtime,
         firmware=_flash(site, vm, image),
@@ -173,6 +175,24 @@ def _root(site: Site, vm: Vm, image: Image) -> Disk:
         max(vm.status.disk.size or 0, vm.spec.root.size or 0),
         layers_of(site, vm),
         bootindex=None if image.status.boot == "direct" else 0,
+    )
+
+
+def _volumes(site: Site, vm: Vm) -> tuple[Disk, ...]:
+    """Its disks besides the root disk, those that are there."""
+    found = ((disk, documents.get(site.store, Volume, disk.volume)) for disk in vm.spec.disks)
+    return tuple(volume_disk(site, disk, volume) for disk, volume in found if volume)
+
+
+def volume_disk(site: Site, disk: model.Disk, volume: Volume) -> Disk:
+    """A volume as a machine has it."""
+    return Disk(
+        site.paths.volume(volume.id),
+        volume.status.size or 0,
+        number=disk.number,
+        serial=disk.serial,
+        bootindex=None,
+        read_only=disk.read_only,
     )
 
 

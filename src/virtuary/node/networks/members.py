@@ -86,13 +86,11 @@ class Membership:
         found = every(self._store, Firewall)
         return {group.name: Group(group.name, group.spec.rules) for group in found}
 
-    def members(self, network_id: str | None = None, *, everywhere: bool = False) -> list[Member]:
-        """The NICs on one of this host's networks, or on all of them, of its servers that are not
-        in the trash: where they are now. `everywhere`: those of other hosts' servers too.
+    def members(self, network_id: str | None = None) -> list[Member]:
+        """The NICs on one of this host's networks, or on all of them, of servers that are not in
+        the trash: where they are now.
         """
         vms = servers.on_network(self._store, network_id) if network_id else every(self._store, Vm)
-        if not everywhere and (host := documents.host_of(self._store)):
-            vms = [vm for vm in vms if vm.spec.owner == host]
         present = (vm for vm in vms if not vm.meta.deleted and not vm.meta.purge)
         found = (Member(vm, nic) for vm in present for nic in vm.nics if nic.network_id)
         return [member for member in found if network_id in (None, member.nic.network_id)]
@@ -108,7 +106,7 @@ class Membership:
                 ipv6=item.nic.ipv6,
                 taken=item.mac in taken,
             )
-            for item in self.members(network.id, everywhere=True)
+            for item in self.members(network.id)
         ]
 
     def leased(self, network_id: str) -> dict[str, str]:

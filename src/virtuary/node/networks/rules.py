@@ -236,10 +236,10 @@ class Rules:
         """Everything that the ruleset follows from: a server's progress is written often, and
         changes none of it.
         """
-        networks = self._networks.all()
+        networks = [(network.id, network.meta.revision) for network in self._networks.all()]
         members = [
             (vm.id, vm.name, nic, vm.spec.publish, vm.status.runtime is None)
-            for vm, nic in self._networks.members(everywhere=True)
+            for vm, nic in self._networks.members()
         ]
         return networks, members, self._networks.groups()
 
@@ -326,7 +326,7 @@ class Rules:
         """The rules of every list of groups that a NIC is attached to, resolved once however many
         share it.
         """
-        groups, peers = self._networks.groups(), members_of(self._networks.members(everywhere=True))
+        groups, peers = self._networks.groups(), members_of(self._networks.members())
         found: dict[tuple[str, ...], tuple[Match, ...]] = {(): ()}
         for vm, nic in members:
             if nic.groups not in found:

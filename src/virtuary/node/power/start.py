@@ -11,6 +11,7 @@ from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, PeerAway
 from virtuary.base.files import write_whole
 from virtuary.host import oom
+from virtuary.model.disk import Disk
 from virtuary.model.runtime import Runtime
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
@@ -90,7 +91,7 @@ async def start_machine(
             network_start=helper.start if helper else None,
             ssh_host=way[0], ssh_port=way[1], started=site.clock.wall(),
             template=template.id if template else None, live=live, shape=shape_of(machine),
-            nics=vm.spec.nics[:1],
+            nics=vm.spec.nics[:1], disks=_disks_of(vm, machine),
         )  # fmt: skip
         run = open_run(
             server.paths,
@@ -132,6 +133,12 @@ async def start_machine(
     oom.set_score(started.identity.pid, oom.score_of(vm.spec.memory.priority))
     await _answer(server, run)
     return server.process
+
+
+def _disks_of(vm: Vm, machine: Machine) -> tuple[Disk, ...]:
+    """The disks besides the root disk that a machine begins with."""
+    there = {disk.number for disk in machine.disks}
+    return tuple(disk for disk in vm.spec.disks if disk.volume and disk.number in there)
 
 
 async def pin_machine(server: Server, vm: Vm) -> Vm:

@@ -11,11 +11,12 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from virtuary.model.cpu import CpuShares
-from virtuary.model.disk import DiskIo
+from virtuary.model.disk import ROOT, DiskIo
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
 from virtuary.model.status import CloudInit
 from virtuary.model.vm import Vm
+from virtuary.model.volume import Volume
 
 
 class Tuning(NamedTuple):
@@ -27,6 +28,13 @@ class Tuning(NamedTuple):
     """How many virtual CPUs share the limit; a new one has a thread of its own."""
     merge: bool = False
     """Whether equal pages are to be kept once, which is the host's kernel's to do."""
+    others: tuple[tuple[int, DiskIo], ...] = ()
+    """Limits of the traffic of its other disks, of those that are there and have any."""
+
+    @property
+    def limits(self) -> dict[int, DiskIo]:
+        """Limits of traffic by the disks' numbers."""
+        return dict(self.others) | ({ROOT: self.io} if self.io.limited else {})
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,16 @@ class DiskFacts:
 
 
 @dataclass(frozen=True)
+class VolumeFacts:
+    listed: Mapping[int, Volume | None] = field(default_factory=dict)
+    """The volumes that its list of disks names, by their numbers; None for one that is gone."""
+    holding: tuple[Volume, ...] = ()
+    """Those that are held for it."""
+    made: frozenset[str] = frozenset()
+    """The ids of those that are held and whose files are there."""
+
+
+@dataclass(frozen=True)
 class CopyFacts:
     waiting: tuple[Vm, ...] = ()
     """Servers that are to be copies of this one and wait for what it has to give, the first asked
@@ -142,6 +160,7 @@ class World:
     guest: GuestFacts = GuestFacts()
     network: NetworkFacts = NetworkFacts()
     disks: DiskFacts = DiskFacts()
+    volumes: VolumeFacts = VolumeFacts()
     copies: CopyFacts = CopyFacts()
     tuning: TuningFacts = TuningFacts()
     turn: TurnFacts = TurnFacts()

@@ -143,7 +143,11 @@ def near(has: int, wanted: int) -> bool:
 
 
 def tuning_of(vm: Vm, cpus: int) -> Tuning:
-    return Tuning(vm.spec.cpu.shares, vm.spec.root.io, cpus, vm.spec.memory.merge)
+    there = {disk.number for disk in vm.status.runtime.disks} if vm.status.runtime else set[int]()
+    others = tuple(
+        (disk.number, disk.io) for disk in vm.spec.disks if disk.number in there and disk.io.limited
+    )
+    return Tuning(vm.spec.cpu.shares, vm.spec.root.io, cpus, vm.spec.memory.merge, others)
 
 
 def untuned(cpus: int) -> Tuning:

@@ -21,7 +21,7 @@ from virtuary.host.cgroups import set_bounds
 from virtuary.jail.walls import may_raise
 from virtuary.model.cpu import CpuShares
 from virtuary.model.deeds import Change
-from virtuary.model.disk import ROOT
+from virtuary.model.disk import ROOT, DiskIo
 from virtuary.model.host import NumaNode
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Sized, Vm
@@ -32,7 +32,7 @@ from virtuary.node.server.notes import note_on
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
 from virtuary.node.server.step import Step, capability, does_with
-from virtuary.node.server.world import World
+from virtuary.node.server.world import Tuning, World
 from virtuary.node.tuning.plan import (
     Resize,
     ResizeCpus,
@@ -87,15 +87,27 @@ async def apply(server: Server, process: Process, world: World, step: Tune) -> N
     if wanted.io.weight != shares.ORDINARY or not ordinary:
         gap = shares.set_io_weight(world.vm.id, wanted.io.weight)
         gaps += [gap] if gap and wanted.io.weight != shares.ORDINARY else []
-    if wanted.io.limited or had is None or had.io.limited:
-        try:
-            await tune.limit_disk(process.monitor, wanted.io)
-        except CommandFailed as error:
-            gaps.append(f"no limit of disk traffic ({error.sentence})")
+    gaps += await _limit_disks(process, had, wanted)
     process.tuned = wanted
     crashpoint("tune.after")
     if tuple(gaps) != world.vm.status.tuning.gaps:
         await server.write(tuning={"gaps": tuple(gaps)})
+
+
+async def _limit_disks(process: Process, had: Tuning | None, wanted: Tuning) -> list[str]:
+    """Limit the traffic of each disk, and take limits away that are not wished any more; what can't
+    be, in words.
+    """
+    gaps = []
+    before = had.limits if had else {ROOT: DiskIo()}  # which nobody knows
+    for number in sorted({*before, *wanted.limits}):
+        try:
+            limit = wanted.limits.get(number, DiskIo())
+            await tune.limit_disk(process.monitor, limit, number)
+        except CommandFailed as error:
+            if number in wanted.limits:
+                gaps.append(f"no limit of disk traffic ({error.sentence})")
+    return gaps
 
 
 async def resize(server: Server, process: Process, world: World, step: Resize) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virtuary.qemu.devices.ports import behind
 from virtuary.qemu.parts import Grants, Part
 from virtuary.qemu.platforms.platform import Platform
 
@@ -26,6 +27,7 @@ class Disk:
     """What the guest knows it by."""
     bootindex: int | None = 0
     """Its turn when the firmware looks for a system; None: never."""
+    read_only: bool = False
 
     @property
     def name(self) -> str:
@@ -40,26 +42,33 @@ class Disk:
         return f"{self.name}-layer{number}" if number else f"{self.name}-base"
 
     def parts(self, platform: Platform, grants: Grants) -> list[Part]:
-        grant = grants.add(self.name, self.file, "rw")
+        grant = grants.add(self.name, self.file, "ro" if self.read_only else "rw")
         layers = self._layers(grants)
+        return [*layers, *self.nodes(grant.fdset), self.device(platform)]
+
+    def nodes(self, filename: str) -> list[Part]:
+        """The file, and what stands in it."""
+        kept: dict[str, Any] = {"read-only": True} if self.read_only else _PASSED
         file = {
             "node-name": f"{self.name}-file",
             "driver": "file",
-            "filename": grant.fdset,
+            "filename": filename,
             "locking": "on",
-            **_PASSED,
+            **kept,
         }
         node = {
             "node-name": self.name,
             "driver": "qcow2",
             "file": f"{self.name}-file",
             "backing": self.below,
-            "detect-zeroes": "unmap",
-            **_PASSED,
+            **({} if self.read_only else {"detect-zeroes": "unmap"}),
+            **kept,
         }
-        return [*layers, Part("blockdev", file), Part("blockdev", node), self._device(platform)]
+        return [Part("blockdev", file), Part("blockdev", node)]
 
-    def _device(self, platform: Platform) -> Part:
+    def device(self, platform: Platform) -> Part:
+        """What its guest sees."""
+        place = behind(platform.disk_port(self.number)) if self.number else platform.slot(self.name)
         turn = {} if self.bootindex is None else {"bootindex": self.bootindex}
         device = {
             "driver": "virtio-blk-pci",
@@ -69,7 +78,7 @@ class Disk:
             **turn,
             "werror": "enospc",
             "rerror": "report",
-            **platform.slot(self.name),
+            **place,
         }
         return Part("device", device)
 

@@ -27,8 +27,17 @@ class Platform(ABC):
     """The processor that is emulated: all that TCG knows but what makes a guest slower there."""
     kvm_cpu: str
     serial_device: str
-    ports: int
-    """Root ports that wait for devices to be plugged in while the machine runs."""
+    nic_ports: int
+    disk_ports: int
+    """Root ports that wait for NICs and for disks to be plugged in while the machine runs."""
+
+    @property
+    def ports(self) -> int:
+        return self.nic_ports + self.disk_ports
+
+    def disk_port(self, number: int) -> int:
+        """The root port that is kept for this disk; the root disk has none."""
+        return self.nic_ports + number - 1
 
     @abstractmethod
     def slot(self, role: str) -> Place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from virtuary.model.disk import MAX_DISKS
 from virtuary.qemu.platforms.platform import Place, Platform
 
 SLOTS: dict[str, int] = {
@@ -42,7 +43,8 @@ class Q35(Platform):
     tcg_cpu: str = "max,erms=off,fsrm=off,la57=off"
     kvm_cpu: str = "host"
     serial_device: str = "isa-serial"
-    ports: int = 4
+    nic_ports: int = 4
+    disk_ports: int = MAX_DISKS
 
     def slot(self, role: str) -> Place:
         return self._root(SLOTS[role])

@@ -1,0 +1,37 @@
+"""What a guest makes of a disk of its own."""
+
+from __future__ import annotations
+
+from virtuary.base.errors import VirtuaryError
+from virtuary.guest.agent import Agent
+
+# Of a block device with this serial: what of it is mounted, swapped to, or part of something else.
+_SCRIPT = b"""
+for d in /sys/block/*; do
+  s=
+  [ -r "$d/serial" ] && s=$(cat "$d/serial")
+  [ "$s" = "%s" ] || continue
+  for p in "$d" "$d"/"${d##*/}"*; do
+    [ -d "$p" ] || continue
+    n=/dev/${p##*/}
+    while read -r from at rest; do [ "$from" = "$n" ] && echo "mounted on $at"; done </proc/mounts
+    while read -r from rest; do [ "$from" = "$n" ] && echo "used as swap"; done </proc/swaps
+    for h in "$p"/holders/*; do [ -e "$h" ] && echo "part of ${h##*/}"; done
+  done
+done
+exit 0
+"""
+
+
+async def uses_of(agent: Agent, serial: str) -> list[str]:
+    """For what a guest uses the disk with this serial; empty where it does not, or does not
+    say.
+    """
+    try:
+        outcome = await agent.execute(
+            ["/bin/sh"], stdin=_SCRIPT % serial.encode(), deadline=10, poll=0.05
+        )
+    except VirtuaryError:
+        return []
+    text = outcome.stdout.decode(errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()][:8]

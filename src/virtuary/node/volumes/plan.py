@@ -1,0 +1,128 @@
+"""Volumes are there before a server starts, are plugged and unplugged while it runs, grow with
+their machine, and are let go when no machine of the server has them. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from virtuary.model.deeds import AttachDisk, DetachDisk
+from virtuary.model.disk import Disk
+from virtuary.model.operation import Operation
+from virtuary.model.volume import Volume
+from virtuary.node.power.plan import Fail
+from virtuary.node.server.step import Step, Wait
+from virtuary.node.server.world import World
+
+SHOWS = "virtuary disk list shows the disks"
+
+
+@dataclass(frozen=True)
+class PlugDisk(Step):
+    disk: Disk
+    volume: Volume
+
+
+@dataclass(frozen=True)
+class UnplugDisk(Step):
+    number: int
+
+
+@dataclass(frozen=True)
+class GrowVolume(Step):
+    """Grow a volume under the guest that runs."""
+
+    disk: Disk
+    volume: Volume
+
+
+@dataclass(frozen=True)
+class ReleaseVolume(Step):
+    """Nobody of this server has the volume any more: another one may."""
+
+    volume: Volume
+
+
+def release(world: World) -> Step | None:
+    """A volume that the server holds without having it, or wanting it."""
+    vm = world.vm
+    runtime = vm.status.runtime if not world.absent else None
+    wished = {disk.volume for disk in vm.spec.disks} if not vm.meta.purge else set[str]()
+    there = {disk.volume for disk in runtime.disks} if runtime else set[str]()
+    idle = (item for item in world.volumes.holding if item.id not in wished | there)
+    volume = next(idle, None)
+    return ReleaseVolume(volume) if volume else None
+
+
+def await_volumes(world: World) -> Step | None:
+    """Before a start each of its volumes is there, and as large as it is wished."""
+    for disk in world.vm.spec.disks:
+        if not disk.volume:
+            continue
+        volume = world.volumes.listed.get(disk.number)
+        if volume is None or volume.meta.deleted or volume.status.state == "failed":
+            return Fail(f"the disk {disk.serial} is not to be had: {_why(volume)}", SHOWS)
+        if not volume.usable:
+            return Wait()
+        if volume.id not in world.volumes.made:
+            return Fail(f"the file of the disk {volume.name} is gone", SHOWS)
+    return None
+
+
+def _why(volume: Volume | None) -> str:
+    if volume is None:
+        return "it is gone"
+    return volume.status.reason or "it lies in the trash"
+
+
+def plug(world: World) -> Step | None:
+    """A disk that is wished and not there, or there and not so wished; the root disk stays."""
+    runtime = world.vm.status.runtime
+    if runtime is None or runtime.end or not _can_be_changed(world):
+        return None
+    wished = {disk.number: disk for disk in world.vm.spec.disks if disk.volume}
+    there = {disk.number: disk for disk in runtime.disks}
+    for number, disk in there.items():
+        if number not in wished or not same(wished[number], disk):
+            return UnplugDisk(number)
+    steps = (_towards(world, disk, there=number in there) for number, disk in wished.items())
+    return next((step for step in steps if step), None)
+
+
+def _towards(world: World, disk: Disk, *, there: bool) -> Step | None:
+    """What one disk of a machine that runs needs to be as wished."""
+    volume = world.volumes.listed.get(disk.number)
+    if volume is None or volume.status.size is None:
+        return None
+    if not there:
+        return PlugDisk(disk, volume)
+    return None if volume.usable else GrowVolume(disk, volume)
+
+
+def same(one: Disk, other: Disk) -> bool:
+    """Whether both are the same device to a guest."""
+    return (one.volume, one.serial, one.read_only) == (other.volume, other.serial, other.read_only)
+
+
+def _can_be_changed(world: World) -> bool:
+    """Whether there is a machine that is to go on, and not one that waits for its state."""
+    there = world.alive and world.process.connected
+    stopping = world.vm.spec.power == "stopped" or world.restart_due
+    return there and not stopping and world.process.qemu not in (None, "inmigrate")
+
+
+def is_attached(world: World) -> bool:
+    """A machine that runs has it; a server that does not run has it as soon as it is written."""
+    deed, runtime = _deed(world.operation), world.vm.status.runtime
+    there = runtime is None or any(disk.number == deed.number for disk in runtime.disks)
+    return isinstance(deed, AttachDisk) and there
+
+
+def is_detached(world: World) -> bool:
+    deed = _deed(world.operation)
+    return all(volume.id != deed.volume for volume in world.volumes.holding)
+
+
+def _deed(operation: Operation | None) -> AttachDisk | DetachDisk:
+    assert operation and isinstance(operation.spec.deed, (AttachDisk, DetachDisk))
+    return operation.spec.deed
