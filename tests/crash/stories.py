@@ -306,8 +306,9 @@ def attached(teller: Teller) -> None:
     """
     teller.create("holder", image="tiny", power="running", memory=128 << 20)
     key, path = "disk data", "/v1/disks/data"
-    teller.end(teller.ask(key, "POST", "/v1/disks", {"name": "data", "size": 16 << 20}))
+    answer = teller.ask(key, "POST", "/v1/disks", {"name": "data", "size": 16 << 20})
     teller.there[key] = "ready"
+    teller.end(answer)
     teller.end(teller.ask(key, "PATCH", path, {"size": 32 << 20}))
     for size in (48 << 20, 64 << 20):
         attach = {"server": "holder"}

@@ -103,7 +103,9 @@ def _final(world: World, what: str, error: VirtuaryError | OSError) -> VirtuaryE
     """Why it can't be; the end of it where somebody waits for that, else it is tried again."""
     why = error if isinstance(error, VirtuaryError) else of_system(error)
     deed = world.operation.spec.deed if world.operation else None
-    kind = Failed if isinstance(deed, (AttachDisk, DetachDisk)) else PeerAway
+    if not isinstance(deed, (AttachDisk, DetachDisk)):
+        return PeerAway(f"{what}: {why.sentence}", why.hint)
+    kind = Failed if why.retry else type(why)
     return kind(f"{what}: {why.sentence}", why.hint)
 
 
