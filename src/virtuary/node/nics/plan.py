@@ -26,7 +26,7 @@ def plug(world: World) -> Step | None:
     them had.
     """
     runtime = world.vm.status.runtime
-    if runtime is None or runtime.end or not _can_be_changed(world):
+    if runtime is None or runtime.end or not world.takes_devices:
         return None
     wished = {nic.number: nic for nic in world.vm.spec.nics if nic.number}
     there = {nic.number: nic for nic in runtime.nics if nic.number}
@@ -34,10 +34,3 @@ def plug(world: World) -> Step | None:
         if number not in wished or wished[number].wiring != nic.wiring:
             return UnplugNic(number)
     return next((PlugNic(nic) for number, nic in wished.items() if number not in there), None)
-
-
-def _can_be_changed(world: World) -> bool:
-    """Whether there is a machine that is to go on, and not one that waits for its state."""
-    there = world.alive and world.process.connected
-    stopping = world.vm.spec.power == "stopped" or world.restart_due
-    return there and not stopping and world.process.qemu not in (None, "inmigrate")

@@ -175,6 +175,15 @@ class World:
         return self.process.state == "alive"
 
     @property
+    def takes_devices(self) -> bool:
+        """Whether there is a machine that is to go on, and not one that waits for its state: one
+        that devices may be plugged into.
+        """
+        there = self.alive and self.process.connected
+        stopping = self.vm.spec.power == "stopped" or self.restart_due
+        return there and not stopping and self.process.qemu not in (None, "inmigrate")
+
+    @property
     def restart_due(self) -> bool:
         """Whether it runs from before the last restart that was asked for."""
         runtime = self.vm.status.runtime

@@ -78,7 +78,7 @@ def _why(volume: Volume | None) -> str:
 def plug(world: World) -> Step | None:
     """A disk that is wished and not there, or there and not so wished; the root disk stays."""
     runtime = world.vm.status.runtime
-    if runtime is None or runtime.end or not _can_be_changed(world):
+    if runtime is None or runtime.end or not world.takes_devices:
         return None
     wished = {disk.number: disk for disk in world.vm.spec.disks if disk.volume}
     there = {disk.number: disk for disk in runtime.disks}
@@ -102,13 +102,6 @@ def _towards(world: World, disk: Disk, *, there: bool) -> Step | None:
 def same(one: Disk, other: Disk) -> bool:
     """Whether both are the same device to a guest."""
     return (one.volume, one.serial, one.read_only) == (other.volume, other.serial, other.read_only)
-
-
-def _can_be_changed(world: World) -> bool:
-    """Whether there is a machine that is to go on, and not one that waits for its state."""
-    there = world.alive and world.process.connected
-    stopping = world.vm.spec.power == "stopped" or world.restart_due
-    return there and not stopping and world.process.qemu not in (None, "inmigrate")
 
 
 def is_attached(world: World) -> bool:
