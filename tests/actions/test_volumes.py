@@ -115,6 +115,8 @@ async def test_the_trash_gives_the_name_back(ctx: Context) -> None:
     with pytest.raises(NotFound):
         volumes.find(ctx.store, "data")
     second = await made(ctx)
+    await volumes.delete(ctx, first.id)  # it is there already, and its successor keeps its name
+    assert volumes.find(ctx.store, "data").id == second.id
     with pytest.raises(Exists, match="is there already"):
         await volumes.undelete(ctx, "data")
     back = await volumes.undelete(ctx, "data", "old")

@@ -90,6 +90,7 @@ class Context:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+D = TypeVar("D", bound=Document)
 TRIES = 100
 _turns: WeakKeyDictionary[Store, asyncio.Lock] = WeakKeyDictionary()
 
@@ -153,6 +154,28 @@ def find_vm(store: Store, name: str, suggest: bool = True) -> Vm:
             f"there is no server named {name[:80]!r}", hint or "virtuary list shows them"
         )
     return found
+
+
+def trashed(store: Store, kind: type[D], name: str, noun: str, hint: str) -> D:
+    """What of a kind has this name or id and lies in the trash. Raises NotFound;
+    Conflict where several have the name, with their ids."""
+    found = [
+        item
+        for item in every(store, kind)
+        if item.meta.deleted and not item.meta.purge and name.lower() in (item.name, item.id)
+    ]
+    if not found:
+        raise NotFound(f"no {noun} named {name[:80]!r} lies in the trash", hint)
+    if len(found) > 1:
+        found.sort(key=lambda item: item.meta.deleted or utcnow())
+        words = ", ".join(
+            f"{item.id} (deleted {item.meta.deleted:%Y-%m-%d %H:%M:%S} UTC)" for item in found
+        )
+        raise Conflict(
+            f"{len(found)} {noun}s named {name} lie in the trash: {words}",
+            "name the one that is meant by its id",
+        )
+    return found[0]
 
 
 def find_image(store: Store, name: str, suggest: bool = True) -> Image:

@@ -10,10 +10,11 @@ from virtuary.actions.context import (
     find_vm,
     new_operation,
     raise_all,
+    trashed,
     turn,
 )
 from virtuary.actions.power import cancelled, superseded
-from virtuary.base.errors import Conflict, Exists, NotFound
+from virtuary.base.errors import Conflict, Exists
 from virtuary.model.deeds import (
     Delete,
     Purge,
@@ -22,7 +23,6 @@ from virtuary.model.meta import check_name, utcnow
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
-from virtuary.store.documents import every
 
 
 @decides
@@ -67,27 +67,7 @@ def find_trashed(store: Store, name: str) -> Vm:
     """The server of this name or id in the trash. Raises NotFound; Conflict where several have the
     name, with their ids.
     """
-    vms = every(store, Vm)
-    found = [
-        vm
-        for vm in vms
-        if vm.meta.deleted and not vm.meta.purge and name.lower() in (vm.name, vm.id)
-    ]
-    if not found:
-        raise NotFound(
-            f"no server named {name[:80]!r} lies in the trash",
-            "virtuary list --trash shows what does",
-        )
-    if len(found) > 1:
-        found.sort(key=lambda vm: vm.meta.deleted or utcnow())
-        words = ", ".join(
-            f"{vm.id} (deleted {vm.meta.deleted:%Y-%m-%d %H:%M:%S} UTC)" for vm in found
-        )
-        raise Conflict(
-            f"{len(found)} servers named {name} lie in the trash: {words}",
-            "name the one that is meant by its id",
-        )
-    return found[0]
+    return trashed(store, Vm, name, "server", "virtuary list --trash shows what does")
 
 
 @decides

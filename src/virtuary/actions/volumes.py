@@ -21,6 +21,7 @@ from virtuary.actions.context import (
     own_vms,
     own_volumes,
     raise_all,
+    trashed,
     turn,
 )
 from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
@@ -294,13 +295,15 @@ async def delete(
     """
     volume = deletable(context, name)
     ended = active(context.store, volume.key)
+    since = volume.meta.deleted or utcnow()
     changed = volume.but(
-        meta=volume.meta.but(deleted=utcnow(), purge=now or volume.status.state != "ready")
+        meta=volume.meta.but(deleted=since, purge=now or volume.status.state != "ready")
     )
     expect = {volume.key: volume.meta.revision, **{item.key: item.meta.revision for item in ended}}
     puts = {volume.key: changed.dump()}
     operation = new_operation(context, DeleteDisk(), volume) if changed.meta.purge else None
-    names = [volume.named]
+    # in the trash it has given its name back
+    names = [] if volume.meta.deleted else [volume.named]
     revision = await context.commit(expect, puts, names, operation=operation)
     return changed.but(meta=changed.meta.but(revision=revision)), operation
 
@@ -320,23 +323,7 @@ def find_trashed(store: Store, name: str) -> Volume:
     """The disk of this name or id in the trash. Raises NotFound; Conflict where several have the
     name, with their ids.
     """
-    found = [
-        volume
-        for volume in documents.every(store, Volume)
-        if volume.meta.deleted
-        and not volume.meta.purge
-        and name.lower() in (volume.name, volume.id)
-    ]
-    if not found:
-        hint = "virtuary disk list --trash shows what does"
-        raise NotFound(f"no disk named {name[:80]!r} lies in the trash", hint)
-    if len(found) > 1:
-        words = ", ".join(f"{item.id} (deleted {item.meta.deleted:%F %T} UTC)" for item in found)
-        raise Conflict(
-            f"{len(found)} disks named {name} lie in the trash: {words}",
-            "name the one that is meant by its id",
-        )
-    return found[0]
+    return trashed(store, Volume, name, "disk", "virtuary disk list --trash shows what does")
 
 
 @decides
