@@ -420,7 +420,6 @@ PARTS = {
 }  # fmt: skip
 """Who writes each part of a server's status; what others see happen to it parts.py says."""
 STATUS_OF_OTHERS = {
-    ("actions/power.py", "power"): "crashes before a start that is asked for count no more",
     ("actions/vms.py", "disks"): "of a draft, whose disk takes room",
 }
 
@@ -438,3 +437,16 @@ def test_each_part_of_a_servers_status_is_written_in_one_place() -> None:
         STATUS_OF_OTHERS
     )
     assert {part for _, part in written} | {"origin"} == set(PARTS)
+
+
+def test_what_is_wished_of_a_servers_power_no_host_changes() -> None:
+    """But that a boot asks for what starts with its host."""
+    wishing = {
+        name
+        for name, tree in trees()
+        for called, node in calls(tree)
+        if name.startswith("node/") and called == "but" and isinstance(node.func, ast.Attribute)
+        if ast.unparse(node.func.value).endswith("spec")
+        if {word.arg for word in node.keywords} & {"power", "asked"}
+    }
+    assert wishing == {"node/turns.py"}

@@ -591,6 +591,22 @@ DEEDS: dict[str, tuple[dict[str, Any], dict[str, str], str, int]] = {
 }  # fmt: skip
 
 
+async def test_one_that_halted_stands_still_until_it_is_asked_for(api: Service) -> None:
+    await create(api)
+    halted = {"why": "it crashed", "since": "2026-01-01T00:00:00Z", "asked": 0}
+    await write(api, "web1", **{**STOPPED, "state": "crashed", "power": {"halted": halted}})
+    memory = (await api.call("GET", "/v1/host")).json["account"]["memory"]
+    assert memory["promised"] == 0, "it holds none"
+    stop = await api.call("POST", "/v1/vms/web1/actions/stop")
+    assert stop.status == 409 and "is stopped already" in stop.json["detail"]
+    answer = await api.call("POST", "/v1/vms/web1/actions/start")
+    assert answer.status == 202, answer.json
+    found = await api.call("GET", "/v1/vms/web1")
+    assert (found.json["spec"]["power"], found.json["spec"]["asked"]) == ("running", 1)
+    assert found.json["status"]["power"]["halted"] == halted, "only its host writes that"
+    assert Vm.from_body(found.json).wanted == "running"
+
+
 @pytest.mark.parametrize("case", DEEDS)
 async def test_a_deed_is_taken_or_refused_by_what_is(api: Service, case: str) -> None:
     wish, status, deed, wanted = DEEDS[case]

@@ -38,6 +38,7 @@ from stories import (
 
 import virtuary
 from virtuary.base.crash import POINTS
+from virtuary.model.vm import Vm
 
 pytestmark = pytest.mark.live
 CONVERGES_WITHIN = {"made": 90.0}
@@ -245,7 +246,7 @@ def converge(instance: Instance, seconds: float) -> None:
         waiting = [
             vm["meta"]["name"]
             for vm in vms
-            if (vm["status"]["runtime"] is None) != (vm["spec"]["power"] == "stopped")
+            if (vm["status"]["runtime"] is None) != (Vm.from_body(vm).wanted == "stopped")
         ]
         waiting += [
             vm["meta"]["name"]
@@ -299,7 +300,7 @@ def check(instance: Instance, teller: Teller) -> None:
             "store-away",
         ), item["status"]
     found = {
-        f"vm {vm['meta']['name']}": vm["spec"]["power"]
+        f"vm {vm['meta']['name']}": Vm.from_body(vm).wanted
         for vm in instance.call("GET", "/v1/vms", limit=1000)["items"]
     }
     images = {

@@ -16,6 +16,7 @@ import pytest
 from instances import Instance, Json, until
 
 from virtuary.base.errors import VirtuaryError
+from virtuary.model.vm import Vm
 
 pytestmark = pytest.mark.live
 
@@ -119,7 +120,8 @@ def settled(instance: Instance) -> bool:
         return False
     vms = instance.call("GET", "/v1/vms", limit=1000)["items"]
     return all(
-        (vm["status"]["runtime"] is not None) == (vm["spec"]["power"] != "stopped") for vm in vms
+        (vm["status"]["runtime"] is not None) == (Vm.from_body(vm).wanted != "stopped")
+        for vm in vms
     )
 
 

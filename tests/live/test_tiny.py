@@ -27,6 +27,7 @@ import pytest
 from instances import Instance, Json, until
 
 from virtuary.cli.login import ssh_command
+from virtuary.model.vm import Vm
 
 pytestmark = pytest.mark.live
 
@@ -618,7 +619,8 @@ def test_a_server_ends_by_its_own_hand_or_by_panic_and_says_so(instance: Instanc
     instance.run("exec", "moody", "--timeout", "3s", "--", "poweroff")
     vm = instance.wait_state("moody", "stopped", limit=30)
     assert (
-        vm["status"]["reason"] == "the guest shut itself down" and vm["spec"]["power"] == "stopped"
+        vm["status"]["reason"] == "the guest shut itself down"
+        and Vm.from_body(vm).wanted == "stopped"
     )
 
     instance.ok("start", "moody")
@@ -664,7 +666,7 @@ def test_a_killed_machine_is_seen_within_a_second_and_stays_down_by_default(
     assert (
         vm["status"]["reason"]
         and vm["status"]["runtime"] is None
-        and vm["spec"]["power"] == "stopped"
+        and Vm.from_body(vm).wanted == "stopped"
     )
     launch = next(
         item for item in instance.operations() if item["spec"]["target_name"] == "fragile"

@@ -65,6 +65,7 @@ LAN = [
 BOTH = {"runtime": runtime(network="tap", nics=LAN)}
 ON_LAN, ON_TWO = {"nics": LAN[:1]}, {"nics": LAN}
 PAUSED: dict[str, Any] = {"power": "paused"}
+HALTED = {"halted": {"why": "it crashed", "since": worlds.WALL, "asked": 0}}
 COPIED, FULL = {"copied": True}, {"name": "web1", "why": "full"}
 
 SHAPED = {
@@ -261,6 +262,14 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "all is as wished": (alive(), None),
     "created stopped": (at_rest(STOPPED, operation=operation("create")), "finish"),
     "stopped and wished so": (at_rest(STOPPED), None),
+    # ---- halted, whatever is wished
+    "it crashed for good": (at_rest(status={"power": HALTED, "state": "crashed"}), None),
+    "it is asked for again": (at_rest({"asked": 1}, status={"power": HALTED}), "start"),
+    "its start was given up as it ran": (alive(status={"power": HALTED, "state": "stopping"}),
+    "ask_shutdown"),
+    "and it is asked for before it has ended": (alive({"asked": 1}, status={"power": HALTED}), None),
+    "it halted before it had a disk that is lost": (at_rest(status={"power": HALTED},
+    files=frozenset()), None),
     # ---- a copy of a warm template
     "its disk lies on a template": (at_rest(status={"warm": {"template": "t"}},
     operation=operation("launch")), "start_warm"),
@@ -880,7 +889,7 @@ def test_a_guest_that_dies_again_and_again_is_given_up() -> None:
         host.die()
     host.settle()
     assert host.process == "absent" and host.vm
-    assert (host.vm.status.state, host.vm.spec.power, len(host.vm.status.power.crashes)) == (
+    assert (host.vm.status.state, host.vm.wanted, len(host.vm.status.power.crashes)) == (
         "crashed",
         "stopped",
         CRASH_LIMIT,
@@ -921,18 +930,18 @@ def happen(host: Host, event: str) -> None:
     runs = host.vm.status.runtime is not None
     match event:
         case "start":
-            host._spec(power="running")
+            host.ask("running")
             host.operation = operation("start")
         case "stop" | "stop by force":
             host._spec(power="stopped")
             host.operation = operation("stop", force=event != "stop")
         case "restart" if runs:
-            host._spec(power="running", restarts=host.vm.spec.restarts + 1)
+            host.ask("running", restarts=host.vm.spec.restarts + 1)
             host.operation = operation("restart")
         case "pause" if runs:
-            host._spec(power="paused")
+            host.ask("paused")
         case "resume" if runs:
-            host._spec(power="running")
+            host.ask("running")
         case "rename":
             host.vm = host.vm.but(meta=host.vm.meta.but(name=host.vm.name + "x"))
         case "delete":
@@ -1003,14 +1012,14 @@ def test_whatever_happens_the_wish_comes_true_and_then_it_is_quiet(
         assert not host.files and host.process == "absent"
         return
     assert host.operation is None, "nobody waits for ever"
-    assert host.process == ("absent" if host.vm.spec.power == "stopped" else "alive")
+    assert host.process == ("absent" if host.vm.wanted == "stopped" else "alive")
     assert (
         host.qemu
         in {
             "stopped": [None],
             "running": ["running"],
             "paused": ["paused", "prelaunch", "io-error"],
-        }[host.vm.spec.power]
+        }[host.vm.wanted]
     )
     seen = host.look()
     assert seen and state_of(seen)[0] == host.vm.status.state, "what is written is what is"
@@ -1084,7 +1093,7 @@ def test_a_copy_of_a_stopped_server_takes_a_short_road() -> None:
         "stand_on_layer",
         "finish",
     ]
-    host._spec(power="running")
+    host.ask("running")
     host.settle()
     assert host.steps.count("renew_copy") == 1 and host.vm and not host.vm.status.identity.renew
 

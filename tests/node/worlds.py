@@ -384,6 +384,11 @@ class Host:
         assert self.vm
         self.vm = self.vm.but(spec=self.vm.spec.but(**changes))
 
+    def ask(self, power: str, **changes: Any) -> None:
+        """Somebody asks that it runs or is paused, as the actions take it."""
+        assert self.vm
+        self._spec(power=power, asked=self.vm.spec.asked + (self.vm.wanted == "stopped"), **changes)
+
     # ---- the effects, by the names of steps
 
     def make_disk(self, seen: World, _: Any) -> None:
@@ -391,7 +396,7 @@ class Host:
         template = "template-id" if self.warm and not seen.vm.status.warm.cold else None
         cold = (
             None
-            if template or seen.vm.spec.power == "stopped"
+            if template or seen.vm.wanted == "stopped"
             else seen.vm.status.warm.cold or "there is no template"
         )
         self._status(
@@ -580,7 +585,6 @@ class Host:
             "one that was handed out is never dropped"
         )
         self.operation = None
-        self._spec(power="stopped")
         self.vm = self.vm.but(meta=self.vm.meta.but(purge=True))
 
     def start_network(self, *_: Any) -> None:
@@ -640,7 +644,8 @@ class Host:
             state=end.state, reason=end.reason, power={"crashes": recent}
         )
         self.vm = self.vm.but(status=status)
-        self._spec(power=self.vm.spec.power if end.again else "stopped")
+        if not end.again:
+            self._status(**parts.halts(seen.vm, end.reason or "it was stopped", seen.wall))
         if (
             not end.again
             and self.operation
@@ -671,8 +676,7 @@ class Host:
     def fail(self, seen: World, told: tuple[str, str | None]) -> None:
         assert self.vm
         self.operation = None
-        self._spec(power="stopped")
-        self._status(reason=told[0])
+        self._status(reason=told[0], **parts.halts(seen.vm, told[0], seen.wall))
         if not self.vm.status.disk.ready:
             self.vm = self.vm.but(meta=self.vm.meta.but(purge=True))
 
@@ -680,7 +684,7 @@ class Host:
         assert self.vm
         if self.process == "alive":
             self.kill(seen, "cancel")
-        self._spec(power="stopped")
+        self._status(**parts.halts(seen.vm, "cancelled", seen.wall))
         self.vm = self.vm.but(
             meta=self.vm.meta.but(
                 purge=self.vm.meta.purge or found.spec.deed.kind in ("launch", "create", "copy")

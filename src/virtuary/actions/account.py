@@ -84,7 +84,7 @@ def claim_of(vm: Vm, host: HostStatus) -> Claim:
     """What a server that is there takes: also while it is being stopped, and its disk while it lies
     in the trash.
     """
-    running = (vm.spec.power != "stopped" and not vm.meta.deleted) or vm.status.runtime is not None
+    running = (vm.wanted != "stopped" and not vm.meta.deleted) or vm.status.runtime is not None
     runtime = vm.status.runtime
     began = runtime.shape.memory if runtime and runtime.shape else None
     found = claim(vm.spec, vm.status.disk.size, host, running=running, began=began)

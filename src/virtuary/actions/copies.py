@@ -67,6 +67,7 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
         "publish": wish.publish,
         "nics": joined.nics,
         "restarts": 0,
+        "asked": 0,
         "owner": context.host_id,
         "power": "running" if wish.start or wish.mode == "live" else "stopped",
         "origin": Origin(id=source.id, name=source.name, mode=wish.mode),
@@ -116,7 +117,7 @@ def unfit(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
 
 
 def _unfit_stopped(source: Vm) -> list[VirtuaryError]:
-    if source.status.runtime is None and source.spec.power == "stopped":
+    if source.status.runtime is None and source.wanted == "stopped":
         return []
     hint = f"--live copies it as it runs; or virtuary stop {source.name} first"
     return [
@@ -129,7 +130,7 @@ def _unfit_stopped(source: Vm) -> list[VirtuaryError]:
 
 def _unfit_live(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:
     name, status = source.name, source.status
-    if status.state != "running" or status.runtime is None or source.spec.power != "running":
+    if status.state != "running" or status.runtime is None or source.wanted != "running":
         hint = (
             f"virtuary resume {name}"
             if status.state == "paused"

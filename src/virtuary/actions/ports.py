@@ -33,9 +33,7 @@ def taken(
         else []
     )
     if starting:
-        others = [
-            vm for vm in others if vm.spec.power != "stopped" or vm.status.runtime is not None
-        ]
+        others = [vm for vm in others if vm.wanted != "stopped" or vm.status.runtime is not None]
     blockers: list[VirtuaryError] = []
     for port in publish:
         blockers += _held(port, others, own if starting else None) or _unfit(

@@ -60,10 +60,9 @@ async def _power(context: Context, name: str, deed: Power) -> tuple[Vm, Operatio
         check_not_read(context.store, vm)
     ended = superseded(context, vm, deed)
     restarts = vm.spec.restarts + isinstance(deed, Restart)
-    spec = vm.spec.but(power=WISHED[type(deed)], restarts=restarts)
+    anew = starts or (vm.wanted == "stopped" and not isinstance(deed, Stop))
+    spec = vm.spec.but(power=WISHED[type(deed)], asked=vm.spec.asked + anew, restarts=restarts)
     changed = vm.but(spec=spec)
-    if starts:
-        changed = changed.seen(power={"crashes": ()})
     if starts:
         shared = networks.absent(context) if any(nic.network_id for nic in vm.spec.nics) else []
         raise_all(
@@ -90,15 +89,15 @@ def _check_deed(vm: Vm, deed: Power) -> None:
     idle = vm.status.runtime is None
     if vm.meta.deleted:
         raise Conflict(f"{vm.name} lies in the trash", f"virtuary undelete {vm.name}")
-    if isinstance(deed, Start) and not idle and vm.spec.power == "running":
+    if isinstance(deed, Start) and not idle and vm.wanted == "running":
         raise Conflict(f"{vm.name} runs already")
-    if isinstance(deed, Start) and not idle and vm.spec.power == "paused":
+    if isinstance(deed, Start) and not idle and vm.wanted == "paused":
         raise Conflict(f"{vm.name} is paused", f"virtuary resume {vm.name}")
     if isinstance(deed, (Pause, Resume, Restart)) and idle:
         raise Conflict(f"{vm.name} is {vm.status.state}, not running", f"virtuary start {vm.name}")
-    if isinstance(deed, Stop) and idle and vm.spec.power == "stopped":
+    if isinstance(deed, Stop) and idle and vm.wanted == "stopped":
         raise Conflict(f"{vm.name} is stopped already")
-    if isinstance(deed, Pause) and vm.spec.power == "paused":
+    if isinstance(deed, Pause) and vm.wanted == "paused":
         raise Conflict(f"{vm.name} is paused already")
 
 

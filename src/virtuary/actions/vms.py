@@ -334,7 +334,7 @@ def lives(vm: Vm, spec: VmSpec, path: str) -> bool:
     """Whether a server that runs can follow the change of one of `RESIZES` at once. Pure."""
     runtime = vm.status.runtime
     shape = runtime.shape if runtime else None
-    if shape is None or vm.status.identity.given is None or vm.spec.power != "running":
+    if shape is None or vm.status.identity.given is None or vm.wanted != "running":
         return False
     match path:
         case "cpu.count":
@@ -347,7 +347,7 @@ def lives(vm: Vm, spec: VmSpec, path: str) -> bool:
 def tunes(vm: Vm, spec: VmSpec) -> bool:
     """Whether the host is to give a server that runs other limits or shares. Pure."""
     runtime = vm.status.runtime
-    if runtime is None or runtime.shape is None or vm.spec.power == "stopped":
+    if runtime is None or runtime.shape is None or vm.wanted == "stopped":
         return False
     return bool(differing(vm.spec, spec, Applies.AT_ONCE))
 

@@ -55,13 +55,27 @@ class OfProcess:
     """Marks a field of a status that is true of one process only, and over with it."""
 
 
+class Halt(Model):
+    """A server stands still, whatever is wished: it crashed, its guest shut down, its start was
+    given up or cancelled. It does so until somebody asks for it again.
+    """
+
+    why: str
+    since: datetime
+    asked: int
+    """How often it had been asked for (`spec.asked`) when that was decided."""
+
+
 class PowerStatus(Model):
-    """Its process. Written by node/power."""
+    """Its process. Written by node/power: of what others see, what node/server/parts.py says."""
 
     applied: int = 0
     """Generation of the spec that is in force: the one its process was started with."""
     crashes: tuple[Crash, ...] = ()
     """Crashes of the last ten minutes; five of them stop the restarting."""
+    asked: int = 0
+    """How often it had been asked for when its process was started last."""
+    halted: Halt | None = None
 
 
 class TuningStatus(Model):

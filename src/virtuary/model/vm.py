@@ -51,6 +51,10 @@ class VmSpec(Model):
     owner: str = ""
     """Id of the host that runs the server; only that host lets its virtual CPUs run."""
     power: Power = "running"
+    asked: int = Field(default=0, ge=0)
+    """Counts how often it was asked for as it stood still; what made it halt before the last time
+    holds no more.
+    """
     restarts: int = Field(default=0, ge=0)
     """Counts restarts asked for; a running server started under a smaller count is restarted."""
     cpu: Annotated[Cpu, alone("count")] = Cpu()
@@ -193,6 +197,12 @@ class Vm(Document):
     prefix: ClassVar[str] = "vm"
     spec: VmSpec
     status: VmStatus = Field(default_factory=VmStatus)
+
+    @property
+    def wanted(self) -> Power:
+        """What is to be now: what is wished, but that it halted since it was asked for last."""
+        halted = self.status.power.halted
+        return "stopped" if halted and halted.asked >= self.spec.asked else self.spec.power
 
     @property
     def awaits_user_data(self) -> bool:

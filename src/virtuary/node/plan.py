@@ -61,7 +61,7 @@ def towards_a_start(world: World) -> Step | None:
 def while_it_runs(world: World) -> Step | None:
     """Make a living machine do what is wished."""
     there = world.alive and world.vm.status.runtime is not None and world.process.connected
-    stops = world.vm.spec.power == "stopped" or world.restart_due
+    stops = world.vm.wanted == "stopped" or world.restart_due
     return _first(WHILE_IT_RUNS, world) if there and not stops else None
 
 

@@ -16,6 +16,7 @@ from virtuary.base.errors import Failed, HostLacks
 from virtuary.base.log import say
 from virtuary.model.vm import Vm
 from virtuary.node import operations
+from virtuary.node.server import parts
 from virtuary.node.site import Site
 from virtuary.store import documents, here, servers
 
@@ -35,8 +36,8 @@ def all_servers(site: Site) -> list[Vm]:
 
 
 async def after_boot(site: Site) -> None:
-    """In the first daemon after a boot of the host: wish running what is to come up with it,
-    stopped whatever else ran.
+    """In the first daemon after a boot of the host: ask for what is to come up with it, and have
+    whatever else ran stand still.
     """
     place = here.key_of(site.host_id, "boot")  # that in which servers were last brought up
     record = site.store.get(place)
@@ -47,7 +48,7 @@ async def after_boot(site: Site) -> None:
         if fresh or vm.id in lost:
             await _wish_after_boot(site, vm, vm.id in lost)
         elif (
-            vm.spec.power == "running" and vm.status.runtime is None
+            vm.wanted == "running" and vm.status.runtime is None
         ):  # the host's shutdown was called off, or it was the daemon's alone
             site.turns.waiting[vm.id] = vm.spec.policy.boot_order
     if record is None or fresh:
@@ -55,7 +56,7 @@ async def after_boot(site: Site) -> None:
 
 
 async def _wish_after_boot(site: Site, vm: Vm, lost: bool) -> None:
-    ran = vm.spec.power != "stopped"
+    ran = vm.wanted != "stopped"
     wanted = (
         "running"
         if vm.spec.policy.autostart or (ran and vm.spec.policy.restart == "always")
@@ -63,14 +64,17 @@ async def _wish_after_boot(site: Site, vm: Vm, lost: bool) -> None:
     )
     if wanted == "running":
         site.turns.waiting[vm.id] = vm.spec.policy.boot_order
-    if not lost and wanted == vm.spec.power:
+    if not lost and wanted == vm.wanted:
         return
+    why = "the host was restarted"
     over = operations.open_operations(site.store, vm.key) if wanted == "stopped" else []
-    end = Failed("the host was restarted", f"virtuary start {vm.name}")
-    status = vm.status
-    if lost:
-        status = status.without_process(state="stopped", reason="the host was restarted")
-    changed = vm.but(status=status, spec=vm.spec.but(power=wanted))
+    end = Failed(why, f"virtuary start {vm.name}")
+    status = vm.status.without_process(state="stopped", reason=why) if lost else vm.status
+    if wanted == "running":
+        asked = vm.spec.asked + (vm.wanted == "stopped")
+        changed = vm.but(status=status, spec=vm.spec.but(power=wanted, asked=asked))
+    else:
+        changed = vm.but(status=status.but(**parts.halts(vm, why, site.clock.wall())))
     puts = {item.key: operations.finished(item, end).dump() for item in over}
     await site.store.txn({vm.key: vm.meta.revision}, {vm.key: changed.dump(), **puts})
     say(logger, "host was restarted", vm=vm.name, wanted=wanted)
@@ -95,7 +99,7 @@ async def bring_up(site: Site, wake: Callable[[str], None]) -> None:
 
 def _is_settled(vm: Vm) -> bool:
     """Whether nobody has to wait for it any more: it can be used, or does not come. Pure."""
-    if vm.spec.power != "running" or vm.status.state == "crashed":
+    if vm.wanted != "running" or vm.status.state == "crashed":
         return True
     return vm.status.state == "running" and "ssh" in vm.status.stages
 

@@ -103,7 +103,7 @@ class Worker(Server):
         """One step and the line that tells of it; says whether it went well."""
         name = world.vm.name
         if not isinstance(step, (Report, Note)):
-            wanted, found = world.vm.spec.power, world.vm.status.state
+            wanted, found = world.vm.wanted, world.vm.status.state
             say(logger, "step", vm=name, wanted=wanted, found=found, step=step.name)
         try:
             await DOES[type(step)].effects[type(step)](self, world, step)

@@ -238,7 +238,7 @@ async def _save_into(
             run.ended
             or now is None
             or now.meta.purge
-            or now.spec.power != "running"
+            or now.wanted != "running"
             or now.spec.restarts != run.runtime.restarts
         ):
             raise Failed(f"{now.name if now else 'the server'} did not go on running")

@@ -102,7 +102,7 @@ def _give_live(world: World, copy: Vm) -> Step | None:
 def _give_disk(world: World, copy: Vm, mode: str) -> Step | None:
     vm = world.vm
     if world.alive:
-        return RefuseCopy(copy, f"{vm.name} runs") if vm.spec.power != "stopped" else None
+        return RefuseCopy(copy, f"{vm.name} runs") if vm.wanted != "stopped" else None
     if not world.absent:
         return None
     if "disk" not in world.disks.files:
@@ -113,10 +113,10 @@ def _give_disk(world: World, copy: Vm, mode: str) -> Step | None:
 def no_live_source(world: World) -> str | None:
     """Why the machine can't be copied as it runs; None also where that can't be told yet."""
     vm, seen = world.vm, world.process
-    if not world.alive or vm.spec.power == "stopped" or world.restart_due:
+    if not world.alive or vm.wanted == "stopped" or world.restart_due:
         return f"{vm.name} does not run any more"
     stands = seen.qemu in ("paused", "prelaunch", "io-error", "inmigrate")
-    if vm.spec.power == "paused" or stands:
+    if vm.wanted == "paused" or stands:
         return f"{vm.name} is paused"
     if seen.silent or seen.qemu not in ("running", None):
         return f"{vm.name} does not run as it should"
@@ -177,7 +177,7 @@ def start_live(world: World) -> Step | None:
     """A live copy goes on with the memory it was given, or is nothing."""
     if not awaits_identity(world.vm):
         return None
-    if world.vm.spec.power == "stopped":
+    if world.vm.wanted == "stopped":
         return DropCopy(why_no_machine(world))
     if "state" not in world.disks.files:
         return DropCopy("the memory it was to go on with is gone")
@@ -200,6 +200,6 @@ def end_silent(world: World) -> Step | None:
 
 
 def is_copied(world: World) -> bool:
-    if world.vm.spec.power == "stopped":
+    if world.vm.wanted == "stopped":
         return world.vm.status.disk.ready
     return is_launched(world)

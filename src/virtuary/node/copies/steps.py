@@ -115,11 +115,8 @@ async def give_up(site: Site, key: str, error: VirtuaryError) -> None:
     removed by its own worker.
     """
     while vm := documents.at(site.store, Vm, key):
-        over = vm.but(
-            spec=vm.spec.but(power="stopped"),
-            meta=vm.meta.but(purge=True),
-            status=vm.status.but(runtime=None),
-        )
+        halts = parts.halts(vm, error.sentence, site.clock.wall())
+        over = vm.but(meta=vm.meta.but(purge=True), status=vm.status.without_process().but(**halts))
         puts = {key: over.dump()}
         for item in operations.open_operations(site.store, key):
             copying = isinstance(item.spec.deed, Copy)

@@ -58,12 +58,12 @@ def await_image(world: World) -> Step | None:
 def make(world: World) -> Step | None:
     """The disk is made once: an empty one in the place of a lost one would hide the loss."""
     vm, image = world.vm, world.image
-    wanted = not vm.status.disk.ready or (undecided(vm) and vm.spec.power != "stopped")
+    wanted = not vm.status.disk.ready or (undecided(vm) and vm.wanted != "stopped")
     if wanted and image:
         return MakeDisk(image)
     if "disk" in world.disks.files:
         return None
-    return Wait() if vm.spec.power == "stopped" else Fail(f"the disk of {vm.name} is gone")
+    return Wait() if vm.wanted == "stopped" else Fail(f"the disk of {vm.name} is gone")
 
 
 def grow(world: World) -> Step | None:

@@ -43,7 +43,7 @@ async def make_disk(server: Server, world: World, step: MakeDisk) -> None:
     broken start left is not kept.
     """
     image, site = step.image, server.site
-    if world.vm.status.warm.cold or world.vm.spec.power == "stopped":
+    if world.vm.status.warm.cold or world.vm.wanted == "stopped":
         template, why = None, world.vm.status.warm.cold
     else:
         template, why = await choose_template(site, world.vm, image)

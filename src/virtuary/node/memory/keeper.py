@@ -241,7 +241,7 @@ class Keeper:
                 vm.status.runtime.started, held=vm.status.pressure.held is not None
             )
         if ledger.held and vm.status.pressure.held is None and not ledger.busy:
-            ledger.held, ledger.exempt = False, vm.spec.power == "running"
+            ledger.held, ledger.exempt = False, vm.wanted == "running"
         self.vms[vm.id] = vm
 
     def _guest(self, worker: Worker, vm: Vm) -> Guest:
@@ -256,9 +256,7 @@ class Keeper:
             _ask_again(machine.told, now)
         shape, hold = runtime.shape, vm.status.pressure.held
         goes = (
-            vm.spec.power == "running"
-            and runtime.restarts >= vm.spec.restarts
-            and runtime.end is None
+            vm.wanted == "running" and runtime.restarts >= vm.spec.restarts and runtime.end is None
         )
         settled = has is not None and (
             vm.status.pressure.reclaimed or near(has, vm.spec.memory.size)

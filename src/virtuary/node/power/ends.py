@@ -34,7 +34,7 @@ def after_end(world: World) -> End:
     """Judge the end of a process."""
     runtime, spec = world.vm.status.runtime, world.vm.spec
     why = runtime.end if runtime else None
-    wished = spec.power != "stopped"
+    wished = world.vm.wanted != "stopped"
     match why:
         case "stop" | "cancel" | "delete":
             return End("stopped", None, False, False)
@@ -53,7 +53,7 @@ def after_end(world: World) -> End:
 
 def _after_crash(world: World) -> End:
     spec, reason = world.vm.spec, crash_reason(world)
-    wished = spec.power != "stopped"
+    wished = world.vm.wanted != "stopped"
     crashes = world.vm.status.power.crashes
     recent = [crash for crash in crashes if world.wall - crash.at < CRASH_WINDOW]
     often = len(recent) + 1 >= CRASH_LIMIT
@@ -91,6 +91,6 @@ def _plain(words: str) -> str:
 
 def why_shut_down(world: World) -> str:
     """Why a guest has shut itself down."""
-    if world.vm.spec.power == "stopped":
+    if world.vm.wanted == "stopped":
         return "stop"
     return "host" if world.turn.leaving else "restart" if world.restart_due else "shutdown"

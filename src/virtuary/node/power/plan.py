@@ -157,7 +157,7 @@ def stop(world: World) -> Step | None:
 
 def _why_stop(world: World) -> str | None:
     """Why the process is to end; None where it is to go on."""
-    if world.vm.spec.power == "stopped":
+    if world.vm.wanted == "stopped":
         return "stop"
     if world.turn.leaving:
         return "host"
@@ -189,7 +189,7 @@ def _can_be_asked(world: World, why: str) -> bool:
 
 def may_start(world: World) -> Step | None:
     """Whether it is its turn, and its networks are there."""
-    if world.vm.spec.power == "stopped":
+    if world.vm.wanted == "stopped":
         return None
     if world.turn.waits:
         return Wait()
@@ -212,7 +212,7 @@ def waited_too_long(world: World) -> bool:
 
 
 def stay_off(world: World) -> Step | None:
-    return Wait() if world.vm.spec.power == "stopped" else None
+    return Wait() if world.vm.wanted == "stopped" else None
 
 
 def start(world: World) -> Step | None:
@@ -237,9 +237,9 @@ def release(world: World) -> Step | None:
     vm, qemu = world.vm, world.process.qemu
     hold = vm.status.pressure.held
     resumed = world.operation is not None and isinstance(world.operation.spec.deed, deeds.Resume)
-    if hold and (vm.spec.power == "paused" or resumed):
+    if hold and (vm.wanted == "paused" or resumed):
         return LetGo()  # its owner has the last word
-    paused = vm.spec.power == "paused" or bool(hold)
+    paused = vm.wanted == "paused" or bool(hold)
     if qemu == "running":
         return Pause() if paused else None
     if paused:
@@ -252,7 +252,7 @@ def release(world: World) -> Step | None:
 def held(world: World) -> bool:
     """Whether a machine that is wished paused is: also one that was never released."""
     stands = world.process.qemu in ("prelaunch", "paused", "io-error")
-    return world.vm.spec.power == "paused" and stands
+    return world.vm.wanted == "paused" and stands
 
 
 # ---- what was asked for has come true

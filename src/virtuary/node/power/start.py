@@ -11,10 +11,12 @@ from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import Failed, PeerAway
 from virtuary.base.files import write_whole
 from virtuary.host import oom
+from virtuary.model import deeds
 from virtuary.model.disk import Disk
 from virtuary.model.runtime import Runtime
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
+from virtuary.node import operations
 from virtuary.node.machine import wiring
 from virtuary.node.machine.launch import (
     GROUP,
@@ -39,6 +41,7 @@ from virtuary.node.server.notes import STAGE_TEXT, note_on
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
 from virtuary.node.server.world import World
+from virtuary.node.site import Site
 from virtuary.node.tuning.plan import untuned
 from virtuary.qemu.machine import Machine
 from virtuary.qemu.platforms.table import PLATFORMS
@@ -115,7 +118,7 @@ async def start_machine(
             reason=None,
             stages={},
             addresses=(),
-            power={"applied": vm.meta.generation},
+            power=_begun(site, vm),
             since=site.clock.wall(),
             **({} if first else parts.began_before()),
         )
@@ -139,6 +142,18 @@ def _disks_of(vm: Vm, machine: Machine) -> tuple[Disk, ...]:
     """The disks besides the root disk that a machine begins with."""
     there = {disk.number for disk in machine.disks}
     return tuple(disk for disk in vm.spec.disks if disk.volume and disk.number in there)
+
+
+def _begun(site: Site, vm: Vm) -> dict[str, object]:
+    """What a process that was started means for the crashes before it, and for what made it halt:
+    those count no more when it is started by hand.
+    """
+    anew = vm.spec.asked > vm.status.power.asked and any(
+        isinstance(item.spec.deed, deeds.Start)
+        for item in operations.open_operations(site.store, vm.key)
+    )
+    begun = {"applied": vm.meta.generation, "asked": vm.spec.asked, "halted": None}
+    return begun | ({"crashes": ()} if anew else {})
 
 
 async def pin_machine(server: Server, vm: Vm) -> Vm:

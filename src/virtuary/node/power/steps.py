@@ -51,6 +51,8 @@ from virtuary.store.limits import in_parts
 
 logger = logging.getLogger("virtuary.steps")
 LOG_CAP = 256 * 1024
+STOPPED, CANCELLED = "it was stopped", "its start was cancelled"
+"""Why a server halts, where its end has no other reason."""
 declare(
     "start.before_release", "start.after_release", "stop.after_mark", "stop.after_kill",
     "collect.before_clean", "collect.after_clean", "forget.before_files", "forget.after_files",
@@ -160,10 +162,7 @@ async def collect(server: Server, world: World, step: Collect) -> None:
     current = server.load()
     if current is None:
         return
-    power = current.spec.power if end.again else "stopped"
-    changed = current.but(
-        status=status_after(world, current, end), spec=current.spec.but(power=power)
-    )
+    changed = current.but(status=status_after(world, current, end))
     await server.site.store.txn({server.key: current.meta.revision}, {server.key: changed.dump()})
     say(
         logger, "ended", vm=current.name, state=end.state, reason=end.reason or "-", again=end.again
@@ -185,13 +184,15 @@ def status_after(world: World, vm: Vm, end: End) -> VmStatus:
     crash = (Crash(at=world.wall, why=end.reason or ""),) if end.crashed else ()
     why = vm.status.warm.cold or "its copy ended before it was a machine of its own"
     anew = parts.unused(ROOT, why) if never_handed_out(vm) else {}
-    return vm.status.without_process(
+    over = vm.status.without_process(
         **anew,
         state=end.state,
         reason=end.reason,
         power={"crashes": recent + crash},
         since=world.wall,
     )
+    stays = {} if end.again else parts.halts(world.vm, end.reason or STOPPED, world.wall)
+    return over.but(**stays)
 
 
 async def cancel_operation(server: Server, world: World, step: CancelOperation) -> None:
@@ -205,10 +206,9 @@ async def cancel_operation(server: Server, world: World, step: CancelOperation) 
     current = server.load()
     if current is None:
         return
-    changed = current.but(
-        spec=current.spec.but(power="stopped"),
-        meta=current.meta.but(purge=current.meta.purge or undo == "remove"),
-    )
+    purge = current.meta.purge or undo == "remove"
+    halts = parts.halts(world.vm, CANCELLED, world.wall)
+    changed = current.but(meta=current.meta.but(purge=purge)).seen(**halts)
     done = operations.finished(operation, cancelled=True)
     await server.site.store.txn(
         {server.key: current.meta.revision, operation.key: operation.meta.revision},

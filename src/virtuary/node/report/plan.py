@@ -83,9 +83,9 @@ def _without_process(world: World) -> Shown:
         return "trashed", None
     if not status.disk.ready:
         return "creating", status.reason
-    if vm.spec.power != "stopped" and world.turn.waits == "boot":
+    if vm.wanted != "stopped" and world.turn.waits == "boot":
         return "stopped", "it is started when it is its turn"
-    if vm.spec.power != "stopped" and world.network.state == "failed":
+    if vm.wanted != "stopped" and world.network.state == "failed":
         return "starting", f"{world.network.why}; it is started as soon as that is"
     if status.state == "starting":  # what it waited for is here, or it is not wished any more
         return "stopped", None
@@ -96,7 +96,7 @@ def _with_process(world: World) -> Shown:
     vm, status, qemu = world.vm, world.vm.status, world.process.qemu
     if world.process.silent:
         return "unresponsive", "QEMU does not answer its monitor"
-    if vm.spec.power == "stopped" or world.restart_due or world.turn.leaving:
+    if vm.wanted == "stopped" or world.restart_due or world.turn.leaving:
         return "stopping", None
     if qemu is None:
         unknown = status.state == "unresponsive"
@@ -112,7 +112,7 @@ def _why_paused(world: World) -> str | None:
     if world.process.qemu == "io-error":
         return "no space: the pool that holds the disk is full; it resumes by itself"
     hold = world.vm.status.pressure.held
-    return hold.why if hold and world.vm.spec.power == "running" else None
+    return hold.why if hold and world.vm.wanted == "running" else None
 
 
 def _why_not_well(world: World) -> str | None:

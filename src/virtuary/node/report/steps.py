@@ -10,6 +10,7 @@ from virtuary.model.deeds import Launch
 from virtuary.node import operations
 from virtuary.node.power.plan import Fail
 from virtuary.node.report.plan import Finish, Note, Report
+from virtuary.node.server import parts
 from virtuary.node.server.notes import STAGE_TEXT, note_on
 from virtuary.node.server.server import Server
 from virtuary.node.server.step import Step, capability, does
@@ -69,8 +70,12 @@ async def give_up(server: Server, world: World, _: Step, error: VirtuaryError) -
     never_ran = current.status.state == "starting" and current.status.runtime is None
     state = "stopped" if never_ran else current.status.state
     changed = current.but(
-        spec=current.spec.but(power="stopped"),
-        status=current.status.but(state=state, reason=error.sentence, since=world.wall),
+        status=current.status.but(
+            state=state,
+            reason=error.sentence,
+            since=world.wall,
+            **parts.halts(world.vm, error.sentence, world.wall),
+        ),
         meta=current.meta.but(purge=current.meta.purge or never_was),
     )
     await server.site.store.txn({server.key: current.meta.revision}, {server.key: changed.dump()})

@@ -4,9 +4,11 @@ once for each. Pure; in the form that `Server.write` takes.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
-from virtuary.model.status import DiskStatus
+from virtuary.model.status import DiskStatus, Halt
+from virtuary.model.vm import Vm
 
 
 def known_as(name: str) -> dict[str, Any]:
@@ -22,6 +24,15 @@ def comes_as_another(*, renew: bool) -> dict[str, Any]:
 def let_go() -> dict[str, Any]:
     """It is not held any more for want of memory."""
     return {"pressure": {"held": None}}
+
+
+def halts(vm: Vm, why: str, since: datetime) -> dict[str, Any]:
+    """It stands still from now on, until somebody asks for it again. `vm`: as it was judged, which
+    says how often it had been asked for.
+    """
+    if vm.wanted == "stopped":
+        return {}
+    return {"power": {"halted": Halt(why=why, since=since, asked=vm.spec.asked)}}
 
 
 # ---- disks

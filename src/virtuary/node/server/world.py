@@ -180,7 +180,7 @@ class World:
         that devices may be plugged into.
         """
         there = self.alive and self.process.connected
-        stopping = self.vm.spec.power == "stopped" or self.restart_due
+        stopping = self.vm.wanted == "stopped" or self.restart_due
         return there and not stopping and self.process.qemu not in (None, "inmigrate")
 
     @property

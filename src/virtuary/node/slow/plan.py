@@ -36,7 +36,7 @@ def explain(world: World) -> Step | None:
     operation = world.operation
     if operation is None or not operation.spec.deed.starts or world.restart_due:
         return None
-    if world.vm.spec.power == "stopped":
+    if world.vm.wanted == "stopped":
         return None
     if world.absent:
         return _waits_for_network(world, operation.status.why)

@@ -275,9 +275,9 @@ async def preview(site: Site, vm: Vm, image: Image) -> dict[str, Any]:
     )
     steps += [
         "make the disk, an overlay on "
-        f"{'the warm template' if template and vm.spec.power != 'stopped' else 'the image'}"
+        f"{'the warm template' if template and vm.wanted != 'stopped' else 'the image'}"
     ]
-    if vm.spec.power == "stopped":
+    if vm.wanted == "stopped":
         return {"steps": steps}
     choice = await site.accel(PLATFORMS[vm.spec.arch], vm.spec.accel)
     qemu = await find_qemu(site, vm)

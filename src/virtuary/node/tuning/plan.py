@@ -55,7 +55,7 @@ def follow(world: World) -> Step | None:
     vm, runtime, qemu = world.vm, world.vm.status.runtime, world.process.qemu
     if not world.alive or runtime is None or not world.process.connected:
         return None
-    if vm.spec.power == "stopped" or world.restart_due or runtime.shape is None:
+    if vm.wanted == "stopped" or world.restart_due or runtime.shape is None:
         return None
     if qemu in ("inmigrate", None):
         return None

@@ -185,7 +185,7 @@ async def _wait_for(server: Server, run: Run, field: Sized, wanted: int) -> None
             now is None
             or run.ended
             or now.spec.sizes[field] != wanted
-            or now.spec.power != "running"
+            or now.wanted != "running"
             or now.status.pressure.held
         ):
             return
