@@ -24,6 +24,7 @@ from virtuary.model.applies import Applies
 from virtuary.model.firewall import Firewall
 from virtuary.model.image import Image
 from virtuary.model.operation import Operation
+from virtuary.model.pool import Pool
 from virtuary.model.settings import Settings
 from virtuary.model.vm import Vm
 from virtuary.model.volume import Volume
@@ -176,7 +177,7 @@ def documents_page() -> str:
         "`docs/generate.py`.",
         "",
     ]
-    for model in (Vm, Volume, Image, Firewall, Operation):
+    for model in (Vm, Volume, Pool, Image, Firewall, Operation):
         lines += [
             f"## {model.__name__}",
             "",
@@ -250,6 +251,8 @@ KEYS = {
     "image-name/NAME": "the id of the image of this name",
     "disk/ID": "a disk's document, of those that are no server's root disk",
     "disk-name/NAME": "the id of the disk of this name; gone while it lies in the trash",
+    "pool/ID": "a pool's document",
+    "pool-name/NAME": "the id of the pool of this name",
     "firewall/ID": "a firewall group's document",
     "firewall-name/NAME": "the id of the firewall group of this name",
     "operation/ID": "an operation; the last 500 that ended are kept",
@@ -262,7 +265,17 @@ KEYS = {
 def api_page() -> str:
     from fastapi.routing import APIRoute
 
-    from virtuary.api import disks, firewalls, images, metrics, networks, operations, plans, vms
+    from virtuary.api import (
+        disks,
+        firewalls,
+        images,
+        metrics,
+        networks,
+        operations,
+        plans,
+        pools,
+        vms,
+    )
     from virtuary.api.app import BODY_CAP, HEAD_CAP
     from virtuary.base.jsontext import DEPTH_CAP, PARTS_CAP
 
@@ -295,6 +308,7 @@ def api_page() -> str:
     for router in (
         vms.router,
         disks.router,
+        pools.router,
         images.router,
         networks.router,
         firewalls.router,

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from virtuary.actions import power, vms, volumes
+from virtuary.actions import pools, power, vms, volumes
 from virtuary.actions.context import Context
-from virtuary.base.errors import Conflict, Exists, Invalid, NoRoom, NotFound, VirtuaryError
+from virtuary.base.errors import (
+    Conflict,
+    Exists,
+    Invalid,
+    NoRoom,
+    NotFound,
+    PeerAway,
+    VirtuaryError,
+)
 from virtuary.base.units import GIB, MIB
 from virtuary.model.deeds import AttachDisk, CreateDisk, DetachDisk, ResizeDisk, Start
 from virtuary.model.disk import MAX_DISKS
+from virtuary.model.pool import Pool, PoolChange, PoolSpace, PoolWish
 from virtuary.model.vm import VmWish
 from virtuary.model.volume import AttachWish, Volume, VolumeChange, VolumeWish
 from virtuary.store import documents
@@ -170,3 +180,43 @@ async def test_a_disk_that_failed_is_not_attached(ctx: Context) -> None:
     with pytest.raises(Conflict, match="could not be made: full"):
         await volumes.attach(ctx, "data", AttachWish(server="a"))
     await power.power(ctx, "a", Start())
+
+
+async def test_a_pool_has_its_own_space(ctx: Context) -> None:
+    there: dict[str, PoolSpace] = {}
+
+    def space_of(pool: Pool) -> PoolSpace:
+        if pool.name not in there:
+            raise PeerAway(f"the pool {pool.name} is not there", "mount it")
+        return there[pool.name]
+
+    ctx = replace(ctx, pool_space=space_of)
+    await pools.create(ctx, pools.draft(ctx, PoolWish(name="fast", path="/srv/fast")))
+    wish = VolumeWish(name="data", size=6 * GIB, pool="fast")
+    with pytest.raises(Conflict, match="is not there"):
+        await volumes.create(ctx, wish)
+    there["fast"] = PoolSpace(10 * GIB, 10 * GIB, GIB)
+    volume, _ = await volumes.create(ctx, wish)
+    assert volume.spec.pool
+    await settle(ctx)
+    more = VolumeWish(name="more", size=4 * GIB, pool="fast")
+    with pytest.raises(NoRoom, match="3 GiB left: 1 GiB are missing"):
+        await volumes.create(ctx, more)
+    await pools.change(ctx, "fast", PoolChange(ratio=2))
+    await volumes.create(ctx, more)
+    there["fast"] = PoolSpace(10 * GIB, GIB // 2, GIB)
+    with pytest.raises(NoRoom, match="1 GiB are kept"):
+        await volumes.create(ctx, VolumeWish(name="last", size=MIB, pool="fast"))
+    with pytest.raises(Conflict, match="disks lie in fast"):
+        await pools.delete(ctx, "fast")
+    with pytest.raises(NotFound, match="no pool named 'slow'"):
+        await volumes.create(ctx, VolumeWish(name="x", size=MIB, pool="slow"))
+    for name, path, why in (
+        ("fast", "/srv/other", "is there already"),
+        ("default", "/srv/other", "is there already"),
+        ("inner", "/srv/fast/inner", "lie in each other"),
+        ("outer", "/srv", "lie in each other"),
+        ("Not It", "/srv/other", "not a valid name"),
+    ):
+        with pytest.raises(VirtuaryError, match=why):
+            pools.draft(ctx, PoolWish(name=name, path=path))

@@ -26,6 +26,7 @@ from virtuary.model.meta import Document, Meta
 from virtuary.model.network import Network, NetworkSpec
 from virtuary.model.operation import Operation, OperationSpec, OperationStatus
 from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
+from virtuary.model.pool import Pool, PoolSpec
 from virtuary.model.template import Template, TemplateSpec
 from virtuary.model.usage import HostUsage, Overview, Point, Usage
 from virtuary.model.vm import Vm, VmSpec
@@ -64,6 +65,7 @@ def operation(name: str, phase: Any = "done", error: Any = None) -> Operation:
 DONE = operation("operation-1")
 LOST = NotFound("there is no disk").problem()
 VOLUME = Volume(meta=Meta(id="disk-1", name="data"), spec=VolumeSpec(size=1 << 30))
+POOL = Pool(meta=Meta(id="pool-1", name="fast"), spec=PoolSpec(path="/srv/fast"))
 SHOWN = VOLUME.body() | {"used": 4096}
 BEGUN = {
     "operation": DONE, "vm": VM, "image": IMAGE, "template": TEMPLATES[1], "disk": VOLUME,
@@ -91,6 +93,9 @@ ANSWERS: dict[str, Any] = {
     "POST /v1/vms/web1/actions/undelete": VM,
     "GET /v1/vms/web1/ssh": {"host": "10.0.0.1", "port": 22},
     "POST /v1/vms/web1/exec": {"status": 3, "stdout": "b3V0", "stderr": "ZXJy"},
+    "GET /v1/pools": Page([POOL]),
+    "POST /v1/pools": POOL,
+    "DELETE /v1/pools/fast": POOL,
     "GET /v1/disks": Page([VOLUME]),
     "POST /v1/disks": BEGUN,
     "GET /v1/disks/data": SHOWN,
@@ -164,6 +169,10 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("disks", (), {"trash": True}),
     ("disk", ("data",), {}),
     ("create_disk", ("data", 1 << 30), {"role": "db"}),
+    ("create_disk", ("data", 1 << 30), {"pool": "fast"}),
+    ("pools", (), {}),
+    ("create_pool", ("fast", "/srv/fast"), {"ratio": 2}),
+    ("delete_pool", ("fast",), {}),
     ("resize_disk", ("data", 1 << 31), {}),
     ("attach_disk", ("data", "web1"), {"read_only": True}),
     ("detach_disk", ("data",), {}),

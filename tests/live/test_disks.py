@@ -154,3 +154,31 @@ def test_a_warm_copy_has_its_disks_too(instance: Instance, server: str) -> None:
     refused = instance.run("copy", "copy", "twin", "--live")
     assert refused.status == 4 and "disks besides its root disk" in refused.err
     instance.ok("delete", "copy", "--now", "--force", "--yes")
+
+
+def test_a_pool_that_is_not_mounted_is_no_empty_one(instance: Instance, server: str) -> None:
+    place = instance.root / "fast"
+    place.mkdir()
+    instance.ok("pool", "create", "fast", str(place))
+    instance.ok("launch", "tiny", "pooled", "--disk", "lies=16MiB,pool=fast")
+    there = device(instance, "pooled", "lies")
+    instance.in_guest("pooled", f"echo kept | dd of={there} conv=notrunc 2>/dev/null; sync")
+    assert len(list(place.glob("*/disk.qcow2"))) == 1
+    instance.ok("stop", "pooled", "--force")
+    away = place.rename(instance.root / "away")
+    place.mkdir()  # as where nothing is mounted any more
+    said = instance.run("start", "pooled")
+    assert said.status != 0 and "the pool fast is not there" in said.err
+    assert instance.run("disk", "create", "more", "1MiB", "--pool", "fast").status == 4
+    assert instance.json("pool", "show", "fast")["state"] == "away" and not list(place.iterdir())
+    place.rmdir()
+    away.rename(place)
+    instance.ok("start", "pooled")
+    there = device(instance, "pooled", "lies")
+    assert instance.in_guest("pooled", f"head -c 4 {there}") == "kept"
+    assert instance.run("pool", "delete", "fast").status == 4
+    instance.ok("delete", "pooled", "--now", "--force", "--yes")
+    until(lambda: not held(disk(instance, "lies")), 30, "let go")
+    instance.ok("disk", "delete", "lies", "--now", "--yes")
+    instance.ok("pool", "delete", "fast")
+    assert list(place.iterdir()) == []

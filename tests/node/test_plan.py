@@ -512,7 +512,7 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     "fail"),
     "a disk is gone before a start": (on(at_rest(disks(disk()))), "fail"),
     "a disk's file is gone before a start": (changed(on(at_rest(disks(disk())), volume()),
-    made=frozenset()), "fail"),
+    away={"volume-1": "its file is gone"}), "fail"),
     "its disks are there": (on(at_rest(disks(disk())), volume()), "start"),
     "purged, and still holds a disk": (on(at_rest({**disks(disk()), **STOPPED}, {"purge": True}),
     volume()), "release_volume"),

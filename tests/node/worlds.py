@@ -239,7 +239,6 @@ def attached(machine: Vm, *volumes: Volume) -> dict[str, Any]:
             item.number: known.get(item.volume) for item in machine.spec.disks if item.volume
         },
         "holding": tuple(item for item in volumes if item.spec.holds(ID)),
-        "made": frozenset(item.id for item in volumes),
     }
 
 

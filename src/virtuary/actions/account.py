@@ -107,6 +107,7 @@ def balances(
     claims += [
         (volume.name, Claim(disk=max(volume.spec.size, volume.status.size or 0)))
         for volume in volumes
+        if not volume.spec.pool
     ]
     policy = host.policy
     memory = max(host.ordinary_memory - host.reserve_memory, 0)

@@ -17,6 +17,7 @@ from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource
 from virtuary.model.meta import Document, Meta, utcnow
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
+from virtuary.model.pool import Pool, PoolSpace
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 from virtuary.model.volume import Volume
@@ -45,6 +46,10 @@ class Context:
     disk_free: int | None = None
     """Bytes free now in the pool of this host, where the caller can look."""
 
+    pool_space: Callable[[Pool], PoolSpace | None] = lambda pool: None
+    """How much space there is in a pool of this host, where the caller can look. Raises PeerAway
+    where it is not there.
+    """
     routed: Callable[[], Sequence[str]] = tuple
     """Every prefix that this host routes, as CIDR, where the caller can look."""
     own_addresses: Callable[[], Collection[str]] = tuple

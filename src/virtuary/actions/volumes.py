@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from virtuary.actions import account
+from virtuary.actions import account, pools
 from virtuary.actions.context import (
     Context,
     active,
@@ -30,6 +30,7 @@ from virtuary.model.deeds import AttachDisk, CreateDisk, DeleteDisk, DetachDisk,
 from virtuary.model.disk import MAX_DISKS, Disk, DiskWish
 from virtuary.model.meta import Meta, check_name, utcnow
 from virtuary.model.operation import Operation
+from virtuary.model.pool import DEFAULT_POOL, Pool
 from virtuary.model.vm import Vm
 from virtuary.model.volume import (
     Attachment,
@@ -74,13 +75,20 @@ def draft(context: Context, wish: VolumeWish) -> Drafted:
         blockers.append(Invalid(str(error)))
     if documents.named(context.store, Volume, name):
         blockers.append(Exists(f"a disk named {name} is there already", "choose another name"))
-    spec = VolumeSpec(size=wish.size, owner=context.host_id)
-    blockers += room(context, wish.size)
+    pool = None
+    try:
+        pool = pools.find(context.store, wish.pool) if wish.pool != DEFAULT_POOL else None
+        blockers += room(context, pool, wish.size)
+    except NotFound as error:
+        blockers.append(error)
+    spec = VolumeSpec(size=wish.size, owner=context.host_id, pool=pool.id if pool else "")
     return Drafted(Volume(meta=Meta(name=name, labels=wish.labels), spec=spec), blockers)
 
 
-def room(context: Context, more: int) -> list[VirtuaryError]:
-    """Why the host has not so many bytes more for disks."""
+def room(context: Context, pool: Pool | None, more: int) -> list[VirtuaryError]:
+    """Why a pool has not so many bytes more for disks; None: the default one."""
+    if pool:
+        return pools.room(context, pool, more)
     host = find_host(context.store, context.host_id).status
     if host is None or more <= 0:
         return []
@@ -117,7 +125,9 @@ def made(context: Context, vm_id: str, root: Disk, wishes: Sequence[DiskWish]) -
                 Invalid(f"disk {number} has no name, or no size", "--disk data=20GiB")
             )
             continue
-        volume, blockers = draft(context, VolumeWish(name=wish.name, size=wish.size))
+        volume, blockers = draft(
+            context, VolumeWish(name=wish.name, size=wish.size, pool=wish.pool)
+        )
         found.blockers.extend(blockers)
         if any(volume.name == other.name for other in found.volumes):
             found.blockers.append(Invalid(f"two disks are to be named {volume.name}"))
@@ -187,7 +197,8 @@ def _unfit_change(context: Context, volume: Volume, wish: VolumeChange) -> list[
         return [Invalid(f"{volume.name} has {has}: disks only grow", hint)]
     if volume.status.state != "ready":
         return [Conflict(f"{volume.name} is {volume.status.state}", "repeat when it is ready")]
-    return room(context, size - volume.spec.size)
+    pool = documents.get(context.store, Pool, volume.spec.pool)
+    return room(context, pool, size - volume.spec.size)
 
 
 # ---- attach and detach

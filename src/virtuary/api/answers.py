@@ -7,7 +7,7 @@ is a document stands in `model/`.
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -17,6 +17,7 @@ from virtuary.model.host import Check, HostStatus
 from virtuary.model.image import Image
 from virtuary.model.network import Lease, Network
 from virtuary.model.operation import Operation
+from virtuary.model.pool import Pool
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
 from virtuary.model.volume import Volume
@@ -85,6 +86,25 @@ class Networks(Page[Network]): ...
 
 
 class Disks(Page[Volume]): ...
+
+
+class ShownPool(Pool):
+    """A pool with its space as it is now."""
+
+    state: Literal["ready", "away"]
+    reason: str | None = None
+    size: int | None = None
+    free: int | None = None
+    kept: int | None = None
+    """Bytes that stay free."""
+    promised: int
+    """Bytes that its disks may come to take."""
+    disks: int
+
+
+class Pools(Answer):
+    items: list[ShownPool]
+    next: str | None = None
 
 
 class Firewalls(Page[Firewall]): ...

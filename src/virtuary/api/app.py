@@ -27,6 +27,7 @@ from virtuary.api import (
     networks,
     operations,
     plans,
+    pools,
     problems,
     sessions,
     vms,
@@ -74,7 +75,8 @@ def make_app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     problems.install(app)
     every = (
-        vms, sessions, disks, images, networks, firewalls, operations, metrics, plans, capacity,
+        vms, sessions, disks, pools, images, networks, firewalls, operations, metrics, plans,
+        capacity,
     )  # fmt: skip
     routers = (*(room.router for room in every), images.templates, about)
     for router in routers:

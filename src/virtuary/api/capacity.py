@@ -18,11 +18,12 @@ from virtuary.base.errors import NoRoom
 from virtuary.model.bandwidth import Direction
 from virtuary.model.cpu import Cpu
 from virtuary.model.disk import Disk
-from virtuary.model.host import Balance, HostStatus, Pool
+from virtuary.model.host import Balance, HostStatus, PoolUsage
 from virtuary.model.memory import Memory
 from virtuary.model.network import DEFAULT
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.node.site import allocated, host_status
+from virtuary.node.touch import volumes as touched
 from virtuary.store import servers, volumes
 
 router = make_router("/v1", tags=["host"])
@@ -37,9 +38,10 @@ async def described(parts: Parts) -> HostStatus:
     metrics = parts.node.metrics
     week = await metrics.history(None, "hour", int(time.time()) - 7 * 86400)
     used = [(point.at, point.mean["pool_used"]) for point in week if "pool_used" in point.mean]
-    pool = Pool(
+    pool = PoolUsage(
         name="default", size=status.disk, free=status.disk_free, promised=balances["disk"].promised,
-        allocated=allocated(parts.node.site, vms), full_in=account.forecast(used,
+        allocated=allocated(parts.node.site, vms) + touched.allocated(parts.node.site, disks),
+        full_in=account.forecast(used,
         status.disk_free - status.reserve_disk),
     )  # fmt: skip
     bandwidth = account.bandwidths(all_networks(parts.store), status.links, vms)

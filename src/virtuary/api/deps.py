@@ -19,7 +19,7 @@ from virtuary.base.errors import Invalid
 from virtuary.model.meta import Document
 from virtuary.model.operation import Operation
 from virtuary.node.node import Node
-from virtuary.node.touch import touch
+from virtuary.node.touch import touch, volumes
 from virtuary.store import documents, marks
 from virtuary.store.api import Page, Store
 
@@ -74,6 +74,7 @@ def _context(request: Request, idempotency_key: str | None, body: bytes) -> Cont
         touch,
         mark,
         disk_free=free,
+        pool_space=volumes.space_of,
         routed=touch.routed,
         own_addresses=touch.own_addresses,
         leased=site.networks.leased,

@@ -96,6 +96,7 @@ def _facts(wire: Wire, item: dict[str, Any]) -> list[tuple[str, str]]:
         ("name", meta["name"]),
         ("id", meta["id"]),
         ("state", _state(item) + why),
+        ("pool", _pool(wire, spec["pool"])),
         ("size", format_size(spec["size"])),
         ("used", "-" if item["used"] is None else format_size(item["used"])),
     ]
@@ -110,13 +111,23 @@ def _facts(wire: Wire, item: dict[str, Any]) -> list[tuple[str, str]]:
     return [*facts, ("labels", labels or "-")]
 
 
+def _pool(wire: Wire, identity: str) -> str:
+    """The name of a pool."""
+    if not identity:
+        return "default"
+    return str(wire.call("GET", f"/v1/pools/{path_part(identity)}")["meta"]["name"])
+
+
 @disk_command.command("create")
 @DISK
 @click.argument("size", type=Size())
+@click.option("--pool", help="The pool it lies in; the default one when not given.")
 @click.option("--label", "-l", multiple=True, metavar="KEY=VALUE", help="A label.")
 @click.option("--dry-run", is_flag=True, help="Show what stands against it; change nothing.")
 @output_option
-def create_disk(name: str, size: int, label: tuple[str, ...], dry_run: bool, output: str) -> None:
+def create_disk(
+    name: str, size: int, pool: str | None, label: tuple[str, ...], dry_run: bool, output: str
+) -> None:
     """Make an empty disk. It takes space as it is written to.
 
     \b
@@ -125,6 +136,8 @@ def create_disk(name: str, size: int, label: tuple[str, ...], dry_run: bool, out
     """
     wire = connect()
     wish: dict[str, Any] = {"name": name, "size": -(-size // MIB) * MIB}
+    if pool:
+        wish["pool"] = pool
     if label:
         wish["labels"] = parse_labels(label)
     if dry_run:

@@ -131,7 +131,7 @@ BIRTH = options(
         multiple=True,
         metavar="SIZE|NAME=SIZE[,KEY=VALUE...]",
         help="Size of the root disk, for example 20GiB; NAME=SIZE makes another one, and may be "
-        "given again. Keys: serial, ro.",
+        "given again. Keys: pool, serial, ro.",
     ),
     click.option(
         "--user-data",
@@ -262,14 +262,14 @@ def parse_disks(words: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def parse_disk(text: str) -> dict[str, Any]:
-    """`NAME=SIZE[,serial=SERIAL][,ro]`; raises Invalid."""
+    """`NAME=SIZE[,pool=POOL][,serial=SERIAL][,ro]`; raises Invalid."""
     first, *rest = text.split(",")
     name, _, size = first.partition("=")
     wish: dict[str, Any] = {"name": name, "size": _whole_mib(parse_size(size))}
     for word in rest:
         key, _, value = word.partition("=")
-        if key == "serial" and value:
-            wish["serial"] = value
+        if key in ("serial", "pool") and value:
+            wish[key] = value
         elif word in ("ro", "read-only"):
             wish["read_only"] = True
         else:

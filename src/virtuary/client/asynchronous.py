@@ -24,6 +24,7 @@ from virtuary.model.network import Network
 from virtuary.model.operation import Operation
 from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
+from virtuary.model.pool import DEFAULT_POOL, Pool
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
@@ -142,9 +143,11 @@ class AsyncClient:
     async def disk(self, name: str) -> Volume:
         return await self._do(calls.disk(name))
 
-    async def create_disk(self, name: str, size: int, **labels: str) -> Volume:
+    async def create_disk(
+        self, name: str, size: int, *, pool: str = DEFAULT_POOL, **labels: str
+    ) -> Volume:
         """Have an empty disk of `size` bytes made and wait for it."""
-        return await self._do(calls.create_disk(name, size, labels))
+        return await self._do(calls.create_disk(name, size, pool, labels))
 
     async def resize_disk(self, name: str, size: int) -> Volume:
         """Grow a disk to `size` bytes, also while a server has it."""
@@ -168,6 +171,18 @@ class AsyncClient:
 
     async def undelete_disk(self, name: str, new_name: str | None = None) -> Volume:
         return await self._do(calls.undelete_disk(name, new_name))
+
+    async def pools(self) -> list[Pool]:
+        """Pools besides the default one."""
+        return await self._do(calls.pools().whole())
+
+    async def create_pool(self, name: str, path: str, **wish: Any) -> Pool:
+        """Make an empty directory of the host a pool, `wish` being the other fields of PoolWish."""
+        return await self._do(calls.create_pool(name, path, wish))
+
+    async def delete_pool(self, name: str) -> None:
+        """Forget a pool that no disk lies in; its directory stays."""
+        await self._do(calls.delete_pool(name))
 
     # ---- networks
 

@@ -27,6 +27,7 @@ from virtuary.model.image import Image, ImageSource
 from virtuary.model.network import Network, NetworkWish
 from virtuary.model.operation import Operation
 from virtuary.model.placement import HostRoom, PlacementPlan, PlacementWish, ServerNeed
+from virtuary.model.pool import Pool, PoolWish
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm, VmChange, VmCopy, VmWish
@@ -139,8 +140,8 @@ def disk(name: str) -> Exchange[Volume]:
     return Volume.from_body({part: answer[part] for part in ("meta", "spec", "status")})
 
 
-def create_disk(name: str, size: int, labels: Fields) -> Exchange[Volume]:
-    wish = VolumeWish(name=name, size=size, labels=labels)
+def create_disk(name: str, size: int, pool: str, labels: Fields) -> Exchange[Volume]:
+    wish = VolumeWish(name=name, size=size, pool=pool, labels=labels)
     answer = yield once("POST", "/v1/disks", wish.model_dump(mode="json", exclude_defaults=True))
     yield from _ended(answer, None)
     return (yield from disk(answer["disk"]["meta"]["id"]))
@@ -177,6 +178,24 @@ def delete_disk(name: str, now: bool) -> Exchange[None]:
 def undelete_disk(name: str, new_name: str | None) -> Exchange[Volume]:
     body = {"name": new_name} if new_name else {}
     return Volume.from_body((yield once("POST", _disk_path(name, "/actions/undelete"), body)))
+
+
+def pools() -> Listing[Pool]:
+    return Listing("/v1/pools", _pool, {})
+
+
+def _pool(body: Any) -> Pool:
+    return Pool.from_body({part: body[part] for part in ("meta", "spec")})
+
+
+def create_pool(name: str, path: str, fields: Fields) -> Exchange[Pool]:
+    wish = PoolWish(name=name, path=path, **fields)
+    body = wish.model_dump(mode="json", exclude_defaults=True)
+    return _pool((yield once("POST", "/v1/pools", body)))
+
+
+def delete_pool(name: str) -> Exchange[None]:
+    yield once("DELETE", f"/v1/pools/{path_part(name)}")
 
 
 # ---- networks

@@ -21,6 +21,7 @@ from virtuary.model.network import Network
 from virtuary.model.operation import Operation
 from virtuary.model.patience import STOP_TIMEOUT
 from virtuary.model.placement import HostRoom, PlacementPlan, ServerNeed
+from virtuary.model.pool import DEFAULT_POOL, Pool
 from virtuary.model.template import Template
 from virtuary.model.usage import Overview, Point, Resolution, Usage
 from virtuary.model.vm import Vm
@@ -141,9 +142,11 @@ class Client:
     def disk(self, name: str) -> Volume:
         return self._do(calls.disk(name))
 
-    def create_disk(self, name: str, size: int, **labels: str) -> Volume:
+    def create_disk(
+        self, name: str, size: int, *, pool: str = DEFAULT_POOL, **labels: str
+    ) -> Volume:
         """Have an empty disk of `size` bytes made and wait for it."""
-        return self._do(calls.create_disk(name, size, labels))
+        return self._do(calls.create_disk(name, size, pool, labels))
 
     def resize_disk(self, name: str, size: int) -> Volume:
         """Grow a disk to `size` bytes, also while a server has it."""
@@ -167,6 +170,18 @@ class Client:
 
     def undelete_disk(self, name: str, new_name: str | None = None) -> Volume:
         return self._do(calls.undelete_disk(name, new_name))
+
+    def pools(self) -> Iterator[Pool]:
+        """Pools besides the default one."""
+        return self._each(calls.pools())
+
+    def create_pool(self, name: str, path: str, **wish: Any) -> Pool:
+        """Make an empty directory of the host a pool, `wish` being the other fields of PoolWish."""
+        return self._do(calls.create_pool(name, path, wish))
+
+    def delete_pool(self, name: str) -> None:
+        """Forget a pool that no disk lies in; its directory stays."""
+        self._do(calls.delete_pool(name))
 
     # ---- networks
 

@@ -10,6 +10,7 @@ from virtuary.base.units import GIB, MIB
 from virtuary.model.applies import Applies
 from virtuary.model.cpu import Weight
 from virtuary.model.meta import Model
+from virtuary.model.pool import DEFAULT_POOL
 
 MAX_DISK = 64 * 1024 * GIB
 ROOT = 0
@@ -85,6 +86,8 @@ class DiskWish(DiskShape):
     """Name of the disk, which is one of its own and outlives the server; the root disk, which is
     the first, has none.
     """
+    pool: str = DEFAULT_POOL
+    """Name of the pool in which it is to lie; the root disk lies in the default one."""
     serial: str | None = Field(default=None, pattern=SERIAL)
     """What its guest knows it by; its name when not given."""
     read_only: bool = False

@@ -62,7 +62,7 @@ class Link(Model):
     """Bits a second, where the driver tells."""
 
 
-class Pool(Model):
+class PoolUsage(Model):
     """Storage for disks."""
 
     name: str
@@ -101,7 +101,7 @@ class HostStatus(Model):
     numa: tuple[NumaNode, ...] = ()
     huge_pages: tuple[HugePages, ...] = ()
     links: tuple[Link, ...] = ()
-    pools: tuple[Pool, ...] = ()
+    pools: tuple[PoolUsage, ...] = ()
     pressure: dict[str, float] = Field(default_factory=dict)
     """Percent of the last ten seconds in which somebody waited for cpu, memory or io; missing where
     the kernel does not tell.

@@ -15,6 +15,7 @@ from pydantic import Field
 from virtuary.base.units import MIB
 from virtuary.model.disk import MAX_DISK, SERIAL
 from virtuary.model.meta import Document, Model
+from virtuary.model.pool import DEFAULT_POOL
 
 VolumeState = Literal["creating", "ready", "failed"]
 
@@ -32,6 +33,8 @@ class VolumeSpec(Model):
     """Bytes. It only grows."""
     owner: str = ""
     """Id of the host in whose pool it lies."""
+    pool: str = ""
+    """Id of the pool in which it lies; empty for the default one."""
     attached: tuple[Attachment, ...] = ()
     """By whom it is held. It is written with the server's list of disks, in one transaction: of two
     who want the same volume one is refused.
@@ -73,6 +76,8 @@ class VolumeWish(Model):
 
     name: str
     size: int = Field(ge=1 * MIB, le=MAX_DISK, multiple_of=MIB)
+    pool: str = DEFAULT_POOL
+    """Name of the pool in which it is to lie."""
     labels: dict[str, str] = Field(default_factory=dict)
 
 

@@ -20,6 +20,7 @@ from virtuary.model.runtime import Shape
 from virtuary.model.vm import Vm, VmSpec
 from virtuary.model.volume import Volume
 from virtuary.network.passt import Forward
+from virtuary.node import pools
 from virtuary.node.site import Site, memory_facts
 from virtuary.qemu.devices.balloon import Balloon
 from virtuary.qemu.devices.disk import Disk
@@ -187,7 +188,7 @@ def _volumes(site: Site, vm: Vm) -> tuple[Disk, ...]:
 def volume_disk(site: Site, disk: model.Disk, volume: Volume) -> Disk:
     """A volume as a machine has it."""
     return Disk(
-        site.paths.volume(volume.id),
+        pools.file_of(site, volume),
         volume.status.size or 0,
         number=disk.number,
         serial=disk.serial,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+from pathlib import Path
 
 from virtuary.base.crash import crashpoint, declare
 from virtuary.base.errors import VirtuaryError, of_system
 from virtuary.base.log import say
 from virtuary.model.vm import Vm
 from virtuary.model.volume import Volume
-from virtuary.node import operations
+from virtuary.node import operations, pools
 from virtuary.node.loop import FOR_EVER, Loop
 from virtuary.node.site import Site
 from virtuary.storage import directory
@@ -29,7 +30,6 @@ declare("volume.after_make", "volume.after_grow", "volume.after_remove")
 class VolumeWorker(Loop[Volume]):
     def __init__(self, site: Site, volume_id: str) -> None:
         super().__init__(site, Volume, volume_id)
-        self.file = site.paths.volume(volume_id)
 
     async def step(self, document: Volume) -> float:
         if document.spec.owner != self.site.host_id:
@@ -52,16 +52,18 @@ class VolumeWorker(Loop[Volume]):
         return larger and not any(vm.status.runtime for vm in machines)
 
     async def _make(self, volume: Volume) -> None:
-        self.file.parent.mkdir(mode=0o700, exist_ok=True)
-        await directory.ensure_empty(self.file, volume.spec.size, self.site.kept)
+        file = self._file(volume)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        await directory.ensure_empty(file, volume.spec.size, pools.kept_in(self.site, volume))
         crashpoint("volume.after_make")
         await self.write(ends=self._operation(), state="ready", reason=None, size=volume.spec.size)
         say(logger, "disk ready", disk=volume.name)
 
     async def _grow(self, volume: Volume) -> None:
-        if not self.file.exists():
+        file = self._file(volume)
+        if not file.exists():
             raise Damaged(f"the file of the disk {volume.name} is gone", UNTOUCHED)
-        await directory.grow(self.file, (), volume.spec.size, self.site.kept)
+        await directory.grow(file, (), volume.spec.size, pools.kept_in(self.site, volume))
         crashpoint("volume.after_grow")
         await self.write(ends=self._operation(), size=volume.spec.size)
 
@@ -77,7 +79,7 @@ class VolumeWorker(Loop[Volume]):
             await self.write(ends=operation, reason=volume.status.reason)
 
     async def _forget(self, volume: Volume) -> None:
-        shutil.rmtree(self.file.parent, ignore_errors=True)
+        shutil.rmtree(self._file(volume).parent, ignore_errors=True)
         crashpoint("volume.after_remove")
         puts = {
             item.key: operations.finished(item).dump()
@@ -106,6 +108,11 @@ class VolumeWorker(Loop[Volume]):
             {self.key: current.meta.revision}, {self.key: changed.dump(), **puts}
         )
         return 0
+
+    def _file(self, volume: Volume) -> Path:
+        """Where it lies. Raises PeerAway while its pool is not there."""
+        pools.check(self.site, volume)
+        return pools.file_of(self.site, volume)
 
     def _operation(self) -> str | None:
         active = operations.open_operations(self.site.store, self.key)

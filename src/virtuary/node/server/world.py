@@ -100,8 +100,8 @@ class VolumeFacts:
     """The volumes that its list of disks names, by their numbers; None for one that is gone."""
     holding: tuple[Volume, ...] = ()
     """Those that are held for it."""
-    made: frozenset[str] = frozenset()
-    """The ids of those that are held and whose files are there."""
+    away: Mapping[str, str] = field(default_factory=dict)
+    """Of those that are held, by id, why their files are not there."""
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,79 @@
 
 from __future__ import annotations
 
-from virtuary.base.errors import Conflict, VirtuaryError
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from virtuary.base.errors import Conflict, Invalid, VirtuaryError
 from virtuary.guest.disks import uses_of
+from virtuary.model.pool import Pool, PoolSpace
 from virtuary.model.vm import Vm
 from virtuary.model.volume import Volume
+from virtuary.node import pools
 from virtuary.node.node import Node
 from virtuary.node.site import Site
+from virtuary.storage import pools as directories
 from virtuary.store import documents
 
 
 def used_by(site: Site, volume: Volume) -> int | None:
     """Bytes that the file of a disk occupies; None where it is not there."""
     try:
-        return site.paths.volume(volume.id).stat().st_blocks * 512
-    except OSError:
+        return pools.file_of(site, volume).stat().st_blocks * 512
+    except (OSError, VirtuaryError):
         return None
+
+
+def allocated(site: Site, volumes: Iterable[Volume]) -> int:
+    """Bytes of the default pool that these disks take now, of those that lie in it."""
+    return sum(used_by(site, volume) or 0 for volume in volumes if not volume.spec.pool)
+
+
+def space_of(pool: Pool) -> PoolSpace:
+    """The space of a pool as it is now. Raises PeerAway where it is not there."""
+    path = Path(pool.spec.path)
+    directories.check_there(path, pool.id, pool.name)
+    return PoolSpace(*directories.space_of(path, pool.spec.reserve))
+
+
+def state_of(site: Site, pool: Pool) -> dict[str, Any]:
+    """How a pool is now, as the API tells it."""
+    mine = [item for item in documents.every(site.store, Volume) if item.spec.pool == pool.id]
+    promised = sum(max(item.spec.size, item.status.size or 0) for item in mine)
+    found: dict[str, Any] = {"promised": promised, "disks": len(mine), "reason": None}
+    try:
+        space = space_of(pool)
+    except VirtuaryError as error:
+        nothing = dict.fromkeys(("size", "free", "kept"))
+        return found | nothing | {"state": "away", "reason": error.sentence}
+    return (
+        found | {"state": "ready"} | {key: getattr(space, key) for key in ("size", "free", "kept")}
+    )
+
+
+@contextmanager
+def marking(site: Site, pool: Pool) -> Iterator[None]:
+    """Mark a directory as this pool while that is written down; it is none where that fails.
+    Raises Invalid where it can't be one.
+    """
+    path = Path(pool.spec.path)
+    own = site.paths.state.resolve()
+    if own in (path.resolve(), *path.resolve().parents):
+        raise Invalid(f"{path} lies in the state folder", "choose another directory")
+    directories.mark(path, pool.id)
+    try:
+        yield
+    except BaseException:
+        directories.unmark(path, pool.id)
+        raise
+
+
+def unmark(site: Site, pool: Pool) -> None:
+    """A directory is no pool any more, if it is there."""
+    with suppress(VirtuaryError):
+        directories.unmark(Path(pool.spec.path), pool.id)
 
 
 async def check_unused(node: Node, volume: Volume) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from virtuary.base.errors import VirtuaryError
 from virtuary.model.vm import Vm
 from virtuary.model.volume import Volume
+from virtuary.node import pools
 from virtuary.node.server.server import Server
 from virtuary.node.server.world import VolumeFacts
 from virtuary.store import documents, volumes
@@ -14,8 +16,15 @@ def look(server: Server, vm: Vm) -> VolumeFacts:
     wished = {disk.number: disk.volume for disk in vm.spec.disks if disk.volume}
     there = {number: documents.get(store, Volume, volume) for number, volume in wished.items()}
     held = tuple(volumes.held_by(store, vm.id))
-    return VolumeFacts(
-        there,
-        held,
-        frozenset(volume.id for volume in held if server.site.paths.volume(volume.id).exists()),
-    )
+    away = {volume.id: why for volume in held if (why := _why_away(server, volume))}
+    return VolumeFacts(there, held, away)
+
+
+def _why_away(server: Server, volume: Volume) -> str | None:
+    """Why the file of a volume can't be had now; None where it is there."""
+    try:
+        pools.check(server.site, volume)
+        there = pools.file_of(server.site, volume).exists()
+    except VirtuaryError as error:
+        return error.sentence
+    return None if there else "its file is gone"

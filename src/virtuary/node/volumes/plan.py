@@ -64,8 +64,8 @@ def await_volumes(world: World) -> Step | None:
             return Fail(f"the disk {disk.serial} is not to be had: {_why(volume)}", SHOWS)
         if not volume.usable:
             return Wait()
-        if volume.id not in world.volumes.made:
-            return Fail(f"the file of the disk {volume.name} is gone", SHOWS)
+        if why := world.volumes.away.get(volume.id):
+            return Fail(f"the disk {volume.name} is not to be had: {why}", SHOWS)
     return None
 
 

@@ -13,7 +13,7 @@ from virtuary.model.disk import Disk
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.model.volume import Volume
-from virtuary.node import operations
+from virtuary.node import operations, pools
 from virtuary.node.machine.resolve import volume_disk
 from virtuary.node.server.process import Process
 from virtuary.node.server.server import Server
@@ -41,6 +41,7 @@ async def plug_disk(server: Server, process: Process, world: World, step: PlugDi
 
 
 async def _plug(server: Server, process: Process, world: World, step: PlugDisk) -> None:
+    pools.check(server.site, step.volume)
     machine = volume_disk(server.site, step.disk, step.volume)
     platform = PLATFORMS[world.vm.spec.arch]
     await plug.unplug_disk(process.monitor, machine.name)  # what a plugging cut off left
