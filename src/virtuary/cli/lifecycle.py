@@ -12,6 +12,7 @@ from virtuary.base.errors import Failed, Invalid, VirtuaryError
 from virtuary.base.units import format_size
 from virtuary.cli.firewalls import rules_naming
 from virtuary.cli.follow import follow
+from virtuary.cli.look import every
 from virtuary.cli.options import (
     DETACH,
     NAME,
@@ -241,6 +242,20 @@ def _tell_rules(wire: Wire, vm_id: str, name: str, so: str) -> None:
         tell(f"  {rule}")
 
 
+def _disks_of(wire: Wire, name: str) -> list[str]:
+    """The names of the disks that a server has besides its root disk; of one that is not there
+    whoever deletes it tells.
+    """
+    try:
+        vm = wire.call("GET", f"/v1/vms/{path_part(name)}")
+    except VirtuaryError:
+        return []
+    if len(vm["spec"]["disks"]) == 1:
+        return []
+    mine = {disk["volume"] for disk in vm["spec"]["disks"]}
+    return [item["meta"]["name"] for item in every(wire, "/v1/disks") if item["meta"]["id"] in mine]
+
+
 TAKES_NAME = 20.0
 """Seconds for which a guest is waited for that is to take its new name."""
 
@@ -395,6 +410,7 @@ def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool, ou
     for name in names:
         try:
             query = {"now": str(now).lower(), "force": str(force).lower()}
+            kept = _disks_of(wire, name) if output == "table" else []
             answer = wire.call(
                 "DELETE", f"/v1/vms/{path_part(name)}", query=query, headers=idempotency()
             )
@@ -407,6 +423,8 @@ def delete_command(names: tuple[str, ...], now: bool, force: bool, yes: bool, ou
                     else f"{name} lies in the trash for 7 days: virtuary undelete {name}"
                 )
                 _tell_rules(wire, _target(answer), name, NOBODY if now else NOBODY_YET)
+                for disk in kept:
+                    tell(f"  its disk {disk} stays{'' if now else ', attached to it'}")
         except VirtuaryError as error:
             failure = keep_first(failure, error, len(names))
     if done or not failure:
