@@ -94,6 +94,22 @@ def test_a_disk_grows_under_its_guest_and_while_nobody_has_it(
     assert smaller.status == 2 and "only grow" in smaller.err
 
 
+def test_a_guest_that_lets_go_unasked_gets_its_disk_again(instance: Instance, server: str) -> None:
+    instance.ok("disk", "create", "clings", "16MiB")
+    instance.ok("disk", "attach", "clings", server)
+    there = device(instance, server, "clings")
+    instance.in_guest(server, f"echo kept | dd of={there} conv=notrunc 2>/dev/null; sync")
+    number = next(
+        each["number"]
+        for each in instance.vm(server)["spec"]["disks"]
+        if each["serial"] == "clings"
+    )
+    instance.ask_qemu(server, "device_del", id=f"disk{number}-device")
+    again = until(lambda: device(instance, server, "clings"), 30, "it has its disk again")
+    assert instance.in_guest(server, f"head -c 4 {again}") == "kept"
+    instance.ok("disk", "detach", "clings")
+
+
 def test_disks_are_where_they_were_after_a_restart(instance: Instance, server: str) -> None:
     for name in ("one", "two"):
         instance.ok("disk", "create", name, "16MiB")

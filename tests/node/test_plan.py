@@ -502,6 +502,10 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     operation=DETACH), volume()), "release_volume"),
     "a disk is to be read-only": (on(alive(disks(disk(read_only=True)), status=WITH_DISK), volume()
     ), "unplug_disk"),
+    "a guest let go of a disk unasked": (changed(on(alive(disks(disk()), status=WITH_DISK), volume()
+    ), lost=frozenset({1})), "plug_disk"),
+    "a guest let go of a disk late": (changed(on(alive(disks(), status=WITH_DISK), volume()),
+    lost=frozenset({1})), "unplug_disk"),
     "a disk is limited": (on(alive(disks(disk(io={"iops": 500})), status=SHAPED), volume()), "tune"),
     "a disk is to be larger": (on(alive(disks(disk()), status=WITH_DISK), volume(1, 2**31)),
     "grow_volume"),

@@ -116,6 +116,11 @@ async def _take_out(monitor: Monitor, device: str, what: str) -> None:
                 raise GuestSilent(f"the guest does not let go of {what}")
 
 
-async def _has(monitor: Monitor, device: str) -> bool:
+async def find_devices(monitor: Monitor) -> frozenset[str]:
+    """The names of the devices that the machine has now."""
     found = read(await monitor.run("qom-list", path="/machine/peripheral")).items()
-    return any(item.text("name") == device for item in found)
+    return frozenset(item.text("name") for item in found)
+
+
+async def _has(monitor: Monitor, device: str) -> bool:
+    return device in await find_devices(monitor)

@@ -34,6 +34,7 @@ from virtuary.model.runtime import Runtime
 from virtuary.model.status import CloudInit
 from virtuary.node.machine.console import Console
 from virtuary.node.site import Site
+from virtuary.qemu import plug
 from virtuary.qemu.process import open_errors, read_errors
 from virtuary.qemu.qmp import LOOK, Monitor, open_monitor
 from virtuary.qemu.tune import Size, find_size
@@ -106,6 +107,8 @@ class Run:
         self.base = runtime.shape.memory if runtime.shape else 0
         """Bytes of memory the machine began with."""
         self.size: Size | None = None
+        self.devices: frozenset[str] | None = None
+        """Which it has that can be plugged out; None while that is not known."""
         """What it has, once it was asked."""
         self.misses = 0
         self.signals: dict[str, float] = {}
@@ -299,6 +302,7 @@ class Run:
                 self._stopped = self._began  # when it was paused another daemon knew
             self.misses = 0
             self._spawn(self._ask_agent_port())
+            self._spawn(self.look_for_devices())
             self._wake()
             pace = Bucket(*EVENTS)
             async for name, data in self.monitor.events():
@@ -321,8 +325,12 @@ class Run:
         elif name == "NIC_RX_FILTER_CHANGED":
             self.note("kernel")
             self._spawn(self._probe_ssh())
-        elif name in ("MEMORY_DEVICE_SIZE_CHANGE", "BALLOON_CHANGE", "DEVICE_DELETED"):
+        elif name in ("MEMORY_DEVICE_SIZE_CHANGE", "BALLOON_CHANGE"):
             await self.measure()
+        elif name == "DEVICE_DELETED":
+            await self.measure()
+            await self.look_for_devices()
+            self._wake()
         elif name in ("STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR"):
             self._note_standstill(name)
             await self.refresh()
@@ -376,6 +384,12 @@ class Run:
                 await self.measure()
             if before != (self.silent, self.qemu_status):
                 self._wake()
+
+    async def look_for_devices(self) -> None:
+        """See which devices the machine has; a guest lets go of one whenever it likes."""
+        if self.monitor:
+            with contextlib.suppress(VirtuaryError):
+                self.devices = await plug.find_devices(self.monitor)
 
     async def refresh(self, deadline: float = LOOK) -> None:
         """Ask QEMU for its state, when it can be asked; an answer that makes no sense is none."""

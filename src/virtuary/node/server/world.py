@@ -102,6 +102,10 @@ class VolumeFacts:
     """Those that are held for it."""
     away: Mapping[str, str] = field(default_factory=dict)
     """Of those that are held, by id, why their files are not there."""
+    lost: frozenset[int] = frozenset()
+    """The numbers of disks that the machine had and has not any more: its guest let go of them
+    late, or unasked.
+    """
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,15 @@ def look(server: Server, vm: Vm) -> VolumeFacts:
     there = {number: documents.get(store, Volume, volume) for number, volume in wished.items()}
     held = tuple(volumes.held_by(store, vm.id))
     away = {volume.id: why for volume in held if (why := _why_away(server, volume))}
-    return VolumeFacts(there, held, away)
+    return VolumeFacts(there, held, away, _lost(server, vm))
+
+
+def _lost(server: Server, vm: Vm) -> frozenset[int]:
+    run, runtime = server.run, vm.status.runtime
+    if run is None or run.devices is None or runtime is None:
+        return frozenset()
+    numbers = (disk.number for disk in runtime.disks)
+    return frozenset(number for number in numbers if f"disk{number}-device" not in run.devices)
 
 
 def _why_away(server: Server, volume: Volume) -> str | None:

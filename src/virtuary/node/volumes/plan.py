@@ -85,7 +85,8 @@ def plug(world: World) -> Step | None:
     for number, disk in there.items():
         if number not in wished or not same(wished[number], disk):
             return UnplugDisk(number)
-    steps = (_towards(world, disk, there=number in there) for number, disk in wished.items())
+    has = set(there) - world.volumes.lost
+    steps = (_towards(world, disk, there=number in has) for number, disk in wished.items())
     return next((step for step in steps if step), None)
 
 

@@ -54,6 +54,7 @@ async def _plug(server: Server, process: Process, world: World, step: PlugDisk) 
     finally:
         os.close(handle)
     crashpoint("volume.after_plug")
+    await process.run.look_for_devices()
     await _record(server, world.vm, (*_others(world.vm, step.disk.number), step.disk))
     crashpoint("volume.after_record")
 
