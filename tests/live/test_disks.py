@@ -4,7 +4,9 @@ what was written, and are never lost or had twice.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from instances import Instance, Json, until
@@ -43,6 +45,13 @@ def held(item: Json) -> bool:
     return bool(item["spec"]["attached"])
 
 
+def open_files(instance: Instance, server: str) -> list[str]:
+    """Files of disks besides the root disk that a server's QEMU has open."""
+    (pid,) = instance.machines(instance.vm(server)["meta"]["id"])
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    return [link for link in links if "/disks/" in link]
+
+
 def device(instance: Instance, server: str, serial: str) -> str:
     """What the guest calls the disk with this serial; empty where it has none."""
     return instance.in_guest(server, BY_SERIAL.format(serial)).strip()
@@ -58,9 +67,18 @@ def test_a_disk_keeps_what_was_written_from_server_to_server(
     used = instance.run("disk", "detach", "first")
     assert used.status == 4 and "mounted on /mnt" in used.err and "--force" in used.err
     assert disk(instance, "first")["spec"]["attached"]
-    instance.in_guest(server, "umount /mnt")
+    instance.in_guest(server, "umount /mnt; losetup /dev/loop0 /dev/vdb")
+    assert "behind loop0" in instance.run("disk", "detach", "first").err
+    instance.in_guest(server, "losetup -d /dev/loop0; sleep 999 </dev/vdb >/dev/null 2>&1 &")
+    assert "open in a program" in instance.run("disk", "detach", "first").err
+    instance.in_guest(server, "killall sleep")
+    instance.ok("pause", server)
+    paused = instance.run("disk", "detach", "first")
+    assert paused.status == 4 and "paused" in paused.err
+    instance.ok("resume", server)
     instance.ok("disk", "detach", "first")
     assert device(instance, server, "FIRST") == ""
+    assert not open_files(instance, server), "QEMU has no descriptor of what it let go of"
     instance.ok("launch", "tiny", "other")
     instance.ok("disk", "attach", "first", "other", "--read-only")
     there = device(instance, "other", "first")

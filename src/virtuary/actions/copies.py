@@ -27,7 +27,7 @@ from virtuary.model.operation import Operation
 from virtuary.model.status import DiskStatus, VmStatus
 from virtuary.model.template import Template
 from virtuary.model.vm import Origin, Vm, VmCopy
-from virtuary.store import documents, userdata
+from virtuary.store import documents, userdata, volumes
 
 FIXED = {"cpu": "cpus", "memory": "memory", "disks": "disk", "accel": "accel"}
 """What memory that is taken over decides, and the options that ask for it."""
@@ -81,7 +81,10 @@ def draft(context: Context, name: str, wish: VmCopy) -> Draft:
     blockers += naming
     vm = Vm(meta=meta, spec=spec)
     deed = Copy(source=source.id, mode=wish.mode, layer=new_id())
-    return Draft(source, vm, new_operation(context, deed, vm), joined, blockers)
+    left = [volume.name for volume in volumes.held_by(store, source.id)]
+    notes = [f"{', '.join(left)} stay with {source.name}, and are not copied"] if left else []
+    operation = new_operation(context, deed, vm, notes=notes)
+    return Draft(source, vm, operation, joined, blockers)
 
 
 def unfit(context: Context, source: Vm, wish: VmCopy) -> list[VirtuaryError]:

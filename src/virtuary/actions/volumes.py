@@ -40,7 +40,7 @@ from virtuary.model.volume import (
     VolumeSpec,
     VolumeWish,
 )
-from virtuary.store import documents
+from virtuary.store import documents, servers
 from virtuary.store.api import Store
 
 LETTERS = 20
@@ -52,10 +52,16 @@ def find(store: Store, name: str, suggest: bool = True) -> Volume:
     found = documents.find(store, Volume, name)
     if found is None:
         hint = meant(store, Volume, name) if suggest else None
+        if any(item.meta.deleted and name.lower() in (item.name, item.id) for item in _all(store)):
+            hint = f"one lies in the trash: virtuary disk undelete {name[:80]}, or purge"
         raise NotFound(
             f"there is no disk named {name[:80]!r}", hint or "virtuary disk list shows them"
         )
     return found
+
+
+def _all(store: Store) -> list[Volume]:
+    return documents.every(store, Volume)
 
 
 class Drafted(NamedTuple):
@@ -197,6 +203,12 @@ def _unfit_change(context: Context, volume: Volume, wish: VolumeChange) -> list[
         return [Invalid(f"{volume.name} has {has}: disks only grow", hint)]
     if volume.status.state != "ready":
         return [Conflict(f"{volume.name} is {volume.status.state}", "repeat when it is ready")]
+    for vm in servers.with_volume(context.store, volume.id):
+        runtime = vm.status.runtime
+        there = runtime.disks if runtime else ()
+        if any(disk.volume == volume.id and disk.read_only for disk in there):
+            why = f"{volume.name} is attached to {vm.name} read-only, so that QEMU can't grow it"
+            return [Conflict(why, f"virtuary disk detach {volume.name}, or stop {vm.name}")]
     pool = documents.get(context.store, Pool, volume.spec.pool)
     return room(context, pool, size - volume.spec.size)
 
@@ -285,6 +297,11 @@ async def detach(context: Context, name: str) -> tuple[Volume, Operation]:
     disk = next((disk for disk in vm.spec.disks if disk.volume == volume.id), None) if vm else None
     if vm is None or disk is None:
         raise Conflict(f"{volume.name} is attached to no server", "virtuary disk list shows them")
+    if vm.status.runtime and vm.status.state == "paused":
+        raise Conflict(
+            f"{vm.name} is paused, and its guest can't let go of {volume.name}",
+            f"virtuary resume {vm.name}, or stop it",
+        )
     check_free(store, vm)
     others = tuple(item for item in vm.spec.disks if item.number != disk.number)
     changed = vm.but(spec=vm.spec.but(disks=others))

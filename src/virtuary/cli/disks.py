@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -143,7 +144,8 @@ def create_disk(
     if dry_run:
         answer = wire.call("POST", "/v1/disks", wish, query={"dry_run": "true"})
         lines = [blocker["detail"] for blocker in answer["blockers"]] or ["nothing is in the way"]
-        return emit(answer, output, lambda: tell("\n".join(lines)))
+        emit(answer, output, lambda: tell("\n".join(lines)))
+        sys.exit(4 if answer["blockers"] else 0)
     answer = wire.call("POST", "/v1/disks", wish, headers=idempotency())
     item = _after(wire, answer, output)
     said = f"{item['meta']['name']} has {format_size(item['spec']['size'])}"

@@ -237,6 +237,10 @@ def _show_plan(wire: Wire, wish: dict[str, Any], given: dict[str, Any]) -> None:
                 ("server", vm["meta"]["name"]),
                 ("image", vm["spec"]["image"]),
                 ("size", f"{cpu['count']} CPU, {format_size(memory['size'])} memory"),
+                *[
+                    ("disk", f"{disk['name']}, {format_size(disk['size'])}, plugged in besides")
+                    for disk in wish.get("disks", ())[1:]
+                ],
                 ("accelerator", plan.get("why", "-")),
                 (
                     "isolation",

@@ -141,7 +141,7 @@ def show_command(names: tuple[str, ...], output: str) -> None:
         for number, vm in enumerate(found):
             if number:
                 tell()
-            print_fields([*facts_of(vm), *_used(wire, vm)])
+            print_fields([*facts_of(vm, _names(wire, vm)), *_used(wire, vm)])
 
     emit(found if len(found) > 1 else found[0], output, table)
 
@@ -157,7 +157,7 @@ def _used(wire: Wire, vm: dict[str, Any]) -> list[tuple[str, str]]:
     )
 
 
-def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
+def facts_of(vm: dict[str, Any], names: dict[str, str] | None = None) -> list[tuple[str, str]]:
     """What `show` tells of a server's document, by name."""
     meta, spec, status = vm["meta"], vm["spec"], vm["status"]
     runtime = status["runtime"] or {}
@@ -176,7 +176,7 @@ def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
             f"{spec['cpu']['count']} CPU, {format_size(spec['memory']['size'])} memory, "
             f"{format_size(status['disks']['0']['size'] or 0)} disk",
         ),
-        *[("disk", _disk(disk)) for disk in spec["disks"][1:]],
+        *[("disk", _disk(disk, names or {})) for disk in spec["disks"][1:]],
         ("published", ports_of(vm) or "nothing"),
         ("addresses", ", ".join(status["addresses"]) or "none known"),
         ("machine", spec["machine"] or "-"),
@@ -227,9 +227,20 @@ def facts_of(vm: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts]
 
 
-def _disk(disk: dict[str, Any]) -> str:
-    """A disk besides the root disk, as its guest knows it."""
-    return f"{disk['serial']} (number {disk['number']}{', read-only' if disk['read_only'] else ''})"
+def _disk(disk: dict[str, Any], names: dict[str, str]) -> str:
+    """A disk besides the root disk, and how its guest knows it."""
+    name = names.get(disk["volume"], disk["volume"])
+    only = ", read-only" if disk["read_only"] else ""
+    return f"{name} as {disk['serial']} (number {disk['number']}{only})"
+
+
+def _names(wire: Wire, vm: dict[str, Any]) -> dict[str, str]:
+    """The names and sizes of disks, by their ids, where a server has any."""
+    items = every(wire, "/v1/disks") if len(vm["spec"]["disks"]) > 1 else []
+    return {
+        item["meta"]["id"]: f"{item['meta']['name']}, {format_size(item['spec']['size'])},"
+        for item in items
+    }
 
 
 def _policy(policy: dict[str, Any]) -> list[str]:

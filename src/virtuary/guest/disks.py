@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from virtuary.base.errors import VirtuaryError
 from virtuary.guest.agent import Agent
 
 # Of a block device with this serial: what of it is mounted, swapped to, or part of something else.
-_SCRIPT = b"""
+_SCRIPT = rb"""
 for d in /sys/block/*; do
   s=
   [ -r "$d/serial" ] && s=$(cat "$d/serial")
@@ -17,6 +16,10 @@ for d in /sys/block/*; do
     while read -r from at rest; do [ "$from" = "$n" ] && echo "mounted on $at"; done </proc/mounts
     while read -r from rest; do [ "$from" = "$n" ] && echo "used as swap"; done </proc/swaps
     for h in "$p"/holders/*; do [ -e "$h" ] && echo "part of ${h##*/}"; done
+    for l in /sys/block/*/loop/backing_file; do
+      [ -r "$l" ] && [ "$(cat "$l")" = "$n" ] && l=${l#/sys/block/} && echo "behind ${l%%/*}"
+    done
+    ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q -e "-> $n\$" && echo "open in a program"
   done
 done
 exit 0
@@ -24,14 +27,11 @@ exit 0
 
 
 async def uses_of(agent: Agent, serial: str) -> list[str]:
-    """For what a guest uses the disk with this serial; empty where it does not, or does not
-    say.
+    """For what a guest uses the disk with this serial; empty where it does not. Raises GuestSilent
+    where the guest does not answer, and Failed where it has no shell.
     """
-    try:
-        outcome = await agent.execute(
-            ["/bin/sh"], stdin=_SCRIPT % serial.encode(), deadline=10, poll=0.05
-        )
-    except VirtuaryError:
-        return []
+    outcome = await agent.execute(
+        ["/bin/sh"], stdin=_SCRIPT % serial.encode(), deadline=5, poll=0.05
+    )
     text = outcome.stdout.decode(errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()][:8]

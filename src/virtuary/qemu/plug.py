@@ -73,7 +73,8 @@ async def unplug_disk(monitor: Monitor, name: str) -> None:
     await _take_out(monitor, f"{name}-device", f"disk {name.removeprefix('disk')}")
     places = await _files(monitor)
     await _drop_nodes(monitor, name)
-    if place := places.get(f"{name}-file"):
+    place = places.get(f"{name}-file")
+    if place is not None:
         await _forget(monitor, place)
 
 

@@ -134,8 +134,9 @@ async def find_qemu(site: Site, vm: Vm) -> Binary:
 
 
 def machine_of(site: Site, vm: Vm, image: Image, accel: str, qemu: Binary) -> Machine:
-    """Everything resolved; a dry run gives the same as the start. A server that was never started
-    gets the newest machine type of this QEMU.
+    """Everything resolved that the machine begins with: NICs besides the first and disks besides
+    the root disk are plugged before its guest runs. A dry run gives the same as the start. A
+    server that was never started gets the newest machine type of this QEMU.
     """
     most = growth(site)
     return Machine(
@@ -145,7 +146,7 @@ def machine_of(site: Site, vm: Vm, image: Image, accel: str, qemu: Binary) -> Ma
         accel="kvm" if accel == "kvm" else "tcg",
         cpus=_cpus(vm.spec, most),
         memory=_memory(vm.spec, most),
-        disks=(_root(site, vm, image), *_volumes(site, vm)),
+        disks=(_root(site, vm, image),),
         nics=(Nic(own_mac(vm.id, vm.spec.nics[0]), tap_of(vm.id, 0) if on_bridge(vm) else None),),
         runtime=site.paths.vm(vm.id).runtime,
         firmware=_flash(site, vm, image),
@@ -177,12 +178,6 @@ def _root(site: Site, vm: Vm, image: Image) -> Disk:
         layers_of(site, vm),
         bootindex=None if image.status.boot == "direct" else 0,
     )
-
-
-def _volumes(site: Site, vm: Vm) -> tuple[Disk, ...]:
-    """Its disks besides the root disk, those that are there."""
-    found = ((disk, documents.get(site.store, Volume, disk.volume)) for disk in vm.spec.disks)
-    return tuple(volume_disk(site, disk, volume) for disk, volume in found if volume)
 
 
 def volume_disk(site: Site, disk: model.Disk, volume: Volume) -> Disk:

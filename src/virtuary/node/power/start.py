@@ -12,7 +12,6 @@ from virtuary.base.errors import Failed, PeerAway
 from virtuary.base.files import write_whole
 from virtuary.host import oom
 from virtuary.model import deeds
-from virtuary.model.disk import Disk
 from virtuary.model.runtime import Runtime
 from virtuary.model.template import Template
 from virtuary.model.vm import Vm
@@ -94,7 +93,7 @@ async def start_machine(
             network_start=helper.start if helper else None,
             ssh_host=way[0], ssh_port=way[1], started=site.clock.wall(),
             template=template.id if template else None, live=live, shape=shape_of(machine),
-            nics=vm.spec.nics[:1], disks=_disks_of(vm, machine),
+            nics=vm.spec.nics[:1],
         )  # fmt: skip
         run = open_run(
             server.paths,
@@ -136,12 +135,6 @@ async def start_machine(
     oom.set_score(started.identity.pid, oom.score_of(vm.spec.memory.priority))
     await _answer(server, run)
     return server.process
-
-
-def _disks_of(vm: Vm, machine: Machine) -> tuple[Disk, ...]:
-    """The disks besides the root disk that a machine begins with."""
-    there = {disk.number for disk in machine.disks}
-    return tuple(disk for disk in vm.spec.disks if disk.volume and disk.number in there)
 
 
 def _begun(site: Site, vm: Vm) -> dict[str, object]:

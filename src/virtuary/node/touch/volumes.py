@@ -7,8 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from virtuary.base.errors import Conflict, Invalid, VirtuaryError
+from virtuary.base.errors import Conflict, GuestSilent, Invalid, VirtuaryError
 from virtuary.guest.disks import uses_of
+from virtuary.model.image import Image
 from virtuary.model.pool import Pool, PoolSpace
 from virtuary.model.vm import Vm
 from virtuary.model.volume import Volume
@@ -78,24 +79,36 @@ def unmark(site: Site, pool: Pool) -> None:
 
 
 async def check_unused(node: Node, volume: Volume) -> None:
-    """Raise Conflict where a guest says that it uses the disk: taken out then, what it has not
-    written would be lost.
+    """Raise Conflict where a guest says that it uses the disk, or should be able to say and does
+    not: taken out then, what it has not written would be lost.
     """
     for held in volume.spec.attached:
         vm = documents.get(node.site.store, Vm, held.server)
         disk = _plugged(vm, volume) if vm else None
         if vm is None or disk is None:
             continue
+        anyhow = f"virtuary disk detach {volume.name} --force"
         try:
-            run = node.worker(vm.id).run
-        except VirtuaryError:
-            continue
-        uses = await uses_of(run.agent, disk) if run and run.agent else []
+            uses = await _uses_of(node, vm, disk)
+        except VirtuaryError as error:
+            why = f"{vm.name} can't be asked whether it uses {volume.name}: {error.sentence}"
+            raise Conflict(why, f"repeat when its guest answers, or {anyhow}") from error
         if uses:
-            raise Conflict(
-                f"{vm.name} uses {volume.name}: {', '.join(uses)}",
-                f"end that inside (umount), or virtuary disk detach {volume.name} --force",
-            )
+            why = f"{vm.name} uses {volume.name}: {', '.join(uses)}"
+            raise Conflict(why, f"end that inside (umount), or {anyhow}")
+
+
+async def _uses_of(node: Node, vm: Vm, serial: str) -> list[str]:
+    """For what the guest uses a disk; nothing is known of one whose image has no agent. Raises
+    GuestSilent.
+    """
+    run = node.worker(vm.id).run
+    image = documents.get(node.site.store, Image, vm.spec.image_id)
+    if run is None or run.ended or not (run.agent or (image and image.status.agent)):
+        return []
+    if run.agent is None:
+        raise GuestSilent("its guest agent is not there yet")
+    return await uses_of(run.agent, serial)
 
 
 def _plugged(vm: Vm, volume: Volume) -> str | None:

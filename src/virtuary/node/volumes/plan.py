@@ -84,7 +84,8 @@ def plug(world: World) -> Step | None:
     there = {disk.number: disk for disk in runtime.disks}
     for number, disk in there.items():
         if number not in wished or not same(wished[number], disk):
-            return UnplugDisk(number)
+            # a guest that stands still lets go of nothing, and would as soon as it goes on
+            return UnplugDisk(number) if world.process.qemu == "running" else None
     has = set(there) - world.volumes.lost
     steps = (_towards(world, disk, there=number in has) for number, disk in wished.items())
     return next((step for step in steps if step), None)

@@ -156,7 +156,7 @@ def copy_machine(site: Site, own: Machine, template: Template, generation: str) 
     """The machine that resumes a copy of `template`, from the one this server would boot as."""
     folder = site.paths.template(template.id)
     grown = _saved(site, own, template.spec.memory, folder, copy=True)
-    return replace(grown, generation=Generation(generation), disks=grown.disks[:1])
+    return replace(grown, generation=Generation(generation))
 
 
 def _saved(site: Site, machine: Machine, memory: int, folder: Path, *, copy: bool) -> Machine:
