@@ -82,7 +82,7 @@ def p3(bench: Any) -> None:
     row.interleave(
         {
             "debian, a boot with cloud-init": lambda: launched(
-                bench, DEBIAN, cold=True, user_data=data
+                bench, DEBIAN, cold=True, login={"user_data": data}
             )
         },
         1,
