@@ -158,7 +158,7 @@ SHAPES = {
     ),
     "disks": (
         [[MIB], [64 * 1024 * GIB], [{"size": None}]],
-        [[0], [MIB + 1], [-MIB], [64 * 1024 * GIB + MIB]],
+        [[0], [MIB + 1], [-MIB], [64 * 1024 * GIB + MIB], [{"name": "data", "size": MIB}]],
     ),
     "policy": (
         [{"restart": word} for word in ("always", "on-failure", "no")],

@@ -502,6 +502,16 @@ SCENARIOS: dict[str, tuple[World, str | None]] = {
     operation=DETACH), volume()), "release_volume"),
     "a disk is to be read-only": (on(alive(disks(disk(read_only=True)), status=WITH_DISK), volume()
     ), "unplug_disk"),
+    "a disk is not to be attached any more": (on(alive(disks(disk()), operation=operation(
+    "disk-attach", cancel=True, number=1, volume="volume-1")), volume()), "cancel_disk"),
+    "nobody knows yet what the machine has": (changed(on(alive(disks(disk())), volume()),
+    plugged_known=False), None),
+    "a disk that could not be plugged is left for a while": (changed(on(alive(disks(disk())),
+    volume()), refused={"disk1": 1}), None),
+    "a disk is to go, and its guest stands still": (on(alive({**disks(), **PAUSED},
+    status={**WITH_DISK, "state": "paused"}, qemu="paused", operation=DETACH), volume()), None),
+    "a server goes on whose disk can't go": (changed(on(alive(disks(), status=WITH_DISK,
+    qemu="paused"), volume()), refused={"disk1": 1}), "resume"),
     "a guest let go of a disk unasked": (changed(on(alive(disks(disk()), status=WITH_DISK), volume()
     ), lost=frozenset({1})), "plug_disk"),
     "a guest let go of a disk late": (changed(on(alive(disks(), status=WITH_DISK), volume()),

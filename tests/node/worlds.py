@@ -239,6 +239,7 @@ def attached(machine: Vm, *volumes: Volume) -> dict[str, Any]:
             item.number: known.get(item.volume) for item in machine.spec.disks if item.volume
         },
         "holding": tuple(item for item in volumes if item.spec.holds(ID)),
+        "plugged_known": True,
     }
 
 
@@ -504,6 +505,9 @@ class Host:
     def grow_volume(self, seen: World, wanted: tuple[Disk, Volume]) -> None:
         volume = wanted[1]
         self._volume(volume.seen(size=volume.spec.size))
+
+    def cancel_disk(self, seen: World, wanted: Any) -> None:
+        self.operation = None
 
     def release_volume(self, seen: World, volume: Volume) -> None:
         self._volume(volume.let_go(ID))

@@ -102,6 +102,12 @@ class Disk(DiskShape):
     """What its guest knows it by."""
     read_only: bool = False
 
+    @model_validator(mode="after")
+    def _has_one_size(self) -> Self:
+        if self.volume and self.size is not None:
+            raise ValueError("its size is a disk's own affair: virtuary disk resize")
+        return self
+
 
 class DiskChange(Model):
     """What of a disk is to be changed; what is left out stays."""

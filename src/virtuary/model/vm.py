@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from virtuary.base import ports
 from virtuary.model.applies import Applies
 from virtuary.model.cpu import Cpu, CpuChange, CpuWish
-from virtuary.model.disk import MAX_DISKS, ROOT, Disk, DiskChange, DiskWish
+from virtuary.model.disk import MAX_DISKS, ROOT, Disk, DiskChange, DiskIo, DiskWish
 from virtuary.model.login import Login, LoginWish
 from virtuary.model.memory import Memory, MemoryChange, MemoryWish
 from virtuary.model.meta import Document, ImageName, Model, alone
@@ -156,6 +156,15 @@ class VmWish(Model):
     firmware: Firmware = "auto"
     cold: bool = False
 
+    @model_validator(mode="after")
+    def _the_first_disk_is_the_root_disk(self) -> VmWish:
+        root = self.disks[0] if self.disks else DiskWish()
+        if root.but(size=None, io=DiskIo()) != DiskWish():
+            raise ValueError(
+                "the first of its disks is the root disk: it has a size and limits alone"
+            )
+        return self
+
 
 class VmChange(Model):
     """What a user may change later; fields left out stay as they are, an explicit null takes a
@@ -171,6 +180,13 @@ class VmChange(Model):
     publish: tuple[Publish, ...] | None = None
     policy: PolicyChange = PolicyChange()
     accel: Accel | None = None
+
+    @model_validator(mode="after")
+    def _each_disk_is_named_once(self) -> VmChange:
+        numbers = [disk.number for disk in self.disks]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("a disk is to be changed twice")
+        return self
 
 
 class VmCopy(Model):

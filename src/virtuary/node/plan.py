@@ -93,8 +93,9 @@ def finish(world: World) -> Step | None:
 
 ORDER: tuple[Planner, ...] = (
     power.leave_to_owner,  # only the owner decides
-    copies.hands_off,  # and nobody while a source is giving
-    power.cancel,  # what is over comes first: nothing is planned for what nobody wants,
+    copies.hands_off,  # and nobody while a source hands over
+    volumes.cancel,  # what is over comes first: nothing is planned for what nobody wants,
+    power.cancel,
     volumes.release,  # a disk that a server is rid of may be another's at once
     power.remove,
     copies.end_without_identity,

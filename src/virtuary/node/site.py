@@ -85,7 +85,7 @@ class Site:
     is given again.
     """
     held: set[str] = field(default_factory=set)
-    """Servers to which their source is giving what they are made of just now."""
+    """Servers to which their source is handing over what they are made of just now."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     """How many machines may be starting QEMU at once."""
     renewals: asyncio.Semaphore = field(

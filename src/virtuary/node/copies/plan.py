@@ -127,7 +127,7 @@ def no_live_source(world: World) -> str | None:
 
 
 def hands_off(world: World) -> Step | None:
-    """While its source is giving, nobody else touches the copy."""
+    """While its source hands over, nobody else touches the copy."""
     return Wait() if world.copies.held else None
 
 

@@ -16,7 +16,7 @@ def way_in(site: Site, vm: Vm) -> tuple[str, int | None]:
         return "127.0.0.1", passt.free_port()
     address = next((nic.ipv4 or nic.ipv6 for nic in vm.spec.nics if nic.ipv4 or nic.ipv6), None)
     if address and site.networks.netns.private:
-        return "127.0.0.1", passt.free_port()  # led in as what is published is
+        return "127.0.0.1", passt.free_port()  # forwarded as what is published is
     return (address, 22) if address else ("127.0.0.1", None)
 
 

@@ -226,7 +226,7 @@ class NetworkWorker(Loop[Network]):
                 yield f"{vm.name} is cut off since its network was lost: virtuary restart {vm.name}"
 
     def _unpublished(self, members: Iterable[Member]) -> Iterator[str]:
-        """Ports that could not be led in."""
+        """Ports that could not be forwarded."""
         faults = (
             self.networks.uplink.faults if self.networks.uplink else self.networks.rules.unpublished
         )

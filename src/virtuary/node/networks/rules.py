@@ -70,7 +70,7 @@ class Rules:
         """What the rules are made of by which tracked connections were judged last."""
         self.holder = Holder()
         self.unpublished: dict[str, str] = {}
-        """Ports that a program of the host has, and why they are not led in."""
+        """Ports that a program of the host has, and why they are not published."""
         self._published: tuple[uplink.Held, ...] | None = None
         """None where there is no network that needs a way out."""
         self._wake = asyncio.Event()

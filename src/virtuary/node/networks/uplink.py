@@ -60,7 +60,7 @@ class Uplink:
         self.on_end: Callable[[], None] = lambda: None
 
     async def keep(self, forwards: Iterable[uplink.Held]) -> None:
-        """Have the way out, and exactly these ports led in. Costs little where it is so; raises
+        """Have the way out, and exactly these ports forwarded. Costs little where it is so; raises
         VirtuaryError.
         """
         monitor = (

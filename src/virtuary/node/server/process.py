@@ -55,11 +55,11 @@ class Process:
             raise GuestSilent("the guest agent is gone")
         return self.run.agent
 
-    def refuse(self, field: str, wish: object, now: float) -> None:
-        """Its guest would not have so much of cpus, memory or disk, or not that identity: it is not
-        asked again for a while.
+    def refuse(self, field: str, wish: object, now: float, again: float = AGAIN) -> None:
+        """Its guest would not have so much of cpus, memory or disk, or not that identity, or a disk
+        could not be plugged: it is not tried again for `again` seconds.
         """
-        self.refused[field] = (wish, now + AGAIN)
+        self.refused[field] = (wish, now + again)
 
     async def close(self) -> None:
         """Stop listening to it, and making a key for it: whoever makes that writes into a folder

@@ -104,8 +104,10 @@ class VolumeFacts:
     """Of those that are held, by id, why their files are not there."""
     lost: frozenset[int] = frozenset()
     """The numbers of disks that the machine had and has not any more: its guest let go of them
-    late, or unasked.
+    late, or unasked, or it was never plugged.
     """
+    plugged_known: bool = False
+    """Whether it is known which disks the machine has."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class CopyFacts:
     source: Vm | None = None
     """The server this one waits to be a copy of, while that is there."""
     held: bool = False
-    """Whether its source is giving it what it is made of just now: nobody else touches it."""
+    """Whether its source is handing over what it is made of just now: nobody else touches it."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ def look(server: Server, vm: Vm) -> VolumeFacts:
     there = {number: documents.get(store, Volume, volume) for number, volume in wished.items()}
     held = tuple(volumes.held_by(store, vm.id))
     away = {volume.id: why for volume in held if (why := _why_away(server, volume))}
-    return VolumeFacts(there, held, away, _lost(server, vm))
+    run = server.run
+    seen = run is not None and run.devices is not None
+    return VolumeFacts(there, held, away, _lost(server, vm), seen)
 
 
 def _lost(server: Server, vm: Vm) -> frozenset[int]:

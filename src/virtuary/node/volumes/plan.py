@@ -37,10 +37,27 @@ class GrowVolume(Step):
 
 
 @dataclass(frozen=True)
+class CancelDisk(Step):
+    """Somebody does not want any more that a disk is attached, or detached: it is as it was."""
+
+    operation: Operation
+    deed: AttachDisk | DetachDisk
+
+
+@dataclass(frozen=True)
 class ReleaseVolume(Step):
     """Nobody of this server has the volume any more: another one may."""
 
     volume: Volume
+
+
+def cancel(world: World) -> Step | None:
+    """An attachment that is cancelled is taken back, and so is a detachment."""
+    operation = world.operation
+    if operation is None or not operation.spec.cancel:
+        return None
+    deed = operation.spec.deed
+    return CancelDisk(operation, deed) if isinstance(deed, (AttachDisk, DetachDisk)) else None
 
 
 def release(world: World) -> Step | None:
@@ -78,23 +95,34 @@ def _why(volume: Volume | None) -> str:
 def plug(world: World) -> Step | None:
     """A disk that is wished and not there, or there and not so wished; the root disk stays."""
     runtime = world.vm.status.runtime
-    if runtime is None or runtime.end or not world.takes_devices:
+    if runtime is None or runtime.end or not world.takes_devices or not world.volumes.plugged_known:
         return None
     wished = {disk.number: disk for disk in world.vm.spec.disks if disk.volume}
     there = {disk.number: disk for disk in runtime.disks}
-    for number, disk in there.items():
-        if number not in wished or not same(wished[number], disk):
-            # a guest that stands still lets go of nothing, and would as soon as it goes on
-            return UnplugDisk(number) if world.process.qemu == "running" else None
+    wrong = [n for n, disk in there.items() if n not in wished or not same(wished[n], disk)]
+    if due := [number for number in wrong if not _put_off(world, number)]:
+        # a guest that stands still lets go of nothing, and would as soon as it goes on
+        return UnplugDisk(due[0]) if world.process.qemu == "running" else None
     has = set(there) - world.volumes.lost
-    steps = (_towards(world, disk, there=number in has) for number, disk in wished.items())
+    return _first_of(world, [disk for n, disk in wished.items() if n not in wrong], has)
+
+
+def _first_of(world: World, disks: list[Disk], has: set[int]) -> Step | None:
+    steps = (_towards(world, disk, there=disk.number in has) for disk in disks)
     return next((step for step in steps if step), None)
+
+
+def _put_off(world: World, number: int) -> bool:
+    """Whether plugging this disk, or taking it out, failed a moment ago, and nobody waits for
+    it.
+    """
+    return f"disk{number}" in world.tuning.refused
 
 
 def _towards(world: World, disk: Disk, *, there: bool) -> Step | None:
     """What one disk of a machine that runs needs to be as wished."""
     volume = world.volumes.listed.get(disk.number)
-    if volume is None or volume.status.size is None:
+    if volume is None or volume.status.size is None or _put_off(world, disk.number):
         return None
     if not there:
         return PlugDisk(disk, volume)
@@ -109,8 +137,10 @@ def same(one: Disk, other: Disk) -> bool:
 def is_attached(world: World) -> bool:
     """A machine that runs has it; a server that does not run has it as soon as it is written."""
     deed, runtime = _deed(world.operation), world.vm.status.runtime
-    there = runtime is None or any(disk.number == deed.number for disk in runtime.disks)
-    return isinstance(deed, AttachDisk) and there
+    if runtime is None or not world.alive:
+        return isinstance(deed, AttachDisk)
+    has = {disk.number for disk in runtime.disks} - world.volumes.lost
+    return isinstance(deed, AttachDisk) and world.volumes.plugged_known and deed.number in has
 
 
 def is_detached(world: World) -> bool:

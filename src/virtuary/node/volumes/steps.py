@@ -20,13 +20,15 @@ from virtuary.node.server.server import Server
 from virtuary.node.server.step import Step, capability, does, does_with
 from virtuary.node.server.world import World
 from virtuary.node.tuning.steps import raise_file_size
-from virtuary.node.volumes.plan import GrowVolume, PlugDisk, ReleaseVolume, UnplugDisk
+from virtuary.node.volumes.plan import CancelDisk, GrowVolume, PlugDisk, ReleaseVolume, UnplugDisk
 from virtuary.qemu import plug, warm
 from virtuary.qemu.bounds import disk_bound
 from virtuary.qemu.platforms.table import PLATFORMS
 from virtuary.storage.own import open_disk
 from virtuary.store import documents
 
+PUT_OFF = 30.0
+"""Seconds until a disk is tried again that nobody waits for."""
 declare("volume.after_plug", "volume.after_record", "volume.after_unplug", "volume.after_resize")
 
 
@@ -37,13 +39,23 @@ async def plug_disk(server: Server, process: Process, world: World, step: PlugDi
     try:
         await _plug(server, process, world, step)
     except (VirtuaryError, OSError) as error:
-        raise _final(world, f"the disk {step.volume.name} can't be plugged", error) from error
+        what = f"the disk {step.volume.name} can't be plugged"
+        raise _final(server, process, world, step.disk.number, what, error) from error
 
 
 async def _plug(server: Server, process: Process, world: World, step: PlugDisk) -> None:
     pools.check(server.site, step.volume)
     machine = volume_disk(server.site, step.disk, step.volume)
     platform = PLATFORMS[world.vm.spec.arch]
+    port = f"port{platform.disk_port(machine.number)}"
+    if process.run.devices and port not in process.run.devices:
+        raise Failed(
+            f"{world.vm.name} runs since an older Virtuary, and has no place for more disks",
+            f"virtuary restart {world.vm.name}",
+        )
+    # first, so that whatever is cut off later is found, and nobody else has it meanwhile
+    await _record(server, world.vm, (*_others(world.vm, step.disk.number), step.disk))
+    crashpoint("volume.after_record")
     await plug.unplug_disk(process.monitor, machine.name)  # what a plugging cut off left
     with contextlib.suppress(ProcessLookupError):  # who watches it tells
         raise_file_size(process.run.runtime.pid, disk_bound(machine.size))
@@ -55,8 +67,6 @@ async def _plug(server: Server, process: Process, world: World, step: PlugDisk) 
         os.close(handle)
     crashpoint("volume.after_plug")
     await process.run.look_for_devices()
-    await _record(server, world.vm, (*_others(world.vm, step.disk.number), step.disk))
-    crashpoint("volume.after_record")
 
 
 async def unplug_disk(server: Server, process: Process, world: World, step: UnplugDisk) -> None:
@@ -66,7 +76,8 @@ async def unplug_disk(server: Server, process: Process, world: World, step: Unpl
     try:
         await plug.unplug_disk(process.monitor, f"disk{step.number}")
     except (VirtuaryError, OSError) as error:
-        raise _final(world, f"disk {step.number} can't be taken out", error) from error
+        what = f"disk {step.number} can't be taken out"
+        raise _final(server, process, world, step.number, what, error) from error
     crashpoint("volume.after_unplug")
     await _record(server, world.vm, _others(world.vm, step.number))
 
@@ -101,11 +112,21 @@ async def _write(server: Server, volume: Volume, how: Callable[[Volume], Volume 
     await documents.change(server.site.store, Volume, volume.key, how)
 
 
-def _final(world: World, what: str, error: VirtuaryError | OSError) -> VirtuaryError:
-    """Why it can't be; the end of it where somebody waits for that, else it is tried again."""
+def _final(
+    server: Server,
+    process: Process,
+    world: World,
+    number: int,
+    what: str,
+    error: VirtuaryError | OSError,
+) -> VirtuaryError:
+    """Why it can't be; the end of it where somebody waits for that, else it is tried again after a
+    while, in which other things go on.
+    """
     why = error if isinstance(error, VirtuaryError) else of_system(error)
     deed = world.operation.spec.deed if world.operation else None
     if not isinstance(deed, (AttachDisk, DetachDisk)):
+        process.refuse(f"disk{number}", number, server.site.clock.now(), PUT_OFF)
         return PeerAway(f"{what}: {why.sentence}", why.hint)
     kind = Failed if why.retry else type(why)
     return kind(f"{what}: {why.sentence}", why.hint)
@@ -120,9 +141,14 @@ async def give_up(server: Server, world: World, step: Step, error: VirtuaryError
         await _take_back(server, operation, operation.spec.deed, error)
 
 
+async def cancel_disk(server: Server, world: World, step: CancelDisk) -> None:
+    await _take_back(server, step.operation, step.deed, None)
+
+
 async def _take_back(
-    server: Server, operation: Operation, deed: AttachDisk | DetachDisk, error: VirtuaryError
+    server: Server, operation: Operation, deed: AttachDisk | DetachDisk, error: VirtuaryError | None
 ) -> None:
+    """What was wished is as it was, and the operation has ended: failed, or cancelled."""
     current = server.load()
     if current is None:
         return
@@ -130,7 +156,7 @@ async def _take_back(
     disks = others if isinstance(deed, AttachDisk) else (*others, deed.disk)
     ordered = tuple(sorted(disks, key=lambda disk: disk.number))
     changed = current.but(spec=current.spec.but(disks=ordered))
-    failed = operations.finished(operation, error)
+    failed = operations.finished(operation, error, cancelled=error is None)
     await server.site.store.txn(
         {server.key: current.meta.revision, operation.key: operation.meta.revision},
         {server.key: changed.dump(), operation.key: failed.dump()},
@@ -158,5 +184,6 @@ CAPABILITY = capability(
     does_with(UnplugDisk, unplug_disk),
     does_with(GrowVolume, grow_volume),
     does(ReleaseVolume, release_volume),
+    does(CancelDisk, cancel_disk),
     fails=give_up,
 )
