@@ -4,12 +4,15 @@ what was written, and are never lost or had twice.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from instances import Instance, Json, until
+
+from virtuary.base.errors import VirtuaryError
 
 pytestmark = pytest.mark.live
 MIB = 1 << 20
@@ -158,6 +161,30 @@ def test_a_daemon_that_dies_in_between_goes_on(own_instance: Instance) -> None:
     assert device(own, "s", "d") == "/dev/vdb"
     own.ok("delete", "s", "--now", "--force", "--yes")
     until(lambda: not disk(own, "d")["spec"]["attached"], 30, "let go")
+
+
+def test_a_paused_server_goes_on_whatever_became_of_its_disks(
+    own_instance: Instance,
+) -> None:
+    own = own_instance
+    own.ok("launch", "tiny", "s")
+    own.ok("disk", "create", "d", "16MiB")
+    own.ok("disk", "attach", "d", "s")
+    begun = own.call("POST", "/v1/disks/d/actions/detach", {}, force="true")
+    own.ok("pause", "s") if own.vm("s")["status"]["state"] == "running" else None
+    identity = begun["operation"]["meta"]["id"]
+    with contextlib.suppress(VirtuaryError):  # it may have ended
+        own.call("POST", f"/v1/operations/{identity}/actions/cancel", {})
+    own.ok("pause", "s")
+    own.ok("resume", "s")
+    until(lambda: own.state("s") == "running", 20, "it goes on")
+
+    def agrees() -> bool:
+        """What is wished, what is held, and what the guest has are one."""
+        wished = len(own.vm("s")["spec"]["disks"]) == 2
+        return wished == held(disk(own, "d")) == bool(device(own, "s", "d"))
+
+    until(agrees, 60, "all agree")
 
 
 def test_what_can_t_be_is_told_and_changes_nothing(instance: Instance, server: str) -> None:
