@@ -175,7 +175,7 @@ def test_a_paused_server_goes_on_whatever_became_of_its_disks(
     identity = begun["operation"]["meta"]["id"]
     with contextlib.suppress(VirtuaryError):  # it may have ended
         own.call("POST", f"/v1/operations/{identity}/actions/cancel", {})
-    own.ok("pause", "s")
+    until(lambda: own.run("pause", "s").status == 0, 20, "it can be paused")
     own.ok("resume", "s")
     until(lambda: own.state("s") == "running", 20, "it goes on")
 

@@ -286,11 +286,16 @@ def in_order(disks: Sequence[Disk]) -> tuple[Disk, ...]:
     return tuple(sorted(disks, key=lambda disk: disk.number))
 
 
-@decides
-async def detach(context: Context, name: str) -> tuple[Volume, Operation]:
-    """Take a disk from its server. While that runs its guest has to let go of it; until it has,
-    nobody else can have the disk.
-    """
+class Attached(NamedTuple):
+    """A disk, the server that has it, and its place there."""
+
+    volume: Volume
+    vm: Vm
+    disk: Disk
+
+
+def detachable(context: Context, name: str) -> Attached:
+    """The disk, if it can be taken from its server as far as documents tell. Raises as `detach`."""
     store = context.store
     volume = find(store, name)
     vm = next((vm for vm in all_vms(store) if volume.spec.holds(vm.id)), None)
@@ -303,6 +308,16 @@ async def detach(context: Context, name: str) -> tuple[Volume, Operation]:
             f"virtuary resume {vm.name}, or stop it",
         )
     check_free(store, vm)
+    return Attached(volume, vm, disk)
+
+
+@decides
+async def detach(context: Context, name: str) -> tuple[Volume, Operation]:
+    """Take a disk from its server. While that runs its guest has to let go of it; until it has,
+    nobody else can have the disk. Raises Conflict where no server has it, or its guest stands
+    still; Busy while something else is under way there.
+    """
+    volume, vm, disk = detachable(context, name)
     others = tuple(item for item in vm.spec.disks if item.number != disk.number)
     changed = vm.but(spec=vm.spec.but(disks=others))
     deed = DetachDisk(number=disk.number, volume=volume.id, disk=disk)

@@ -144,7 +144,7 @@ async def detach_disk(ctx: Ctx, parts: P, name: str, force: bool = False) -> Res
     if isinstance(done := replay(ctx), Operation):
         return accepted(done, replayed=True)
     if not force:
-        await touched.check_unused(parts.node, volumes.find(ctx.store, name))
+        await touched.check_unused(parts.node, volumes.detachable(ctx, name).volume)
     return _answered(*await volumes.detach(ctx, name))
 
 
