@@ -330,7 +330,6 @@ class Run:
         elif name == "DEVICE_DELETED":
             await self.measure()
             await self.look_for_devices()
-            self._wake()
         elif name in ("STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR"):
             self._note_standstill(name)
             await self.refresh()
@@ -382,6 +381,8 @@ class Run:
                 self.size is None and self.qemu_status == "running" and not self.misses
             ):  # a guest without an agent, or one that was adopted
                 await self.measure()
+            if self.devices is None and not self.misses:
+                await self.look_for_devices()
             if before != (self.silent, self.qemu_status):
                 self._wake()
 
@@ -389,7 +390,9 @@ class Run:
         """See which devices the machine has; a guest lets go of one whenever it likes."""
         if self.monitor:
             with contextlib.suppress(VirtuaryError):
-                self.devices = await plug.find_devices(self.monitor)
+                before, self.devices = self.devices, await plug.find_devices(self.monitor)
+                if before != self.devices:
+                    self._wake()
 
     async def refresh(self, deadline: float = LOOK) -> None:
         """Ask QEMU for its state, when it can be asked; an answer that makes no sense is none."""

@@ -95,16 +95,23 @@ def _why(volume: Volume | None) -> str:
 def plug(world: World) -> Step | None:
     """A disk that is wished and not there, or there and not so wished; the root disk stays."""
     runtime = world.vm.status.runtime
-    if runtime is None or runtime.end or not world.takes_devices or not world.volumes.plugged_known:
+    if runtime is None or runtime.end or not world.takes_devices:
         return None
     wished = {disk.number: disk for disk in world.vm.spec.disks if disk.volume}
     there = {disk.number: disk for disk in runtime.disks}
-    wrong = [n for n, disk in there.items() if n not in wished or not same(wished[n], disk)]
+    if (wished or there) and not world.volumes.plugged_known:
+        return Wait()  # a guest that boots finds all its disks
+    wrong = _otherwise(wished, there)
     if due := [number for number in wrong if not _put_off(world, number)]:
         # a guest that stands still lets go of nothing, and would as soon as it goes on
         return UnplugDisk(due[0]) if world.process.qemu == "running" else None
     has = set(there) - world.volumes.lost
     return _first_of(world, [disk for n, disk in wished.items() if n not in wrong], has)
+
+
+def _otherwise(wished: dict[int, Disk], there: dict[int, Disk]) -> list[int]:
+    """Disks that are there and not wished, or not so."""
+    return [n for n, disk in there.items() if n not in wished or not same(wished[n], disk)]
 
 
 def _first_of(world: World, disks: list[Disk], has: set[int]) -> Step | None:

@@ -125,7 +125,7 @@ def _final(
     """
     why = error if isinstance(error, VirtuaryError) else of_system(error)
     deed = world.operation.spec.deed if world.operation else None
-    if not isinstance(deed, (AttachDisk, DetachDisk)):
+    if not isinstance(deed, (AttachDisk, DetachDisk)) or deed.number != number:
         process.refuse(f"disk{number}", number, server.site.clock.now(), PUT_OFF)
         return PeerAway(f"{what}: {why.sentence}", why.hint)
     kind = Failed if why.retry else type(why)
