@@ -43,8 +43,8 @@ def up_one(name: str) -> None:
             source = ImageSource(kind="build", recipe="debian", release="12", packages=(package,))
             virtuary.make_image(f"{name}:1", source)
         print(f"{name}: launching", flush=True)
-        user_data = (HERE / f"{name}.yaml").read_text()
-        virtuary.launch(f"{name}:1", name, memory=1 << 30, publish=(port,), user_data=user_data)
+        login = {"user_data": (HERE / f"{name}.yaml").read_text()}
+        virtuary.launch(f"{name}:1", name, memory=1 << 30, publish=(port,), login=login)
         wait_for_file(virtuary, name, f"/run/{name}-is-ready")
     print(f"{name}: ready", flush=True)
 
@@ -88,7 +88,7 @@ def noise() -> tuple[float, float]:
     """
     quiet = latency()
     with Client() as virtuary:
-        virtuary.launch("tiny", "noisy", cpus=2, cpu={"weight": 10})
+        virtuary.launch("tiny", "noisy", cpu={"count": 2, "weight": 10})
         try:
             spin = (
                 "for n in 1 2; do setsid sh -c 'while :; do :; done' >/dev/null 2>&1 "

@@ -168,8 +168,9 @@ async def test_a_server_has_so_many_disks_and_no_more(ctx: Context) -> None:
         await settle(ctx)
     with pytest.raises(Conflict, match="at most 8 disks"):
         await volumes.attach(ctx, f"d{MAX_DISKS}", AttachWish(server="a"))
-    with pytest.raises(ValueError, match="pattern"):
-        AttachWish(server="a", serial="has space")
+    for wrong in ("has space", "", "a" * 21, "-a", "a\n", "a'b", "ä", "$(id)"):
+        with pytest.raises(ValueError, match="is no serial"):
+            AttachWish(server="a", serial=wrong)
 
 
 async def test_a_disk_that_failed_is_not_attached(ctx: Context) -> None:

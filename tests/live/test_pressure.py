@@ -61,11 +61,18 @@ class Host:
         place.with_suffix(".new").write_text(text)
         place.with_suffix(".new").rename(place)
 
-    def launch(self, name: str, memory: int, **bounds: object) -> Json:
+    def launch(
+        self, name: str, memory: int, cpu: dict[str, int] | None = None, **bounds: object
+    ) -> Json:
         self.instance.call(
             "POST",
             "/v1/vms",
-            {"name": name, "image": "tiny", "memory": {"size": memory, **bounds}},
+            {
+                "name": name,
+                "image": "tiny",
+                "cpu": cpu or {},
+                "memory": {"size": memory, **bounds},
+            },
         )
         self.instance.wait_state(name, "running", limit=60)
         return until(

@@ -153,8 +153,8 @@ class Client:
         return self._do(calls.resize_disk(name, size))
 
     def attach_disk(self, name: str, server: str, **wish: Any) -> Volume:
-        """Give a server a disk, `wish` being the other fields of AttachWish; wait until its guest
-        can see it.
+        """Give a server a disk, `wish` being the other fields of AttachWish; wait until its machine
+        has it. Its guest finds it a moment later.
         """
         return self._do(calls.attach_disk(name, server, wish))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from virtuary.base.units import GIB, MIB
 from virtuary.model.applies import Applies
@@ -14,11 +15,26 @@ from virtuary.model.pool import DEFAULT_POOL
 
 MAX_DISK = 64 * 1024 * GIB
 ROOT = 0
-SERIAL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,19}$"
-"""A serial is what a virtio disk can tell its guest: it has room for twenty letters."""
+_SERIAL = r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}"
 MAX_DISKS = 8
 """So many can be attached besides the root disk."""
 """The number of the disk that a server starts from."""
+
+
+def _check_serial(text: str) -> str:
+    if not re.fullmatch(_SERIAL, text):
+        raise ValueError(
+            f"{text[:40]!r} is no serial: use 1 to 20 letters, digits and . _ -, for example DATA"
+        )
+    return text
+
+
+Serial = Annotated[
+    str,
+    AfterValidator(_check_serial),
+    WithJsonSchema({"type": "string", "pattern": f"^{_SERIAL}$"}),
+]
+"""What a virtio disk can tell its guest: it has room for twenty letters."""
 
 
 class DiskIo(Model):
@@ -88,7 +104,7 @@ class DiskWish(DiskShape):
     """
     pool: str = DEFAULT_POOL
     """Name of the pool in which it is to lie; the root disk lies in the default one."""
-    serial: str | None = Field(default=None, pattern=SERIAL)
+    serial: Serial | None = None
     """What its guest knows it by; its name when not given."""
     read_only: bool = False
 

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from virtuary.base.units import MIB
-from virtuary.model.disk import MAX_DISK, SERIAL
+from virtuary.model.disk import MAX_DISK, Serial
 from virtuary.model.meta import Document, Model
 from virtuary.model.pool import DEFAULT_POOL
 
@@ -93,7 +93,7 @@ class AttachWish(Model):
 
     server: str
     """Name or id."""
-    serial: str | None = Field(default=None, pattern=SERIAL)
+    serial: Serial | None = None
     """What its guest knows it by, as /dev/disk/by-id/virtio-SERIAL; the disk's name when not
     given.
     """
