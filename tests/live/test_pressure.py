@@ -123,12 +123,13 @@ def test_memory_is_taken_from_an_idle_guest_down_to_its_floor_and_given_back(hos
         "a floor is a floor"
     )
     assert host.balloon("idle") >= 256 * MIB
+    taken = host.memory("idle")  # a guest that is short itself was helped by a step meanwhile
     host.instance.kill()
     host.start()
     until(lambda: host.status("idle")["memory"], 20, "the new daemon has looked")
     host.says(TIGHT)
     time.sleep(4)
-    assert host.memory("idle") < 256 * MIB + NEAR, (
+    assert host.memory("idle") < taken + NEAR, (
         "what was taken is not given back before there is room"
     )
     host.says(PLENTY)
