@@ -701,6 +701,8 @@ async def test_deleted_lies_in_the_trash_and_comes_back(api: Service) -> None:
     await write(api, trashed["meta"]["id"], **STOPPED)
     await create(api)
     assert (await api.call("POST", "/v1/vms/web1/actions/undelete")).json["code"] == "exists"
+    wrong = await api.call("POST", "/v1/vms/web1/actions/undelete", {"name": "old web1"})
+    assert wrong.status == 422 and "is not a valid name" in wrong.json["detail"]
     back = await api.call("POST", "/v1/vms/web1/actions/undelete", {"name": "old-web1"})
     assert (back.json["meta"]["name"], back.json["spec"]["power"], back.json["meta"]["id"]) == (
         "old-web1",

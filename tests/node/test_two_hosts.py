@@ -27,6 +27,7 @@ from virtuary.model.operation import Operation, OperationSpec, OperationStatus
 from virtuary.model.policy import Policy
 from virtuary.model.template import Template, TemplateSpec, TemplateStatus
 from virtuary.model.vm import Vm, VmSpec, VmWish
+from virtuary.model.volume import Volume, VolumeSpec
 from virtuary.node import housekeeping, turns
 from virtuary.node.copies.steps import drop_layers
 from virtuary.node.making.images import ImageWorker
@@ -184,9 +185,16 @@ async def test_operations_are_forgotten_by_the_host_whose_they_are(
 ) -> None:
     a, b = sites
     monkeypatch.setattr(housekeeping, "KEPT_OPERATIONS", 1)
-    targets = {"vm-a": "vm/vm-a", "vm-b": "vm/vm-b", "image": "image/i", "gone": "vm/gone"}
+    targets = {
+        "vm-a": "vm/vm-a", "vm-b": "vm/vm-b", "disk-a": "disk/disk-a", "disk-b": "disk/disk-b",
+        "image": "image/i", "gone": "vm/gone",
+    }  # fmt: skip
     for owner in "ab":
-        await a.store.txn({}, {server(owner).key: server(owner).dump()})
+        volume = Volume(
+            meta=Meta(id=f"disk-{owner}", name=f"disk-{owner}"),
+            spec=VolumeSpec(size=MIB, owner=owner),
+        )
+        await a.store.txn({}, {item.key: item.dump() for item in (server(owner), volume)})
     for name, target in targets.items():
         for number in range(3):
             operation = Operation(
@@ -199,7 +207,8 @@ async def test_operations_are_forgotten_by_the_host_whose_they_are(
     left = [item.id for item in documents.every(a.store, Operation)]
     assert [item.rpartition("-")[0] for item in left].count("vm-a") == 3
     assert [item.rpartition("-")[0] for item in left].count("image") == 3
-    assert len(left) == 3 + 3 + 1
+    assert [item.rpartition("-")[0] for item in left].count("disk-a") == 3
+    assert len(left) == 3 + 3 + 3 + 1
     await housekeeping.forget_operations(a)
     left = [item.id for item in documents.every(a.store, Operation)]
     assert [item for item in left if item.startswith("vm-b")] or len(left) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,18 @@ def test_a_pool_is_not_made_twice(tmp_path: Path) -> None:
 
 def test_the_file_system_of_a_path_is_known() -> None:
     assert pools.kind_of(Path("/proc/self")) == "proc" and pools.kind_of(Path("/")) != ""
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("name", ["größe", "two words", "a\\b"])
+def test_the_file_system_of_a_path_is_known_by_any_name(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    place.mkdir()
+    look = "import sys; from pathlib import Path; from virtuary.storage import pools\n"
+    look += "print(pools.kind_of(Path(sys.argv[1])))"
+    script = 'mount -t proc none "$1" && exec "$2" -c "$3" "$1"'
+    told = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", script, "sh", str(place), sys.executable, look],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == "proc", told.stderr

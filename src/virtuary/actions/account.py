@@ -105,9 +105,7 @@ def balances(
     """What there is of each resource, what may be promised of it, what is, and who holds most."""
     claims = [(vm.name, claim_of(vm, host)) for vm in vms]
     claims += [
-        (volume.name, Claim(disk=max(volume.spec.size, volume.status.size or 0)))
-        for volume in volumes
-        if not volume.spec.pool
+        (volume.name, Claim(disk=volume.promised)) for volume in volumes if not volume.spec.pool
     ]
     policy = host.policy
     memory = max(host.ordinary_memory - host.reserve_memory, 0)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from virtuary.base.errors import Busy, Changed, Conflict, NotFound, VirtuaryError
+from virtuary.base.errors import Busy, Changed, Conflict, Invalid, NotFound, VirtuaryError
 from virtuary.model.deeds import AnyDeed, Copy
 from virtuary.model.host import Host
 from virtuary.model.image import Image, ImageSource
-from virtuary.model.meta import Document, Meta, utcnow
+from virtuary.model.meta import Document, Meta, check_name, utcnow
 from virtuary.model.operation import LogLine, Operation, OperationSpec, OperationStatus
 from virtuary.model.pool import Pool, PoolSpace
 from virtuary.model.template import Template
@@ -232,6 +232,14 @@ def meant(store: Store, kind: type[Document], name: str) -> str | None:
 
     close = difflib.get_close_matches(name.lower(), documents.names(store, kind), 1)
     return f"did you mean {close[0]}?" if close else None
+
+
+def wanted_name(text: str) -> str:
+    """The name that a user asks for, as it is kept. Raises Invalid."""
+    try:
+        return check_name(text)
+    except ValueError as error:
+        raise Invalid(str(error)) from None
 
 
 def active(store: Store, target: str) -> list[Operation]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from virtuary.actions.context import Context, decides, meant, own_volumes
-from virtuary.base.errors import Conflict, Exists, Invalid, NoRoom, NotFound, Stale, VirtuaryError
+from virtuary.actions.context import Context, decides, meant, own_volumes, wanted_name
+from virtuary.base.errors import Conflict, Exists, NoRoom, NotFound, Stale, VirtuaryError
 from virtuary.base.units import format_size
-from virtuary.model.meta import Meta, check_name
+from virtuary.model.meta import Meta
 from virtuary.model.pool import DEFAULT_POOL, Pool, PoolChange, PoolSpec, PoolWish
 from virtuary.store import documents
 from virtuary.store.api import Store
@@ -31,10 +31,7 @@ def draft(context: Context, wish: PoolWish) -> Pool:
     """A pool as it would be. Raises Invalid, Exists, or Conflict where its directory lies in
     another one's, or the other way round.
     """
-    try:
-        name = check_name(wish.name)
-    except ValueError as error:
-        raise Invalid(str(error)) from None
+    name = wanted_name(wish.name)
     if name == DEFAULT_POOL or documents.named(context.store, Pool, name):
         raise Exists(f"a pool named {name} is there already", "choose another name")
     path = Path(wish.path)
@@ -105,7 +102,7 @@ def room(context: Context, pool: Pool, more: int) -> list[VirtuaryError]:
     if space is None or more <= 0:
         return []
     mine = [volume for volume in own_volumes(context) if volume.spec.pool == pool.id]
-    promised = sum(max(volume.spec.size, volume.status.size or 0) for volume in mine)
+    promised = sum(volume.promised for volume in mine)
     left = max(int(space.usable * pool.spec.ratio) - promised, 0)
     if more > left:
         return [

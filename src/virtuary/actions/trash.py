@@ -12,6 +12,7 @@ from virtuary.actions.context import (
     raise_all,
     trashed,
     turn,
+    wanted_name,
 )
 from virtuary.actions.power import cancelled, superseded
 from virtuary.base.errors import Conflict, Exists
@@ -19,7 +20,7 @@ from virtuary.model.deeds import (
     Delete,
     Purge,
 )
-from virtuary.model.meta import check_name, utcnow
+from virtuary.model.meta import utcnow
 from virtuary.model.operation import Operation
 from virtuary.model.vm import Vm
 from virtuary.store.api import Store
@@ -77,7 +78,7 @@ async def undelete(context: Context, name: str, new_name: str | None = None) -> 
     """
     waits, takes = turn(context)
     vm = find_trashed(context.store, name)
-    wanted = check_name(new_name) if new_name else vm.name
+    wanted = wanted_name(new_name) if new_name else vm.name
     if context.store.get(Vm.name_key(wanted)):
         raise Exists(
             f"a server named {wanted} is there already",

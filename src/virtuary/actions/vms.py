@@ -23,6 +23,7 @@ from virtuary.actions.context import (
     own_volumes,
     raise_all,
     turn,
+    wanted_name,
 )
 from virtuary.actions.names import made_up
 from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
@@ -36,7 +37,7 @@ from virtuary.model.deeds import (
 from virtuary.model.disk import ROOT, Disk, DiskWish
 from virtuary.model.image import Image
 from virtuary.model.memory import default_memory
-from virtuary.model.meta import Meta, check_name, invalid
+from virtuary.model.meta import Meta, invalid
 from virtuary.model.network import USER, Nic
 from virtuary.model.operation import Operation
 from virtuary.model.vm import NO_CLOUD_INIT, Sized, Vm, VmChange, VmSpec, VmWish
@@ -122,9 +123,9 @@ def new_name(store: Store, wanted: str | None, blockers: list[VirtuaryError]) ->
     name = made_up(taken)
     if wanted is not None:
         try:
-            name = check_name(wanted)
-        except ValueError as error:
-            blockers.append(Invalid(str(error)))
+            name = wanted_name(wanted)
+        except Invalid as error:
+            blockers.append(error)
     if name in taken:
         blockers.append(
             Exists(
@@ -363,10 +364,7 @@ async def rename(context: Context, name: str, new_name: str) -> Vm:
         raise Conflict(
             f"{vm.name} lies in the trash", f"virtuary undelete {vm.name} --as ANOTHER-NAME"
         )
-    try:
-        wanted = check_name(new_name)
-    except ValueError as error:
-        raise Invalid(str(error)) from None
+    wanted = wanted_name(new_name)
     if context.store.get(Vm.name_key(wanted)):
         raise Exists(f"a server named {wanted} is there already", "choose another name")
     raise_all(served.unfit(context, vm.id, wanted, (*vm.spec.nics, *vm.nics)))

@@ -23,12 +23,13 @@ from virtuary.actions.context import (
     raise_all,
     trashed,
     turn,
+    wanted_name,
 )
 from virtuary.base.errors import Conflict, Exists, Invalid, NotFound, Stale, VirtuaryError
 from virtuary.base.units import format_size
 from virtuary.model.deeds import AttachDisk, CreateDisk, DeleteDisk, DetachDisk, ResizeDisk
 from virtuary.model.disk import MAX_DISKS, Disk, DiskWish
-from virtuary.model.meta import Meta, check_name, utcnow
+from virtuary.model.meta import Meta, utcnow
 from virtuary.model.operation import Operation
 from virtuary.model.pool import DEFAULT_POOL, Pool
 from virtuary.model.vm import Vm
@@ -76,9 +77,9 @@ def draft(context: Context, wish: VolumeWish) -> Drafted:
     blockers: list[VirtuaryError] = []
     name = wish.name
     try:
-        name = check_name(wish.name)
-    except ValueError as error:
-        blockers.append(Invalid(str(error)))
+        name = wanted_name(wish.name)
+    except Invalid as error:
+        blockers.append(error)
     if documents.named(context.store, Volume, name):
         blockers.append(Exists(f"a disk named {name} is there already", "choose another name"))
     pool = None
@@ -373,10 +374,7 @@ def find_trashed(store: Store, name: str) -> Volume:
 async def undelete(context: Context, name: str, new_name: str | None = None) -> Volume:
     """Take a disk back from the trash; under another name if its own is taken meanwhile."""
     volume = find_trashed(context.store, name)
-    try:
-        wanted = check_name(new_name) if new_name else volume.name
-    except ValueError as error:
-        raise Invalid(str(error)) from None
+    wanted = wanted_name(new_name) if new_name else volume.name
     if documents.named(context.store, Volume, wanted):
         raise Exists(
             f"a disk named {wanted} is there already",

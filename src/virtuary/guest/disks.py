@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from virtuary.guest.agent import Agent
 
-# Of a block device with this serial: what of it is mounted, swapped to, or part of something else.
+# Of a block device with this serial: what of it is mounted, swapped to, part of something else,
+# behind a loop device, or open in a program. SERIAL stands for what no quote is in (model/disk.py).
 _SCRIPT = rb"""
 for d in /sys/block/*; do
   s=
   [ -r "$d/serial" ] && s=$(cat "$d/serial")
-  [ "$s" = "%s" ] || continue
+  [ "$s" = "SERIAL" ] || continue
   for p in "$d" "$d"/"${d##*/}"*; do
     [ -d "$p" ] || continue
     n=/dev/${p##*/}
@@ -31,7 +32,7 @@ async def uses_of(agent: Agent, serial: str) -> list[str]:
     where the guest does not answer, and Failed where it has no shell.
     """
     outcome = await agent.execute(
-        ["/bin/sh"], stdin=_SCRIPT % serial.encode(), deadline=5, poll=0.05
+        ["/bin/sh"], stdin=_SCRIPT.replace(b"SERIAL", serial.encode()), deadline=5, poll=0.05
     )
     text = outcome.stdout.decode(errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()][:8]

@@ -61,6 +61,11 @@ class Volume(Document):
     status: VolumeStatus = VolumeStatus()
 
     @property
+    def promised(self) -> int:
+        """Bytes of its pool that it may come to take."""
+        return max(self.spec.size, self.status.size or 0)
+
+    @property
     def usable(self) -> bool:
         """Whether a machine can be given it as it is wished."""
         return self.status.state == "ready" and (self.status.size or 0) >= self.spec.size

@@ -19,6 +19,7 @@ from virtuary.store.limits import keys_in_parts
 TRASH_LIFE = timedelta(days=7)
 MARK_LIFE = timedelta(hours=24)
 KEPT_OPERATIONS = 500
+OWNED: tuple[type[Vm | Volume], ...] = (Vm, Volume)
 SHARED: tuple[type[Image | Template], ...] = (Image, Template)
 
 
@@ -58,9 +59,10 @@ async def forget_operations(site: Site) -> None:
 def _is_anothers(site: Site, operation: Operation) -> bool:
     """Whether what an operation was about is there, and another host has it."""
     key = operation.spec.target
-    vm = documents.at(site.store, Vm, key) if kind_of(key) == Vm.prefix else None
-    if vm:
-        return vm.spec.owner != site.host_id
+    owned = next((kind for kind in OWNED if kind.prefix == kind_of(key)), None)
+    mine = documents.at(site.store, owned, key) if owned else None
+    if mine:
+        return mine.spec.owner != site.host_id
     shared = next((kind for kind in SHARED if kind.prefix == kind_of(key)), None)
     found = documents.at(site.store, shared, key) if shared else None
     return found is not None and not documents.is_here(site.store, found)

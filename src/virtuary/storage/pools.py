@@ -5,6 +5,7 @@ is never taken for an empty one.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ ELSEWHERE = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "gluster
 """File systems whose files are another machine's: their locks and caches have rules that are not
 kept here yet.
 """
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""How mountinfo writes blanks and backslashes; all else is as it is, in UTF-8."""
 
 
 class Space(NamedTuple):
@@ -91,7 +94,7 @@ def kind_of(path: Path) -> str:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as handle:
         for line in handle:
             before, _, after = line.partition(" - ")
-            place = before.split()[4].encode().decode("unicode_escape")
+            place = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), before.split()[4])
             inside = real == place or real.startswith(place.rstrip("/") + "/")
             if inside and len(place) >= len(best):
                 best, kind = place, after.split()[0]

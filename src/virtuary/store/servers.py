@@ -1,5 +1,5 @@
 """What servers are asked for by, many times a second: the network they are on, the image and the
-layers their disks lie on, the host that runs them.
+layers their disks lie on, the volumes they have, the host that runs them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ def _networks(vm: Vm) -> set[str]:
     return {nic.network_id for nic in (*vm.spec.nics, *vm.nics) if nic.network_id}
 
 
+def _volumes(vm: Vm) -> set[str]:
+    there = vm.status.runtime.disks if vm.status.runtime else ()
+    return {disk.volume for disk in (*vm.spec.disks, *there) if disk.volume}
+
+
 _ON_NETWORK = Index(Vm, _networks)
 _ON_IMAGE = Index(Vm, lambda vm: (vm.spec.image_id,))
 _OF_HOST = Index(Vm, lambda vm: (vm.spec.owner,))
 _ON_LAYER = Index(Vm, lambda vm: vm.status.layers)
+_WITH_VOLUME = Index(Vm, _volumes)
 
 
 def of_host(store: Store, host: str) -> list[Vm]:
@@ -25,16 +31,6 @@ def of_host(store: Store, host: str) -> list[Vm]:
     what is done to them nobody else does.
     """
     return documents.by(store, _OF_HOST, host)
-
-
-_WITH_VOLUME = Index(
-    Vm,
-    lambda vm: {
-        disk.volume
-        for disk in (*vm.spec.disks, *(vm.status.runtime.disks if vm.status.runtime else ()))
-        if disk.volume
-    },
-)
 
 
 def with_volume(store: Store, volume_id: str) -> list[Vm]:

@@ -1,4 +1,4 @@
-"""Volumes by whom they are held."""
+"""Volumes by the host in whose pool they lie, and by the server that holds them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from virtuary.store.api import Store
 from virtuary.store.documents import Index
 
 _HELD = Index(Volume, lambda volume: {item.server for item in volume.spec.attached})
-
-
 _OF_HOST = Index(Volume, lambda volume: (volume.spec.owner,))
 
 

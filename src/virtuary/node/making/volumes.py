@@ -85,8 +85,8 @@ class VolumeWorker(Loop[Volume]):
             item.key: operations.finished(item).dump()
             for item in operations.open_operations(self.site.store, self.key)
         }
-        gone = [self.key, *documents.own_name(self.site.store, volume)]
-        await self.site.store.txn({self.key: volume.meta.revision}, puts, gone)
+        expect, gone = documents.removed(self.site.store, volume)
+        await self.site.store.txn(expect, puts, gone)
 
     async def failed(self, document: Volume, error: VirtuaryError | OSError) -> float:
         """What was asked for ends with the reason. A disk that could not be made is failed; one

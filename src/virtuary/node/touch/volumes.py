@@ -43,7 +43,7 @@ def space_of(pool: Pool) -> PoolSpace:
 def state_of(site: Site, pool: Pool) -> dict[str, Any]:
     """How a pool is now, as the API tells it."""
     mine = [item for item in documents.every(site.store, Volume) if item.spec.pool == pool.id]
-    promised = sum(max(item.spec.size, item.status.size or 0) for item in mine)
+    promised = sum(item.promised for item in mine)
     found: dict[str, Any] = {"promised": promised, "disks": len(mine), "reason": None}
     try:
         space = space_of(pool)
